@@ -1,0 +1,82 @@
+"""The score columns that a run can use: those of its score tables and of its metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.mixing.published import METADATA_COLUMN_OF, SCORER_OF
+from datacomp_flyt.pool.parquet import open_shards
+from datacomp_flyt.pool.pool import Pool
+from datacomp_flyt.pool.score_table import ScoreTable
+
+
+class Columns:
+    """Columns by name. A score table goes before the metadata, where both have a name.
+
+    DataComp's metadata holds the CLIP scores that FLYT calls vit-b-32 and vit-l-14: they are
+    found under either name.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        metadata_dir: str,
+        scores_dir: str | None,
+        num_workers: int,
+        allow_partial: bool,
+        drop_nonfinite: bool,
+    ) -> None:
+        self.pool, self.num_workers = pool, num_workers
+        self._allow_partial, self._drop_nonfinite = allow_partial, drop_nonfinite
+        self._tables: list[ScoreTable] = []
+        if scores_dir is not None:
+            shards = open_shards(scores_dir, "--scores_dir", num_workers, recursive=True)
+            self._tables.append(ScoreTable(shards, f"--scores_dir {scores_dir}"))
+        self._tables.append(ScoreTable(pool.shards, f"--metadata_dir {metadata_dir}"))
+
+    def find(self, names: Sequence[str], allow_missing: bool = False) -> list[str]:
+        """Those of `names` that there are.
+
+        Raises:
+            InputError: one is missing and that is not allowed, or all are.
+        """
+        missing = [name for name in names if self._locate(name) is None]
+        if missing and (not allow_missing or len(missing) == len(names)):
+            wanted = [
+                f"{name!r}" + (f" (made by scorer {SCORER_OF[name]})" if name in SCORER_OF else "")
+                for name in missing
+            ]
+            there = sorted({column for table in self._tables for column in table.columns})
+            raise InputError(
+                f"no column {', '.join(wanted)} in the score tables or the metadata, which have "
+                f"{', '.join(there) or 'no numeric columns'}: add it to --scores_dir"
+                + (", or mix the rest with --allow_missing_scores" if len(names) > 1 else "")
+            )
+        if missing:
+            print(f"mixing without {', '.join(missing)}: there are no such columns")
+        return [name for name in names if name not in missing]
+
+    def read(self, names: Sequence[str]) -> Iterator[NDArray[np.floating]]:
+        """Columns [M] in the order of the pool, one after the other."""
+        places = [self._locate(name) for name in names]
+        readers: dict[int, Iterator[NDArray[np.floating]]] = {}
+        for place in places:
+            assert place is not None, "find() comes before read()"
+            table, _ = place
+            if id(table) not in readers:
+                columns = [other[1] for other in places if other and other[0] is table]
+                readers[id(table)] = table.read(
+                    columns, self.pool, self.num_workers, self._allow_partial, self._drop_nonfinite
+                )
+            yield next(readers[id(table)])
+
+    def _locate(self, name: str) -> tuple[ScoreTable, str] | None:
+        for table in self._tables:
+            for column in (name, METADATA_COLUMN_OF.get(name)):
+                if column in table.columns:
+                    return table, column
+        return None

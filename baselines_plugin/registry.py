@@ -1,0 +1,65 @@
+"""Which methods there are: one line each at the end of this file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baselines_plugin import methods
+from baselines_plugin.columns import Columns
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of `--name`.
+
+    Attributes:
+        name: of `--name`.
+        help: what it does, in a clause.
+        score: from the flags and the columns at hand to a score [M] for each example, NaN for
+            those to leave out.
+        flags: those of our flags, beyond the ones of all methods, that it reads.
+        sampling: its sampling, where `--sampling` is not free.
+    """
+
+    name: str
+    help: str
+    score: Callable[[argparse.Namespace, Columns], NDArray[np.floating]]
+    flags: tuple[str, ...]
+    sampling: str | None = None
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> None:
+    """Add a method.
+
+    Raises:
+        ValueError: its name is taken.
+    """
+    if method.name in METHODS:
+        raise ValueError(f"a method named {method.name!r} is registered already")
+    METHODS[method.name] = method
+
+
+def method_names() -> list[str]:
+    """Names of `--name`."""
+    return list(METHODS)
+
+
+_ONE = ("score",)
+_SUM = ("score_columns",)
+_IN = ("weight_ratio", "imagenet_accuracies")
+register(Method("m_flyt", "learned linear mix", methods.m_flyt, ("scoring_model",)))
+register(Method("sum", "plain sum of columns", methods.plain_sum, _SUM))
+register(Method("standardized_sum", "sum of standardised columns", methods.standardized_sum, _SUM))
+register(Method("in_weighted_sum", "weighted by ImageNet accuracy", methods.in_weighted_sum, _IN))
+register(Method("scs", "Soft Cap Sampling of --score", methods.one_column, _ONE, "scs"))
+register(Method("hcs", "Hard Cap Sampling of --score", methods.one_column, _ONE, "hcs"))
+register(Method("no_cap", "--score with replacement", methods.one_column, _ONE, "no_cap"))
+register(Method("top_fraction", "highest --score", methods.one_column, _ONE, "top_fraction"))

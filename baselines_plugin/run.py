@@ -1,0 +1,110 @@
+"""The whole job: pool, scores, counts, subset."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from baselines_plugin.columns import Columns
+from baselines_plugin.registry import METHODS, Method
+from baselines_plugin.sampling import SAMPLINGS
+from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.pool.pool import read_pool
+from datacomp_flyt.pool.subset import atomic_write, check_save_path, describe_counts, write_subset
+from datacomp_flyt.pool.uids import encode_uids
+
+_METHOD_FLAGS = {flag for method in METHODS.values() for flag in method.flags}
+_SAMPLING_FLAGS = {flag for _, flags in SAMPLINGS.values() for flag in flags}
+_HOST_ONLY_FLAGS = {"threshold", "arch", "image_based_scale"}
+_ROW_GROUP = 1 << 20
+
+
+def run_if_ours(args: argparse.Namespace) -> None:
+    """Run `--name` and end the program, if it is one of our methods; else return.
+
+    The exit code is 0, or 2 with one sentence on stderr where the input is wrong.
+    """
+    if args.name in METHODS:
+        with exit_on_input_error(Path(sys.argv[0]).name):
+            run(METHODS[args.name], args)
+        sys.exit(0)
+
+
+def run(method: Method, args: argparse.Namespace) -> None:
+    """Read the pool and its scores, sample, and write the subset.
+
+    Raises:
+        InputError: something given is wrong; no file is written then.
+    """
+    sampling = _check_flags(method, args)
+    save_path = check_save_path(args.save_path, "--save_path")
+    scores_path = check_save_path(args.save_scores, "--save_scores") if args.save_scores else None
+
+    print(f"running: {args.name}")
+    pool = read_pool(args.metadata_dir, args.num_workers)
+    print(f"the pool has {len(pool):,} examples in {len(pool.shards):,} files")
+    columns = Columns(
+        pool,
+        args.metadata_dir,
+        args.scores_dir,
+        args.num_workers,
+        args.allow_partial_scores,
+        args.drop_nonfinite,
+    )
+    scores, uids = method.score(args, columns), pool.uids
+    del pool, columns
+    scored = ~np.isnan(scores)
+    if not scored.all():
+        print(f"leaving out {np.count_nonzero(~scored):,} examples without a score")
+        scores, uids = scores[scored], uids[scored]
+    del scored
+    sampler, _ = SAMPLINGS[sampling]
+    counts = sampler(args, scores, uids)
+    if scores_path is not None:
+        _write_scores(scores_path, uids, scores, args.name)
+        print(f"saved the scores as {scores_path}")
+    del scores
+
+    write_subset(save_path, uids, counts)
+    print(f"saved {save_path}")
+    for fact in describe_counts(counts[counts > 0]):
+        print(f"  {fact}")
+
+
+def _check_flags(method: Method, args: argparse.Namespace) -> str:
+    """The sampling to use; raises InputError if a flag is given that nothing would read."""
+    if method.sampling and args.sampling not in (None, method.sampling):
+        raise InputError(
+            f"--name {method.name} always samples by {method.sampling}: leave out "
+            f"--sampling {args.sampling}, or name {args.sampling}"
+        )
+    sampling = method.sampling or args.sampling or "scs"
+    read = {*method.flags, *SAMPLINGS[sampling][1]}
+    if method.sampling is None:
+        read.add("save_scoring_model")
+    for flag in sorted(_METHOD_FLAGS | _SAMPLING_FLAGS | _HOST_ONLY_FLAGS | {"save_scoring_model"}):
+        if flag not in read and getattr(args, flag, None) not in (None, False):
+            raise InputError(
+                f"--{flag} has no meaning for --name {method.name} with sampling {sampling}: "
+                "leave it out"
+            )
+    if args.num_workers < 1:
+        raise InputError(f"--num_workers is {args.num_workers}, wanted 1 or more")
+    return sampling
+
+
+def _write_scores(
+    path: Path, uids: NDArray[np.void], scores: NDArray[np.floating], column: str
+) -> None:
+    schema = pa.schema({"uid": pa.large_string(), column: pa.from_numpy_dtype(scores.dtype)})
+    with atomic_write(path) as file, pq.ParquetWriter(file, schema) as writer:
+        for start in range(0, len(uids), _ROW_GROUP):
+            part = slice(start, start + _ROW_GROUP)
+            arrays = [encode_uids(uids[part]), pa.array(scores[part])]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))

@@ -1,0 +1,32 @@
+"""`datacomp-flyt COMMAND`: one file of this folder a command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from types import ModuleType
+
+from datacomp_flyt import __version__
+from datacomp_flyt.cli import check, demo, install
+from datacomp_flyt.errors import exit_on_input_error
+
+COMMANDS: dict[str, ModuleType] = {"install": install, "check": check, "demo": demo}
+"""Each module's docstring is the command's help; it has `add_arguments` and `run`."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command; its exit code is 0, 1 where the answer is no, 2 where the input is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="datacomp-flyt",
+        description="FLYT for DataComp. Selection itself is `python baselines.py --name m_flyt` "
+        "in a patched DataComp checkout, or `python -m baselines_plugin` without one.",
+    )
+    parser.add_argument("--version", action="version", version=f"datacomp-flyt {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        text = (module.__doc__ or "").split("\n")[0]
+        command = commands.add_parser(name, help=text, description=text)
+        module.add_arguments(command)
+    args = parser.parse_args(argv)
+    with exit_on_input_error(f"datacomp-flyt {args.command}"):
+        sys.exit(COMMANDS[args.command].run(args))

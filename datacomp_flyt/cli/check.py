@@ -1,0 +1,33 @@
+"""Is a subset valid for DataComp's resharder and the leaderboard? Exit code 1 if not."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from datacomp_flyt.engines.threads import default_num_workers
+from datacomp_flyt.pool.pool import read_pool
+from datacomp_flyt.pool.subset import check_subset
+from datacomp_flyt.samplers.scales import SCALES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subset", type=Path, help="the .npy file")
+    parser.add_argument("--metadata_dir", help="the pool, to check that every uid is in it")
+    parser.add_argument("--scale", choices=list(SCALES), help="compare with what training sees")
+    parser.add_argument("--num_workers", type=int, default=default_num_workers())
+
+
+def run(args: argparse.Namespace) -> int:
+    pool_uids = read_pool(args.metadata_dir, args.num_workers).uids if args.metadata_dir else None
+    num_samples = SCALES[args.scale].num_samples if args.scale else None
+    report = check_subset(args.subset, pool_uids, num_samples)
+    print(args.subset)
+    for fact in report.facts:
+        print(f"  {fact}")
+    for problem in report.problems:
+        print(f"  NOT VALID: it {problem}")
+    if pool_uids is None and not report.problems:
+        print("  not checked: whether its uids are in the pool (give --metadata_dir)")
+    print("not valid" if report.problems else "valid")
+    return 1 if report.problems else 0

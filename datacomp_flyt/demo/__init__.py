@@ -1,0 +1,1 @@
+"""The embedded demo pool, and the tour over it."""

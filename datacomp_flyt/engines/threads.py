@@ -1,0 +1,58 @@
+"""Work over files or blocks on threads of one process.
+
+NumPy and pyarrow release the interpreter lock in their loops, and threads share the pool's
+arrays, so selection needs neither processes nor copies.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def map_threads(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    num_workers: int,
+    progress: str | None = None,
+    unit: str = "file",
+) -> list[R]:
+    """Results of `function` over `items`, in the order of `items`.
+
+    Args:
+        num_workers: threads; 1 runs in the calling thread.
+        progress: text of a progress bar, shown where stderr is a terminal; None for none.
+        unit: what one item is called in the bar.
+    """
+    items = list(items)
+
+    def watched(results: Iterator[R]) -> list[R]:
+        if progress is None:
+            return list(results)
+        bar = tqdm(results, progress, len(items), leave=False, unit=unit, disable=None)
+        return list(bar)
+
+    if num_workers <= 1 or len(items) <= 1:
+        return watched(map(function, items))
+    with ThreadPoolExecutor(num_workers) as executor:
+        return watched(executor.map(function, items))
+
+
+def blocks(stop: int, size: int, start: int = 0) -> list[slice]:
+    """Slices of at most `size` that cover range(start, stop)."""
+    return [slice(begin, min(begin + size, stop)) for begin in range(start, stop, size)]
+
+
+def default_num_workers() -> int:
+    """Cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS has no affinity
+        return os.cpu_count() or 1

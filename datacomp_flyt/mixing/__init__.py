@@ -1,0 +1,17 @@
+"""Score columns -> one score."""
+
+from datacomp_flyt.mixing.in_weighted_sum import in_weighted_sum
+from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel, mix
+from datacomp_flyt.mixing.m_flyt import load_mixing_model, save_mixing_model
+from datacomp_flyt.mixing.standardized_sum import standardized_sum
+from datacomp_flyt.mixing.sum import sum_of
+
+__all__ = [
+    "LinearMixingModel",
+    "in_weighted_sum",
+    "load_mixing_model",
+    "mix",
+    "save_mixing_model",
+    "standardized_sum",
+    "sum_of",
+]

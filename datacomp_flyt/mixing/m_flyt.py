@@ -1,0 +1,108 @@
+"""M-FLYT's mixing model: the paper's, the published file, or one of ours.
+
+Our own format is safetensors: `weights`, `bias` and, where known, `means` and `stds` (float64),
+with the column names as JSON in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel
+from datacomp_flyt.mixing.published import PUBLISHED_COLUMNS, PUBLISHED_SCORES
+from datacomp_flyt.mixing.torch_file import TorchFileError, read_torch_file
+from datacomp_flyt.pool.subset import atomic_write
+
+PAPER_MODEL = LinearMixingModel(PUBLISHED_COLUMNS, tuple(s.weight for s in PUBLISHED_SCORES))
+"""Table 2; the statistics are those of the pool at hand."""
+
+
+def load_mixing_model(source: str) -> LinearMixingModel:
+    """Load a linear mixing model.
+
+    Args:
+        source: `paper` for Table 2; a `.safetensors` file of ours; or a `.pt` file laid out as the
+            published `mflyt.pt`: `layers.0.weight` [1, 12] and `layers.0.bias` [1], raw or under
+            `state_dict`, in the order of the published columns.
+
+    Raises:
+        InputError: no such file, not such a file, or weights of another shape.
+    """
+    if source == "paper":
+        return PAPER_MODEL
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(
+            f"--scoring_model {source} is not a file: give 'paper', a .safetensors or a .pt file"
+        )
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    return _load_published(path)
+
+
+def save_mixing_model(model: LinearMixingModel, path: Path) -> None:
+    """Write a model, with its statistics, as safetensors."""
+    tensors = {"weights": np.array(model.weights), "bias": np.array(model.bias)}
+    if model.means is not None and model.stds is not None:
+        tensors |= {"means": np.array(model.means), "stds": np.array(model.stds)}
+    metadata = {
+        "format": "datacomp_flyt linear mixing model",
+        "columns": json.dumps(model.columns),
+        "standardize": json.dumps(model.standardize),
+    }
+    with atomic_write(path) as file:
+        file.write(save(tensors, metadata))
+
+
+def _load_safetensors(path: Path) -> LinearMixingModel:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        columns = tuple(json.loads(metadata["columns"]))
+        k = len(columns)
+        values = {
+            name: tuple(float(value) for value in tensors[name].reshape(-1))
+            for name in ("weights", "means", "stds")
+            if name in tensors
+        }
+        if not k or any(len(value) != k for value in values.values()):
+            raise InputError(f"{path} has {k} column names and other numbers of weights")
+        if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+            raise InputError(f"{path} holds weights that are not finite: train it again")
+        return LinearMixingModel(
+            columns,
+            values["weights"],
+            float(tensors["bias"].reshape(())),
+            json.loads(metadata["standardize"]),
+            values.get("means"),
+            values.get("stds"),
+        )
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not a mixing model of datacomp_flyt ({error!r})") from None
+
+
+def _load_published(path: Path) -> LinearMixingModel:
+    try:
+        tensors = read_torch_file(path)
+    except TorchFileError as error:
+        raise InputError(f"{path} cannot be read as a published mixing model: {error}") from None
+    weight, bias = tensors.get("layers.0.weight"), tensors.get("layers.0.bias")
+    wanted = (1, len(PUBLISHED_COLUMNS))
+    if weight is None or bias is None or weight.shape != wanted or bias.shape != (1,):
+        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
+        raise InputError(
+            f"{path} holds {shapes[:300] or 'no tensors'}, wanted layers.0.weight {list(wanted)} "
+            "and layers.0.bias [1]: models of other columns are kept as .safetensors"
+        )
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise InputError(f"{path} holds weights that are not finite: download it again")
+    return LinearMixingModel(
+        PUBLISHED_COLUMNS, tuple(float(value) for value in weight[0]), float(bias[0])
+    )

@@ -1,0 +1,13 @@
+"""Sum of standardised scores (FLYT, Table 2, "Standardized Sum")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel
+from datacomp_flyt.mixing.published import PUBLISHED_COLUMNS
+
+
+def standardized_sum(columns: Sequence[str] = PUBLISHED_COLUMNS) -> LinearMixingModel:
+    """The model that standardises `columns` and adds them up."""
+    return LinearMixingModel(tuple(columns), (1.0,) * len(columns))

@@ -1,0 +1,140 @@
+"""Tensors of a `torch.save` file, read without torch and without unpickling.
+
+Selection runs where torch is not installed, and a pickle may run any code when it is loaded. This
+reader only looks at the opcodes (`pickletools.genops` executes nothing), knows the dozen that a
+state dict of plain tensors needs, and refuses the rest.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+_DTYPES = {
+    "DoubleStorage": "<f8",
+    "FloatStorage": "<f4",
+    "HalfStorage": "<f2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+}
+
+
+class TorchFileError(ValueError):
+    """Not a `torch.save` file of plain tensors: one clause why."""
+
+
+class _Global(NamedTuple):
+    name: str
+
+
+class _Storage(NamedTuple):
+    dtype: str
+    key: str
+
+
+_MARK = object()
+
+
+def read_torch_file(path: Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a state dict, raw or under the key `state_dict`, by name.
+
+    Raises:
+        TorchFileError: not a zip file of torch 1.6 or later, or it holds more than tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            if len(pickles) != 1:
+                raise TorchFileError("it is a zip file without torch's data.pkl")
+            folder = pickles[0].removesuffix("data.pkl")
+            content = _interpret(archive.read(pickles[0]), archive, folder)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise TorchFileError(
+            f"it is not a torch.save file of torch 1.6 or later ({error})"
+        ) from None
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, TorchFileError):
+            raise
+        raise TorchFileError(f"it is damaged ({error!r})") from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise TorchFileError("it holds no state dict")
+    return {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+
+
+def _interpret(program: bytes, archive: zipfile.ZipFile, folder: str) -> Any:
+    """The object that a state dict's pickle describes, built from dicts, tuples and arrays only."""
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+
+    def pop_to_mark() -> list[Any]:
+        start = len(stack) - 1 - stack[::-1].index(_MARK)
+        items = stack[start + 1 :]
+        del stack[start:]
+        return items
+
+    for opcode, value, _ in pickletools.genops(program):
+        name, argument = opcode.name, cast("Any", value)
+        if name in ("PROTO", "FRAME"):
+            continue
+        elif name == "STOP":
+            return stack.pop()
+        elif name == "MARK":
+            stack.append(_MARK)
+        elif name in ("EMPTY_DICT", "EMPTY_TUPLE", "EMPTY_LIST"):
+            stack.append({"EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_LIST": list}[name]())
+        elif name in ("NONE", "NEWTRUE", "NEWFALSE"):
+            stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
+        elif name == "GLOBAL":
+            stack.append(_Global(argument))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "TUPLE":
+            stack.append(tuple(pop_to_mark()))
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            size = int(name[-1])
+            stack[-size:] = [tuple(stack[-size:])]
+        elif name == "BINPERSID":
+            kind, storage, key, *_ = stack.pop()
+            if kind != "storage" or storage.name.split()[-1] not in _DTYPES:
+                raise TorchFileError(f"it holds a {storage.name}, which this reader does not know")
+            stack.append(_Storage(_DTYPES[storage.name.split()[-1]], key))
+        elif name == "REDUCE":
+            arguments = stack.pop()
+            stack.append(_build(stack.pop(), arguments, archive, folder))
+        elif name == "BUILD":
+            stack.pop()  # a state dict's `_metadata`
+        elif name == "SETITEM":
+            value, key = stack.pop(), stack.pop()
+            stack[-1][key] = value
+        elif name == "SETITEMS":
+            items = pop_to_mark()
+            stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        elif name in ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"):
+            stack.append(argument)
+        else:
+            raise TorchFileError(f"it holds more than tensors (pickle opcode {name})")
+    raise TorchFileError("its pickle has no end")
+
+
+def _build(function: _Global, arguments: Any, archive: zipfile.ZipFile, folder: str) -> Any:
+    if function.name == "collections OrderedDict" and not arguments:
+        return {}
+    if function.name != "torch._utils _rebuild_tensor_v2":
+        raise TorchFileError(f"it would call {function.name.replace(' ', '.')}")
+    storage, offset, shape, strides, *_ = arguments
+    values = np.frombuffer(archive.read(f"{folder}data/{storage.key}"), storage.dtype)
+    if any(size < 0 for size in (offset, *shape, *strides)) or offset + sum(
+        (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
+    ) >= max(len(values), 1):
+        raise TorchFileError("a tensor reaches beyond its storage")
+    strides = [stride * values.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(values[offset:], shape, strides).copy()

@@ -1,0 +1,1 @@
+"""What is on disk: uids, metadata shards, score tables, uid subsets."""

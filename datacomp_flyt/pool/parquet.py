@@ -1,0 +1,102 @@
+"""Folders of parquet files, local or in a cloud (fsspec), read column by column."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from datacomp_flyt.engines.threads import map_threads
+from datacomp_flyt.errors import InputError
+
+_BATCH = 1 << 17  # rows read at once
+
+
+@dataclass(frozen=True)
+class ParquetShard:
+    """One parquet file: its path on a filesystem, number of rows and Arrow type of each column."""
+
+    fs: Any
+    path: str
+    num_rows: int
+    types: dict[str, pa.DataType]
+
+    def batches(self, column: str) -> Iterator[pa.Array]:
+        """One column, at most 131,072 rows at a time.
+
+        Raises:
+            InputError: the file turns out to be damaged.
+        """
+        with _readable(self.path), _open(self.fs, self.path) as file:
+            for batch in file.iter_batches(_BATCH, columns=[column], use_threads=False):
+                yield batch.column(0)
+
+
+def open_shards(
+    directory: str, flag: str, num_workers: int, recursive: bool = False
+) -> list[ParquetShard]:
+    """The parquet files of a folder, sorted by name, each with a `uid` column.
+
+    Args:
+        directory: a local or cloud path, as fsspec spells them.
+        flag: the flag that named the folder, for error messages.
+        num_workers: threads.
+        recursive: look into sub-folders too.
+
+    Raises:
+        InputError: no such folder, no parquet file in it, a damaged file, or one without `uid`.
+    """
+    try:
+        fs, root = fsspec.core.url_to_fs(directory)
+        if not fs.isdir(root):
+            raise InputError(f"{flag} {directory} is not a folder: give one with parquet files")
+        names = fs.find(root) if recursive else fs.ls(root, detail=False)
+    except (OSError, ImportError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{flag} {directory} cannot be listed ({_first_line(error)})") from None
+    paths = sorted(str(name) for name in names if str(name).endswith(".parquet"))
+    if not paths:
+        raise InputError(f"{flag} {directory} holds no .parquet file: give the folder that does")
+
+    def describe(path: str) -> ParquetShard:
+        with _readable(path), _open(fs, path) as file:
+            schema = file.schema_arrow
+            types = dict(zip(schema.names, schema.types, strict=True))
+            if "uid" not in types:
+                raise InputError(
+                    f"{path} has no column 'uid' (it has {', '.join(types)}): uids join a score "
+                    "to its example, so write them beside the scores"
+                )
+            return ParquetShard(fs, path, file.metadata.num_rows, types)
+
+    return map_threads(describe, paths, num_workers)
+
+
+@contextlib.contextmanager
+def _open(fs: Any, path: str) -> Iterator[pq.ParquetFile]:
+    if isinstance(fs, LocalFileSystem):
+        yield pq.ParquetFile(path)
+    else:
+        with fs.open(path, "rb") as handle:
+            yield pq.ParquetFile(handle)
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise InputError(
+            f"{path} cannot be read as parquet ({_first_line(error)}): download or write it again"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,200 @@
+"""Score tables: parquet files of a uid and some scores, joined to a pool on the uid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from datacomp_flyt.engines.threads import map_threads
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.parquet import ParquetShard
+from datacomp_flyt.pool.pool import Pool, read_uids
+from datacomp_flyt.pool.uids import format_uid
+
+_LOOKUP = 1 << 20  # uids looked up at once
+
+
+Positions = NDArray[np.signedinteger]
+"""Where rows of a file belong: an index into the pool for each, -1 for none."""
+
+
+class ScoreTable:
+    """Columns of scores spread over parquet files in any order, read one column at a time.
+
+    Files may hold different columns and rows. For the rows of a column, all files that have it
+    count together.
+    """
+
+    def __init__(self, shards: Sequence[ParquetShard], name: str) -> None:
+        """
+        Args:
+            shards: files with a `uid` column each.
+            name: what to call the table in messages: its flag and folder.
+        """
+        self.name = name
+        self._shards_of: dict[str, tuple[int, ...]] = {}
+        self._shards = list(shards)
+        for number, shard in enumerate(shards):
+            for column, kind in shard.types.items():
+                if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+                    self._shards_of[column] = (*self._shards_of.get(column, ()), number)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the numeric columns, in order of appearance."""
+        return list(self._shards_of)
+
+    def read(
+        self,
+        columns: Iterable[str],
+        pool: Pool,
+        num_workers: int,
+        allow_partial: bool = False,
+        drop_nonfinite: bool = False,
+        progress: bool = True,
+    ) -> Iterator[NDArray[np.floating]]:
+        """Each column in turn as a float array [M] in the order of the pool.
+
+        float64 columns stay so, all others come as float32 (integers as float64). Examples
+        without a score, or with a dropped one, are NaN.
+
+        Args:
+            columns: names out of `columns`.
+            pool: whose examples to join to; rows of other examples are ignored.
+            num_workers: threads.
+            allow_partial: accept examples without a score.
+            drop_nonfinite: accept scores that are NaN, infinite or null.
+
+        Raises:
+            InputError: examples without a score or with two, non-finite scores, unreadable files.
+        """
+        columns = list(columns)
+        positions: dict[tuple[int, ...], list[Positions]] = {}
+        for number, column in enumerate(columns):
+            group = self._shards_of[column]
+            if group not in positions:
+                positions[group] = self._join(column, pool, num_workers, allow_partial, progress)
+            yield self._assemble(
+                column, positions[group], len(pool), num_workers, drop_nonfinite, progress
+            )
+            if not any(self._shards_of[later] == group for later in columns[number + 1 :]):
+                del positions[group]
+
+    def _join(
+        self, column: str, pool: Pool, num_workers: int, allow_partial: bool, progress: bool
+    ) -> list[Positions]:
+        high = np.ascontiguousarray(pool.uids["f0"])
+        shards = [self._shards[number] for number in self._shards_of[column]]
+
+        def locate(shard: ParquetShard) -> Positions:
+            return _positions(pool.uids, high, read_uids(shard))
+
+        positions = map_threads(locate, shards, num_workers, "joining" if progress else None)
+        seen = np.zeros(len(pool), np.bool_)
+        for places in positions:
+            seen[places[places >= 0]] = True
+        covered = int(np.count_nonzero(seen))
+        if covered < sum(int(np.count_nonzero(places >= 0)) for places in positions):
+            raise InputError(
+                f"{self.name} has more than one {column!r} for some examples "
+                f"({_first_repeated(shards, positions, pool)}): keep one row for each uid"
+            )
+        missing = len(pool) - covered
+        if missing and not (allow_partial and covered):
+            raise InputError(
+                f"{self.name} has no {column!r} for {missing:,} of the pool's {len(pool):,} "
+                f"examples (the first is {format_uid(pool.uids[int(seen.argmin())])}): score them, "
+                "or leave them out with --allow_partial_scores"
+            )
+        return positions
+
+    def _assemble(
+        self,
+        column: str,
+        positions: list[Positions],
+        length: int,
+        num_workers: int,
+        drop_nonfinite: bool,
+        progress: bool,
+    ) -> NDArray[np.floating]:
+        shards = [self._shards[number] for number in self._shards_of[column]]
+        narrow = all(shard.types[column] in (pa.float16(), pa.float32()) for shard in shards)
+        dtype = np.dtype(np.float32 if narrow else np.float64)
+        values: NDArray[np.floating] = np.full(length, np.nan, dtype)
+
+        def place(shard: ParquetShard, positions: Positions) -> tuple[int, int]:
+            """Number of non-finite scores and the row of the first."""
+            row, wrong, first = 0, 0, -1
+            for batch in shard.batches(column):
+                scores = batch.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+                places = positions[row : row + len(batch)]
+                inside = places >= 0
+                usable = np.isfinite(scores)
+                if not usable.all():
+                    bad = np.flatnonzero(inside & ~usable)
+                    if len(bad) and not wrong:
+                        first = row + int(bad[0])
+                    wrong += len(bad)
+                    inside &= usable
+                if inside.all():
+                    values[places] = scores
+                else:
+                    values[places[inside]] = scores[inside]
+                row += len(batch)
+            return wrong, first
+
+        found = map_threads(
+            lambda pair: place(*pair),
+            zip(shards, positions, strict=True),
+            num_workers,
+            f"reading {column}" if progress else None,
+        )
+        wrong = sum(count for count, _ in found)
+        if wrong and not drop_nonfinite:
+            shard, row = next(
+                (shard, row) for shard, (count, row) in zip(shards, found, strict=True) if count
+            )
+            raise InputError(
+                f"column {column!r} has {wrong:,} scores that are NaN, infinite or missing, the "
+                f"first in {shard.path} row {row}: mend them, or leave those examples out with "
+                "--drop_nonfinite"
+            )
+        return values
+
+
+def _positions(
+    pool_uids: NDArray[np.void], pool_high: NDArray[np.uint64], uids: NDArray[np.void]
+) -> Positions:
+    """Index of each uid in the sorted pool, -1 where it has none."""
+    dtype = np.dtype(np.int32 if len(pool_uids) < 2**31 else np.int64)
+    positions: Positions = np.empty(len(uids), dtype)
+    pool_low = pool_uids["f1"]
+    for start in range(0, len(uids), _LOOKUP):
+        part = uids[start : start + _LOOKUP]
+        order = np.argsort(part["f0"])  # sorted questions walk through the pool, not across it
+        high, low = part["f0"][order], part["f1"][order]
+        places = np.searchsorted(pool_high, high)
+        np.minimum(places, len(pool_uids) - 1, out=places)
+        while True:
+            behind = (pool_high[places] == high) & (pool_low[places] < low)
+            behind &= places < len(pool_uids) - 1
+            if not behind.any():
+                break
+            places[behind] += 1
+        there = (pool_high[places] == high) & (pool_low[places] == low)
+        positions[start : start + len(part)][order] = np.where(there, places, -1)
+    return positions
+
+
+def _first_repeated(shards: list[ParquetShard], positions: list[Positions], pool: Pool) -> str:
+    seen: dict[int, str] = {}
+    for shard, places in zip(shards, positions, strict=True):
+        for row, place in enumerate(places.tolist()):
+            here = f"{shard.path} row {row}"
+            if place >= 0 and place in seen:
+                return f"{format_uid(pool.uids[place])} in {seen[place]} and {here}"
+            seen[place] = here
+    raise AssertionError("called only where a uid is repeated")

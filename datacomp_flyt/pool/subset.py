@@ -1,0 +1,169 @@
+"""uid subsets: the sorted `u8,u8` .npy file, repeats kept, that DataComp's resharder reads."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datacomp_flyt.engines.threads import blocks
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
+
+_BLOCK = 1 << 20  # entries written at once
+
+
+def check_save_path(path: str | Path, flag: str) -> Path:
+    """The path as a local one whose folder exists and can be written; made where it is missing.
+
+    Raises:
+        InputError: a cloud path, a folder, or a place that cannot be written.
+    """
+    if "://" in str(path):
+        raise InputError(f"{flag} {path} is a cloud path: save to a local file and copy it")
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{flag} {path} is a folder: name the file to write")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{flag} {path}: its folder cannot be made ({error.strerror})") from None
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise InputError(f"{flag} {path} cannot be written: choose another place")
+    return path
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside `path` that takes its place, whole and synced, when the block ends well."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def write_subset(
+    path: Path, uids: NDArray[np.void], counts: NDArray[np.integer] | None = None
+) -> None:
+    """Write each uid as often as it was drawn: the bytes of `numpy.save` of the sorted array.
+
+    Args:
+        path: a local file; replaced only when all is written.
+        uids: `u8,u8` array [M], sorted.
+        counts: how often [M]; once each if None.
+    """
+    if counts is None:
+        counts = np.ones(len(uids), np.int32)
+    with atomic_write(path) as file:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(UID_DTYPE),
+            "fortran_order": False,
+            "shape": (int(counts.sum(dtype=np.int64)),),
+        }
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks(len(uids), _BLOCK):
+            file.write(np.repeat(uids[block], counts[block]).data)
+
+
+@dataclass
+class SubsetReport:
+    """What `check_subset` found: facts, and the problems that make a subset unusable."""
+
+    facts: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def check_subset(
+    path: Path, pool_uids: NDArray[np.void] | None = None, num_samples: int | None = None
+) -> SubsetReport:
+    """Would the resharder and the leaderboard take this subset?
+
+    Args:
+        path: the .npy file.
+        pool_uids: sorted uids of the pool [M]; None to leave membership unchecked.
+        num_samples: samples that the scale's training sees; None to leave out the comparison.
+
+    Raises:
+        InputError: the file is not there or not a .npy array.
+    """
+    try:
+        subset = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read as .npy ({error}): write it again") from None
+    report = SubsetReport()
+    if not isinstance(subset, np.ndarray) or subset.dtype != UID_DTYPE or subset.ndim != 1:
+        kind = f"dtype {subset.dtype}, shape {subset.shape}"
+        report.problems.append(f"has {kind}, wanted dtype 'u8,u8' and one dimension")
+        return report
+    if not len(subset):
+        report.problems.append("is empty")
+        return report
+
+    high, low = np.ascontiguousarray(subset["f0"]), np.ascontiguousarray(subset["f1"])
+    rises = (high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] > low[:-1]))
+    same = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
+    wrong = np.flatnonzero(~(rises | same))
+    if len(wrong):
+        report.problems.append(
+            f"is not sorted (entry {int(wrong[0]) + 1} is below the one before it): the resharder "
+            "would silently find almost none of its uids; sort it with numpy.sort"
+        )
+        return report
+
+    starts = np.flatnonzero(np.concatenate([[True], ~same]))
+    repeats = np.diff(np.append(starts, len(subset)))
+    report.facts += describe_counts(repeats)
+    if num_samples is not None:
+        report.facts.append(
+            f"{len(subset) / num_samples:.3f} of the {num_samples:,} samples that training sees"
+            + (": it will not see all" if len(subset) > num_samples else "")
+        )
+    if pool_uids is not None:
+        distinct = np.asarray(subset[starts])
+        places = np.searchsorted(np.ascontiguousarray(pool_uids["f0"]), high[starts])
+        places = np.minimum(places, len(pool_uids) - 1)
+        strangers = distinct[pool_uids[places] != distinct]
+        strangers = strangers[~np.isin(strangers, pool_uids)] if len(strangers) else strangers
+        if len(strangers):
+            report.problems.append(
+                f"has {len(strangers):,} uids that are not in the pool (the first is "
+                f"{format_uid(strangers[0])}): a submission may only use the pool's examples"
+            )
+        else:
+            share = len(distinct) / len(pool_uids)
+            report.facts.append(f"all in the pool, of which they are {share:.1%}")
+    return report
+
+
+def describe_counts(repeats: NDArray[np.integer]) -> list[str]:
+    """Facts about how often each example of a subset is drawn [n]."""
+    draws, most = int(repeats.sum()), int(repeats.max())
+    effective = draws**2 / float(np.square(repeats, dtype=np.float64).sum())
+    edges = [1, 2, 3, 4, 5, 10, 20, 50, 100, 1000]
+    edges = [edge for edge in edges if edge <= most] + [most + 1]
+    histogram, _ = np.histogram(repeats, edges)
+    spans = [
+        (f"{low}" if high == low + 1 else f"{low}-{high - 1}") + f" times: {number:,}"
+        for low, high, number in zip(edges, edges[1:], histogram, strict=False)
+    ]
+    return [
+        f"{draws:,} draws of {len(repeats):,} examples, each at most {most:,} times",
+        f"effective number of examples {effective:,.0f}",
+        "drawn " + "; ".join(spans),
+    ]

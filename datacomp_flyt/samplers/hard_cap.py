@@ -1,0 +1,46 @@
+"""Hard Cap Sampling (FLYT, section 4.3 and Figure 3)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.samplers.checks import check_num_samples, check_pool
+from datacomp_flyt.samplers.race import race_counts
+
+
+def hard_cap_counts(
+    scores: ArrayLike,
+    uids: NDArray[np.void],
+    num_samples: int,
+    frequency_limit: int,
+    seed: int,
+    *,
+    num_workers: int = 1,
+) -> NDArray[np.int32]:
+    """How often each example is drawn when its probability is set to 0 at the frequency limit.
+
+    Args:
+        scores: finite floats [M], log probabilities up to a constant.
+        uids: `u8,u8` array [M], no uid twice.
+        num_samples: N, draws in all.
+        frequency_limit: beta >= 1 (paper: 5 to 25), most draws of one example.
+        seed: any integer.
+        num_workers: threads.
+
+    Returns:
+        int32 array [M] that sums to N, none above beta.
+
+    Raises:
+        InputError: an argument is out of its range, or beta * M < N.
+    """
+    scores, uids = check_pool(scores, uids)
+    check_num_samples(num_samples)
+    if frequency_limit < 1 or frequency_limit * len(scores) < num_samples:
+        raise InputError(
+            f"frequency_limit {frequency_limit} lets {len(scores):,} examples be drawn "
+            f"{max(frequency_limit, 0) * len(scores):,} times, fewer than the {num_samples:,} "
+            "draws wanted: raise frequency_limit or lower num_samples"
+        )
+    return race_counts(scores, uids, num_samples, 0.0, frequency_limit, seed, num_workers)

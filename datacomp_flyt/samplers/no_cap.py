@@ -1,0 +1,37 @@
+"""Plain sampling with replacement, "No Cap" of FLYT's Figure 3."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from datacomp_flyt.samplers.checks import check_num_samples, check_pool
+from datacomp_flyt.samplers.race import race_counts
+
+
+def no_cap_counts(
+    scores: ArrayLike,
+    uids: NDArray[np.void],
+    num_samples: int,
+    seed: int,
+    *,
+    num_workers: int = 1,
+) -> NDArray[np.int32]:
+    """How often each example is drawn from softmax(scores) with replacement.
+
+    Args:
+        scores: finite floats [M], log probabilities up to a constant.
+        uids: `u8,u8` array [M], no uid twice.
+        num_samples: N, draws in all.
+        seed: any integer.
+        num_workers: threads.
+
+    Returns:
+        int32 array [M] that sums to N.
+
+    Raises:
+        InputError: an argument is out of its range.
+    """
+    scores, uids = check_pool(scores, uids)
+    check_num_samples(num_samples)
+    return race_counts(scores, uids, num_samples, 0.0, None, seed, num_workers)

@@ -1,0 +1,225 @@
+"""Algorithm 2 for any G: the race of clocks in rounds.
+
+Inside a round of Algorithm 2 examples are drawn one after the other without repetition, and
+penalised only at its end. As a race (see `race`): an example that rings waits for the end of the
+round, which is its G-th ring, and only then starts its clock again, alpha slower. The other
+clocks run on, since exponential clocks have no memory. So with T the end of the round,
+
+    log T'_i = logaddexp(log T, log E_k + alpha * k - s_i)
+
+is the next ring of an example i that has rung k times, and the next round is the G earliest of
+all next rings. Each round's G earliest come from a calendar queue (Brown, CACM 1988): clocks lie
+in buckets of log time, and only the buckets that are due are looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datacomp_flyt.engines.threads import blocks, map_threads
+from datacomp_flyt.samplers.clocks import exponentials
+from datacomp_flyt.samplers.race import (
+    BLOCK,
+    Clocks,
+    Floats,
+    Rings,
+    clocks_of_pool,
+    sample_clocks,
+    search_log_time,
+)
+
+Timers = NDArray[np.void]
+"""Clocks that wait for their next ring: its log time, and what the ring after needs."""
+
+_TIMER = np.dtype(
+    [("time", "f8"), ("log_rate", "f8"), ("key", "u8"), ("example", "i8"), ("rings", "u8")]
+)
+_RAW = np.dtype(f"V{_TIMER.itemsize}")
+_MOST = np.finfo(np.float64).max
+_LEAST_IN_BUCKET = 1 << 12  # rings; fewer are not worth a list entry
+
+
+def round_counts(
+    scores: NDArray[np.floating],
+    uids: NDArray[np.void],
+    num_samples: int,
+    repetition_penalty: float,
+    batch_size: int,
+    seed: int,
+    num_workers: int = 1,
+) -> NDArray[np.int32]:
+    """How often Algorithm 2 draws each example, G at a time; the last round is cut at N.
+
+    Args:
+        scores: finite scores [M], any offset and range.
+        uids: `u8,u8` array [M].
+        num_samples: N.
+        repetition_penalty: alpha >= 0.
+        batch_size: G, 1 <= G <= M.
+        seed: names the random clocks together with the uids.
+        num_workers: threads; they do not change the result.
+
+    Returns:
+        int32 array [M] that sums to `num_samples`.
+    """
+    # times are kept relative to a typical score, for a float's precision lies near zero
+    origin = float(np.partition(scores, len(scores) // 2)[len(scores) // 2])
+    clocks_of = clocks_of_pool(scores, uids, repetition_penalty, num_samples, seed, origin)
+    sample = sample_clocks(clocks_of, len(scores), num_workers)
+    share = len(sample) / len(scores)
+    first_round = share * min(batch_size, num_samples)
+    start, _ = search_log_time(sample, first_round / 4, first_round)
+    _, stop = search_log_time(sample, share * num_samples, 1.05 * share * num_samples + 1)
+    num_buckets = min(num_samples // max(batch_size // 4, _LEAST_IN_BUCKET) + 1, 1 << 14)
+
+    start = max(start, -_MOST)
+    width = stop - start
+    calendar = _Calendar(start, stop, num_buckets)
+    due = calendar.put(_first_timers(clocks_of, len(scores), -math.inf, stop, num_workers))
+    drawn = 0
+    while drawn < num_samples:
+        wanted = min(batch_size, num_samples - drawn)
+        due = calendar.fill(due, wanted)
+        while len(due) < wanted:  # rounds hold examples back: it takes longer than `sample` says
+            width = min(2 * width + 1, _MOST / 2)
+            beyond = calendar.beyond
+            next_first = _next_first_time(clocks_of, len(scores), stop, num_workers)
+            start = min([next_first, *(timers["time"].min() for timers in beyond)])
+            before, stop = stop, min(start + width, _MOST)
+            first = _first_timers(clocks_of, len(scores), before, stop, num_workers)
+            calendar = _Calendar(start, stop, num_buckets)
+            due = _concatenate([due, calendar.put(_concatenate([*beyond, first]))])
+            due = calendar.fill(due, wanted)
+        ringing, due = _earliest(due, wanted, repetition_penalty, uids)
+        drawn += wanted
+        ringing["rings"] += np.uint64(1)
+        residuals = _log_residuals(ringing, repetition_penalty) - ringing["log_rate"]
+        with np.errstate(over="ignore"):
+            ringing["time"] = np.logaddexp(ringing["time"].max(), residuals)
+        due = _concatenate([due, calendar.put(ringing)])
+
+    counts = np.zeros(len(scores), np.int32)
+    for timers in (due, *calendar.waiting()):
+        counts[timers["example"]] = timers["rings"]
+    return counts
+
+
+def _first_timers(
+    clocks_of: Callable[[slice], Clocks], length: int, low: float, high: float, num_workers: int
+) -> Timers:
+    """Timers of the examples whose first ring is in (low, high]."""
+
+    def find(block: slice) -> Timers:
+        clocks = clocks_of(block)
+        times = _first_times(clocks)
+        found = np.flatnonzero((times > low) & (times <= high))
+        timers = np.zeros(len(found), _TIMER)
+        timers["time"] = times[found]
+        timers["log_rate"] = clocks.log_rates[found]
+        timers["key"] = clocks.keys[found]
+        timers["example"] = found + block.start
+        return timers
+
+    return _concatenate(map_threads(find, blocks(length, BLOCK), num_workers))
+
+
+def _next_first_time(
+    clocks_of: Callable[[slice], Clocks], length: int, low: float, num_workers: int
+) -> float:
+    """The earliest first ring after log time `low`; infinity if there is none."""
+
+    def find(block: slice) -> float:
+        times = _first_times(clocks_of(block))
+        return float(times.min(initial=math.inf, where=times > low))
+
+    return min(map_threads(find, blocks(length, BLOCK), num_workers))
+
+
+def _first_times(clocks: Clocks) -> Floats:
+    """Log times of the first rings."""
+    times = np.log(exponentials(clocks.keys, 0))
+    times -= clocks.log_rates
+    return times
+
+
+def _concatenate(parts: list[Timers]) -> Timers:
+    """As NumPy's, which compares the fields of every part to every other's."""
+    return np.concatenate([part.view(_RAW) for part in parts]).view(_TIMER)
+
+
+def _log_residuals(timers: Timers, penalty: float) -> Floats:
+    """log E_k + alpha * k of each timer's next ring."""
+    rings = timers["rings"].copy()
+    log_residuals = np.log(exponentials(timers["key"].copy(), rings))
+    log_residuals += penalty * rings
+    return log_residuals
+
+
+def _earliest(
+    timers: Timers, number: int, penalty: float, uids: NDArray[np.void]
+) -> tuple[Timers, Timers]:
+    """The `number` earliest timers, and the others.
+
+    Times may be equal where a clock is so fast that log T swallows it, or a score so large:
+    then the time since the clock was started decides, to double the precision, then the uid.
+    """
+    times = timers["time"].copy()
+    order = np.argpartition(times, number - 1)
+    last = times[order[number - 1]]
+    if len(timers) > number and times[order[number:]].min() == last:
+        tied = np.flatnonzero(times == last)
+        names = uids[timers["example"][tied]]
+        since = Rings.of(
+            _log_residuals(timers[tied], penalty), timers["log_rate"][tied], timers["example"][tied]
+        )
+        tied = tied[np.lexsort((names["f1"], names["f0"], since.remainders, since.log_times))]
+        order = np.concatenate([np.flatnonzero(times < last), tied, np.flatnonzero(times > last)])
+    return timers[order[:number]], timers[order[number:]]
+
+
+class _Calendar:
+    """Timers in buckets of equal width in log time from `start` to `stop`."""
+
+    def __init__(self, start: float, stop: float, num_buckets: int) -> None:
+        self._start, self._stop = start, stop
+        self.beyond: list[Timers] = []
+        self._buckets: list[list[Timers]] = [[] for _ in range(num_buckets)]
+        self._next = 0
+
+    def put(self, timers: Timers) -> Timers:
+        """Lay timers into their buckets; those whose bucket was taken out already come back."""
+        late = timers["time"] > self._stop
+        if late.any():
+            self.beyond.append(timers[late])
+            timers = timers[~late]
+        # halves, so that no difference of two times overflows
+        scale = len(self._buckets) / (self._stop / 2 - self._start / 2 or 1.0)
+        places = (timers["time"] / 2 - self._start / 2) * scale
+        slots = np.clip(places, self._next - 1, len(self._buckets) - 1).astype(np.int16)
+        order = np.argsort(slots, kind="stable")
+        timers, slots = timers[order], slots[order]
+        ends = np.flatnonzero(np.diff(slots, append=-2)) + 1
+        begin = 0
+        for slot, end in zip(slots[ends - 1].tolist(), ends.tolist(), strict=True):
+            if slot >= self._next:
+                self._buckets[slot].append(timers[begin:end].copy())
+            begin = end
+        return timers[: np.searchsorted(slots, self._next)]
+
+    def fill(self, due: Timers, wanted: int) -> Timers:
+        """`due` and the timers of the next buckets, until there are `wanted` or no more."""
+        taken, length = [due], len(due)
+        while length < wanted and self._next < len(self._buckets):
+            taken += self._buckets[self._next]
+            length += sum(map(len, self._buckets[self._next]))
+            self._buckets[self._next] = []
+            self._next += 1
+        return _concatenate(taken)
+
+    def waiting(self) -> list[Timers]:
+        """All timers inside."""
+        return [timers for bucket in self._buckets for timers in bucket] + self.beyond

@@ -1,0 +1,61 @@
+"""Soft Cap Sampling (FLYT, section 3.6 and Algorithm 2)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.samplers.checks import check_num_samples, check_pool
+from datacomp_flyt.samplers.race import race_counts
+from datacomp_flyt.samplers.rounds import round_counts
+
+
+def soft_cap_counts(
+    scores: ArrayLike,
+    uids: NDArray[np.void],
+    num_samples: int,
+    repetition_penalty: float,
+    seed: int,
+    batch_size: int = 1,
+    *,
+    num_workers: int = 1,
+) -> NDArray[np.int32]:
+    """How often Soft Cap Sampling draws each example.
+
+    An example is drawn with probability softmax(scores); each draw takes `repetition_penalty`
+    off its score. With `batch_size` G, draws come in rounds of G different examples and the
+    penalty is taken at the end of the round: exactly Algorithm 2, for any G. The result depends
+    on (seed, uid, draw) alone: permuting or splitting the pool permutes or splits it.
+
+    Args:
+        scores: finite floats [M], log probabilities up to a constant.
+        uids: `u8,u8` array [M], no uid twice.
+        num_samples: N, draws in all.
+        repetition_penalty: alpha >= 0 (paper: 0.15 at medium scale, 0.5 at small).
+        seed: any integer.
+        batch_size: G, from 1 to M (paper: 100,000 at medium scale, 10,000 at small, to be fast).
+        num_workers: threads.
+
+    Returns:
+        int32 array [M] that sums to N.
+
+    Raises:
+        InputError: an argument is out of its range.
+    """
+    scores, uids = check_pool(scores, uids)
+    check_num_samples(num_samples)
+    if not (repetition_penalty >= 0 and math.isfinite(repetition_penalty)):
+        raise InputError(f"repetition_penalty is {repetition_penalty}, wanted 0 or more")
+    if not 1 <= batch_size <= len(scores):
+        raise InputError(
+            f"sampling_batch_size is {batch_size:,}, wanted 1 to {len(scores):,}: "
+            "a round draws that many different examples of the pool"
+        )
+    if batch_size == 1:
+        return race_counts(scores, uids, num_samples, repetition_penalty, None, seed, num_workers)
+    return round_counts(
+        scores, uids, num_samples, repetition_penalty, batch_size, seed, num_workers
+    )

@@ -1,0 +1,50 @@
+"""The examples with the highest scores: threshold filtering."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.samplers.checks import check_pool
+
+
+def top_fraction_counts(
+    scores: ArrayLike, uids: NDArray[np.void], fraction: float, keep_ties: bool = False
+) -> NDArray[np.int32]:
+    """1 for each example of the top fraction, 0 for the others.
+
+    Exactly n = int(fraction * M) examples are kept; of those that share the last score, the ones
+    with the smallest uids.
+
+    Args:
+        scores: finite floats [M].
+        uids: `u8,u8` array [M].
+        fraction: in (0, 1].
+        keep_ties: DataComp's rule instead (`clip_score`): the threshold is the score at rank n,
+            counted from 0, and everything at least as high is kept: n + 1 examples or more.
+
+    Returns:
+        int32 array [M] of 0 and 1.
+
+    Raises:
+        InputError: an argument is out of its range, or the fraction keeps nothing.
+    """
+    scores, uids = check_pool(scores, uids)
+    if not 0 < fraction <= 1:
+        raise InputError(f"fraction is {fraction}, wanted more than 0 and at most 1")
+    number = int(fraction * len(scores))
+    if keep_ties:
+        number = min(number + 1, len(scores))
+    if number == 0:
+        raise InputError(
+            f"fraction {fraction} of {len(scores):,} examples keeps none: raise --fraction"
+        )
+    threshold = np.partition(scores, len(scores) - number)[len(scores) - number]
+    if keep_ties:
+        return np.asarray(scores >= threshold, np.int32)
+    kept = scores > threshold
+    tied = np.flatnonzero(scores == threshold)
+    order = np.lexsort((uids["f1"][tied], uids["f0"][tied]))
+    kept[tied[order[: number - np.count_nonzero(kept)]]] = True
+    return np.asarray(kept, np.int32)

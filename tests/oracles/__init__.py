@@ -1,0 +1,1 @@
+"""Slow, obvious versions to compare with: written from the papers, sharing no code with us."""

@@ -1,8 +1,9 @@
-"""From the flags to a score for each example, method by method."""
+"""From the flags to what scores the examples, method by method."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,39 +11,42 @@ from numpy.typing import NDArray
 from baselines_plugin.columns import Columns
 from datacomp_flyt import mixing
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.subset import check_save_path
+from datacomp_flyt.mixing.published import PUBLISHED_COLUMNS
+
+Scored = tuple[NDArray[np.floating], mixing.LinearMixingModel | None]
+"""Scores [M], NaN for examples to leave out, and the mixing model that made them, if one did."""
+
+Scorer = Callable[[Columns], Scored]
+"""From the columns at hand to scores. Each function below makes one of the flags."""
 
 
-def one_column(args: argparse.Namespace, columns: Columns) -> NDArray[np.floating]:
+def one_column(args: argparse.Namespace) -> Scorer:
     """The column `--score` as it is."""
     if args.score is None:
         raise InputError(
             f"--name {args.name} wants --score COLUMN, such as clip_l14_similarity_score"
         )
-    return next(columns.read(columns.find([args.score])))
+    return lambda columns: (next(columns.read(columns.find([args.score]))), None)
 
 
-def m_flyt(args: argparse.Namespace, columns: Columns) -> NDArray[np.floating]:
+def m_flyt(args: argparse.Namespace) -> Scorer:
     """M-FLYT's linear mixing model."""
     if args.scoring_model is None:
         raise InputError("--name m_flyt wants --scoring_model: 'paper' or a file")
-    return _mix(mixing.load_mixing_model(args.scoring_model), args, columns)
+    return _mix(args, mixing.load_mixing_model(args.scoring_model))
 
 
-def plain_sum(args: argparse.Namespace, columns: Columns) -> NDArray[np.floating]:
+def plain_sum(args: argparse.Namespace) -> Scorer:
     """Sum of raw columns."""
-    model = mixing.sum_of(args.score_columns) if args.score_columns else mixing.sum_of()
-    return _mix(model, args, columns)
+    return _mix(args, mixing.sum_of(args.score_columns or PUBLISHED_COLUMNS))
 
 
-def standardized_sum(args: argparse.Namespace, columns: Columns) -> NDArray[np.floating]:
+def standardized_sum(args: argparse.Namespace) -> Scorer:
     """Sum of standardised columns."""
-    chosen = args.score_columns
-    model = mixing.standardized_sum(chosen) if chosen else mixing.standardized_sum()
-    return _mix(model, args, columns)
+    return _mix(args, mixing.standardized_sum(args.score_columns or PUBLISHED_COLUMNS))
 
 
-def in_weighted_sum(args: argparse.Namespace, columns: Columns) -> NDArray[np.floating]:
+def in_weighted_sum(args: argparse.Namespace) -> Scorer:
     """Sum of standardised columns weighted by ImageNet accuracy."""
     accuracies = None
     if args.imagenet_accuracies:
@@ -55,23 +59,18 @@ def in_weighted_sum(args: argparse.Namespace, columns: Columns) -> NDArray[np.fl
                 "COLUMN=VALUE pairs, such as DFN-FT=0.342"
             ) from None
     ratio = 8.0 if args.weight_ratio is None else args.weight_ratio
-    return _mix(mixing.in_weighted_sum(ratio, accuracies), args, columns)
+    return _mix(args, mixing.in_weighted_sum(ratio, accuracies))
 
 
-def _mix(
-    model: mixing.LinearMixingModel, args: argparse.Namespace, columns: Columns
-) -> NDArray[np.float64]:
-    there = columns.find(model.columns, args.allow_missing_scores)
-    model = model.restricted_to(there)
-    save_to = args.save_scoring_model
-    path = check_save_path(save_to, "--save_scoring_model") if save_to else None
-    scores, model = mixing.mix(model, columns.read(model.columns), columns.num_workers)
-    for number, column in enumerate(model.columns):
-        line = f"  {model.weights[number]:+7.3f}  {column}"
-        if model.means is not None and model.stds is not None:
-            line += f"  (mean {model.means[number]:.6g}, std {model.stds[number]:.6g})"
-        print(line)
-    if path is not None:
-        mixing.save_mixing_model(model, path)
-        print(f"saved the mixing model as {path}")
-    return scores
+def _mix(args: argparse.Namespace, wanted: mixing.LinearMixingModel) -> Scorer:
+    def score(columns: Columns) -> Scored:
+        model = wanted.restricted_to(columns.find(wanted.columns, args.allow_missing_scores))
+        scores, model = mixing.mix(model, columns.read(model.columns), columns.num_workers)
+        for number, column in enumerate(model.columns):
+            line = f"  {model.weights[number]:+7.3f}  {column}"
+            if model.means is not None and model.stds is not None:
+                line += f"  (mean {model.means[number]:.6g}, std {model.stds[number]:.6g})"
+            print(line)
+        return scores, model
+
+    return score

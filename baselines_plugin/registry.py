@@ -6,11 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from baselines_plugin import methods
-from baselines_plugin.columns import Columns
 
 
 @dataclass(frozen=True)
@@ -20,15 +16,14 @@ class Method:
     Attributes:
         name: of `--name`.
         help: what it does, in a clause.
-        score: from the flags and the columns at hand to a score [M] for each example, NaN for
-            those to leave out.
+        make_scorer: from the flags to what scores the examples; checks the flags.
         flags: those of our flags, beyond the ones of all methods, that it reads.
         sampling: its sampling, where `--sampling` is not free.
     """
 
     name: str
     help: str
-    score: Callable[[argparse.Namespace, Columns], NDArray[np.floating]]
+    make_scorer: Callable[[argparse.Namespace], methods.Scorer]
     flags: tuple[str, ...]
     sampling: str | None = None
 

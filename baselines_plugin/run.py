@@ -15,6 +15,7 @@ from baselines_plugin.columns import Columns
 from baselines_plugin.registry import METHODS, Method
 from baselines_plugin.sampling import SAMPLINGS
 from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.mixing import save_mixing_model
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import atomic_write, check_save_path, describe_counts, write_subset
 from datacomp_flyt.pool.uids import encode_uids
@@ -43,8 +44,14 @@ def run(method: Method, args: argparse.Namespace) -> None:
         InputError: something given is wrong; no file is written then.
     """
     sampling = _check_flags(method, args)
+    scorer, sampler = method.make_scorer(args), SAMPLINGS[sampling][0](args)
     save_path = check_save_path(args.save_path, "--save_path")
     scores_path = check_save_path(args.save_scores, "--save_scores") if args.save_scores else None
+    model_path = (
+        check_save_path(args.save_scoring_model, "--save_scoring_model")
+        if args.save_scoring_model
+        else None
+    )
 
     print(f"running: {args.name}")
     pool = read_pool(args.metadata_dir, args.num_workers)
@@ -57,18 +64,21 @@ def run(method: Method, args: argparse.Namespace) -> None:
         args.allow_partial_scores,
         args.drop_nonfinite,
     )
-    scores, uids = method.score(args, columns), pool.uids
+    scores, model = scorer(columns)
+    uids = pool.uids
     del pool, columns
     scored = ~np.isnan(scores)
     if not scored.all():
         print(f"leaving out {np.count_nonzero(~scored):,} examples without a score")
         scores, uids = scores[scored], uids[scored]
     del scored
-    sampler, _ = SAMPLINGS[sampling]
-    counts = sampler(args, scores, uids)
+    counts = sampler(scores, uids)
     if scores_path is not None:
         _write_scores(scores_path, uids, scores, args.name)
         print(f"saved the scores as {scores_path}")
+    if model_path is not None and model is not None:
+        save_mixing_model(model, model_path)
+        print(f"saved the mixing model as {model_path}")
     del scores
 
     write_subset(save_path, uids, counts)
@@ -89,7 +99,8 @@ def _check_flags(method: Method, args: argparse.Namespace) -> str:
     if method.sampling is None:
         read.add("save_scoring_model")
     for flag in sorted(_METHOD_FLAGS | _SAMPLING_FLAGS | _HOST_ONLY_FLAGS | {"save_scoring_model"}):
-        if flag not in read and getattr(args, flag, None) not in (None, False):
+        value = getattr(args, flag, None)
+        if flag not in read and value is not None and value is not False:
             raise InputError(
                 f"--{flag} has no meaning for --name {method.name} with sampling {sampling}: "
                 "leave it out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,54 +18,64 @@ from datacomp_flyt.samplers import (
 )
 from datacomp_flyt.samplers.scales import SCALES
 
-Scores = NDArray[np.floating]
-Uids = NDArray[np.void]
 Counts = NDArray[np.int32]
+Sampler = Callable[[NDArray[np.floating], NDArray[np.void]], Counts]
+"""From scores [M] and uids [M] to how often each example is drawn [M]."""
 
 
-def _scs(args: argparse.Namespace, scores: Scores, uids: Uids) -> Counts:
+def _scs(args: argparse.Namespace) -> Sampler:
     scale = SCALES.get(args.scale)
-    penalty, batch_size = args.repetition_penalty, args.sampling_batch_size
+    penalty, num_samples = args.repetition_penalty, _num_samples(args)
     if penalty is None:
         if scale is None:
             raise InputError("scs wants --repetition_penalty, or --scale for the paper's")
         penalty = scale.repetition_penalty
-    if batch_size is None:
-        batch_size = scale.sampling_batch_size if scale else 1
-        if batch_size > len(scores):
-            print(
-                f"--scale {args.scale} samples {batch_size:,} different examples at once and the "
-                f"pool has {len(scores):,}: sampling one at a time, which that approximates"
-            )
-            batch_size = 1
-    num_samples = _num_samples(args)
-    print(f"soft cap sampling: {num_samples:,} draws, alpha {penalty}, G {batch_size:,}")
-    return soft_cap_counts(
-        scores, uids, num_samples, penalty, args.seed, batch_size, num_workers=args.num_workers
-    )
+
+    def sample(scores: NDArray[np.floating], uids: NDArray[np.void]) -> Counts:
+        batch_size = args.sampling_batch_size
+        if batch_size is None:
+            batch_size = scale.sampling_batch_size if scale else 1
+            if batch_size > len(scores):
+                print(
+                    f"--scale {args.scale} samples {batch_size:,} different examples at once and "
+                    f"there are {len(scores):,}: sampling one at a time, which that approximates"
+                )
+                batch_size = 1
+        print(f"soft cap sampling: {num_samples:,} draws, alpha {penalty}, G {batch_size:,}")
+        return soft_cap_counts(
+            scores, uids, num_samples, penalty, args.seed, batch_size, num_workers=args.num_workers
+        )
+
+    return sample
 
 
-def _hcs(args: argparse.Namespace, scores: Scores, uids: Uids) -> Counts:
+def _hcs(args: argparse.Namespace) -> Sampler:
     if args.frequency_limit is None:
         raise InputError("hcs wants --frequency_limit (the paper tried 5 to 25)")
-    return hard_cap_counts(
-        scores,
-        uids,
-        _num_samples(args),
-        args.frequency_limit,
-        args.seed,
+    return partial(
+        hard_cap_counts,
+        num_samples=_num_samples(args),
+        frequency_limit=args.frequency_limit,
+        seed=args.seed,
         num_workers=args.num_workers,
     )
 
 
-def _no_cap(args: argparse.Namespace, scores: Scores, uids: Uids) -> Counts:
-    return no_cap_counts(scores, uids, _num_samples(args), args.seed, num_workers=args.num_workers)
+def _no_cap(args: argparse.Namespace) -> Sampler:
+    return partial(
+        no_cap_counts,
+        num_samples=_num_samples(args),
+        seed=args.seed,
+        num_workers=args.num_workers,
+    )
 
 
-def _top_fraction(args: argparse.Namespace, scores: Scores, uids: Uids) -> Counts:
+def _top_fraction(args: argparse.Namespace) -> Sampler:
     if args.fraction is None:
         raise InputError("top_fraction wants --fraction (the paper's is 0.2)")
-    return top_fraction_counts(scores, uids, args.fraction, args.keep_ties)
+    if not 0 < args.fraction <= 1:
+        raise InputError(f"--fraction is {args.fraction}, wanted more than 0 and at most 1")
+    return partial(top_fraction_counts, fraction=args.fraction, keep_ties=args.keep_ties)
 
 
 def _num_samples(args: argparse.Namespace) -> int:
@@ -75,11 +86,10 @@ def _num_samples(args: argparse.Namespace) -> int:
     return SCALES[args.scale].num_samples
 
 
-Sampler = Callable[[argparse.Namespace, Scores, Uids], Counts]
-SAMPLINGS: dict[str, tuple[Sampler, tuple[str, ...]]] = {
+SAMPLINGS: dict[str, tuple[Callable[[argparse.Namespace], Sampler], tuple[str, ...]]] = {
     "scs": (_scs, ("scale", "num_samples", "repetition_penalty", "sampling_batch_size")),
     "hcs": (_hcs, ("scale", "num_samples", "frequency_limit")),
     "no_cap": (_no_cap, ("scale", "num_samples")),
     "top_fraction": (_top_fraction, ("scale", "fraction", "keep_ties")),
 }
-"""By the name of `--sampling`: the sampler, and the flags of sampling that it reads."""
+"""By the name of `--sampling`: what makes the sampler of the flags, and the flags that it reads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from datacomp_flyt.errors import InputError
@@ -29,9 +30,10 @@ def in_weighted_sum(
     low, high = min(accuracies.values()), max(accuracies.values())
     if not 1 < ratio < float("inf"):
         raise InputError(f"--weight_ratio is {ratio}, wanted more than 1")
-    if not low < high:
+    if not all(math.isfinite(value) for value in accuracies.values()) or not low < high:
         raise InputError(
-            "--imagenet_accuracies are all equal, so they weigh nothing: use standardized_sum"
+            f"--imagenet_accuracies {list(accuracies.values())} weigh nothing: wanted finite "
+            "numbers, not all equal, or use standardized_sum"
         )
     weights = [(value - low) / (high - low) + 1 / (ratio - 1) for value in accuracies.values()]
     return LinearMixingModel(tuple(accuracies), tuple(weights))

@@ -22,6 +22,8 @@ from datacomp_flyt.pool.subset import atomic_write
 PAPER_MODEL = LinearMixingModel(PUBLISHED_COLUMNS, tuple(s.weight for s in PUBLISHED_SCORES))
 """Table 2; the statistics are those of the pool at hand."""
 
+_METADATA = "datacomp_flyt linear mixing model"
+
 
 def load_mixing_model(source: str) -> LinearMixingModel:
     """Load a linear mixing model.
@@ -51,11 +53,8 @@ def save_mixing_model(model: LinearMixingModel, path: Path) -> None:
     tensors = {"weights": np.array(model.weights), "bias": np.array(model.bias)}
     if model.means is not None and model.stds is not None:
         tensors |= {"means": np.array(model.means), "stds": np.array(model.stds)}
-    metadata = {
-        "format": "datacomp_flyt linear mixing model",
-        "columns": json.dumps(model.columns),
-        "standardize": json.dumps(model.standardize),
-    }
+    # one entry, since safetensors writes several in any order
+    metadata = {_METADATA: json.dumps({"columns": model.columns, "standardize": model.standardize})}
     with atomic_write(path) as file:
         file.write(save(tensors, metadata))
 
@@ -63,9 +62,9 @@ def save_mixing_model(model: LinearMixingModel, path: Path) -> None:
 def _load_safetensors(path: Path) -> LinearMixingModel:
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {})[_METADATA])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        columns = tuple(json.loads(metadata["columns"]))
+        columns = tuple(str(column) for column in metadata["columns"])
         k = len(columns)
         values = {
             name: tuple(float(value) for value in tensors[name].reshape(-1))
@@ -74,17 +73,21 @@ def _load_safetensors(path: Path) -> LinearMixingModel:
         }
         if not k or any(len(value) != k for value in values.values()):
             raise InputError(f"{path} has {k} column names and other numbers of weights")
-        if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
-            raise InputError(f"{path} holds weights that are not finite: train it again")
+        if not all(np.isfinite(tensor).all() for tensor in tensors.values()) or any(
+            std <= 0 for std in values.get("stds", ())
+        ):
+            raise InputError(f"{path} holds numbers that are not finite, or a std of 0")
         return LinearMixingModel(
             columns,
             values["weights"],
             float(tensors["bias"].reshape(())),
-            json.loads(metadata["standardize"]),
+            bool(metadata["standardize"]),
             values.get("means"),
             values.get("stds"),
         )
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except InputError:
+        raise
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a mixing model of datacomp_flyt ({error!r})") from None
 
 

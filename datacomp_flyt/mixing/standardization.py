@@ -25,7 +25,7 @@ def mean_and_std(
     def total(center: float, power: int) -> tuple[float, int]:
         def part(block: slice) -> tuple[float, int]:
             finite = values[block].astype(np.float64)
-            if math.isnan(finite.sum()):
+            if not math.isfinite(finite.sum()):
                 finite = finite[np.isfinite(finite)]
             finite -= center
             return float((finite**power).sum()), len(finite)

@@ -7,6 +7,7 @@ state dict of plain tensors needs, and refuses the rest.
 
 from __future__ import annotations
 
+import math
 import pickletools
 import zipfile
 from pathlib import Path
@@ -52,14 +53,17 @@ def read_torch_file(path: Path) -> dict[str, NDArray[Any]]:
             if len(pickles) != 1:
                 raise TorchFileError("it is a zip file without torch's data.pkl")
             folder = pickles[0].removesuffix("data.pkl")
+            order = f"{folder}byteorder"
+            if order in archive.namelist() and archive.read(order) != b"little":
+                raise TorchFileError("its numbers are not little-endian")
             content = _interpret(archive.read(pickles[0]), archive, folder)
     except (zipfile.BadZipFile, OSError) as error:
         raise TorchFileError(
             f"it is not a torch.save file of torch 1.6 or later ({error})"
         ) from None
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, TorchFileError):
-            raise
+    except TorchFileError:
+        raise
+    except Exception as error:  # whatever a mangled program makes the few lines below do
         raise TorchFileError(f"it is damaged ({error!r})") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -74,7 +78,7 @@ def _interpret(program: bytes, archive: zipfile.ZipFile, folder: str) -> Any:
     memo: dict[int, Any] = {}
 
     def pop_to_mark() -> list[Any]:
-        start = len(stack) - 1 - stack[::-1].index(_MARK)
+        start = max(place for place, item in enumerate(stack) if item is _MARK)
         items = stack[start + 1 :]
         del stack[start:]
         return items
@@ -132,9 +136,12 @@ def _build(function: _Global, arguments: Any, archive: zipfile.ZipFile, folder: 
         raise TorchFileError(f"it would call {function.name.replace(' ', '.')}")
     storage, offset, shape, strides, *_ = arguments
     values = np.frombuffer(archive.read(f"{folder}data/{storage.key}"), storage.dtype)
-    if any(size < 0 for size in (offset, *shape, *strides)) or offset + sum(
-        (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
-    ) >= max(len(values), 1):
+    last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+    if (
+        any(number < 0 for number in (offset, *shape, *strides))
+        or last >= max(len(values), 1)
+        or math.prod(shape) > len(values)
+    ):
         raise TorchFileError("a tensor reaches beyond its storage")
     strides = [stride * values.itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(values[offset:], shape, strides).copy()

@@ -178,15 +178,29 @@ def _positions(
         high, low = part["f0"][order], part["f1"][order]
         places = np.searchsorted(pool_high, high)
         np.minimum(places, len(pool_uids) - 1, out=places)
-        while True:
-            behind = (pool_high[places] == high) & (pool_low[places] < low)
-            behind &= places < len(pool_uids) - 1
-            if not behind.any():
-                break
-            places[behind] += 1
+        behind = np.flatnonzero((pool_high[places] == high) & (pool_low[places] < low))
+        if len(behind):  # first halves that several uids share
+            places[behind] = _bisect(pool_high, pool_low, high[behind], low[behind])
         there = (pool_high[places] == high) & (pool_low[places] == low)
         positions[start : start + len(part)][order] = np.where(there, places, -1)
     return positions
+
+
+def _bisect(
+    pool_high: NDArray[np.uint64],
+    pool_low: NDArray[np.uint64],
+    high: NDArray[np.uint64],
+    low: NDArray[np.uint64],
+) -> NDArray[np.intp]:
+    """Places of the pairs (high, low) in the sorted pool, or of what stands where they would."""
+    first = np.searchsorted(pool_high, high, "left")
+    last = np.searchsorted(pool_high, high, "right")
+    while (first < last).any():
+        middle = (first + last) // 2
+        below = (first < last) & (pool_low[np.minimum(middle, len(pool_low) - 1)] < low)
+        last = np.where(below, last, np.where(first < last, middle, last))
+        first = np.where(below, middle + 1, first)
+    return np.minimum(first, len(pool_high) - 1)
 
 
 def _first_repeated(shards: list[ParquetShard], positions: list[Positions], pool: Pool) -> str:

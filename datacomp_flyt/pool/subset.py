@@ -35,16 +35,27 @@ def check_save_path(path: str | Path, flag: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{flag} {path}: its folder cannot be made ({error.strerror})") from None
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise InputError(f"{flag} {path} cannot be written: choose another place")
+    try:
+        tempfile.TemporaryFile(dir=path.parent, prefix=f".{path.name}.").close()
+    except OSError as error:
+        raise InputError(
+            f"{flag} {path} cannot be written ({error.strerror}): choose another place"
+        ) from None
+    if path.exists() and not os.access(path, os.W_OK):
+        raise InputError(f"{flag} {path} is write-protected: choose another place")
     return path
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside `path` that takes its place, whole and synced, when the block ends well."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """A file beside `path` that takes its place, whole and synced, when the block ends well.
+
+    Raises:
+        InputError: the disk is full, or the place cannot be written.
+    """
+    name = None
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
@@ -53,9 +64,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)
         os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        name = None
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
+    finally:
+        if name is not None:
+            os.unlink(name)
 
 
 def write_subset(
@@ -103,11 +117,11 @@ def check_subset(
         InputError: the file is not there or not a .npy array.
     """
     try:
-        subset = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        subset = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # numpy's header parser raises half a dozen kinds
         raise InputError(f"{path} cannot be read as .npy ({error}): write it again") from None
     report = SubsetReport()
-    if not isinstance(subset, np.ndarray) or subset.dtype != UID_DTYPE or subset.ndim != 1:
+    if subset.dtype != UID_DTYPE or subset.ndim != 1:
         kind = f"dtype {subset.dtype}, shape {subset.shape}"
         report.problems.append(f"has {kind}, wanted dtype 'u8,u8' and one dimension")
         return report

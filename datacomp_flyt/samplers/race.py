@@ -15,7 +15,7 @@ with R = sum_{j<=k} E_j exp(alpha * (j - k)), which neither over- nor underflows
     log T = log R + alpha * k - s,      R <- R * exp(-alpha) + E_k.
 
 Every example is simulated alone; all that they share is the time of the N-th ring. A sample of
-the pool, chosen by hash, brackets that time; one pass over the pool counts rings before the
+the pool brackets that time; one pass over the pool counts rings before the
 bracket and collects those inside it, and the exact N-th is picked among the collected. The
 bracket decides speed, never the result.
 """
@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -35,13 +35,14 @@ from numpy.typing import NDArray
 from datacomp_flyt.engines.threads import blocks, map_threads
 from datacomp_flyt.samplers.clocks import exponentials, stream_keys
 
-BLOCK = 1 << 16  # examples whose working arrays nearly fit a core's cache
-_SAMPLE = 1 << 15  # examples that bracket the time of the N-th ring
+BLOCK = 1 << 18  # examples at once: smaller fits caches, larger leaves threads alone for longer
+_SAMPLE = 1 << 14  # examples that bracket the time of the N-th ring
 _INSIDE = 1 << 16  # rings that are cheap to collect
-_FEW, _SOON = 8, 16  # clocks left, and ring, from which on to follow one after the other
+_FEW = 1 << 11  # clocks at or below which many rings at once are simulated
+_MOST_AHEAD = 1 << 15  # that many, at most, for all of them together
 
 _EARLIEST = 37.0  # no clock rings before log time -_EARLIEST - s: the variates are above exp(-37)
-_MOST = np.finfo(np.float64).max
+_MOST = float(np.finfo(np.float64).max)
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -59,8 +60,36 @@ class Clocks:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, part: slice | NDArray[np.bool_]) -> Clocks:
+    def __getitem__(self, part: slice) -> Clocks:
         return Clocks(self.log_rates[part], self.keys[part], self.penalty, self.limit)
+
+
+@dataclass(frozen=True)
+class ClockPool:
+    """All examples of a pool as clocks, made part by part. Log rates count from `origin`."""
+
+    scores: NDArray[np.floating]
+    uids: NDArray[np.void]
+    penalty: float
+    limit: int
+    seed: int
+    origin: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, part: slice) -> Clocks:
+        log_rates = np.ascontiguousarray(self.scores[part], np.float64)
+        if self.origin:
+            with np.errstate(over="ignore"):
+                log_rates = log_rates - self.origin
+            np.clip(log_rates, -_MOST, _MOST, out=log_rates)
+        keys = stream_keys(np.ascontiguousarray(self.uids[part]), self.seed)
+        return Clocks(log_rates, keys, self.penalty, self.limit)
+
+    def sample(self) -> Clocks:
+        """Every so manieth example; all, where the pool is hardly larger than a sample."""
+        return self[slice(0, None, max(len(self) // _SAMPLE, 1))]
 
 
 @dataclass(frozen=True)
@@ -133,62 +162,20 @@ def race_counts(
         int32 array [M] that sums to `num_samples`.
     """
     limit = min(frequency_limit or num_samples, num_samples)
-    clocks_of = clocks_of_pool(scores, uids, repetition_penalty, limit, seed)
-    sample = sample_clocks(clocks_of, len(scores), num_workers)
-    if len(sample) < len(scores):
-        expected = num_samples * len(sample) / len(scores)
+    pool = ClockPool(scores, uids, repetition_penalty, limit, seed)
+    sample = pool.sample()
+    if len(sample) < len(pool):
+        expected = num_samples * len(sample) / len(pool)
         low, _ = search_log_time(sample, 0.9 * expected, 0.95 * expected)
         _, high = search_log_time(sample, 1.05 * expected, 1.1 * expected)
-        most_inside = num_samples // 2 + _INSIDE
         with contextlib.suppress(_Missed):
-            return _race(clocks_of, uids, num_samples, low, high, most_inside, num_workers)
+            return _race(pool, num_samples, low, high, num_samples // 2 + _INSIDE, num_workers)
+        sample = pool[slice(0, len(pool))]
     # a small pool, or one whose mass sits in so few examples that the sample missed them
-    pool = clocks_of(slice(0, len(scores)))
     width = max(_INSIDE, num_samples // 8)
-    low, _ = search_log_time(pool, num_samples - width, num_samples)
-    _, high = search_log_time(pool, num_samples, num_samples + width)
-    most_inside = num_samples * len(scores)
-    return _race(pool.__getitem__, uids, num_samples, low, high, most_inside, num_workers)
-
-
-def clocks_of_pool(
-    scores: NDArray[np.floating],
-    uids: NDArray[np.void],
-    penalty: float,
-    limit: int,
-    seed: int,
-    origin: float = 0.0,
-) -> Callable[[slice], Clocks]:
-    """Makes the clocks of any part of a pool, log rates counted from `origin`."""
-
-    def clocks_of(part: slice) -> Clocks:
-        log_rates = scores[part].astype(np.float64, copy=False)
-        if origin:
-            with np.errstate(over="ignore"):
-                log_rates = log_rates - origin
-            np.clip(log_rates, -_MOST, _MOST, out=log_rates)
-        return Clocks(log_rates, stream_keys(uids[part], seed), penalty, limit)
-
-    return clocks_of
-
-
-def sample_clocks(clocks_of: Callable[[slice], Clocks], length: int, num_workers: int) -> Clocks:
-    """Some of the pool, chosen by stream key alone: no order or split changes it.
-
-    A pool that is hardly larger than the sample is taken whole.
-    """
-    if length < 2 * _SAMPLE:
-        return clocks_of(slice(0, length))
-    ceiling = np.uint64(_SAMPLE / length * 2.0**64)
-
-    def pick(block: slice) -> Clocks:
-        clocks = clocks_of(block)
-        return clocks[clocks.keys < ceiling]
-
-    parts = map_threads(pick, blocks(length, BLOCK), num_workers)
-    log_rates = np.concatenate([part.log_rates for part in parts])
-    keys = np.concatenate([part.keys for part in parts])
-    return Clocks(log_rates, keys, parts[0].penalty, parts[0].limit)
+    low, _ = search_log_time(sample, num_samples - width, num_samples)
+    _, high = search_log_time(sample, num_samples, num_samples + width)
+    return _race(pool, num_samples, low, high, num_samples * len(pool), num_workers)
 
 
 def search_log_time(clocks: Clocks, at_least: float, at_most: float) -> tuple[float, float]:
@@ -210,8 +197,9 @@ def search_log_time(clocks: Clocks, at_least: float, at_most: float) -> tuple[fl
     if at_least <= 0:
         return -math.inf, -math.inf
     each = at_least / len(clocks)
-    guess = math.log(each) + clocks.penalty * each - float(clocks.log_rates.max())
-    low, high, step, rung = -math.inf, guess, 0.5, -1
+    typical = float(np.partition(clocks.log_rates, len(clocks) // 2)[len(clocks) // 2])
+    low, step, rung = -_EARLIEST - float(clocks.log_rates.max()), 0.5, -1
+    high = max(math.log(each) + clocks.penalty * each - typical, low)
     while (rings := count(high)) < at_least:
         later = clocks.log_rates[clocks.log_rates < -_EARLIEST - high - step]
         if len(later) and rings == rung:  # nothing rings here: on to the next clock to wake
@@ -219,36 +207,38 @@ def search_log_time(clocks: Clocks, at_least: float, at_most: float) -> tuple[fl
         else:
             low, high, step = high, high + step, 2 * step
         rung = rings
+    near = step == 0.5  # the guess was late: by little, as a rule
     while rings > at_most:
-        middle = low / 2 + high / 2
-        if low == -math.inf:
-            middle = min(high - step, math.nextafter(high, low))
+        middle = high - step if near and low < high - step else _between(low, high)
         if not low < middle < high:
             return low, high
-        step *= 2
+        step, near = 2 * step, near and step < 64
         if (fewer := count(middle)) < at_least:
-            low = middle
+            low, near = middle, False
         else:
             high, rings = middle, fewer
     return high, high
 
 
+def _between(low: float, high: float) -> float:
+    """The middle of two floats; of distant ones on the scale of sign(x) * log(1 + |x|)."""
+    if high / 2 - low / 2 < 64:
+        return low / 2 + high / 2
+    ends = [math.copysign(math.log1p(abs(end)), end) for end in (low, high)]
+    middle = (ends[0] + ends[1]) / 2
+    return math.copysign(math.expm1(abs(middle)), middle)
+
+
 def _race(
-    clocks_of: Callable[[slice], Clocks],
-    uids: NDArray[np.void],
-    num_samples: int,
-    low: float,
-    high: float,
-    most_inside: int,
-    num_workers: int,
+    pool: ClockPool, num_samples: int, low: float, high: float, most_inside: int, num_workers: int
 ) -> NDArray[np.int32]:
     """Counts [M] of the `num_samples` earliest rings, the last of which is in (low, high]."""
-    counts = np.zeros(len(uids), np.int32)
+    counts = np.zeros(len(pool), np.int32)
     below, inside, lock = 0, 0, threading.Lock()
 
     def run(block: slice) -> Rings:
         nonlocal below, inside
-        counts[block], rings = _ring(clocks_of(block), low, high, num_samples + most_inside)
+        counts[block], rings = _ring(pool[block], low, high, num_samples + most_inside)
         rings.examples[:] += block.start
         with lock:
             below += int(counts[block].sum())
@@ -257,20 +247,19 @@ def _race(
                 raise _Missed
         return rings
 
-    progress = "drawing" if len(uids) > 256 * BLOCK else None
-    parts = map_threads(run, blocks(len(uids), BLOCK), num_workers, progress, "block")
+    progress = "drawing" if len(pool) > 512 * BLOCK else None
+    parts = map_threads(run, blocks(len(pool), BLOCK), num_workers, progress, "block")
     if below + inside < num_samples:
         raise _Missed
     rings = Rings.concatenate(parts)
-    drawn, times = np.unique(rings.earliest(num_samples - below, uids), return_counts=True)
-    counts[drawn] += times.astype(np.int32)
+    np.add.at(counts, rings.earliest(num_samples - below, pool.uids), 1)
     return counts
 
 
 def _ring(
     clocks: Clocks, low: float, high: float, stop_after: float
 ) -> tuple[NDArray[np.int32], Rings]:
-    """Rings of a chunk of clocks: how many by log time `low` [m], and each one in (low, high].
+    """Rings of a block of clocks: how many by log time `low` [m], and each one in (low, high].
 
     Gives up, with more than `stop_after` rings, once there are that many.
     """
@@ -279,62 +268,69 @@ def _ring(
     examples, log_rates, keys = np.arange(len(clocks)), clocks.log_rates, clocks.keys
     residuals, decay = exponentials(keys, 0), math.exp(-clocks.penalty)
     number, total = 0, 0
-    while (
-        (len(examples) > _FEW or len(examples) > 0 and number < _SOON)
-        and number < clocks.limit
-        and total <= stop_after
-    ):
+    while len(examples) > _FEW and number < clocks.limit:
         log_residuals = np.log(residuals)
         log_residuals += clocks.penalty * number
         log_times = log_residuals - log_rates
         ringing = np.flatnonzero(log_times <= high)
         if len(ringing) < len(examples):
-            examples, log_rates, keys = examples[ringing], log_rates[ringing], keys[ringing]
-            residuals, log_residuals = residuals[ringing], log_residuals[ringing]
-            log_times = log_times[ringing]
-        early = log_times <= low
-        counts[examples] += early
-        if low < high:
-            late = ~early
-            inside.append(Rings.of(log_residuals[late], log_rates[late], examples[late]))
-        total += len(examples)
+            examples, log_rates = examples.take(ringing), log_rates.take(ringing)
+            keys, residuals = keys.take(ringing), residuals.take(ringing)
+            log_times = log_times.take(ringing)
+        late = np.flatnonzero(log_times > low)
+        if len(late):
+            log_residuals = log_residuals[ringing[late]]
+            inside.append(Rings.of(log_residuals, log_rates[late], examples[late]))
+            counts[examples[log_times <= low]] += 1
+        else:
+            counts[examples] += 1
         number += 1
+        total += len(examples)
+        if total > stop_after:
+            return counts, Rings.concatenate(inside)
         residuals *= decay
         residuals += exponentials(keys, number)
-    if total > stop_after:
-        return counts, Rings.concatenate(inside)
-    for example, residual in zip(examples.tolist(), residuals.tolist(), strict=True):
-        clock = clocks[example : example + 1]
-        for log_residuals in _ring_alone(clock, number, residual, high):
-            early = log_residuals - clock.log_rates <= low
-            counts[example] += np.count_nonzero(early)
-            rings = log_residuals[~early]
-            if low < high and len(rings):
-                inside.append(Rings.of(rings, clock.log_rates, np.full(len(rings), example)))
-            total += len(log_residuals)
-            if total > stop_after:
-                break
+    ahead = 4
+    while len(examples) and number < clocks.limit and total <= stop_after:
+        few = Clocks(log_rates, keys, clocks.penalty, clocks.limit)
+        log_residuals, following = _rings_ahead(few, residuals, number, ahead)
+        ahead = 2 * ahead
+        log_times = log_residuals - log_rates
+        ringing = np.logical_and.accumulate(log_times <= high)
+        early = ringing & (log_times <= low)
+        counts[examples] += early.sum(axis=0, dtype=np.int32)
+        numbers, columns = np.nonzero(ringing ^ early)
+        if len(numbers):
+            rings = Rings.of(log_residuals[numbers, columns], log_rates[columns], examples[columns])
+            inside.append(rings)
+        total += int(np.count_nonzero(ringing))
+        number += len(log_residuals)
+        left = np.flatnonzero(ringing[-1])
+        examples, log_rates, keys = examples[left], log_rates[left], keys[left]
+        residuals = following[left]
     return counts, Rings.concatenate(inside)
 
 
-def _ring_alone(clock: Clocks, number: int, residual: float, high: float) -> Iterator[Floats]:
-    """log R + alpha * k of the rings of one clock up to log time `high`, from ring `number` on.
+def _rings_ahead(
+    clocks: Clocks, residuals: Floats, number: int, ahead: int
+) -> tuple[Floats, Floats]:
+    """The next `ahead` rings of few clocks that have rung `number` times and have residuals R.
 
-    Python's floats round as NumPy's do, so following a clock here or in `_ring` is the same.
+    Returns:
+        log R + alpha * k of their next rings [rings, clocks], and the R [clocks] after these.
     """
-    decay, size = math.exp(-clock.penalty), 32
-    while number < clock.limit:
-        numbers = np.arange(number, min(number + size, clock.limit), dtype=np.uint64)
-        later = exponentials(clock.keys, numbers[1:]).tolist()
-        residuals = list(accumulate(later, lambda r, e: r * decay + e, initial=residual))
-        log_residuals = np.log(residuals)
-        log_residuals += clock.penalty * numbers
-        ringing = log_residuals - clock.log_rates <= high
-        if not ringing.all():
-            yield log_residuals[: int(ringing.argmin())]
-            return
-        yield log_residuals
-        number += len(numbers)
-        following = exponentials(clock.keys, number)
-        residual = residuals[-1] * decay + float(following[0])
-        size = min(2 * size, 1 << 14)
+    ahead = min(ahead, max(_MOST_AHEAD // len(clocks), 4), clocks.limit - number)
+    decay = math.exp(-clocks.penalty)
+    numbers = np.arange(number, number + ahead + 1, dtype=np.uint64)[:, np.newaxis]
+    rows = exponentials(clocks.keys, numbers)
+    rows[0] = residuals
+    if len(clocks) < 16:  # Python's floats round as NumPy's do, and start faster
+        for column in range(len(clocks)):
+            steps = accumulate(rows[:, column].tolist(), lambda r, e: r * decay + e)
+            rows[:, column] = list(steps)
+    else:
+        for row in range(1, len(rows)):
+            rows[row] += rows[row - 1] * decay
+    log_residuals = np.log(rows[:-1])
+    log_residuals += clocks.penalty * numbers[:-1]
+    return log_residuals, rows[-1]

@@ -15,20 +15,19 @@ in buckets of log time, and only the buckets that are due are looked at.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from datacomp_flyt.engines.threads import blocks, map_threads
 from datacomp_flyt.samplers.clocks import exponentials
 from datacomp_flyt.samplers.race import (
     BLOCK,
+    ClockPool,
     Clocks,
     Floats,
     Rings,
-    clocks_of_pool,
-    sample_clocks,
     search_log_time,
 )
 
@@ -39,7 +38,7 @@ _TIMER = np.dtype(
     [("time", "f8"), ("log_rate", "f8"), ("key", "u8"), ("example", "i8"), ("rings", "u8")]
 )
 _RAW = np.dtype(f"V{_TIMER.itemsize}")
-_MOST = np.finfo(np.float64).max
+_MOST = float(np.finfo(np.float64).max)
 _LEAST_IN_BUCKET = 1 << 12  # rings; fewer are not worth a list entry
 
 
@@ -68,53 +67,54 @@ def round_counts(
     """
     # times are kept relative to a typical score, for a float's precision lies near zero
     origin = float(np.partition(scores, len(scores) // 2)[len(scores) // 2])
-    clocks_of = clocks_of_pool(scores, uids, repetition_penalty, num_samples, seed, origin)
-    sample = sample_clocks(clocks_of, len(scores), num_workers)
-    share = len(sample) / len(scores)
+    pool = ClockPool(scores, uids, repetition_penalty, num_samples, seed, origin)
+    sample = pool.sample()
+    share = len(sample) / len(pool)
     first_round = share * min(batch_size, num_samples)
     start, _ = search_log_time(sample, first_round / 4, first_round)
     _, stop = search_log_time(sample, share * num_samples, 1.05 * share * num_samples + 1)
-    num_buckets = min(num_samples // max(batch_size // 4, _LEAST_IN_BUCKET) + 1, 1 << 14)
+    num_buckets = min(num_samples // max(2 * batch_size, _LEAST_IN_BUCKET) + 1, 1 << 14)
 
     start = max(start, -_MOST)
     width = stop - start
     calendar = _Calendar(start, stop, num_buckets)
-    due = calendar.put(_first_timers(clocks_of, len(scores), -math.inf, stop, num_workers))
+    due = calendar.put(_first_timers(pool, -math.inf, stop, num_workers))
     drawn = 0
+    bar = tqdm(desc="drawing", total=num_samples, unit="draw", leave=False, disable=None)
     while drawn < num_samples:
         wanted = min(batch_size, num_samples - drawn)
         due = calendar.fill(due, wanted)
         while len(due) < wanted:  # rounds hold examples back: it takes longer than `sample` says
             width = min(2 * width + 1, _MOST / 2)
             beyond = calendar.beyond
-            next_first = _next_first_time(clocks_of, len(scores), stop, num_workers)
-            start = min([next_first, *(timers["time"].min() for timers in beyond)])
+            next_first = _next_first_time(pool, stop, num_workers)
+            start = min([next_first, *(float(part.view(_TIMER)["time"].min()) for part in beyond)])
             before, stop = stop, min(start + width, _MOST)
-            first = _first_timers(clocks_of, len(scores), before, stop, num_workers)
+            first = _first_timers(pool, before, stop, num_workers)
             calendar = _Calendar(start, stop, num_buckets)
             due = _concatenate([due, calendar.put(_concatenate([*beyond, first]))])
             due = calendar.fill(due, wanted)
         ringing, due = _earliest(due, wanted, repetition_penalty, uids)
         drawn += wanted
+        bar.update(wanted)
         ringing["rings"] += np.uint64(1)
         residuals = _log_residuals(ringing, repetition_penalty) - ringing["log_rate"]
         with np.errstate(over="ignore"):
             ringing["time"] = np.logaddexp(ringing["time"].max(), residuals)
         due = _concatenate([due, calendar.put(ringing)])
 
-    counts = np.zeros(len(scores), np.int32)
-    for timers in (due, *calendar.waiting()):
+    bar.close()
+    counts = np.zeros(len(pool), np.int32)
+    for timers in (due, calendar.waiting()):
         counts[timers["example"]] = timers["rings"]
     return counts
 
 
-def _first_timers(
-    clocks_of: Callable[[slice], Clocks], length: int, low: float, high: float, num_workers: int
-) -> Timers:
+def _first_timers(pool: ClockPool, low: float, high: float, num_workers: int) -> Timers:
     """Timers of the examples whose first ring is in (low, high]."""
 
     def find(block: slice) -> Timers:
-        clocks = clocks_of(block)
+        clocks = pool[block]
         times = _first_times(clocks)
         found = np.flatnonzero((times > low) & (times <= high))
         timers = np.zeros(len(found), _TIMER)
@@ -124,19 +124,17 @@ def _first_timers(
         timers["example"] = found + block.start
         return timers
 
-    return _concatenate(map_threads(find, blocks(length, BLOCK), num_workers))
+    return _concatenate(map_threads(find, blocks(len(pool), BLOCK), num_workers))
 
 
-def _next_first_time(
-    clocks_of: Callable[[slice], Clocks], length: int, low: float, num_workers: int
-) -> float:
+def _next_first_time(pool: ClockPool, low: float, num_workers: int) -> float:
     """The earliest first ring after log time `low`; infinity if there is none."""
 
     def find(block: slice) -> float:
-        times = _first_times(clocks_of(block))
+        times = _first_times(pool[block])
         return float(times.min(initial=math.inf, where=times > low))
 
-    return min(map_threads(find, blocks(length, BLOCK), num_workers))
+    return min(map_threads(find, blocks(len(pool), BLOCK), num_workers))
 
 
 def _first_times(clocks: Clocks) -> Floats:
@@ -147,7 +145,7 @@ def _first_times(clocks: Clocks) -> Floats:
 
 
 def _concatenate(parts: list[Timers]) -> Timers:
-    """As NumPy's, which compares the fields of every part to every other's."""
+    """As NumPy's, which would compare the fields of every part to every other's."""
     return np.concatenate([part.view(_RAW) for part in parts]).view(_TIMER)
 
 
@@ -178,48 +176,53 @@ def _earliest(
         )
         tied = tied[np.lexsort((names["f1"], names["f0"], since.remainders, since.log_times))]
         order = np.concatenate([np.flatnonzero(times < last), tied, np.flatnonzero(times > last)])
-    return timers[order[:number]], timers[order[number:]]
+    return timers.take(order[:number]), timers.take(order[number:])
 
 
 class _Calendar:
-    """Timers in buckets of equal width in log time from `start` to `stop`."""
+    """Timers in buckets of equal width in log time from `start` to `stop`, and those beyond."""
 
     def __init__(self, start: float, stop: float, num_buckets: int) -> None:
-        self._start, self._stop = start, stop
-        self.beyond: list[Timers] = []
-        self._buckets: list[list[Timers]] = [[] for _ in range(num_buckets)]
+        self._start, self._stop, self._num_buckets = start, stop, num_buckets
+        self._buckets: list[list[Timers]] = [[] for _ in range(num_buckets + 1)]
         self._next = 0
+
+    @property
+    def beyond(self) -> list[Timers]:
+        """Timers after `stop`."""
+        return self._buckets[-1]
 
     def put(self, timers: Timers) -> Timers:
         """Lay timers into their buckets; those whose bucket was taken out already come back."""
-        late = timers["time"] > self._stop
-        if late.any():
-            self.beyond.append(timers[late])
-            timers = timers[~late]
+        times = timers["time"].copy()
         # halves, so that no difference of two times overflows
-        scale = len(self._buckets) / (self._stop / 2 - self._start / 2 or 1.0)
-        places = (timers["time"] / 2 - self._start / 2) * scale
-        slots = np.clip(places, self._next - 1, len(self._buckets) - 1).astype(np.int16)
-        order = np.argsort(slots, kind="stable")
-        timers, slots = timers[order], slots[order]
-        ends = np.flatnonzero(np.diff(slots, append=-2)) + 1
-        begin = 0
-        for slot, end in zip(slots[ends - 1].tolist(), ends.tolist(), strict=True):
-            if slot >= self._next:
-                self._buckets[slot].append(timers[begin:end].copy())
-            begin = end
-        return timers[: np.searchsorted(slots, self._next)]
+        scale = self._num_buckets / (self._stop / 2 - self._start / 2 or 1.0)
+        slots = (times / 2 - self._start / 2) * scale
+        np.clip(slots, self._next - 1, self._num_buckets - 1, out=slots)
+        slots[times > self._stop] = self._num_buckets
+        numbers = slots.astype(np.int16)
+        order = np.argsort(numbers, kind="stable")
+        timers, numbers = timers.view(_RAW).take(order), numbers.take(order)
+        ends = np.flatnonzero(np.diff(numbers, append=-2)) + 1
+        begin = int(np.searchsorted(numbers, self._next))
+        due = timers[:begin].view(_TIMER)
+        for number, end in zip(numbers[ends - 1].tolist(), ends.tolist(), strict=True):
+            if number >= self._next:
+                self._buckets[number].append(timers[begin:end].copy())
+                begin = end
+        return due
 
     def fill(self, due: Timers, wanted: int) -> Timers:
         """`due` and the timers of the next buckets, until there are `wanted` or no more."""
         taken, length = [due], len(due)
-        while length < wanted and self._next < len(self._buckets):
+        while length < wanted and self._next < self._num_buckets:
             taken += self._buckets[self._next]
             length += sum(map(len, self._buckets[self._next]))
             self._buckets[self._next] = []
             self._next += 1
         return _concatenate(taken)
 
-    def waiting(self) -> list[Timers]:
+    def waiting(self) -> Timers:
         """All timers inside."""
-        return [timers for bucket in self._buckets for timers in bucket] + self.beyond
+        inside = [timers for bucket in self._buckets for timers in bucket]
+        return _concatenate([np.empty(0, _TIMER), *inside])

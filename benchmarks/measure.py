@@ -1,0 +1,132 @@
+"""Wall time and peak memory of this process or of a child, and the machine they were taken on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from datacomp_flyt.engines.threads import default_num_workers
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A child's ru_maxrss starts at the peak of the process that forked it, exec or not. So a bare
+# interpreter of 10 MB stands between a benchmark and the command that it measures.
+_LAUNCHER = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(child.pid, 0)
+seconds = time.perf_counter() - start
+unit = 1 if sys.platform == "darwin" else 1024
+print(json.dumps([seconds, usage.ru_maxrss * unit, os.waitstatus_to_exitcode(status)]))
+"""
+
+
+@dataclass(frozen=True)
+class Child:
+    """A command that ended well: seconds from start to exit, and peak resident bytes.
+
+    Of a command that has processes of its own, the peak is that of the largest of them.
+    """
+
+    seconds: float
+    peak_bytes: int
+
+
+def run_child(command: Sequence[str], env: Mapping[str, str] | None = None) -> Child:
+    """Run a command in the repository's root to its end; `env` adds to the environment.
+
+    Raises:
+        SystemExit: the command failed; with the end of what it said.
+    """
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _LAUNCHER, *command],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} did not start:\n{done.stderr[-2000:]}")
+    seconds, peak_bytes, code = json.loads(done.stdout)
+    if code:
+        raise SystemExit(f"{' '.join(command)} ended with {code}:\n{done.stderr[-2000:]}")
+    return Child(seconds, peak_bytes)
+
+
+def reset_peak_memory() -> bool:
+    """Start the peak of `memory` again from what is resident now; False where that cannot be."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def memory(field: str) -> int | None:
+    """Bytes resident in this process: `VmRSS` now, `VmHWM` at most; None without /proc."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+class PeakMemory:
+    """Largest rise of resident memory, in MB, over several blocks of code."""
+
+    def __init__(self) -> None:
+        self.megabytes: float | None = None
+
+    def __enter__(self) -> None:
+        self._known = reset_peak_memory()
+        self._before = memory("VmRSS")
+
+    def __exit__(self, *_: object) -> None:
+        peak = memory("VmHWM")
+        if self._known and peak is not None and self._before is not None:
+            self.megabytes = max((peak - self._before) / 1e6, self.megabytes or 0.0)
+
+
+def machine() -> dict[str, Any]:
+    """Versions and processors."""
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "pyarrow": pa.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu_count": os.cpu_count(),
+        "cpus_usable": default_num_workers(),
+        "load_average_1min": round(os.getloadavg()[0], 2),
+    }
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def rounded(value: Any) -> Any:
+    """Floats of a result to four significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return value
+
+
+def print_result(name: str, result: dict[str, Any]) -> None:
+    """The one line on stdout."""
+    print(json.dumps({"benchmark": name, **rounded(result), "machine": machine()}))

@@ -1,0 +1,108 @@
+"""One selection over a small pool, run inside this process or as a command."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+
+from baselines_plugin import run_if_ours
+from baselines_plugin.__main__ import build_parser
+from tests.conftest import REPOSITORY, MadePool, write_files
+from tests.oracles.selection import UidPair, parse_uid, subset_array
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def in_process(*flags: str) -> Outcome:
+    """`python -m baselines_plugin`, without a new Python."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        mock.patch.object(sys, "argv", ["baselines.py", *flags]),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        try:
+            run_if_ours(build_parser().parse_args(flags))
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+    return Outcome(code, stdout.getvalue(), stderr.getvalue())
+
+
+def as_command(*flags: str) -> Outcome:
+    """`python -m baselines_plugin`, as a shell runs it."""
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(
+        [sys.executable, "-m", "baselines_plugin", *flags],
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    return Outcome(ended.returncode, ended.stdout, ended.stderr)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pool and its score table on disk, and where the subset goes."""
+
+    pool: MadePool
+    folder: Path
+
+    @property
+    def metadata(self) -> Path:
+        return self.folder / "metadata"
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "scores"
+
+    @property
+    def save_path(self) -> Path:
+        return self.folder / "saved" / "subset.npy"
+
+    @property
+    def pairs(self) -> list[UidPair]:
+        return [parse_uid(uid) for uid in self.pool.uids]
+
+    def write(self, parts: int = 1, seed: int | None = None) -> Job:
+        """Metadata and scores in files; with a seed, cut and ordered differently."""
+        write_files(self.metadata, self.pool.metadata, parts, seed)
+        write_files(self.scores, self.pool.scores, parts, None if seed is None else seed + 1)
+        self.save_path.parent.mkdir(exist_ok=True)
+        return self
+
+    def flags(self, *flags: object, table: bool = True) -> list[str]:
+        where: list[object] = ["--metadata_dir", self.metadata, "--save_path", self.save_path]
+        if table:
+            where += ["--scores_dir", self.scores]
+        if "--num_workers" not in flags:
+            where += ["--num_workers", 1]
+        return [str(flag) for flag in (*flags, *where)]
+
+    def select(self, *flags: object, table: bool = True) -> str:
+        """Run it to a good end; returns what it said."""
+        code, stdout, stderr = in_process(*self.flags(*flags, table=table))
+        assert (code, stderr) == (0, "")
+        return stdout
+
+    def subset_is(self, counts: object) -> bool:
+        """Is the saved file, byte for byte, that of these counts (in the made pool's order)?"""
+        wanted = io.BytesIO()
+        np.save(wanted, subset_array(self.pairs, np.asarray(counts).tolist()))
+        return self.save_path.read_bytes() == wanted.getvalue()

@@ -1,4 +1,5 @@
-"""Random clocks named by (seed, uid, draw): the same whatever the order or split of a pool.
+"""Examples as clocks, and their randomness: named by (seed, uid, draw), so the same whatever the
+order or split of a pool.
 
 An example's random stream is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) started at a key that
 mixes the seed with the 128 bits of its uid. Output number `draw` of that stream is one hash away,
@@ -7,11 +8,63 @@ so nothing is stored between draws and no example knows of another.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
+BLOCK = 1 << 18  # examples at once: smaller fits caches, larger leaves threads alone for longer
+_SAMPLE = 1 << 14  # examples, at least, that bracket the time of the N-th ring
+_MOST = float(np.finfo(np.float64).max)
 _GOLDEN = 0x9E3779B97F4A7C15
 _WORD = (1 << 64) - 1
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """Examples as clocks: log rates [m] (float64), stream keys [m], and their law."""
+
+    log_rates: Floats
+    keys: NDArray[np.uint64]
+    penalty: float
+    limit: int
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, part: slice) -> Clocks:
+        return Clocks(self.log_rates[part], self.keys[part], self.penalty, self.limit)
+
+
+@dataclass(frozen=True)
+class ClockPool:
+    """All examples of a pool as clocks, made part by part. Log rates count from `origin`."""
+
+    scores: NDArray[np.floating]
+    uids: NDArray[np.void]
+    penalty: float
+    limit: int
+    seed: int
+    origin: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, part: slice) -> Clocks:
+        log_rates = np.ascontiguousarray(self.scores[part], np.float64)
+        if self.origin:
+            with np.errstate(over="ignore"):
+                log_rates = log_rates - self.origin
+            np.clip(log_rates, -_MOST, _MOST, out=log_rates)
+        keys = stream_keys(np.ascontiguousarray(self.uids[part]), self.seed)
+        return Clocks(log_rates, keys, self.penalty, self.limit)
+
+    def sample(self) -> Clocks:
+        """Every so manieth example; all, where the pool is hardly larger than a sample."""
+        size = min(max(_SAMPLE, len(self) // 64), 64 * _SAMPLE)
+        return self[slice(0, None, max(len(self) // size, 1))]
 
 
 def stream_keys(uids: NDArray[np.void], seed: int) -> NDArray[np.uint64]:

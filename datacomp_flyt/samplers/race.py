@@ -33,63 +33,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import blocks, map_threads
-from datacomp_flyt.samplers.clocks import exponentials, stream_keys
+from datacomp_flyt.samplers.clocks import BLOCK, ClockPool, Clocks, Floats, exponentials
 
-BLOCK = 1 << 18  # examples at once: smaller fits caches, larger leaves threads alone for longer
-_SAMPLE = 1 << 14  # examples that bracket the time of the N-th ring
 _INSIDE = 1 << 16  # rings that are cheap to collect
 _FEW = 1 << 11  # clocks at or below which many rings at once are simulated
 _MOST_AHEAD = 1 << 15  # that many, at most, for all of them together
 
 _EARLIEST = 37.0  # no clock rings before log time -_EARLIEST - s: the variates are above exp(-37)
-_MOST = float(np.finfo(np.float64).max)
 
-Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Clocks:
-    """Examples as clocks: log rates [m] (float64), stream keys [m], and their law."""
-
-    log_rates: Floats
-    keys: NDArray[np.uint64]
-    penalty: float
-    limit: int
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, part: slice) -> Clocks:
-        return Clocks(self.log_rates[part], self.keys[part], self.penalty, self.limit)
-
-
-@dataclass(frozen=True)
-class ClockPool:
-    """All examples of a pool as clocks, made part by part. Log rates count from `origin`."""
-
-    scores: NDArray[np.floating]
-    uids: NDArray[np.void]
-    penalty: float
-    limit: int
-    seed: int
-    origin: float = 0.0
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def __getitem__(self, part: slice) -> Clocks:
-        log_rates = np.ascontiguousarray(self.scores[part], np.float64)
-        if self.origin:
-            with np.errstate(over="ignore"):
-                log_rates = log_rates - self.origin
-            np.clip(log_rates, -_MOST, _MOST, out=log_rates)
-        keys = stream_keys(np.ascontiguousarray(self.uids[part]), self.seed)
-        return Clocks(log_rates, keys, self.penalty, self.limit)
-
-    def sample(self) -> Clocks:
-        """Every so manieth example; all, where the pool is hardly larger than a sample."""
-        return self[slice(0, None, max(len(self) // _SAMPLE, 1))]
 
 
 @dataclass(frozen=True)
@@ -165,9 +117,7 @@ def race_counts(
     pool = ClockPool(scores, uids, repetition_penalty, limit, seed)
     sample = pool.sample()
     if len(sample) < len(pool):
-        expected = num_samples * len(sample) / len(pool)
-        low, _ = search_log_time(sample, 0.9 * expected, 0.95 * expected)
-        _, high = search_log_time(sample, 1.05 * expected, 1.1 * expected)
+        low, high = _bracket(sample, num_samples * len(sample) / len(pool))
         with contextlib.suppress(_Missed):
             return _race(pool, num_samples, low, high, num_samples // 2 + _INSIDE, num_workers)
         sample = pool[slice(0, len(pool))]
@@ -178,7 +128,19 @@ def race_counts(
     return _race(pool, num_samples, low, high, num_samples * len(pool), num_workers)
 
 
-def search_log_time(clocks: Clocks, at_least: float, at_most: float) -> tuple[float, float]:
+def _bracket(sample: Clocks, expected: float) -> tuple[float, float]:
+    """Log times 4 to 5 standard errors before and after `expected` rings of a sample."""
+    _, middle = search_log_time(sample, 0.95 * expected, 1.05 * expected)
+    counts, _ = _ring(sample, middle, middle, math.inf)
+    error = math.sqrt(np.square(counts, dtype=np.float64).sum() + 1)
+    low, _ = search_log_time(sample, expected - 5 * error, expected - 4 * error, middle)
+    _, high = search_log_time(sample, expected + 4 * error, expected + 5 * error, middle)
+    return low, high
+
+
+def search_log_time(
+    clocks: Clocks, at_least: float, at_most: float, guess: float | None = None
+) -> tuple[float, float]:
     """A log time, twice, by which `at_least` to `at_most` rings of `clocks` have happened.
 
     Where too many rings share one float time there is none: then two neighbours among the
@@ -196,18 +158,20 @@ def search_log_time(clocks: Clocks, at_least: float, at_most: float) -> tuple[fl
 
     if at_least <= 0:
         return -math.inf, -math.inf
-    each = at_least / len(clocks)
-    typical = float(np.partition(clocks.log_rates, len(clocks) // 2)[len(clocks) // 2])
-    low, step, rung = -_EARLIEST - float(clocks.log_rates.max()), 0.5, -1
-    high = max(math.log(each) + clocks.penalty * each - typical, low)
+    if guess is None:
+        each = at_least / len(clocks)
+        typical = float(np.partition(clocks.log_rates, len(clocks) // 2)[len(clocks) // 2])
+        guess = math.log(each) + clocks.penalty * each - typical
+    low, step, rung = -_EARLIEST - float(clocks.log_rates.max()), 0.125, -1
+    high = max(guess, low)
     while (rings := count(high)) < at_least:
         later = clocks.log_rates[clocks.log_rates < -_EARLIEST - high - step]
         if len(later) and rings == rung:  # nothing rings here: on to the next clock to wake
-            low, high, step = high, -_EARLIEST - float(later.max()), 0.5
+            low, high, step = high, -_EARLIEST - float(later.max()), 0.125
         else:
             low, high, step = high, high + step, 2 * step
         rung = rings
-    near = step == 0.5  # the guess was late: by little, as a rule
+    near = step == 0.125  # the guess was late: by little, as a rule
     while rings > at_most:
         middle = high - step if near and low < high - step else _between(low, high)
         if not low < middle < high:

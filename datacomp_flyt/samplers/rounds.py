@@ -21,15 +21,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from datacomp_flyt.engines.threads import blocks, map_threads
-from datacomp_flyt.samplers.clocks import exponentials
-from datacomp_flyt.samplers.race import (
-    BLOCK,
-    ClockPool,
-    Clocks,
-    Floats,
-    Rings,
-    search_log_time,
-)
+from datacomp_flyt.samplers.clocks import BLOCK, ClockPool, Clocks, Floats, exponentials
+from datacomp_flyt.samplers.race import Rings, search_log_time
 
 Timers = NDArray[np.void]
 """Clocks that wait for their next ring: its log time, and what the ring after needs."""

@@ -274,7 +274,11 @@ def test_scores_of_examples_outside_the_pool_change_nothing(tmp_path: Path) -> N
 # ------------------------------------------------------------------------ what else is saved
 
 
-def test_saved_scores_sample_to_the_same_subset(job: Job) -> None:
+@pytest.mark.parametrize("row_group", [50, 1 << 20])
+def test_saved_scores_sample_to_the_same_subset(
+    job: Job, monkeypatch: pytest.MonkeyPatch, row_group: int
+) -> None:
+    monkeypatch.setattr("baselines_plugin.run._ROW_GROUP", row_group)
     saved = job.folder / "final" / "scores.parquet"
     job.select(*PAPER, *SCS, "--save_scores", saved)
     first = job.save_path.read_bytes()

@@ -266,33 +266,32 @@ def test_saving_and_loading_gives_the_same_model(tmp_path: Path, model: LinearMi
     assert set(tensors) == {"weights", "bias"} | ({"means", "stds"} if model.means else set())
 
 
-METADATA = {"columns": '["a", "b"]', "standardize": "true"}
+KEY = "datacomp_flyt linear mixing model"
+AB = {KEY: '{"columns": ["a", "b"], "standardize": true}'}
 GOOD = {"weights": np.array([1.0, 2.0]), "bias": np.array(0.5)}
+NO_MIXING_MODEL: dict[str, tuple[dict[str, np.ndarray], dict[str, str] | None]] = {
+    "no metadata": (GOOD, None),
+    "other metadata": (GOOD, {"format": "pt"}),
+    "no json": (GOOD, {KEY: "a, b"}),
+    "a list": (GOOD, {KEY: '["a", "b"]'}),
+    "null": (GOOD, {KEY: "null"}),
+    "no standardize": (GOOD, {KEY: '{"columns": ["a", "b"]}'}),
+    "fewer columns": (GOOD, {KEY: '{"columns": ["a"], "standardize": true}'}),
+    "no columns": (GOOD, {KEY: '{"columns": [], "standardize": true}'}),
+    "columns a number": (GOOD, {KEY: '{"columns": 3, "standardize": true}'}),
+    "columns null": (GOOD, {KEY: '{"columns": null, "standardize": true}'}),
+    "no weights": ({"bias": GOOD["bias"]}, AB),
+    "no bias": ({"weights": GOOD["weights"]}, AB),
+    "long bias": ({**GOOD, "bias": np.zeros(2)}, AB),
+    "nan": ({**GOOD, "weights": np.array([1.0, np.nan])}, AB),
+    "infinite": ({**GOOD, "bias": np.array(np.inf)}, AB),
+    "long means": ({**GOOD, "means": np.zeros(3), "stds": np.ones(2)}, AB),
+    "stds of zero": ({**GOOD, "means": np.zeros(2), "stds": np.zeros(2)}, AB),
+}
 
 
 @pytest.mark.parametrize(
-    ("tensors", "metadata"),
-    [
-        (GOOD, None),
-        (GOOD, {"columns": '["a", "b"]'}),
-        (GOOD, {**METADATA, "columns": "a, b"}),
-        (GOOD, {**METADATA, "columns": '["a"]'}),
-        (GOOD, {**METADATA, "columns": "[]"}),
-        (GOOD, {**METADATA, "columns": "3"}),
-        (GOOD, {**METADATA, "columns": "null"}),
-        ({"bias": GOOD["bias"]}, METADATA),
-        ({"weights": GOOD["weights"]}, METADATA),
-        ({**GOOD, "bias": np.zeros(2)}, METADATA),
-        ({**GOOD, "weights": np.array([1.0, np.nan])}, METADATA),
-        ({**GOOD, "bias": np.array(np.inf)}, METADATA),
-        ({**GOOD, "means": np.zeros(3), "stds": np.ones(2)}, METADATA),
-        ({**GOOD, "means": np.zeros(2), "stds": np.zeros(2)}, METADATA),
-    ],
-    ids=[
-        *("no metadata", "no standardize", "columns no json", "fewer columns", "no columns"),
-        *("columns a number", "columns null", "no weights", "no bias", "long bias", "nan", "inf"),
-        *("long means", "stds of zero"),
-    ],
+    ("tensors", "metadata"), NO_MIXING_MODEL.values(), ids=NO_MIXING_MODEL.keys()
 )
 def test_safetensors_that_are_no_mixing_model(
     tmp_path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None
@@ -302,10 +301,17 @@ def test_safetensors_that_are_no_mixing_model(
     assert str(path) in refusal(load_mixing_model, str(path))
 
 
-def test_the_good_one_of_them_is_taken(tmp_path: Path) -> None:
-    save_file(GOOD, tmp_path / "m.safetensors", METADATA)
+def test_what_they_differ_from_is_taken(tmp_path: Path) -> None:
+    save_file(GOOD, tmp_path / "m.safetensors", AB)
     model = load_mixing_model(str(tmp_path / "m.safetensors"))
     assert model == LinearMixingModel(("a", "b"), (1.0, 2.0), 0.5)
+
+
+def test_a_model_saved_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{copy}.safetensors" for copy in range(6)]
+    for path in paths:
+        save_mixing_model(PAPER, path)
+    assert len({path.read_bytes() for path in paths}) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\xff" * 64])

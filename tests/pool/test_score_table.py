@@ -233,7 +233,7 @@ def test_nonfinite_scores_of_other_examples_do_not_count(folder: Path, pool: Poo
 
 def test_the_first_bad_row_in_a_later_batch(folder: Path) -> None:
     number = (1 << 17) + 20
-    uids = [f"{row:016x}{0:016x}" for row in range(number)]
+    uids = [f"{row:032x}" for row in range(number)]
     values = np.zeros(number)
     values[[number - 7, number - 2]] = np.nan
     write_parquet(folder / "a.parquet", {"uid": uids, "a": values})

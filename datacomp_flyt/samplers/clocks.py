@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 1 << 18  # examples at once: smaller fits caches, larger leaves threads alone for longer
+BLOCK = 1 << 17  # examples at once: smaller fits caches, larger leaves threads alone for longer
 _SAMPLE = 1 << 14  # examples, at least, that bracket the time of the N-th ring
 _MOST = float(np.finfo(np.float64).max)
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -129,18 +129,19 @@ def race_counts(
 
 
 def _bracket(sample: Clocks, expected: float) -> tuple[float, float]:
-    """Log times 4 to 5 standard errors before and after `expected` rings of a sample."""
-    _, middle = search_log_time(sample, 0.95 * expected, 1.05 * expected)
-    counts, _ = _ring(sample, middle, middle, math.inf)
-    error = math.sqrt(np.square(counts, dtype=np.float64).sum() + 1)
-    low, _ = search_log_time(sample, expected - 5 * error, expected - 4 * error, middle)
-    _, high = search_log_time(sample, expected + 4 * error, expected + 5 * error, middle)
-    return low, high
+    """Log times 4.5 standard errors before and after `expected` rings of a sample."""
+    _, last = search_log_time(sample, 1.3 * expected + 30, 2 * expected + 60)
+    _, rings = _ring(sample, -math.inf, last, math.inf)
+    times = np.sort(rings.log_times)
+    by_then = rings.log_times <= times[min(int(expected), len(times) - 1)]
+    counts = np.bincount(rings.examples[by_then])
+    error = math.sqrt(float(np.square(counts, dtype=np.float64).sum()) + 1)
+    before, after = int(expected - 4.5 * error), int(expected + 4.5 * error) + 1
+    low = float(times[before]) if before > 0 else -math.inf
+    return low, float(times[after]) if after < len(times) else last
 
 
-def search_log_time(
-    clocks: Clocks, at_least: float, at_most: float, guess: float | None = None
-) -> tuple[float, float]:
+def search_log_time(clocks: Clocks, at_least: float, at_most: float) -> tuple[float, float]:
     """A log time, twice, by which `at_least` to `at_most` rings of `clocks` have happened.
 
     Where too many rings share one float time there is none: then two neighbours among the
@@ -158,20 +159,20 @@ def search_log_time(
 
     if at_least <= 0:
         return -math.inf, -math.inf
-    if guess is None:
-        each = at_least / len(clocks)
-        typical = float(np.partition(clocks.log_rates, len(clocks) // 2)[len(clocks) // 2])
-        guess = math.log(each) + clocks.penalty * each - typical
-    low, step, rung = -_EARLIEST - float(clocks.log_rates.max()), 0.125, -1
-    high = max(guess, low)
+    if at_least >= len(clocks) * clocks.limit:
+        return math.inf, math.inf
+    each = at_least / len(clocks)
+    typical = float(np.partition(clocks.log_rates, len(clocks) // 2)[len(clocks) // 2])
+    low, step, rung = -_EARLIEST - float(clocks.log_rates.max()), 0.25, -1
+    high = max(math.log(each) + clocks.penalty * each - typical, low)
     while (rings := count(high)) < at_least:
         later = clocks.log_rates[clocks.log_rates < -_EARLIEST - high - step]
         if len(later) and rings == rung:  # nothing rings here: on to the next clock to wake
-            low, high, step = high, -_EARLIEST - float(later.max()), 0.125
+            low, high, step = high, -_EARLIEST - float(later.max()), 0.25
         else:
             low, high, step = high, high + step, 2 * step
         rung = rings
-    near = step == 0.125  # the guess was late: by little, as a rule
+    near = step == 0.25  # the guess was late: by little, as a rule
     while rings > at_most:
         middle = high - step if near and low < high - step else _between(low, high)
         if not low < middle < high:
@@ -216,7 +217,8 @@ def _race(
     if below + inside < num_samples:
         raise _Missed
     rings = Rings.concatenate(parts)
-    np.add.at(counts, rings.earliest(num_samples - below, pool.uids), 1)
+    last = rings.earliest(num_samples - below, pool.uids)
+    np.add.at(counts, last, np.ones(len(last), np.int32))
     return counts
 
 
@@ -241,13 +243,12 @@ def _ring(
             examples, log_rates = examples.take(ringing), log_rates.take(ringing)
             keys, residuals = keys.take(ringing), residuals.take(ringing)
             log_times = log_times.take(ringing)
+        counts[examples] += 1
         late = np.flatnonzero(log_times > low)
         if len(late):
             log_residuals = log_residuals[ringing[late]]
             inside.append(Rings.of(log_residuals, log_rates[late], examples[late]))
-            counts[examples[log_times <= low]] += 1
-        else:
-            counts[examples] += 1
+            counts[examples[late]] -= 1
         number += 1
         total += len(examples)
         if total > stop_after:

@@ -15,6 +15,7 @@ in buckets of log time, and only the buckets that are due are looked at.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ _TIMER = np.dtype(
     [("time", "f8"), ("log_rate", "f8"), ("key", "u8"), ("example", "i8"), ("rings", "u8")]
 )
 _RAW = np.dtype(f"V{_TIMER.itemsize}")
+_SLAB = 16 * BLOCK  # examples whose first timers are in memory twice
 _MOST = float(np.finfo(np.float64).max)
 _LEAST_IN_BUCKET = 1 << 12  # rings; fewer are not worth a list entry
 
@@ -66,12 +68,14 @@ def round_counts(
     first_round = share * min(batch_size, num_samples)
     start, _ = search_log_time(sample, first_round / 4, first_round)
     _, stop = search_log_time(sample, share * num_samples, 1.05 * share * num_samples + 1)
-    num_buckets = min(num_samples // max(2 * batch_size, _LEAST_IN_BUCKET) + 1, 1 << 14)
+    num_buckets = min(num_samples // max(batch_size // 2, _LEAST_IN_BUCKET) + 1, 1 << 14)
 
     start = max(start, -_MOST)
     width = stop - start
     calendar = _Calendar(start, stop, num_buckets)
-    due = calendar.put(_first_timers(pool, -math.inf, stop, num_workers))
+    due = _concatenate(
+        [calendar.put(part) for part in _first_timers(pool, -math.inf, stop, num_workers)]
+    )
     drawn = 0
     bar = tqdm(desc="drawing", total=num_samples, unit="draw", leave=False, disable=None)
     while drawn < num_samples:
@@ -83,9 +87,9 @@ def round_counts(
             next_first = _next_first_time(pool, stop, num_workers)
             start = min([next_first, *(float(part.view(_TIMER)["time"].min()) for part in beyond)])
             before, stop = stop, min(start + width, _MOST)
-            first = _first_timers(pool, before, stop, num_workers)
             calendar = _Calendar(start, stop, num_buckets)
-            due = _concatenate([due, calendar.put(_concatenate([*beyond, first]))])
+            waking = (*beyond, *_first_timers(pool, before, stop, num_workers))
+            due = _concatenate([due, *(calendar.put(part) for part in waking)])
             due = calendar.fill(due, wanted)
         ringing, due = _earliest(due, wanted, repetition_penalty, uids)
         drawn += wanted
@@ -103,8 +107,8 @@ def round_counts(
     return counts
 
 
-def _first_timers(pool: ClockPool, low: float, high: float, num_workers: int) -> Timers:
-    """Timers of the examples whose first ring is in (low, high]."""
+def _first_timers(pool: ClockPool, low: float, high: float, num_workers: int) -> Iterator[Timers]:
+    """Timers of the examples whose first ring is in (low, high], some at a time."""
 
     def find(block: slice) -> Timers:
         clocks = pool[block]
@@ -117,7 +121,8 @@ def _first_timers(pool: ClockPool, low: float, high: float, num_workers: int) ->
         timers["example"] = found + block.start
         return timers
 
-    return _concatenate(map_threads(find, blocks(len(pool), BLOCK), num_workers))
+    for slab in blocks(len(pool), _SLAB):
+        yield _concatenate(map_threads(find, blocks(slab.stop, BLOCK, slab.start), num_workers))
 
 
 def _next_first_time(pool: ClockPool, low: float, num_workers: int) -> float:
@@ -187,7 +192,7 @@ class _Calendar:
 
     def put(self, timers: Timers) -> Timers:
         """Lay timers into their buckets; those whose bucket was taken out already come back."""
-        times = timers["time"].copy()
+        times = timers.view(_TIMER)["time"].copy()
         # halves, so that no difference of two times overflows
         scale = self._num_buckets / (self._stop / 2 - self._start / 2 or 1.0)
         slots = (times / 2 - self._start / 2) * scale

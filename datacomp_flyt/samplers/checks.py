@@ -26,6 +26,8 @@ def check_pool(
         raise InputError(f"uids have dtype {uids.dtype}, wanted 'u8,u8' (pool.uids.decode_uids)")
     if scores.ndim != 1 or scores.shape != uids.shape:
         raise InputError(f"scores of shape {scores.shape} do not fit uids of shape {uids.shape}")
+    if len(scores) >= 2**32:
+        raise InputError(f"{len(scores):,} examples are too many at once, wanted below 2**32")
     if not len(scores):
         raise InputError("there is no example to sample from: the pool is empty")
     # min and max pass a NaN or an infinity on, with no array of truth values

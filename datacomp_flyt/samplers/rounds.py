@@ -14,6 +14,7 @@ in buckets of log time, and only the buckets that are due are looked at.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -29,7 +30,7 @@ Timers = NDArray[np.void]
 """Clocks that wait for their next ring: its log time, and what the ring after needs."""
 
 _TIMER = np.dtype(
-    [("time", "f8"), ("log_rate", "f8"), ("key", "u8"), ("example", "i8"), ("rings", "u8")]
+    [("time", "f8"), ("log_rate", "f8"), ("key", "u8"), ("example", "u4"), ("rings", "u4")]
 )
 _RAW = np.dtype(f"V{_TIMER.itemsize}")
 _SLAB = 16 * BLOCK  # examples whose first timers are in memory twice
@@ -94,7 +95,7 @@ def round_counts(
         ringing, due = _earliest(due, wanted, repetition_penalty, uids)
         drawn += wanted
         bar.update(wanted)
-        ringing["rings"] += np.uint64(1)
+        ringing["rings"] += np.uint32(1)
         residuals = _log_residuals(ringing, repetition_penalty) - ringing["log_rate"]
         with np.errstate(over="ignore"):
             ringing["time"] = np.logaddexp(ringing["time"].max(), residuals)
@@ -102,7 +103,7 @@ def round_counts(
 
     bar.close()
     counts = np.zeros(len(pool), np.int32)
-    for timers in (due, calendar.waiting()):
+    for timers in itertools.chain([due], calendar.waiting()):
         counts[timers["example"]] = timers["rings"]
     return counts
 
@@ -149,7 +150,7 @@ def _concatenate(parts: list[Timers]) -> Timers:
 
 def _log_residuals(timers: Timers, penalty: float) -> Floats:
     """log E_k + alpha * k of each timer's next ring."""
-    rings = timers["rings"].copy()
+    rings = timers["rings"].astype(np.uint64)
     log_residuals = np.log(exponentials(timers["key"].copy(), rings))
     log_residuals += penalty * rings
     return log_residuals
@@ -220,7 +221,6 @@ class _Calendar:
             self._next += 1
         return _concatenate(taken)
 
-    def waiting(self) -> Timers:
-        """All timers inside."""
-        inside = [timers for bucket in self._buckets for timers in bucket]
-        return _concatenate([np.empty(0, _TIMER), *inside])
+    def waiting(self) -> Iterator[Timers]:
+        """All timers inside, bucket by bucket."""
+        return (_concatenate(bucket) for bucket in self._buckets if bucket)

@@ -18,7 +18,7 @@ class Columns:
     """Columns by name. A score table goes before the metadata, where both have a name.
 
     DataComp's metadata holds the CLIP scores that FLYT calls vit-b-32 and vit-l-14: they are
-    found under either name.
+    found under those names too.
     """
 
     def __init__(
@@ -36,7 +36,9 @@ class Columns:
         if scores_dir is not None:
             shards = open_shards(scores_dir, "--scores_dir", num_workers, recursive=True)
             self._tables.append(ScoreTable(shards, f"--scores_dir {scores_dir}"))
-        self._tables.append(ScoreTable(pool.shards, f"--metadata_dir {metadata_dir}"))
+        self._tables.append(
+            ScoreTable(pool.shards, f"--metadata_dir {metadata_dir}", pool.positions)
+        )
 
     def find(self, names: Sequence[str], allow_missing: bool = False) -> list[str]:
         """Those of `names` that there are.

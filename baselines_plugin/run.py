@@ -65,8 +65,10 @@ def run(method: Method, args: argparse.Namespace) -> None:
         args.drop_nonfinite,
     )
     scores, model = scorer(columns)
+    del columns
+    pool.positions.clear()
     uids = pool.uids
-    del pool, columns
+    del pool
     scored = ~np.isnan(scores)
     if not scored.all():
         print(f"leaving out {np.count_nonzero(~scored):,} examples without a score")

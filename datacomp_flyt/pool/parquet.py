@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 
-_BATCH = 1 << 17  # rows read at once
+_BATCH = 1 << 18  # rows read at once
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ParquetShard:
     types: dict[str, pa.DataType]
 
     def batches(self, column: str) -> Iterator[pa.Array]:
-        """One column, at most 131,072 rows at a time.
+        """One column, at most 262,144 rows at a time.
 
         Raises:
             InputError: the file turns out to be damaged.

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
-from datacomp_flyt.pool.uids import UID_DTYPE, InvalidUid, decode_uids, format_uid
+from datacomp_flyt.pool.uids import UID_DTYPE, InvalidUid, decode_uids
+
+Positions = NDArray[np.signedinteger]
+"""Where the rows of a file are in a pool: an index for each, -1 for none."""
 
 
 @dataclass(frozen=True)
@@ -19,15 +24,31 @@ class Pool:
     """A pool's examples in the order of their uids, whatever the order of its files.
 
     Attributes:
-        uids: `u8,u8` array [M], sorted, no uid twice.
+        high, low: the halves of all uids, two uint64 arrays [M]: sorted as pairs, no pair twice.
+            Apart they are searched and sorted with no copy.
         shards: the metadata files.
+        positions: for each file, the index of each of its rows.
     """
 
-    uids: NDArray[np.void]
+    high: NDArray[np.uint64]
+    low: NDArray[np.uint64]
     shards: list[ParquetShard]
+    positions: list[Positions]
 
     def __len__(self) -> int:
-        return len(self.uids)
+        return len(self.high)
+
+    @property
+    def uids(self) -> NDArray[np.void]:
+        """All uids as a new `u8,u8` array [M]."""
+        return self.uids_of(slice(None))
+
+    def uids_of(self, part: slice | NDArray[np.signedinteger]) -> NDArray[np.void]:
+        """Some uids as a new `u8,u8` array."""
+        high = self.high[part]
+        uids = np.empty(len(high), UID_DTYPE)
+        uids["f0"], uids["f1"] = high, self.low[part]
+        return uids
 
 
 def read_pool(metadata_dir: str, num_workers: int, progress: bool = True) -> Pool:
@@ -39,56 +60,75 @@ def read_pool(metadata_dir: str, num_workers: int, progress: bool = True) -> Poo
     """
     shards = open_shards(metadata_dir, "--metadata_dir", num_workers)
     ends = np.cumsum([shard.num_rows for shard in shards])
-    uids = np.empty(int(ends[-1]), UID_DTYPE)
-    if not len(uids):
+    high, low = np.empty((2, int(ends[-1])), np.uint64)
+    if not len(high):
         raise InputError(f"--metadata_dir {metadata_dir} holds no example: all files are empty")
 
     def read(number: int) -> None:
         shard = shards[number]
         _check_npz(shard)
-        uids[ends[number] - shard.num_rows : ends[number]] = read_uids(shard)
+        row = ends[number] - shard.num_rows
+        for part in iter_uids(shard):
+            high[row : row + len(part)] = part["f0"]
+            low[row : row + len(part)] = part["f1"]
+            row += len(part)
 
     text = "reading uids" if progress else None
     map_threads(read, range(len(shards)), num_workers, text)
-    order = _sorting(uids)
-    uids = uids[order]
-    twice = np.flatnonzero(uids[1:] == uids[:-1])
+    order = _sort(high, low)
+    twice = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1]))
     if len(twice):
         rows = [_place(shards, ends, int(row)) for row in sorted(order[twice[0] : twice[0] + 2])]
         raise InputError(
-            f"uid {format_uid(uids[twice[0]])} is in the pool twice ({rows[0]} and {rows[1]}; "
-            f"{len(twice):,} such pairs): remove the second copy"
+            f"uid {int(high[twice[0]]):016x}{int(low[twice[0]]):016x} is in the pool twice "
+            f"({rows[0]} and {rows[1]}; {len(twice):,} such pairs): remove the second copy"
         )
-    return Pool(uids, shards)
+    positions = np.empty_like(order)
+    positions[order] = np.arange(len(order), dtype=order.dtype)
+    pa.default_memory_pool().release_unused()
+    return Pool(high, low, shards, np.split(positions, ends[:-1]))
 
 
-def read_uids(shard: ParquetShard) -> NDArray[np.void]:
-    """uids of one parquet file [n].
+def iter_uids(shard: ParquetShard) -> Iterator[NDArray[np.void]]:
+    """uids of one parquet file, some rows at a time.
 
     Raises:
         InputError: a value is not 32 hexadecimal characters.
     """
-    uids = np.empty(shard.num_rows, UID_DTYPE)
     row = 0
     for batch in shard.batches("uid"):
         try:
-            uids[row : row + len(batch)] = decode_uids(batch)
+            yield decode_uids(batch)
         except InvalidUid as error:
             raise InputError(
                 f"{shard.path} row {row + error.row} has uid {error.value!r}: "
                 "a uid is 32 hexadecimal characters"
             ) from None
         row += len(batch)
-    return uids
 
 
-def _sorting(uids: NDArray[np.void]) -> NDArray[np.int64]:
-    """The permutation that sorts uids; two 64-bit keys sort faster than one pair."""
-    high = np.ascontiguousarray(uids["f0"])
-    order = np.argsort(high)
-    high = high[order]
-    if np.any(high[1:] == high[:-1]):
-        order = np.lexsort((uids["f1"], uids["f0"]))
+def position_dtype(length: int) -> np.dtype[np.signedinteger]:
+    """The smaller of two types that number so many examples."""
+    return np.dtype(np.int32 if length < 2**31 else np.int64)
+
+
+def _sort(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.signedinteger]:
+    """Sort the pairs (high, low) in place; the permutation that did it.
+
+    Uids are hashes as a rule: dealt to 65,536 heaps by their first bits (a radix sort), they are
+    nearly in order, and what is left of sorting stays within a core's cache.
+    """
+    heaps = (high >> np.uint64(48)).astype(np.uint16)
+    order = np.argsort(heaps, kind="stable").astype(position_dtype(len(high)))
+    del heaps
+    high[:], low[:] = high.take(order), low.take(order)
+    within = np.argsort(high, kind="stable")
+    order, high[:] = order.take(within), high.take(within)
+    if np.any(high[1:] == high[:-1]):  # then `low` decides: start again, from where it all stands
+        low[:] = low.take(within)
+        within = np.lexsort((low, high))
+        order, high[:] = order.take(within), high.take(within)
+    low[:] = low.take(within)
     return order
 
 

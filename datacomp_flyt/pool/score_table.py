@@ -11,14 +11,8 @@ from numpy.typing import NDArray
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard
-from datacomp_flyt.pool.pool import Pool, read_uids
+from datacomp_flyt.pool.pool import Pool, Positions, iter_uids, position_dtype
 from datacomp_flyt.pool.uids import format_uid
-
-_LOOKUP = 1 << 20  # uids looked up at once
-
-
-Positions = NDArray[np.signedinteger]
-"""Where rows of a file belong: an index into the pool for each, -1 for none."""
 
 
 class ScoreTable:
@@ -28,13 +22,17 @@ class ScoreTable:
     count together.
     """
 
-    def __init__(self, shards: Sequence[ParquetShard], name: str) -> None:
+    def __init__(
+        self, shards: Sequence[ParquetShard], name: str, positions: list[Positions] | None = None
+    ) -> None:
         """
         Args:
             shards: files with a `uid` column each.
             name: what to call the table in messages: its flag and folder.
+            positions: where each file's rows are in the pool, where that is known: the pool's own.
         """
         self.name = name
+        self._positions = positions
         self._shards_of: dict[str, tuple[int, ...]] = {}
         self._shards = list(shards)
         for number, shard in enumerate(shards):
@@ -82,17 +80,21 @@ class ScoreTable:
             )
             if not any(self._shards_of[later] == group for later in columns[number + 1 :]):
                 del positions[group]
+            pa.default_memory_pool().release_unused()
 
     def _join(
         self, column: str, pool: Pool, num_workers: int, allow_partial: bool, progress: bool
     ) -> list[Positions]:
-        high = np.ascontiguousarray(pool.uids["f0"])
+        if self._positions is not None:
+            return [self._positions[number] for number in self._shards_of[column]]
         shards = [self._shards[number] for number in self._shards_of[column]]
 
         def locate(shard: ParquetShard) -> Positions:
-            return _positions(pool.uids, high, read_uids(shard))
+            parts = [_positions(pool, uids) for uids in iter_uids(shard)]
+            return np.concatenate([np.empty(0, position_dtype(len(pool))), *parts])
 
         positions = map_threads(locate, shards, num_workers, "joining" if progress else None)
+        pa.default_memory_pool().release_unused()
         seen = np.zeros(len(pool), np.bool_)
         for places in positions:
             seen[places[places >= 0]] = True
@@ -106,7 +108,7 @@ class ScoreTable:
         if missing and not (allow_partial and covered):
             raise InputError(
                 f"{self.name} has no {column!r} for {missing:,} of the pool's {len(pool):,} "
-                f"examples (the first is {format_uid(pool.uids[int(seen.argmin())])}): score them, "
+                f"examples (the first is {_name(pool, int(seen.argmin()))}): score them, "
                 "or leave them out with --allow_partial_scores"
             )
         return positions
@@ -165,42 +167,35 @@ class ScoreTable:
         return values
 
 
-def _positions(
-    pool_uids: NDArray[np.void], pool_high: NDArray[np.uint64], uids: NDArray[np.void]
-) -> Positions:
-    """Index of each uid in the sorted pool, -1 where it has none."""
-    dtype = np.dtype(np.int32 if len(pool_uids) < 2**31 else np.int64)
-    positions: Positions = np.empty(len(uids), dtype)
-    pool_low = pool_uids["f1"]
-    for start in range(0, len(uids), _LOOKUP):
-        part = uids[start : start + _LOOKUP]
-        order = np.argsort(part["f0"])  # sorted questions walk through the pool, not across it
-        high, low = part["f0"][order], part["f1"][order]
-        places = np.searchsorted(pool_high, high)
-        np.minimum(places, len(pool_uids) - 1, out=places)
-        behind = np.flatnonzero((pool_high[places] == high) & (pool_low[places] < low))
-        if len(behind):  # first halves that several uids share
-            places[behind] = _bisect(pool_high, pool_low, high[behind], low[behind])
-        there = (pool_high[places] == high) & (pool_low[places] == low)
-        positions[start : start + len(part)][order] = np.where(there, places, -1)
+def _positions(pool: Pool, uids: NDArray[np.void]) -> Positions:
+    """Index of each uid in the pool, -1 where it has none."""
+    order = np.argsort(uids["f0"])  # sorted questions walk through the pool, not across it
+    high, low = uids["f0"].take(order), uids["f1"].take(order)
+    places = np.searchsorted(pool.high, high)
+    np.minimum(places, len(pool) - 1, out=places)
+    behind = np.flatnonzero((pool.high[places] == high) & (pool.low[places] < low))
+    if len(behind):  # first halves that several uids share
+        places[behind] = _bisect(pool, high[behind], low[behind])
+    there = (pool.high[places] == high) & (pool.low[places] == low)
+    positions: Positions = np.empty(len(uids), position_dtype(len(pool)))
+    positions[order] = np.where(there, places, -1)
     return positions
 
 
-def _bisect(
-    pool_high: NDArray[np.uint64],
-    pool_low: NDArray[np.uint64],
-    high: NDArray[np.uint64],
-    low: NDArray[np.uint64],
-) -> NDArray[np.intp]:
-    """Places of the pairs (high, low) in the sorted pool, or of what stands where they would."""
-    first = np.searchsorted(pool_high, high, "left")
-    last = np.searchsorted(pool_high, high, "right")
+def _bisect(pool: Pool, high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """Places of the pairs (high, low) in the pool, or of what stands where they would."""
+    first = np.searchsorted(pool.high, high, "left")
+    last = np.searchsorted(pool.high, high, "right")
     while (first < last).any():
         middle = (first + last) // 2
-        below = (first < last) & (pool_low[np.minimum(middle, len(pool_low) - 1)] < low)
+        below = (first < last) & (pool.low[np.minimum(middle, len(pool) - 1)] < low)
         last = np.where(below, last, np.where(first < last, middle, last))
         first = np.where(below, middle + 1, first)
-    return np.minimum(first, len(pool_high) - 1)
+    return np.minimum(first, len(pool) - 1)
+
+
+def _name(pool: Pool, index: int) -> str:
+    return format_uid(pool.uids_of(slice(index, index + 1))[0])
 
 
 def _first_repeated(shards: list[ParquetShard], positions: list[Positions], pool: Pool) -> str:
@@ -209,6 +204,6 @@ def _first_repeated(shards: list[ParquetShard], positions: list[Positions], pool
         for row, place in enumerate(places.tolist()):
             here = f"{shard.path} row {row}"
             if place >= 0 and place in seen:
-                return f"{format_uid(pool.uids[place])} in {seen[place]} and {here}"
+                return f"{_name(pool, place)} in {seen[place]} and {here}"
             seen[place] = here
     raise AssertionError("called only where a uid is repeated")

@@ -155,7 +155,8 @@ def test_uids_that_share_their_first_half(data: st.DataObject) -> None:
     asked = data.draw(st.permutations(sorted(data.draw(st.sets(pairs)) | set(inside))))
     shard = _in_memory([f"{high:016x}{low:016x}" for high, low in asked])
     table = ScoreTable([shard], "table")
-    pool = Pool(uid_array(inside), [])
+    uids = uid_array(inside)
+    pool = Pool(uids["f0"], uids["f1"], [], [])
     (found,) = table.read(["a"], pool, 1, progress=False)
     assert found.tolist() == [float(asked.index(pair)) for pair in inside]
 

@@ -1,0 +1,64 @@
+"""Pools larger than the sample that brackets the last ring, and the two ways to run the race."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from datacomp_flyt.samplers import clocks, hard_cap_counts, no_cap_counts, soft_cap_counts
+from datacomp_flyt.samplers.race import race_counts
+from datacomp_flyt.samplers.rounds import round_counts
+from tests.samplers.law import random_uids
+
+EXAMPLES = 150_000
+RNG = np.random.default_rng(3)
+UIDS = random_uids(EXAMPLES, RNG)
+SCORES = {
+    "normal": RNG.normal(0, 2, EXAMPLES),
+    "heavy tail": RNG.normal(0, 1, EXAMPLES) ** 5,
+    "one holds nearly all": np.where(np.arange(EXAMPLES) == 77, 40.0, 0.0),
+    "equal": np.zeros(EXAMPLES),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize(("penalty", "limit"), [(0.15, None), (0.0, 7), (2.0, None)])
+@pytest.mark.parametrize("draws", [40, 60_000, 300_000])
+def test_the_bracket_decides_speed_and_never_the_result(
+    name: str, penalty: float, limit: int | None, draws: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bracketed = race_counts(SCORES[name], UIDS, draws, penalty, limit, seed=1)
+    monkeypatch.setattr(clocks, "_SAMPLE", EXAMPLES)  # all of the pool, so no guess at all
+    whole = race_counts(SCORES[name], UIDS, draws, penalty, limit, seed=1)
+    assert bracketed.sum() == draws
+    assert np.array_equal(bracketed, whole)
+
+
+@pytest.mark.parametrize("missing", [0, 1, 1000])
+def test_a_hard_cap_that_is_nearly_full_ends(missing: int) -> None:
+    counts = hard_cap_counts(SCORES["normal"], UIDS, 3 * EXAMPLES - missing, 3, seed=0)
+    assert counts.max() == 3
+    assert counts.sum() == 3 * EXAMPLES - missing
+
+
+@pytest.mark.parametrize("batch_size", [1, 900, 50_000, EXAMPLES])
+def test_order_and_workers_change_nothing(batch_size: int) -> None:
+    order = np.random.default_rng(5).permutation(EXAMPLES)
+    scores = SCORES["normal"]
+    counts = soft_cap_counts(scores, UIDS, 200_000, 0.15, 9, batch_size)
+    again = soft_cap_counts(scores[order], UIDS[order], 200_000, 0.15, 9, batch_size, num_workers=2)
+    assert counts.sum() == 200_000
+    assert np.array_equal(counts[order], again)
+
+
+def test_rounds_of_one_draw_are_the_race() -> None:
+    """Two programs, one law: with G = 1 both follow the same clocks to the same rings."""
+    part = slice(0, 3_000)
+    race = race_counts(SCORES["normal"][part], UIDS[part], 9_000, 0.15, None, seed=4)
+    rounds = round_counts(SCORES["normal"][part], UIDS[part], 9_000, 0.15, 1, seed=4)
+    assert np.array_equal(race, rounds)
+
+
+def test_no_cap_of_a_pool_whose_sample_misses_all_the_mass() -> None:
+    counts = no_cap_counts(SCORES["one holds nearly all"], UIDS, 100_000, seed=2)
+    assert counts[77] == 100_000  # the others' share is 1e-12

@@ -112,23 +112,27 @@ def position_dtype(length: int) -> np.dtype[np.signedinteger]:
     return np.dtype(np.int32 if length < 2**31 else np.int64)
 
 
-def _sort(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.signedinteger]:
-    """Sort the pairs (high, low) in place; the permutation that did it.
+def argsort_hashes(hashes: NDArray[np.uint64]) -> NDArray[np.signedinteger]:
+    """The permutation [n] that sorts numbers which are evenly spread, as uids are as a rule.
 
-    Uids are hashes as a rule: dealt to 65,536 heaps by their first bits (a radix sort), they are
-    nearly in order, and what is left of sorting stays within a core's cache.
+    Dealt to 65,536 heaps by their first bits (a radix sort), they are nearly in order, and what is
+    left of sorting stays within a core's cache. Uneven numbers only take longer.
     """
-    heaps = (high >> np.uint64(48)).astype(np.uint16)
-    order = np.argsort(heaps, kind="stable").astype(position_dtype(len(high)))
+    heaps = (hashes >> np.uint64(48)).astype(np.uint16)
+    order = np.argsort(heaps, kind="stable").astype(position_dtype(len(hashes)))
     del heaps
-    high[:], low[:] = high.take(order), low.take(order)
-    within = np.argsort(high, kind="stable")
-    order, high[:] = order.take(within), high.take(within)
-    if np.any(high[1:] == high[:-1]):  # then `low` decides: start again, from where it all stands
-        low[:] = low.take(within)
-        within = np.lexsort((low, high))
-        order, high[:] = order.take(within), high.take(within)
-    low[:] = low.take(within)
+    return order.take(np.argsort(hashes.take(order), kind="stable"))
+
+
+def _sort(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.signedinteger]:
+    """Sort the pairs (high, low) in place; the permutation that did it."""
+    order = argsort_hashes(high)
+    in_order = high.take(order)
+    if np.any(in_order[1:] == in_order[:-1]):  # then `low` decides
+        order = np.lexsort((low, high)).astype(order.dtype)
+        in_order = high.take(order)
+    high[:] = in_order
+    low[:] = low.take(order)
     return order
 
 

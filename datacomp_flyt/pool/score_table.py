@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard
-from datacomp_flyt.pool.pool import Pool, Positions, iter_uids, position_dtype
+from datacomp_flyt.pool.pool import (
+    Pool,
+    Positions,
+    argsort_hashes,
+    iter_uids,
+    position_dtype,
+)
 from datacomp_flyt.pool.uids import format_uid
 
 
@@ -169,7 +175,7 @@ class ScoreTable:
 
 def _positions(pool: Pool, uids: NDArray[np.void]) -> Positions:
     """Index of each uid in the pool, -1 where it has none."""
-    order = np.argsort(uids["f0"])  # sorted questions walk through the pool, not across it
+    order = argsort_hashes(uids["f0"])  # sorted questions walk through the pool, not across it
     high, low = uids["f0"].take(order), uids["f1"].take(order)
     places = np.searchsorted(pool.high, high)
     np.minimum(places, len(pool) - 1, out=places)

@@ -213,13 +213,13 @@ class _Calendar:
 
     def fill(self, due: Timers, wanted: int) -> Timers:
         """`due` and the timers of the next buckets, until there are `wanted` or no more."""
-        taken, length = [due], len(due)
+        taken, length = [due.view(_RAW)], len(due)
         while length < wanted and self._next < self._num_buckets:
             taken += self._buckets[self._next]
             length += sum(map(len, self._buckets[self._next]))
             self._buckets[self._next] = []
             self._next += 1
-        return _concatenate(taken)
+        return np.concatenate(taken).view(_TIMER)
 
     def waiting(self) -> Iterator[Timers]:
         """All timers inside, bucket by bucket."""

@@ -32,4 +32,5 @@ def select(flags: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_if_ours(build_parser().parse_args())
+    parser = build_parser()
+    run_if_ours(parser.parse_args(), parser.prog)

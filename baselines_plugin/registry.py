@@ -48,9 +48,10 @@ def method_names() -> list[str]:
 
 
 _ONE = ("score",)
-_SUM = ("score_columns",)
-_IN = ("weight_ratio", "imagenet_accuracies")
-register(Method("m_flyt", "learned linear mix", methods.m_flyt, ("scoring_model",)))
+_MIX = ("allow_missing_scores", "save_scoring_model")
+_SUM = ("score_columns", *_MIX)
+_IN = ("weight_ratio", "imagenet_accuracies", *_MIX)
+register(Method("m_flyt", "learned linear mix", methods.m_flyt, ("scoring_model", *_MIX)))
 register(Method("sum", "plain sum of columns", methods.plain_sum, _SUM))
 register(Method("standardized_sum", "sum of standardised columns", methods.standardized_sum, _SUM))
 register(Method("in_weighted_sum", "weighted by ImageNet accuracy", methods.in_weighted_sum, _IN))

@@ -26,13 +26,13 @@ _HOST_ONLY_FLAGS = {"threshold", "arch", "image_based_scale"}
 _ROW_GROUP = 1 << 20
 
 
-def run_if_ours(args: argparse.Namespace) -> None:
+def run_if_ours(args: argparse.Namespace, program: str = "baselines.py") -> None:
     """Run `--name` and end the program, if it is one of our methods; else return.
 
     The exit code is 0, or 2 with one sentence on stderr where the input is wrong.
     """
     if args.name in METHODS:
-        with exit_on_input_error(Path(sys.argv[0]).name):
+        with exit_on_input_error(program):
             run(METHODS[args.name], args)
         sys.exit(0)
 
@@ -45,13 +45,7 @@ def run(method: Method, args: argparse.Namespace) -> None:
     """
     sampling = _check_flags(method, args)
     scorer, sampler = method.make_scorer(args), SAMPLINGS[sampling][0](args)
-    save_path = check_save_path(args.save_path, "--save_path")
-    scores_path = check_save_path(args.save_scores, "--save_scores") if args.save_scores else None
-    model_path = (
-        check_save_path(args.save_scoring_model, "--save_scoring_model")
-        if args.save_scoring_model
-        else None
-    )
+    paths = _check_save_paths(args)
 
     print(f"running: {args.name}")
     pool = read_pool(args.metadata_dir, args.num_workers)
@@ -75,16 +69,16 @@ def run(method: Method, args: argparse.Namespace) -> None:
         scores, uids = scores[scored], uids[scored]
     del scored
     counts = sampler(scores, uids)
-    if scores_path is not None:
-        _write_scores(scores_path, uids, scores, args.name)
-        print(f"saved the scores as {scores_path}")
-    if model_path is not None and model is not None:
-        save_mixing_model(model, model_path)
-        print(f"saved the mixing model as {model_path}")
+    if "save_scores" in paths:
+        _write_scores(paths["save_scores"], uids, scores, args.name)
+        print(f"saved the scores as {paths['save_scores']}")
+    if "save_scoring_model" in paths and model is not None:
+        save_mixing_model(model, paths["save_scoring_model"])
+        print(f"saved the mixing model as {paths['save_scoring_model']}")
     del scores
 
-    write_subset(save_path, uids, counts)
-    print(f"saved {save_path}")
+    write_subset(paths["save_path"], uids, counts)
+    print(f"saved {paths['save_path']}")
     for fact in describe_counts(counts[counts > 0]):
         print(f"  {fact}")
 
@@ -98,9 +92,7 @@ def _check_flags(method: Method, args: argparse.Namespace) -> str:
         )
     sampling = method.sampling or args.sampling or "scs"
     read = {*method.flags, *SAMPLINGS[sampling][1]}
-    if method.sampling is None:
-        read.add("save_scoring_model")
-    for flag in sorted(_METHOD_FLAGS | _SAMPLING_FLAGS | _HOST_ONLY_FLAGS | {"save_scoring_model"}):
+    for flag in sorted(_METHOD_FLAGS | _SAMPLING_FLAGS | _HOST_ONLY_FLAGS):
         value = getattr(args, flag, None)
         if flag not in read and value is not None and value is not False:
             raise InputError(
@@ -110,6 +102,17 @@ def _check_flags(method: Method, args: argparse.Namespace) -> str:
     if args.num_workers < 1:
         raise InputError(f"--num_workers is {args.num_workers}, wanted 1 or more")
     return sampling
+
+
+def _check_save_paths(args: argparse.Namespace) -> dict[str, Path]:
+    """Where each output goes, by flag; raises InputError unless all can be written, apart."""
+    flags = ("save_path", "save_scores", "save_scoring_model")
+    given = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
+    paths = {flag: check_save_path(value, f"--{flag}") for flag, value in given.items()}
+    if len({path.resolve() for path in paths.values()}) < len(paths):
+        named = " and ".join(f"--{flag} {value}" for flag, value in given.items())
+        raise InputError(f"{named} name one file twice: give each output a file of its own")
+    return paths
 
 
 def _write_scores(

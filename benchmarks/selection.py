@@ -273,7 +273,7 @@ def main() -> None:
         plain_clip_score(args.metadata_dir, args.save_path, args.num_workers)
         return
     args.dir = args.dir.resolve()
-    result: dict[str, Any] = {"dir": str(args.dir)}
+    result: dict[str, Any] = {}
     if args.part in ("whole_job", "all"):
         result["whole_job"] = part_whole_job(args)
     if args.part in ("like_for_like", "all"):

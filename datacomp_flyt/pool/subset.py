@@ -175,6 +175,7 @@ def describe_counts(repeats: NDArray[np.integer]) -> list[str]:
     spans = [
         (f"{low}" if high == low + 1 else f"{low}-{high - 1}") + f" times: {number:,}"
         for low, high, number in zip(edges, edges[1:], histogram, strict=False)
+        if number
     ]
     return [
         f"{draws:,} draws of {len(repeats):,} examples, each at most {most:,} times",

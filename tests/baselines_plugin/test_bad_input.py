@@ -40,7 +40,8 @@ def job(tmp_path: Path) -> Job:
 def assert_refused(outcome: Outcome, *named: object) -> None:
     code, _, stderr = outcome
     assert code == 2, stderr
-    assert re.fullmatch(r"\S+: error: [^\r\n]+\n", stderr), stderr
+    program = r"(python -m baselines_plugin|baselines\.py)"
+    assert re.fullmatch(program + r": error: [^\r\n]+\n", stderr), stderr
     assert "Traceback" not in stderr
     for name in named:
         assert str(name) in stderr
@@ -241,6 +242,14 @@ def test_flags_at_fault(job: Job, files_in: FilesIn, flags: Flags, said: str) ->
     assert files_in() == before
 
 
+@pytest.mark.parametrize("flag", ["--save_scores", "--save_scoring_model"])
+def test_two_outputs_in_one_file(job: Job, files_in: FilesIn, flag: str) -> None:
+    before = files_in()
+    other_name = job.save_path.parent / "." / job.save_path.name
+    assert_refused(in_process(*job.flags(*STANDARDIZED, *DRAWS, flag, other_name)), flag)
+    assert files_in() == before
+
+
 NO_MEANING: list[tuple[Flags, str]] = [
     (SCS, "--frequency_limit 5"),
     (SCS, "--fraction 0.5"),
@@ -248,6 +257,7 @@ NO_MEANING: list[tuple[Flags, str]] = [
     (SCS, "--scoring_model paper"),
     (SCS, "--save_scoring_model m.safetensors"),
     (SCS, "--score_columns FLYT"),
+    (SCS, "--allow_missing_scores"),
     (SCS, "--weight_ratio 2"),
     (M_FLYT, "--score FLYT"),
     (M_FLYT, "--score_columns FLYT"),

@@ -44,8 +44,8 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "help": "columns to add up (default: FLYT's twelve)",
     },
     "--scoring_model": {
-        "help": "mixing model: 'paper' for Table 2 of the FLYT paper (standardised over this "
-        "pool), a .safetensors file of ours, or the published mflyt.pt"
+        "help": "m_flyt: 'paper' for Table 2 of the FLYT paper (standardised over this pool), a "
+        ".safetensors file of ours, or the published mflyt.pt; flyt: a .safetensors file of ours"
     },
     "--save_scoring_model": {
         "metavar": "FILE",
@@ -104,7 +104,8 @@ _FLAGS: dict[str, dict[str, Any]] = {
     },
     "--drop_nonfinite": {
         "action": "store_true",
-        "help": "leave out examples with a score that is NaN, infinite or missing",
+        "help": "leave out examples with a score, or for flyt an embedding, that is NaN, infinite "
+        "or missing",
     },
 }
 

@@ -8,10 +8,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines_plugin.columns import Columns
 from datacomp_flyt import mixing
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.published import PUBLISHED_COLUMNS
+from datacomp_flyt.scorers.e_flyt import check_features, e_flyt_scores
+from datacomp_flyt.scorers.glu_head_file import load_glu_head
 
 Scored = tuple[NDArray[np.floating], mixing.LinearMixingModel | None]
 """Scores [M], NaN for examples to leave out, and the mixing model that made them, if one did."""
@@ -34,6 +36,23 @@ def m_flyt(args: argparse.Namespace) -> Scorer:
     if args.scoring_model is None:
         raise InputError("--name m_flyt wants --scoring_model: 'paper' or a file")
     return _mix(args, mixing.load_mixing_model(args.scoring_model))
+
+
+def flyt(args: argparse.Namespace) -> Scorer:
+    """E-FLYT's scoring head on the embeddings beside the metadata."""
+    if args.scoring_model is None:
+        raise InputError("--name flyt wants --scoring_model: a file of E-FLYT training")
+    for flag in ("scores_dir", "allow_partial_scores"):
+        if getattr(args, flag):
+            raise InputError(
+                f"--{flag} has no meaning for --name flyt, which reads embeddings: leave it out"
+            )
+    head, source = load_glu_head(args.scoring_model), f"--scoring_model {args.scoring_model}"
+    check_features(head, source)
+    return lambda columns: (
+        e_flyt_scores(head, columns.pool, columns.num_workers, args.drop_nonfinite, source=source),
+        None,
+    )
 
 
 def plain_sum(args: argparse.Namespace) -> Scorer:

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from baselines_plugin.columns import Columns
 from baselines_plugin.registry import METHODS, Method
 from baselines_plugin.sampling import SAMPLINGS
 from datacomp_flyt.errors import InputError, exit_on_input_error
 from datacomp_flyt.mixing import save_mixing_model
+from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import atomic_write, check_save_path, describe_counts, write_subset
 from datacomp_flyt.pool.uids import encode_uids

@@ -20,3 +20,14 @@ def exit_on_input_error(program: str) -> Iterator[None]:
         sys.stdout.flush()
         print(f"{program}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turn a missing package inside the block into a sentence that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} is not installed: pip install 'datacomp-flyt[{extra}]'"
+        ) from None

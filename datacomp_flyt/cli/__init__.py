@@ -7,10 +7,15 @@ import sys
 from types import ModuleType
 
 from datacomp_flyt import __version__
-from datacomp_flyt.cli import check, demo, install
+from datacomp_flyt.cli import check, demo, install, train
 from datacomp_flyt.errors import exit_on_input_error
 
-COMMANDS: dict[str, ModuleType] = {"install": install, "check": check, "demo": demo}
+COMMANDS: dict[str, ModuleType] = {
+    "install": install,
+    "train": train,
+    "check": check,
+    "demo": demo,
+}
 """Each module's docstring is the command's help; it has `add_arguments` and `run`."""
 
 
@@ -23,10 +28,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"datacomp-flyt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in COMMANDS.items():
-        text = (module.__doc__ or "").split("\n")[0]
-        command = commands.add_parser(name, help=text, description=text)
-        module.add_arguments(command)
-    args = parser.parse_args(argv)
-    with exit_on_input_error(f"datacomp-flyt {args.command}"):
+    argv = sys.argv[1:] if argv is None else argv
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    with exit_on_input_error(f"datacomp-flyt {asked}"):
+        for name, module in COMMANDS.items():
+            text = (module.__doc__ or "").split("\n")[0]
+            command = commands.add_parser(name, help=text, description=text)
+            if name == asked:  # others may want packages that are not installed
+                module.add_arguments(command)
+        args = parser.parse_args(argv)
         sys.exit(COMMANDS[args.command].run(args))

@@ -22,7 +22,9 @@ from datacomp_flyt.pool.subset import atomic_write
 PAPER_MODEL = LinearMixingModel(PUBLISHED_COLUMNS, tuple(s.weight for s in PUBLISHED_SCORES))
 """Table 2; the statistics are those of the pool at hand."""
 
-_METADATA = "datacomp_flyt linear mixing model"
+MIXING_MODEL_KEY = "datacomp_flyt linear mixing model"
+E_FLYT_KEY = "datacomp_flyt glu head"
+"""Keys of a safetensors file's metadata, which tell our two kinds of scoring models apart."""
 
 
 def load_mixing_model(source: str) -> LinearMixingModel:
@@ -54,15 +56,18 @@ def save_mixing_model(model: LinearMixingModel, path: Path) -> None:
     if model.means is not None and model.stds is not None:
         tensors |= {"means": np.array(model.means), "stds": np.array(model.stds)}
     # one entry, since safetensors writes several in any order
-    metadata = {_METADATA: json.dumps({"columns": model.columns, "standardize": model.standardize})}
+    about = json.dumps({"columns": model.columns, "standardize": model.standardize})
     with atomic_write(path) as file:
-        file.write(save(tensors, metadata))
+        file.write(save(tensors, {MIXING_MODEL_KEY: about}))
 
 
 def _load_safetensors(path: Path) -> LinearMixingModel:
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = json.loads((file.metadata() or {})[_METADATA])
+            entries = file.metadata() or {}
+            if E_FLYT_KEY in entries:
+                raise _e_flyt(path)
+            metadata = json.loads(entries[MIXING_MODEL_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         columns = tuple(str(column) for column in metadata["columns"])
         k = len(columns)
@@ -93,9 +98,11 @@ def _load_safetensors(path: Path) -> LinearMixingModel:
 
 def _load_published(path: Path) -> LinearMixingModel:
     try:
-        tensors = read_torch_file(path)
+        tensors = read_torch_file(path, lambda name: not name.startswith("clip_model."))
     except TorchFileError as error:
         raise InputError(f"{path} cannot be read as a published mixing model: {error}") from None
+    if any(name.startswith("glu_model.") for name in tensors):
+        raise _e_flyt(path)
     weight, bias = tensors.get("layers.0.weight"), tensors.get("layers.0.bias")
     wanted = (1, len(PUBLISHED_COLUMNS))
     if weight is None or bias is None or weight.shape != wanted or bias.shape != (1,):
@@ -108,4 +115,10 @@ def _load_published(path: Path) -> LinearMixingModel:
         raise InputError(f"{path} holds weights that are not finite: download it again")
     return LinearMixingModel(
         PUBLISHED_COLUMNS, tuple(float(value) for value in weight[0]), float(bias[0])
+    )
+
+
+def _e_flyt(path: Path) -> InputError:
+    return InputError(
+        f"{path} is a scoring model of E-FLYT, which scores embeddings: use it with --name flyt"
     )

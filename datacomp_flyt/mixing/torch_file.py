@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import pickletools
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -38,11 +39,23 @@ class _Storage(NamedTuple):
     key: str
 
 
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
 _MARK = object()
 
 
-def read_torch_file(path: Path) -> dict[str, NDArray[Any]]:
+def read_torch_file(
+    path: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, NDArray[Any]]:
     """The tensors of a state dict, raw or under the key `state_dict`, by name.
+
+    Args:
+        wanted: whether to read the tensor of this name; the numbers of others stay on the disk.
 
     Raises:
         TorchFileError: not a zip file of torch 1.6 or later, or it holds more than tensors.
@@ -56,7 +69,16 @@ def read_torch_file(path: Path) -> dict[str, NDArray[Any]]:
             order = f"{folder}byteorder"
             if order in archive.namelist() and archive.read(order) != b"little":
                 raise TorchFileError("its numbers are not little-endian")
-            content = _interpret(archive.read(pickles[0]), archive, folder)
+            content = _interpret(archive.read(pickles[0]))
+            if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+                content = content["state_dict"]
+            if not isinstance(content, dict):
+                raise TorchFileError("it holds no state dict")
+            return {
+                name: _read(value, archive, folder)
+                for name, value in content.items()
+                if isinstance(value, _Tensor) and isinstance(name, str) and wanted(name)
+            }
     except (zipfile.BadZipFile, OSError) as error:
         raise TorchFileError(
             f"it is not a torch.save file of torch 1.6 or later ({error})"
@@ -65,15 +87,10 @@ def read_torch_file(path: Path) -> dict[str, NDArray[Any]]:
         raise
     except Exception as error:  # whatever a mangled program makes the few lines below do
         raise TorchFileError(f"it is damaged ({error!r})") from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict):
-        raise TorchFileError("it holds no state dict")
-    return {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
 
 
-def _interpret(program: bytes, archive: zipfile.ZipFile, folder: str) -> Any:
-    """The object that a state dict's pickle describes, built from dicts, tuples and arrays only."""
+def _interpret(program: bytes) -> Any:
+    """The object that a state dict's pickle describes: dicts, tuples, `_Tensor`s and no more."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
 
@@ -113,7 +130,7 @@ def _interpret(program: bytes, archive: zipfile.ZipFile, folder: str) -> Any:
             stack.append(_Storage(_DTYPES[storage.name.split()[-1]], key))
         elif name == "REDUCE":
             arguments = stack.pop()
-            stack.append(_build(stack.pop(), arguments, archive, folder))
+            stack.append(_build(stack.pop(), arguments))
         elif name == "BUILD":
             stack.pop()  # a state dict's `_metadata`
         elif name == "SETITEM":
@@ -129,12 +146,17 @@ def _interpret(program: bytes, archive: zipfile.ZipFile, folder: str) -> Any:
     raise TorchFileError("its pickle has no end")
 
 
-def _build(function: _Global, arguments: Any, archive: zipfile.ZipFile, folder: str) -> Any:
+def _build(function: _Global, arguments: Any) -> Any:
     if function.name == "collections OrderedDict" and not arguments:
         return {}
     if function.name != "torch._utils _rebuild_tensor_v2":
         raise TorchFileError(f"it would call {function.name.replace(' ', '.')}")
     storage, offset, shape, strides, *_ = arguments
+    return _Tensor(storage, offset, shape, strides)
+
+
+def _read(tensor: _Tensor, archive: zipfile.ZipFile, folder: str) -> NDArray[Any]:
+    storage, offset, shape, strides = tensor
     values = np.frombuffer(archive.read(f"{folder}data/{storage.key}"), storage.dtype)
     last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
     if (
@@ -143,5 +165,5 @@ def _build(function: _Global, arguments: Any, archive: zipfile.ZipFile, folder: 
         or math.prod(shape) > len(values)
     ):
         raise TorchFileError("a tensor reaches beyond its storage")
-    strides = [stride * values.itemsize for stride in strides]
+    strides = tuple(stride * values.itemsize for stride in strides)
     return np.lib.stride_tricks.as_strided(values[offset:], shape, strides).copy()

@@ -332,3 +332,19 @@ def test_flipped_bytes_give_a_refusal_or_tensors(
     with contextlib.suppress(TorchFileError):
         tensors = read_torch_file(path)
     assert all(isinstance(value, np.ndarray) for value in tensors.values())
+
+
+def test_only_wanted_tensors_are_read(tmp_path: Path) -> None:
+    program = state_dict(
+        {
+            "a": tensor("0", (12,), (1,)),
+            "b": tensor("not there", (5,), (1,)),
+            "c": text("no tensor"),
+        }
+    )
+    path = zip_file(tmp_path / "m.pt", program, {"0": WEIGHT})
+    found = read_torch_file(path, lambda name: name != "b")
+    assert list(found) == ["a"]
+    assert np.array_equal(found["a"], WEIGHT[0])
+    with pytest.raises(TorchFileError):
+        read_torch_file(path)

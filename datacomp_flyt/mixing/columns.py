@@ -1,4 +1,4 @@
-"""The score columns that a run can use: those of its score tables and of its metadata."""
+"""The score columns that a job can use: those of its score tables and of its metadata."""
 
 from __future__ import annotations
 
@@ -24,24 +24,43 @@ class Columns:
     def __init__(
         self,
         pool: Pool,
-        metadata_dir: str,
+        metadata_dir: str | None,
         scores_dir: str | None,
         num_workers: int,
         allow_partial: bool,
         drop_nonfinite: bool,
     ) -> None:
+        """
+        Args:
+            pool: the examples to join to; read from `metadata_dir`, if that is given.
+            metadata_dir: DataComp metadata; None to look in score tables alone.
+            scores_dir: parquet files, in sub-folders too; None for none.
+            num_workers: threads.
+            allow_partial, drop_nonfinite: accept examples without a score, or without a finite one.
+        """
         self.pool, self.num_workers = pool, num_workers
         self._allow_partial, self._drop_nonfinite = allow_partial, drop_nonfinite
         self._tables: list[ScoreTable] = []
         if scores_dir is not None:
             shards = open_shards(scores_dir, "--scores_dir", num_workers, recursive=True)
             self._tables.append(ScoreTable(shards, f"--scores_dir {scores_dir}"))
-        self._tables.append(
-            ScoreTable(pool.shards, f"--metadata_dir {metadata_dir}", pool.positions)
-        )
+        if metadata_dir is not None:
+            self._tables.append(
+                ScoreTable(pool.shards, f"--metadata_dir {metadata_dir}", pool.positions)
+            )
 
-    def find(self, names: Sequence[str], allow_missing: bool = False) -> list[str]:
+    def find(
+        self,
+        names: Sequence[str],
+        allow_missing: bool = False,
+        otherwise: str = "mix the rest with --allow_missing_scores",
+    ) -> list[str]:
         """Those of `names` that there are.
+
+        Args:
+            names: published names, or others.
+            allow_missing: do without some of several.
+            otherwise: what a user can do instead of adding one of several missing columns.
 
         Raises:
             InputError: one is missing and that is not allowed, or all are.
@@ -56,7 +75,7 @@ class Columns:
             raise InputError(
                 f"no column {', '.join(wanted)} in the score tables or the metadata, which have "
                 f"{', '.join(there) or 'no numeric columns'}: add it to --scores_dir"
-                + (", or mix the rest with --allow_missing_scores" if len(names) > 1 else "")
+                + (f", or {otherwise}" if len(names) > 1 else "")
             )
         if missing:
             print(f"mixing without {', '.join(missing)}: there are no such columns")

@@ -1,0 +1,65 @@
+"""Checkpoints: all that a training run depends on, in one file, whole or not there."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.subset import atomic_write
+
+NAME = "checkpoint.pt"
+
+
+def save_checkpoint(
+    directory: Path, step: int, settings: dict[str, Any], state: dict[str, Any]
+) -> None:
+    """Replace the folder's checkpoint.
+
+    Args:
+        step: steps done.
+        settings: of the run, so that nobody goes on with others unawares.
+        state: tensors, numbers, lists and dicts.
+    """
+    content = {"step": step, "settings": json.dumps(settings), "state": state}
+    with atomic_write(directory / NAME) as file:
+        torch.save(content, file)
+
+
+def load_checkpoint(directory: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+    """Steps done and the state; None if there is no checkpoint.
+
+    Raises:
+        InputError: it is of a run with other settings, or damaged.
+    """
+    path = directory / NAME
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        then = json.loads(content["settings"])
+        step, state = int(content["step"]), content["state"]
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise InputError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}): start again in another "
+            "--output_dir"
+        ) from None
+    now = json.loads(json.dumps(settings))
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            raise InputError(
+                f"{path} is of a run with --{name} {then.get(name)}, not {now.get(name)}: go on "
+                "with the same flags, or start in another --output_dir"
+            )
+    return step, state

@@ -1,0 +1,163 @@
+"""CLIP models by open_clip's names or configurations, with weights from wherever they lie."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.factory import _MODEL_CONFIGS
+from torch import Tensor, nn
+
+from datacomp_flyt.errors import InputError
+
+OWN_CONFIGS = Path(__file__).parent / "model_configs"
+
+
+@dataclass(frozen=True)
+class ClipModel:
+    """A model with what makes its inputs.
+
+    Attributes:
+        model: of open_clip, in float32.
+        transform: training transform of a PIL image: random crop of 90 to 100%, normalised.
+        tokenize: strings to tokens [n, L].
+    """
+
+    model: nn.Module
+    transform: Callable[[Any], Tensor]
+    tokenize: Callable[[list[str]], Tensor]
+
+
+def load_clip_model(name: str, init: str | None, flag: str, seed: int = 0) -> ClipModel:
+    """Build a CLIP model and fill it.
+
+    "OpenAI's ViT-B/32" is what the weights say only with QuickGELU (`ViT-B-32-quickgelu`); the
+    paper's runs put them into the `ViT-B-32` configuration, which computes with GELU.
+
+    Args:
+        name: a model of open_clip (`ViT-B-32`), or a JSON file with such a configuration.
+        init: `random`; a weights tag of open_clip (`openai`); or a checkpoint file of open_clip's
+            trainer or a bare state dict (.pt, .safetensors).
+        flag: stem of the flags, `reference` or `extractor`, for messages.
+        seed: of random weights.
+
+    Raises:
+        InputError: no such model or weights, or weights of another architecture.
+    """
+    if init is None:
+        raise InputError(
+            f"--{flag}_init is missing: give the checkpoint of a CLIP model trained on the "
+            "unfiltered pool (as the paper does), a weights tag of open_clip, or 'random'"
+        )
+    name = _known_name(name, flag)
+    tag = init if init in open_clip.list_pretrained_tags_by_model(name) else None
+    path = Path(init)
+    if tag is None and init != "random" and not path.is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise InputError(
+            f"--{flag}_init {init} is neither a file, nor 'random', nor a weights tag of {name} "
+            f"(which are: {tags})"
+        )
+    with torch.random.fork_rng(devices=[]), _quiet_root_logger():
+        torch.manual_seed(seed)
+        try:
+            model, transform, _ = open_clip.create_model_and_transforms(name, pretrained=tag)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"--{flag}_init {init} cannot be had ({_first_line(error)})") from None
+    if init != "random" and tag is None:
+        _load(model, path, f"--{flag}_init {init}", name)
+    return ClipModel(model, transform, open_clip.get_tokenizer(name))
+
+
+def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
+    """Tensors of a checkpoint: .safetensors, or a torch file, bare or under `state_dict`.
+
+    Of a scoring model laid out as the published `flyt.pt`, the tensors of its feature extractor.
+
+    Raises:
+        InputError: it cannot be read without running code that it brings along.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"{what} cannot be read as a checkpoint of tensors ({_first_line(error)})"
+        ) from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{what} holds no state dict: give a checkpoint of open_clip")
+    state = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+    clip = {k.removeprefix(_CLIP): v for k, v in state.items() if k.startswith(_CLIP)}
+    return clip or state
+
+
+def _load(model: nn.Module, path: Path, what: str, name: str) -> None:
+    given = read_state_dict(path, what)
+    wanted = model.state_dict()
+    # open_clip's older releases kept position ids, FLYT's trainer its downstream temperature
+    given = {k: v for k, v in given.items() if k in wanted or not k.endswith(_NOT_OF_THE_MODEL)}
+    wrong = [
+        f"{key} is {list(given[key].shape) if key in given else 'missing'}, wanted "
+        f"{list(wanted[key].shape)}"
+        for key in wanted
+        if key not in given or given[key].shape != wanted[key].shape
+    ] + [f"{key} is not known" for key in given if key not in wanted]
+    if wrong:
+        raise InputError(
+            f"{what} is not a {name}: {wrong[0]} ({len(wrong)} such tensors); name its own model"
+        )
+    model.load_state_dict(given)
+
+
+_CLIP = "clip_model."
+_NOT_OF_THE_MODEL = ("position_ids", "downstream_logit_scale")
+
+
+def _known_name(name: str, flag: str) -> str:
+    """The name under which open_clip knows the model; a file's or one of ours is added to it."""
+    path = OWN_CONFIGS / f"{name}.json" if not name.endswith(".json") else Path(name)
+    if path.is_file():
+        try:
+            config = json.loads(path.read_text())
+            missing = [k for k in ("embed_dim", "vision_cfg", "text_cfg") if k not in config]
+        except (ValueError, TypeError) as error:
+            raise InputError(f"--{flag}_model {name} is not JSON ({error})") from None
+        if missing:
+            raise InputError(f"--{flag}_model {name} has no {missing[0]!r}: see open_clip's own")
+        if path.stem not in open_clip.list_models():
+            open_clip.add_model_config(path)
+        return path.stem
+    if name not in _MODEL_CONFIGS:
+        raise InputError(
+            f"--{flag}_model {name} is no model of open_clip and no JSON file: see "
+            "`python -c 'import open_clip; print(open_clip.list_models())'`"
+        )
+    return name
+
+
+class _quiet_root_logger:
+    """open_clip logs through the root logger, warnings about random weights among it."""
+
+    def __enter__(self) -> None:
+        self._level = logging.getLogger().level
+        logging.getLogger().setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger().setLevel(self._level)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

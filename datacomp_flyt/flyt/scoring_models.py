@@ -1,0 +1,216 @@
+"""FLYT's scoring models q_φ, and their files.
+
+Legend: b rows, k score columns, d width of one embedding, h hidden units, ζ features.
+
+| model | features | paper | ours | published layout |
+|---|---|---|---|---|
+| `MixingModel` | k standardised scores | 3.4, M-FLYT | safetensors | `mflyt.pt` |
+| `GluHead` | image and text embedding | 3.4, C.7, E-FLYT | safetensors | `flyt.pt` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.mixing import LinearMixingModel, load_mixing_model, save_mixing_model
+from datacomp_flyt.mixing.published import PUBLISHED_COLUMNS
+from datacomp_flyt.pool.subset import atomic_write
+from datacomp_flyt.scorers.glu_head import GluHead as GluHeadArrays
+from datacomp_flyt.scorers.glu_head_file import load_glu_head, save_glu_head
+
+
+class MixingModel(nn.Module):
+    """M-FLYT: s = W (x - mean) / std + b.
+
+    The statistics belong to the model: what is standardised by others is another score.
+    """
+
+    means: Tensor
+    stds: Tensor
+
+    def __init__(
+        self, columns: Sequence[str], statistics: tuple[Sequence[float], Sequence[float]] | None
+    ) -> None:
+        """
+        Args:
+            columns: names [k].
+            statistics: means and standard deviations over the whole pool, [k] each; None to mix
+                raw scores (Table 8 shows what that costs).
+        """
+        super().__init__()
+        self.columns = tuple(columns)
+        self.standardize = statistics is not None
+        k = len(self.columns)
+        self.layers = nn.Sequential(nn.Linear(k, 1))  # the published names: layers.0.weight
+        means, stds = statistics or ([0.0] * k, [1.0] * k)
+        self.register_buffer("means", torch.tensor(means, dtype=torch.float64), persistent=False)
+        self.register_buffer("stds", torch.tensor(stds, dtype=torch.float64), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scores [b] of raw columns [b, k]."""
+        standardized = (features.double() - self.means) / self.stds
+        scores: Tensor = self.layers(standardized.to(self.weight.dtype))
+        return scores[:, 0]
+
+    @property
+    def weight(self) -> Tensor:
+        """W [1, k]."""
+        return self.get_parameter("layers.0.weight")
+
+    @property
+    def bias(self) -> Tensor:
+        """b [1]; changes neither ranking nor sampling."""
+        return self.get_parameter("layers.0.bias")
+
+    def named_weights(self) -> dict[str, float]:
+        """Weight of each column: comparable, as all have unit standard deviation (Table 2)."""
+        return dict(zip(self.columns, self.weight[0].tolist(), strict=True))
+
+    def load(self, source: str) -> None:
+        """Start from a model's weights: `paper`, a safetensors file of ours, or `mflyt.pt`."""
+        given = load_mixing_model(source)
+        if set(given.columns) != set(self.columns):
+            raise InputError(
+                f"--scoring_init {source} mixes {', '.join(given.columns)}, and --score_columns "
+                f"are {', '.join(self.columns)}: name the same columns"
+            )
+        weight_of = dict(zip(given.columns, given.weights, strict=True))
+        with torch.no_grad():
+            self.weight.copy_(torch.tensor([[weight_of[column] for column in self.columns]]))
+            self.bias.fill_(given.bias)
+
+    def save(self, path: Path) -> None:
+        """Write our format, which `--name m_flyt --scoring_model FILE` reads."""
+        model = LinearMixingModel(
+            self.columns,
+            tuple(self.weight[0].double().tolist()),
+            self.bias.item(),
+            self.standardize,
+            tuple(self.means.tolist()) if self.standardize else None,
+            tuple(self.stds.tolist()) if self.standardize else None,
+        )
+        save_mixing_model(model, path)
+
+    def save_published(self, path: Path) -> None:
+        """Write the layout of `mflyt.pt`: weight and bias alone, in the published columns' order.
+
+        Raises:
+            InputError: the columns are not the published twelve.
+        """
+        if set(self.columns) != set(PUBLISHED_COLUMNS):
+            raise InputError("mflyt.pt has no column names: only FLYT's twelve columns can be kept")
+        order = [self.columns.index(column) for column in PUBLISHED_COLUMNS]
+        state = {
+            "layers.0.weight": self.weight.detach()[:, order].float().cpu(),
+            "layers.0.bias": self.bias.detach().float().cpu(),
+        }
+        with atomic_write(path) as file:
+            torch.save(state, file)
+
+
+class GluLayer(nn.Module):
+    """w2 (silu(w1 z + b1) * (w3 z + b3)) + b2, from `width` over h to `outputs`."""
+
+    def __init__(self, width: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(width, hidden)
+        self.w3 = nn.Linear(width, hidden)
+        self.w2 = nn.Linear(hidden, outputs)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[b, width] -> [b, outputs]."""
+        outputs: Tensor = self.w2(F.silu(self.w1(inputs)) * self.w3(inputs))
+        return outputs
+
+
+class GluHead(nn.Module):
+    """E-FLYT: a gated feed-forward head over unit image and text embedding, image first."""
+
+    def __init__(
+        self,
+        width: int,
+        arrays: Sequence[str] | None = None,
+        num_layers: int = 1,
+        hidden_ratio: float = 1.0,
+        cosine_start: bool = False,
+    ) -> None:
+        """
+        Args:
+            width: 2d, of both embeddings together.
+            arrays: names of the npz arrays that hold them; None if made from images.
+            num_layers: all but the last map back to `width`.
+            hidden_ratio: h / 2d.
+            cosine_start: begin near the CLIP score instead of at random (not in the paper).
+        """
+        super().__init__()
+        self.arrays = None if arrays is None else tuple(arrays)
+        hidden = int(width * hidden_ratio)
+        outputs = [width] * (num_layers - 1) + [1]
+        layers = [GluLayer(width, hidden, number) for number in outputs]
+        self.layers = nn.Sequential(*layers)
+        if cosine_start:
+            if len(layers) != 1 or hidden != width:
+                raise InputError("--cosine_start wants --glu_layers 1 and --glu_hidden_ratio 1")
+            _start_at_cosine(layers[0])
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Scores [b] of [b, 2d]."""
+        scores: Tensor = self.layers(embeddings)
+        return scores[:, 0]
+
+    def load(self, source: str) -> None:
+        """Start from a head's weights: a safetensors file of ours, or `flyt.pt`."""
+        state = {
+            name: torch.from_numpy(np.array(value))
+            for name, value in load_glu_head(source).tensors().items()
+        }
+        wanted = {name: value.shape for name, value in self.state_dict().items()}
+        if wanted != {name: value.shape for name, value in state.items()}:
+            raise InputError(
+                f"--scoring_init {source} has {len(state) // 6} layers of "
+                f"{list(state['layers.0.w1.weight'].shape)}, wanted {len(self.layers)} of "
+                f"{list(wanted['layers.0.w1.weight'])}: see --glu_layers and --glu_hidden_ratio"
+            )
+        self.load_state_dict(state)
+
+    def save(self, path: Path) -> None:
+        """Write our format, which `--name flyt --scoring_model FILE` reads."""
+        state = {name: value.float().cpu().numpy() for name, value in self.state_dict().items()}
+        save_glu_head(GluHeadArrays.from_tensors(state, self.arrays, "the head"), path)
+
+    def save_published(self, path: Path, clip_state: dict[str, Tensor]) -> None:
+        """Write the layout of `flyt.pt`: `glu_model.*`, and `clip_model.*` that makes its features.
+
+        Args:
+            clip_state: state dict of the feature extractor.
+        """
+        head = {f"glu_model.{name}": value.cpu() for name, value in self.state_dict().items()}
+        clip = {f"clip_model.{name}": value.cpu() for name, value in clip_state.items()}
+        with atomic_write(path) as file:
+            torch.save({**clip, **head}, file)
+
+
+ScoringModel = MixingModel | GluHead
+
+
+def _start_at_cosine(layer: GluLayer, noise: float = 0.01) -> None:
+    """Gate i_r by t_r and -t_r by -i_r: sum_r i_r t_r (σ(i_r) + σ(-t_r)), about the cosine.
+
+    As the public code does it, with noise on every number.
+    """
+    width = layer.w1.in_features
+    one, nothing = torch.eye(width // 2), torch.zeros(width // 2, width // 2)
+    gate = torch.cat([torch.cat([one, nothing], 1), torch.cat([nothing, -one], 1)])
+    value = torch.cat([torch.cat([nothing, one], 1), torch.cat([-one, nothing], 1)])
+    starts = (gate, value, torch.ones(1, width))
+    with torch.no_grad():
+        for part, start in zip((layer.w1, layer.w3, layer.w2), starts, strict=True):
+            part.weight.copy_(start + noise * torch.randn_like(start))
+            part.bias.normal_(std=noise)

@@ -1,0 +1,181 @@
+"""Examples of tar shards that are drawn with replacement, without end; and when to give up."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+from webdataset.gopen import gopen
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from datacomp_flyt.errors import InputError
+
+T = TypeVar("T")
+
+Sample = dict[str, Any]
+"""One example of a tar: bytes by file name extension, and `__key__` and `__url__`."""
+
+Select = Callable[[Sample], T]
+"""Takes what is needed of a sample, without decoding its image; raises Skip to leave it out."""
+
+UNREADABLE_SHARD = "shard unreadable"
+
+_FIRST_LOOK = 20  # shards after which the share of unreadable ones says something
+_MAX_EMPTY = 200  # shards in a row without a usable example
+
+
+class Skip(Exception):
+    """An example is left out and counted under this reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class UnreadableShard(Exception):
+    """A tar that is missing, damaged or cut short."""
+
+
+def read_tar(url: str) -> Generator[Sample, None, None]:
+    """The samples of one tar, a path or what webdataset opens.
+
+    Raises:
+        UnreadableShard: after the samples that could be read.
+    """
+    try:
+        stream, finished = gopen(url), False
+        try:
+            yield from group_by_keys(tar_file_expander([{"url": url, "stream": stream}]))
+            while stream.read(1 << 20):  # what follows the last member, lest a command be cut off
+                pass
+            finished = True
+        finally:
+            with contextlib.nullcontext() if finished else contextlib.suppress(Exception):
+                stream.close()
+    except Exception as error:  # tarfile, zlib, filesystems and commands raise a dozen kinds
+        raise UnreadableShard(_first_line(error)) from error
+
+
+class ShardReader(Generic[T]):
+    """Iterates for ever over what `select` takes of shards drawn with replacement.
+
+    A shard that cannot be read is skipped and counted, and so is what `select` leaves out.
+
+    Raises (while iterating):
+        InputError: too many shards are unreadable, or the shards hold too few usable examples.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[tuple[str, Select[T]]],
+        rng: random.Random,
+        skipped: Counter[str],
+        name: str,
+        needed: int = 1,
+        max_bad_share: float = 0.1,
+    ) -> None:
+        """
+        Args:
+            shards: path or address of each tar, and what to take of its samples.
+            rng: draws the shards.
+            skipped: gets the counts of what is left out, by reason.
+            name: what to call the data in messages.
+            needed: usable examples that all shards together must hold.
+            max_bad_share: greatest share of unreadable shards.
+        """
+        self._shards, self._rng, self._skipped, self._name = shards, rng, skipped, name
+        self._needed, self._max_bad_share = needed, max_bad_share
+        self._usable: dict[int, int] = {}  # by shard, when it was last read
+        self._bad: set[int] = set()
+        self._enough = False
+        self._empty = 0  # shards in a row without a usable example
+        self._reasons: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            number = self._rng.randrange(len(self._shards))
+            usable, failure = 0, None
+            try:
+                for item in self._read(number):
+                    usable += 1
+                    yield item
+            except UnreadableShard as error:
+                failure = f"{self._shards[number][0]} ({error})"
+            self._usable[number] = usable
+            if failure is None:
+                self._bad.discard(number)
+            else:
+                self._bad.add(number)
+                self._skip(UNREADABLE_SHARD)
+                self._check_bad(failure)
+            self._empty = 0 if usable else self._empty + 1
+            self._check_usable()
+
+    def _read(self, number: int) -> Iterator[T]:
+        url, select = self._shards[number]
+        with contextlib.closing(read_tar(url)) as samples:
+            for sample in samples:
+                try:
+                    item = select(sample)
+                except Skip as skip:
+                    self._skip(skip.reason)
+                else:
+                    yield item
+
+    def _skip(self, reason: str) -> None:
+        self._skipped[reason] += 1
+        self._reasons[reason] += 1
+
+    def _check_bad(self, last: str) -> None:
+        """Raise where more shards are unreadable than allowed, beyond the luck of the draw."""
+        bad, opened, share = len(self._bad), len(self._usable), self._max_bad_share
+        if opened < len(self._shards):
+            if opened < _FIRST_LOOK:
+                return
+            luck = 3 * math.sqrt(share * (1 - share) * opened)
+        else:
+            luck = 0.0
+        if bad > share * opened + luck:
+            raise InputError(
+                f"{self._name}: {bad:,} of the {opened:,} shards opened so far cannot be read, the "
+                f"last is {last}: download them again, or raise --max_bad_share above {share:g}"
+            )
+
+    def _check_usable(self) -> None:
+        """Raise where all shards together, or many in a row, hold too little."""
+        number = len(self._shards)
+        if self._empty >= _MAX_EMPTY:
+            raise InputError(
+                f"{self._name}: the last {self._empty:,} shards read hold no example that can be "
+                f"used ({self._why()}): give shards and features of the same pool"
+            )
+        if self._enough:
+            return
+        held = sum(self._usable.values())
+        self._enough = held >= self._needed
+        if self._enough or len(self._usable) < number:
+            return
+        if not held:
+            raise InputError(
+                f"{self._name}: no example of its {number:,} shards can be used ({self._why()}): "
+                "give shards and features of the same pool"
+            )
+        raise InputError(
+            f"{self._name}: its {number:,} shards hold {held:,} usable examples, fewer than the "
+            f"{self._needed:,} that one stream puts into a batch: lower the batch size or raise "
+            "--num_streams"
+        )
+
+    def _why(self) -> str:
+        counts = (f"{reason}: {count:,}" for reason, count in self._reasons.most_common())
+        return ", ".join(counts) or "they are empty"
+
+
+def _first_line(error: Exception) -> str:
+    # webdataset appends to an error's arguments; the message is the first
+    text = str(error) if isinstance(error, FileNotFoundError) else str((*error.args, "")[0])
+    return text.strip().split("\n")[0] or type(error).__name__

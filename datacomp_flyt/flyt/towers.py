@@ -1,0 +1,247 @@
+"""The two towers of a CLIP model as functions of their parameters, some rows at a time.
+
+What Appendix A of FLYT needs of a model: the embeddings f(z), the pull-back of a gradient in the
+embeddings to one in the parameters, and the tangent of the embeddings along a direction of the
+parameters. Each goes over micro-batches, and keeps nothing of one but its [b, D] embeddings.
+
+Legend: b rows at hand, D embedding, θ parameters, J_i Jacobian of the embedding f_i in θ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from datacomp_flyt.flyt.lookahead_adamw import Tensors, norm
+from datacomp_flyt.flyt.precision import Tangent
+from datacomp_flyt.flyt.weighted_clip_loss import full_precision
+
+Inputs = tuple[Tensor | None, Tensor | None]
+"""Images [b, 3, H, W] and tokens [k, L]; None for none."""
+
+Features = tuple[Tensor, Tensor]
+"""Unit image embeddings [b, D] and text embeddings [k, D], in float32 or float64."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Embeddings without a graph, and what takes gradients in them to the parameters."""
+
+    features: Features
+    pull_back: Callable[[Features], Tensors]
+
+
+class Towers:
+    """A CLIP model with its parameters as an argument.
+
+    The model computes as in evaluation: dropout and batch statistics would make f another function
+    in each pass, and Appendix A takes all passes to be of one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        micro_batch_size: int | None = None,
+        autocast: torch.dtype | None = None,
+        gradient_scale: float = 1.0,
+    ) -> None:
+        """
+        Args:
+            model: `model(images, texts)` gives unit image embeddings, unit text embeddings and
+                the logit scale, as open_clip.CLIP does; a None among its inputs gives None.
+            micro_batch_size: rows that go through a tower at once; None for all.
+            autocast: type of the matrix products; None for the parameters' own.
+            gradient_scale: the factor that gradients carry on their way through the towers.
+        """
+        self.model = model.eval()
+        self.micro_batch_size = micro_batch_size
+        self.autocast = autocast
+        self.gradient_scale = gradient_scale
+
+    def params(self) -> Tensors:
+        """The trainable parameters, by name, without a graph."""
+        return {
+            name: param.detach()
+            for name, param in self.model.named_parameters()
+            if param.requires_grad
+        }
+
+    def logit_scale(self, params: Tensors) -> Tensor:
+        """τ [], differentiable in the parameters."""
+        return full_precision(functional_call(self.model, params, (None, None))[2])
+
+    def features(
+        self, params: Tensors, images: Tensor, texts: Tensor, rounded: bool = True
+    ) -> Features:
+        """Embeddings at θ, and nothing to differentiate; `rounded` as autocast says."""
+        with torch.no_grad():
+            parts = [
+                torch.cat([self._tower(params, chunk, rounded) for chunk in self._split(inputs)])
+                for inputs in (images, texts)
+            ]
+        return parts[0], parts[1]
+
+    def embed(self, params: Tensors, images: Tensor, texts: Tensor) -> Embedding:
+        """Embeddings at θ.
+
+        What is one micro-batch keeps its graph for the pull-back; what is more is computed again.
+        """
+        kept: list[tuple[Tensors, Tensor]] = []
+        features = []
+        for inputs in (images, texts):
+            chunks = self._split(inputs)
+            if len(chunks) > 1:
+                with torch.no_grad():
+                    parts = [self._tower(params, chunk) for chunk in chunks]
+            else:
+                leaves = _leaves(params)
+                parts = [self._tower(leaves, chunk) for chunk in chunks]
+                kept.append((leaves, parts[0]))
+            features.append(torch.cat([part.detach() for part in parts]))
+
+        def pull_back(gradients: Features) -> Tensors:
+            total: Tensors = {}
+            graphs = list(kept)
+            for inputs, gradient in zip((images, texts), gradients, strict=True):
+                chunks = self._split(inputs)
+                pieces = self._split(gradient)
+                for chunk, piece in zip(chunks, pieces, strict=True):
+                    if len(chunks) > 1:
+                        leaves = _leaves(params)
+                        output = self._tower(leaves, chunk)
+                    else:
+                        leaves, output = graphs.pop(0)
+                    self._accumulate(total, leaves, output, piece)
+            kept.clear()
+            return {
+                name: total.pop(name) if name in total else torch.zeros_like(param)
+                for name, param in params.items()
+            }
+
+        return Embedding((features[0], features[1]), pull_back)
+
+    def tangent(
+        self,
+        params: Tensors,
+        direction: Tensors,
+        images: Tensor,
+        texts: Tensor,
+        features: Features,
+        method: Tangent,
+        step: float,
+    ) -> Features:
+        """J_i v for all rows: what the embeddings do as θ moves along v.
+
+        Args:
+            params: θ.
+            direction: v, by name.
+            images, texts: the rows.
+            features: f at θ, which the one-sided difference does not compute again.
+            method: `exact` is forward-mode differentiation, about 3 forward passes and no graph;
+                `central` is (f(θ + hv) - f(θ - hv)) / 2h; `one_sided` is (f(θ + hv) - f(θ)) / h.
+            step: of the differences: |hv| / |θ|.
+        """
+        if method == "exact":
+            return self._forward_mode(params, direction, images, texts)
+        length = norm(direction)
+        h = torch.where(length > 0, step * norm(params) / length, 1.0)
+        ahead = self._moved(params, direction, h, images, texts)
+        if method == "one_sided":
+            behind, width = features, h
+            if self.autocast is not None:
+                behind = self._moved(params, direction, 0 * h, images, texts)
+        else:
+            behind, width = self._moved(params, direction, -h, images, texts), 2 * h
+        return (ahead[0] - behind[0]) / width, (ahead[1] - behind[1]) / width
+
+    def logit_scale_tangent(self, params: Tensors, direction: Tensors) -> Tensor:
+        """The derivative of τ along v []."""
+        leaves = _leaves(params)
+        scale = self.logit_scale(leaves)
+        gradients = torch.autograd.grad(scale, list(leaves.values()), allow_unused=True)
+        tangent = torch.zeros_like(scale)
+        for name, gradient in zip(leaves, gradients, strict=True):
+            if gradient is not None:
+                tangent += (direction[name] * gradient).sum()
+        return tangent
+
+    def _forward_mode(
+        self, params: Tensors, direction: Tensors, images: Tensor, texts: Tensor
+    ) -> Features:
+        """J v by dual numbers, in the attention kernel that has a rule for them."""
+        scale = torch.ones(())
+        if self.autocast is not None:  # float16 has little room: as long as θ; J v is linear in v
+            length = norm(direction)
+            scale = torch.where(length > 0, norm(params) / length, 1.0)
+            direction = {name: v * scale for name, v in direction.items()}
+        tangents: list[Tensor] = []
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+            duals = {
+                name: forward_ad.make_dual(param, direction[name]) for name, param in params.items()
+            }
+            for inputs in (images, texts):
+                parts = []
+                for chunk in self._split(inputs):
+                    value, tangent = forward_ad.unpack_dual(self._tower(duals, chunk))
+                    parts.append(torch.zeros_like(value) if tangent is None else tangent)
+                tangents.append(torch.cat(parts).div_(scale))
+        return tangents[0], tangents[1]
+
+    def _moved(
+        self, params: Tensors, direction: Tensors, h: Tensor, images: Tensor, texts: Tensor
+    ) -> Features:
+        """f at θ + hv, in the parameters' own type: differences drown in rounding to 16 bits."""
+        moved = {name: torch.addcmul(p, direction[name], h) for name, p in params.items()}
+        return self.features(moved, images, texts, rounded=False)
+
+    def _tower(self, params: Mapping[str, Tensor], chunk: Tensor, rounded: bool = True) -> Tensor:
+        """Embeddings of images (floating) or of texts (tokens); `rounded` as autocast says."""
+        if not len(chunk):  # a rank may have no class prompt
+            return self._tower(params, chunk.new_zeros((1, *chunk.shape[1:])), rounded)[:0]
+        is_image = chunk.is_floating_point()
+        inputs: Inputs = (chunk, None) if is_image else (None, chunk)
+        with self._arithmetic(chunk.device.type, self.autocast if rounded else None):
+            output = functional_call(self.model, dict(params), inputs)[0 if is_image else 1]
+        return full_precision(output)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _arithmetic(device: str, autocast: torch.dtype | None) -> Iterator[None]:
+        # PyTorch's fused inference path rounds otherwise than the one that has a graph, and has no
+        # forward-mode rule.
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with torch.autocast(device, autocast, enabled=autocast is not None):
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
+
+    def _accumulate(
+        self, total: Tensors, leaves: Tensors, output: Tensor, gradient: Tensor
+    ) -> None:
+        gradients = torch.autograd.grad(
+            output,
+            list(leaves.values()),
+            gradient * self.gradient_scale,
+            allow_unused=True,
+        )
+        for name, value in zip(leaves, gradients, strict=True):
+            if value is not None:
+                value = value / self.gradient_scale if self.gradient_scale != 1 else value
+                total[name] = total[name].add_(value) if name in total else value
+
+    def _split(self, rows: Tensor) -> list[Tensor]:
+        size = self.micro_batch_size or max(len(rows), 1)
+        return list(rows.split(size))
+
+
+def _leaves(params: Mapping[str, Tensor]) -> Tensors:
+    return {name: param.detach().requires_grad_() for name, param in params.items()}

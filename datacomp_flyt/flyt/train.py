@@ -1,0 +1,233 @@
+"""Learn a scoring model: `datacomp-flyt train`, or `torchrun -m datacomp_flyt.flyt.train`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.flyt.algorithm import Algorithm, AlgorithmConfig
+from datacomp_flyt.flyt.checkpoint import NAME
+from datacomp_flyt.flyt.clip_models import load_clip_model
+from datacomp_flyt.flyt.data import downstream_loader, upstream_loader
+from datacomp_flyt.flyt.downstream_tasks import open_tasks
+from datacomp_flyt.flyt.flags import FREE_FLAGS, add_arguments, fill_in
+from datacomp_flyt.flyt.gather import rank_and_world_size
+from datacomp_flyt.flyt.prompts import Prompts
+from datacomp_flyt.flyt.scoring_models import GluHead, MixingModel, ScoringModel
+from datacomp_flyt.flyt.shards import list_shards
+from datacomp_flyt.flyt.stream_settings import StreamSettings
+from datacomp_flyt.flyt.trainer import EpochLoaders, RunConfig, train
+from datacomp_flyt.flyt.uid_features import UidFeatures, embedding_features, score_features
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A scoring model with where its features come from: a table by uid, or a CLIP model."""
+
+    model: ScoringModel
+    table: UidFeatures | None
+    extractor: nn.Module | None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train as the flags say; returns the exit code.
+
+    Raises:
+        InputError: something given is wrong.
+    """
+    fill_in(args)
+    device = _start_processes(args.device)
+    try:
+        _train(args, device)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+def _train(args: argparse.Namespace, device: torch.device) -> None:
+    rank, world_size = rank_and_world_size()
+    _check_division(args, world_size)
+    output_dir = _open_output(args, rank)
+    tasks = open_tasks(args.downstream_dir, args.downstream_tasks, args.evaluation_dir)
+    shards = list_shards(args.train_data, "--train_data")
+    reference = load_clip_model(
+        args.reference_model, args.reference_init, "reference", seed=args.seed
+    )
+    scoring = _make_scoring(args, device)
+
+    def loaders(epoch: int) -> EpochLoaders:
+        def settings(batch_size: int, shuffle: int) -> StreamSettings:
+            return StreamSettings(
+                transform=reference.transform,
+                batch_size=batch_size,
+                num_streams=args.num_streams,
+                seed=args.seed,
+                epoch=epoch,
+                rank=rank,
+                world_size=world_size,
+                num_workers=args.num_workers,
+                shuffle_buffer=(shuffle, max(shuffle // 5, 1)),
+                max_bad_share=args.max_bad_share,
+            )
+
+        from_tars = args.downstream_loss == "clip" and args.captions == "txt"
+        return (
+            upstream_loader(
+                shards,
+                reference.tokenize,
+                settings(args.upstream_batch_size, args.upstream_shuffle),
+                scoring.table,
+                f"--train_data {args.train_data}",
+            ),
+            downstream_loader(
+                tasks,
+                settings(args.downstream_batch_size, args.downstream_shuffle),
+                args.task_weights,
+                reference.tokenize if from_tars else None,
+                name=f"--downstream_dir {args.downstream_dir}",
+            ),
+        )
+
+    algorithm = Algorithm(
+        _algorithm_config(args),
+        reference.model.to(device),
+        scoring.model.to(device),
+        None if scoring.extractor is None else scoring.extractor.to(device),
+        Prompts(tasks, reference.tokenize, args.seed),
+    )
+    config = RunConfig(output_dir, args.checkpoint_every, args.log_every, tuple(args.report_to))
+    deciding = {name: value for name, value in vars(args).items() if name not in FREE_FLAGS}
+    train(algorithm, loaders, config, deciding)
+
+
+def _make_scoring(args: argparse.Namespace, device: torch.device) -> Scoring:
+    """The scoring model; random weights are drawn by the seed."""
+    table: UidFeatures | None = None
+    extractor: nn.Module | None = None
+    model: ScoringModel
+    torch.manual_seed(args.seed)
+    if args.features == "scores":
+        if args.scores_dir is None and args.metadata_dir is None:
+            raise InputError("--features scores wants --scores_dir, the folder of score tables")
+        found = score_features(
+            args.scores_dir,
+            args.score_columns,
+            _threads(),
+            args.metadata_dir,
+            args.allow_partial_scores,
+            args.drop_nonfinite,
+        )
+        table = found.features
+        statistics = None if args.no_standardize else (found.mean.tolist(), found.std.tolist())
+        model = MixingModel(args.score_columns, statistics)
+    else:
+        if args.features == "embeddings":
+            if args.metadata_dir is None:
+                raise InputError("--features embeddings wants --metadata_dir, with npz files in it")
+            table = embedding_features(
+                args.metadata_dir, args.embedding_arrays, _threads(), args.drop_nonfinite
+            )
+            width, arrays = table.values.shape[1], args.embedding_arrays
+        else:
+            extractor = load_clip_model(
+                args.extractor_model, args.extractor_init, "extractor", seed=args.seed
+            ).model
+            width, arrays = 2 * _embedding_width(extractor), None
+        model = GluHead(width, arrays, args.glu_layers, args.glu_hidden_ratio, args.cosine_start)
+    if args.scoring_init is not None:
+        model.load(args.scoring_init)
+    return Scoring(model, table, extractor)
+
+
+def _embedding_width(model: Any) -> int:
+    with torch.no_grad():
+        return int(model.encode_text(torch.zeros(1, model.context_length).long()).shape[1])
+
+
+def _algorithm_config(args: argparse.Namespace) -> AlgorithmConfig:
+    names = AlgorithmConfig.__dataclass_fields__
+    values = {name: getattr(args, name) for name in names if name != "betas"}
+    return AlgorithmConfig(**values, betas=(args.beta1, args.beta2))
+
+
+def _check_division(args: argparse.Namespace, world_size: int) -> None:
+    for name in ("upstream_batch_size", "downstream_batch_size"):
+        size = getattr(args, name)
+        if size % world_size:
+            raise InputError(
+                f"--{name} {size} is not divisible by {world_size} processes: give a multiple"
+            )
+        if size % args.num_streams:
+            raise InputError(
+                f"--{name} {size} is not divisible by --num_streams {args.num_streams}: give a "
+                "divisor of both batch sizes"
+            )
+    if args.num_streams % world_size:
+        raise InputError(
+            f"--num_streams {args.num_streams} is not divisible by {world_size} processes: give "
+            "a multiple"
+        )
+
+
+def _open_output(args: argparse.Namespace, rank: int) -> Path:
+    path = Path(args.output_dir)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--output_dir {path} is a file: give a folder")
+    if (path / NAME).exists() and not args.resume:
+        raise InputError(
+            f"--output_dir {path} holds a checkpoint: go on from it with --resume, or give another"
+        )
+    if rank == 0:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output_dir {path} cannot be made ({error.strerror})") from None
+    return path
+
+
+def _start_processes(device: str | None) -> torch.device:
+    """Join the other ranks, if torchrun started this one; the device to train on."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        if device == "cuda":
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"--device {device} cannot be used ({str(error).splitlines()[0]}): give cuda or cpu"
+        ) from None
+    return found
+
+
+def _threads() -> int:
+    return max(torch.get_num_threads(), 1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`torchrun --nproc_per_node 8 -m datacomp_flyt.flyt.train --preset m_flyt_base ...`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m datacomp_flyt.flyt.train", description=(__doc__ or "").split("\n")[0]
+    )
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    with exit_on_input_error("datacomp_flyt.flyt.train"):
+        raise SystemExit(run(args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What training tells: a progress bar, lines, `metrics.jsonl`, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.subset import atomic_write
+
+DESTINATIONS = ("tensorboard", "wandb")
+_FILE = "metrics.jsonl"
+
+
+class TrainingLog:
+    """The log of one process; of several ranks only the first has one that says anything."""
+
+    def __init__(
+        self,
+        directory: Path,
+        num_steps: int,
+        first_step: int,
+        every: int,
+        pairs_per_step: int,
+        destinations: Sequence[str],
+        settings: dict[str, Any],
+        enabled: bool = True,
+    ) -> None:
+        """
+        Args:
+            directory: of `metrics.jsonl` and TensorBoard's files; lines of later steps than
+                `first_step`, which a killed run left, are taken out.
+            every: steps between lines.
+            pairs_per_step: upstream pairs of all ranks.
+            destinations: out of `DESTINATIONS`.
+            settings: of the run, for W&B.
+            enabled: False to say nothing.
+
+        Raises:
+            InputError: a destination is not installed.
+        """
+        self.every, self.pairs, self.enabled = every, pairs_per_step, enabled
+        self._num_steps = num_steps
+        self._last = (time.perf_counter(), first_step)
+        self._sinks: list[Any] = []
+        if not enabled:
+            return
+        self._path = directory / _FILE
+        self._drop_lines_from(first_step)
+        for name in destinations:
+            self._sinks.append(_SINKS[name](directory, first_step, settings))
+        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=None)
+
+    def step(self, number: int, metrics: dict[str, float]) -> None:
+        """After step `number` (0 is the first)."""
+        if not self.enabled:
+            return
+        self._bar.update()
+        done = number + 1
+        if done % self.every and done != self._num_steps:
+            return
+        now = time.perf_counter()
+        seconds, steps = now - self._last[0], done - self._last[1]
+        self._last = (now, done)
+        metrics = {**metrics, "pairs_per_second": self.pairs * steps / seconds}
+        line = {"step": done, **{name: float(f"{value:.6g}") for name, value in metrics.items()}}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for sink in self._sinks:
+            sink(done, metrics)
+        shown = "  ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+        self._bar.write(f"step {done}/{self._num_steps}  {shown}")
+
+    def say(self, text: str) -> None:
+        """A line between the progress."""
+        if self.enabled:
+            self._bar.write(text)
+
+    def __enter__(self) -> TrainingLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.enabled:
+            self._bar.close()
+        for sink in self._sinks:
+            sink.close()
+
+    def _drop_lines_from(self, step: int) -> None:
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        kept = []
+        for line in lines:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError):  # the last line of a killed run
+                continue
+        with atomic_write(self._path) as file:
+            file.write("".join(f"{line}\n" for line in kept).encode())
+
+
+class _TensorBoard:
+    def __init__(self, directory: Path, first_step: int, settings: dict[str, Any]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise InputError(
+                "--report_to tensorboard wants TensorBoard: pip install tensorboard"
+            ) from None
+        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(self, directory: Path, first_step: int, settings: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise InputError(
+                "--report_to wandb wants Weights & Biases: pip install wandb"
+            ) from None
+        self._run = wandb.init(
+            project="datacomp_flyt",
+            dir=str(directory),
+            id=directory.resolve().name,
+            resume="allow",
+            config=settings,
+        )
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        self._run.log(metrics, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+_SINKS = {"tensorboard": _TensorBoard, "wandb": _Wandb}

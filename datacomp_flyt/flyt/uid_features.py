@@ -1,0 +1,190 @@
+"""What a scoring model reads of each example besides its pixels: score columns or embeddings.
+
+Legend: M examples, k features of each.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datacomp_flyt.engines.threads import map_threads
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.mixing.columns import Columns
+from datacomp_flyt.mixing.standardization import mean_and_std
+from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings, npz_path
+from datacomp_flyt.pool.parquet import open_shards
+from datacomp_flyt.pool.pool import Pool, argsort_hashes, iter_uids, read_pool
+from datacomp_flyt.pool.uids import UID_DTYPE
+
+
+@dataclass(frozen=True)
+class UidFeatures:
+    """Rows of features by uid. Plain arrays: processes that are forked share them.
+
+    Attributes:
+        high, low: the halves of the uids, uint64 [M], sorted as pairs, as in a Pool.
+        values: float32 [M, k].
+    """
+
+    high: NDArray[np.uint64]
+    low: NDArray[np.uint64]
+    values: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.high)
+
+    def find(self, uid: str) -> int:
+        """The row of a uid (32 hexadecimal characters), -1 where it has none."""
+        try:
+            high, low = np.uint64(int(uid[:16], 16)), np.uint64(int(uid[16:], 16))
+        except (ValueError, OverflowError):  # no uid at all
+            return -1
+        row = int(self.high.searchsorted(high))
+        # a few uids at most share their first half
+        while row < len(self.high) and self.high[row] == high:
+            if self.low[row] == low:
+                return row if len(uid) == 32 else -1
+            row += 1
+        return -1
+
+
+@dataclass(frozen=True)
+class ScoreFeatures:
+    """Score columns as features, as they are on disk: standardising is the scoring model's part.
+
+    Attributes:
+        features: the columns [M, k].
+        mean, std: of each column over all M examples, float64 [k].
+    """
+
+    features: UidFeatures
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+
+def score_features(
+    scores_dir: str | None,
+    columns: Sequence[str],
+    num_workers: int,
+    metadata_dir: str | None = None,
+    allow_partial: bool = False,
+    drop_nonfinite: bool = False,
+    progress: bool = True,
+) -> ScoreFeatures:
+    """Columns of score tables, and of DataComp metadata under their published names.
+
+    Args:
+        scores_dir: parquet files of `uid` and scores, in sub-folders too; None for none.
+        columns: names, in the order that the scoring model has them.
+        num_workers: threads.
+        metadata_dir: DataComp metadata, which also says what the pool is; without it, that is
+            every uid in the files that have one of the columns.
+        allow_partial: leave out examples that lack one of the scores.
+        drop_nonfinite: leave out examples with a score that is NaN, infinite or null.
+        progress: show bars on a terminal.
+
+    Raises:
+        InputError: no such folder or column, a score that is missing or not finite where that is
+            not allowed, a uid with two, a constant column, or no example left.
+    """
+    if metadata_dir is not None:
+        pool = read_pool(metadata_dir, num_workers, progress)
+    elif scores_dir is not None:
+        pool = _pool_of_tables(scores_dir, columns, num_workers)
+    else:
+        raise InputError("score columns come from --scores_dir or --metadata_dir: give one")
+    table = Columns(pool, metadata_dir, scores_dir, num_workers, allow_partial, drop_nonfinite)
+    table.find(columns, otherwise="name fewer columns")
+    values = np.empty((len(pool), len(columns)), np.float32)
+    for number, column in enumerate(table.read(columns)):
+        values[:, number] = column
+    features = _finite(pool, values, f"all of {', '.join(columns)}")
+    statistics = [
+        mean_and_std(features.values[:, number], column, num_workers)
+        for number, column in enumerate(columns)
+    ]
+    mean, std = np.array(statistics, np.float64).T
+    return ScoreFeatures(features, mean, std)
+
+
+def embedding_features(
+    metadata_dir: str,
+    arrays: Sequence[str] = ("b32_img", "b32_txt"),
+    num_workers: int = 1,
+    drop_nonfinite: bool = False,
+    progress: bool = True,
+) -> UidFeatures:
+    """Embeddings of the npz files beside DataComp metadata, joined side by side.
+
+    All of them are held in memory: 4 kB for each example of 2 x 512.
+
+    Args:
+        metadata_dir: DataComp metadata with npz files.
+        arrays: names of arrays in these; each array's part of a row gets length 1.
+        num_workers: threads.
+        drop_nonfinite: leave out examples whose embedding has no direction.
+        progress: show bars on a terminal.
+
+    Raises:
+        InputError: no such folder, npz or array; arrays of different widths in different files;
+            an embedding that is not finite or all 0, where that is not allowed.
+    """
+    pool = read_pool(metadata_dir, num_workers, progress)
+    widths = embedding_widths(pool.shards[0], arrays)
+    values = np.empty((len(pool), sum(widths)), np.float32)
+
+    def place(number: int) -> None:
+        shard, positions = pool.shards[number], pool.positions[number]
+        if (found := embedding_widths(shard, arrays)) != widths:
+            raise InputError(
+                f"{npz_path(shard)} has embeddings {list(found)} wide and "
+                f"{npz_path(pool.shards[0])} {list(widths)}: take a pool from one source"
+            )
+        row = 0
+        for block in iter_embeddings(shard, arrays):
+            bad = np.flatnonzero(np.isnan(block[:, 0]))
+            if len(bad) and not drop_nonfinite:
+                raise InputError(
+                    f"{npz_path(shard)} row {row + int(bad[0])} has an embedding that is not "
+                    "finite or all 0: mend it, or leave such examples out with --drop_nonfinite"
+                )
+            values[positions[row : row + len(block)]] = block
+            row += len(block)
+
+    text = "reading embeddings" if progress else None
+    map_threads(place, range(len(pool.shards)), num_workers, text)
+    return _finite(pool, values, f"a usable {' and '.join(arrays)}")
+
+
+def _finite(pool: Pool, values: NDArray[np.float32], what: str) -> UidFeatures:
+    """The examples whose features are all there."""
+    usable = np.isfinite(values).all(axis=1)
+    if usable.all():
+        return UidFeatures(pool.high, pool.low, values)
+    if not usable.any():
+        raise InputError(f"no example has {what}: give tables of one pool")
+    return UidFeatures(pool.high[usable], pool.low[usable], values[usable])
+
+
+def _pool_of_tables(scores_dir: str, columns: Sequence[str], num_workers: int) -> Pool:
+    """All uids of the score tables that have one of the columns, or of all if none has."""
+    shards = open_shards(scores_dir, "--scores_dir", num_workers, recursive=True)
+    shards = [shard for shard in shards if not shard.types.keys().isdisjoint(columns)] or shards
+    parts = map_threads(lambda shard: list(iter_uids(shard)), shards, num_workers)
+    uids = np.concatenate([np.empty(0, UID_DTYPE), *itertools.chain.from_iterable(parts)])
+    if not len(uids):
+        raise InputError(f"--scores_dir {scores_dir} holds no example: all files are empty")
+    order = argsort_hashes(uids["f0"])
+    high, low = uids["f0"].take(order), uids["f1"].take(order)
+    same = high[1:] == high[:-1]
+    if (same & (low[1:] < low[:-1])).any():  # then the second halves decide
+        order = np.lexsort((low, high))
+        high, low = high.take(order), low.take(order)
+        same = high[1:] == high[:-1]
+    first = np.concatenate([[True], ~(same & (low[1:] == low[:-1]))])
+    return Pool(high[first], low[first], [], [])

@@ -1,0 +1,152 @@
+"""Embeddings: the npz files beside a pool's metadata, read some rows at a time.
+
+DataComp stores CLIP's embeddings of shard `X.parquet` in `X.npz`, row by row: `b32_img`, `b32_txt`
+[n, 512], `l14_img` and `l14_txt` [n, 768]. A shard of half a million rows holds gigabytes, so the
+zip members are streamed and never held whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.parquet import ParquetShard
+
+BLOCK_ROWS = 2048
+"""Rows read at once: 2 MB of a stored 512-wide float16 array."""
+
+
+def npz_path(shard: ParquetShard) -> str:
+    """Where the embeddings of a metadata file are, if there are any."""
+    return shard.path[: -len(".parquet")] + ".npz"
+
+
+def embedding_widths(shard: ParquetShard, arrays: Sequence[str]) -> tuple[int, ...]:
+    """Columns of each array, from the headers of its file alone.
+
+    Raises:
+        InputError: no npz beside the metadata; no such array in it; or one that does not hold
+            floats [rows of the metadata, columns >= 1] in row order.
+    """
+    with contextlib.ExitStack() as stack:
+        return tuple(_open_array(shard, name, stack).width for name in arrays)
+
+
+def iter_embeddings(
+    shard: ParquetShard, arrays: Sequence[str], block_rows: int = BLOCK_ROWS
+) -> Iterator[NDArray[np.float32]]:
+    """The named arrays side by side, some rows at a time, in the order of the metadata.
+
+    Args:
+        shard: the metadata file; its npz lies beside it.
+        arrays: one or more names, such as ("b32_img", "b32_txt").
+        block_rows: rows of each block but the last.
+
+    Yields:
+        float32 [n, sum of widths], a new array each time. Each array's part of a row has length 1,
+        whatever it was stored with (float16 rounds, and some tools do not normalise). A row that
+        has no direction, since a stored number is not finite or all of a part are 0, is NaN
+        throughout.
+
+    Raises:
+        InputError: see `embedding_widths`; or the file turns out to be damaged.
+    """
+    with contextlib.ExitStack() as stack:
+        # a handle for each, so that a cloud filesystem reads ahead in both
+        opened = [_open_array(shard, name, stack) for name in arrays]
+        width = sum(array.width for array in opened)
+        for start in range(0, shard.num_rows, block_rows):
+            rows = min(block_rows, shard.num_rows - start)
+            block = np.empty((rows, width), np.float32)
+            usable = np.ones(rows, np.bool_)
+            column = 0
+            for array in opened:
+                part = block[:, column : column + array.width]
+                with _readable(npz_path(shard)), np.errstate(over="ignore"):
+                    part[:] = array.read(rows)
+                usable &= _normalize(part)
+                column += array.width
+            if not usable.all():
+                block[~usable] = np.nan
+            yield block
+
+
+@dataclass(frozen=True)
+class _StoredArray:
+    """A float array [n, width] inside a zip file, read from its first row on."""
+
+    member: IO[bytes]
+    dtype: np.dtype[Any]
+    width: int
+
+    def read(self, rows: int) -> NDArray[np.floating]:
+        """The next rows, as stored."""
+        size = rows * self.width * self.dtype.itemsize
+        content = self.member.read(size)
+        if len(content) < size:
+            raise EOFError("it ends before its last row")
+        return np.frombuffer(content, self.dtype).reshape(rows, self.width)
+
+
+def _open_array(shard: ParquetShard, name: str, stack: contextlib.ExitStack) -> _StoredArray:
+    path = npz_path(shard)
+    with _readable(path):
+        if not shard.fs.exists(path):
+            raise InputError(
+                f"{path} is not there: embeddings are read from the npz beside each parquet file, "
+                "which DataComp's download_upstream.py fetches with --download_npz"
+            )
+        archive = stack.enter_context(
+            zipfile.ZipFile(stack.enter_context(shard.fs.open(path, "rb")))
+        )
+        if f"{name}.npy" not in archive.namelist():
+            there = ", ".join(other.removesuffix(".npy") for other in archive.namelist())
+            raise InputError(
+                f"{path} has no array {name!r} (it has {there or 'none'}): take a pool with "
+                "these embeddings, or what was made for those"
+            )
+        member = stack.enter_context(archive.open(f"{name}.npy"))
+        version = np.lib.format.read_magic(member)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, by_columns, dtype = read_header(member)
+        if dtype.kind != "f" or len(shape) != 2 or shape[1] < 1 or by_columns:
+            order = " in column order" if by_columns else ""
+            raise InputError(
+                f"{path} has array {name!r} of {dtype} {list(shape)}{order}: embeddings are "
+                f"floats [{shard.num_rows}, width] in row order"
+            )
+        if shape[0] != shard.num_rows:
+            raise InputError(
+                f"{path} has {shape[0]} rows in array {name!r} and {shard.path} has "
+                f"{shard.num_rows}: the two belong together row by row, so download both again"
+            )
+        return _StoredArray(member, dtype, shape[1])
+
+
+def _normalize(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Give each row [n, d] length 1 in place; which rows [n] have a direction."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        squares = np.einsum("ij,ij->i", rows, rows)
+        rows *= (1 / np.sqrt(squares))[:, None]
+    usable: NDArray[np.bool_] = np.isfinite(squares) & (squares > 0)
+    return usable
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib, numpy's header parser and filesystems: a dozen
+        raise InputError(f"{path} cannot be read as npz ({error}): download it again") from None

@@ -1,0 +1,181 @@
+"""E-FLYT's scoring head: a gated feed-forward network over an example's two embeddings.
+
+    y = w2 (silu(w1 z + b1) * (w3 z + b3)) + b2,    z = [unit image embedding, unit text embedding]
+
+The last layer's y is the score; earlier layers hand their y, as wide as z, to the next, with no
+residual and no norm (FLYT, section 3.3; the public code's GLU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datacomp_flyt.errors import InputError
+
+Weights = NDArray[np.float32]
+
+_PARTS = ("w1", "w3", "w2")
+_ROWS = 512  # of every matrix product: with h = 1024, 4 MB of activations
+_UNITS = 64  # hidden units gated at once: 384 kB, within a core's second cache
+
+
+@dataclass(frozen=True, eq=False)
+class GluLayer:
+    """One layer, from `width` inputs over h hidden units to `outputs`; all arrays float32.
+
+    Attributes:
+        w1, b1: of the gate, [h, width] and [h].
+        w3, b3: of what is gated, [h, width] and [h].
+        w2, b2: of the result, [outputs, h] and [outputs].
+    """
+
+    w1: Weights
+    b1: Weights
+    w3: Weights
+    b3: Weights
+    w2: Weights
+    b2: Weights
+
+    @cached_property
+    def _stacked(self) -> tuple[Weights, Weights]:
+        """w1 over w3, so that one product makes both, and their biases as a column."""
+        return np.concatenate([self.w1, self.w3]), np.concatenate([self.b1, self.b3])[:, None]
+
+    def apply(self, inputs: Weights) -> Weights:
+        """[width, n] -> [outputs, n]. Examples are columns, so that hidden units are contiguous."""
+        weights, biases = self._stacked
+        hidden = weights @ inputs
+        units = len(self.w1)
+        scratch = np.empty((min(_UNITS, units), inputs.shape[1]), np.float32)
+        for start in range(0, units, _UNITS):
+            stop = min(start + _UNITS, units)
+            gate, value = hidden[start:stop], hidden[units + start : units + stop]
+            divisor = scratch[: stop - start]
+            gate += biases[start:stop]
+            value += biases[units + start : units + stop]
+            np.negative(gate, out=divisor)
+            np.exp(divisor, out=divisor)
+            divisor += 1
+            gate /= divisor  # silu
+            gate *= value
+        result: Weights = self.w2 @ hidden[:units]
+        result += self.b2[:, None]
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class GluHead:
+    """A scoring head.
+
+    Attributes:
+        layers: one or more; the last has one output, the others as many as they have inputs.
+        arrays: names of the npz arrays that it was trained on, in the order of its inputs, such as
+            ("b32_img", "b32_txt"); None if its features were made from images.
+    """
+
+    layers: tuple[GluLayer, ...]
+    arrays: tuple[str, ...] | None
+
+    @property
+    def width(self) -> int:
+        """How many inputs it has: twice an embedding's width."""
+        return int(self.layers[0].w1.shape[1])
+
+    def scores(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores [n] of rows [n, width]; NaN where a row holds NaN.
+
+        All products have the same shape, the last one filled up, so that a row's score does not
+        depend on how many there are.
+        """
+        scores = np.empty(len(embeddings), np.float32)
+        # exp(-x) of a very negative x is infinite, and silu then 0, as it should be
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start in range(0, len(embeddings), _ROWS):
+                rows = embeddings[start : start + _ROWS]
+                block = rows
+                if len(rows) < _ROWS:
+                    block = np.zeros((_ROWS, self.width), np.float32)
+                    block[: len(rows)] = rows
+                values = block.T
+                for layer in self.layers:
+                    values = layer.apply(values)
+                scores[start : start + len(rows)] = values[0, : len(rows)]
+        return scores
+
+    def tensors(self, prefix: str = "") -> dict[str, Weights]:
+        """Weights by name: `layers.{i}.{w1,w3,w2}.{weight,bias}`, as in the published `flyt.pt`."""
+        named: dict[str, Weights] = {}
+        for number, layer in enumerate(self.layers):
+            for part in _PARTS:
+                name = f"{prefix}layers.{number}.{part}"
+                named[f"{name}.weight"] = getattr(layer, part)
+                named[f"{name}.bias"] = getattr(layer, part.replace("w", "b"))
+        return named
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, NDArray[Any]], arrays: tuple[str, ...] | None, source: str
+    ) -> GluHead:
+        """The head of such tensors, of any float type.
+
+        Args:
+            tensors: by the names of `tensors()`; nothing else.
+            arrays: see the class.
+            source: where they are from, for messages.
+
+        Raises:
+            InputError: a tensor is missing, left over, of the wrong shape or not finite.
+        """
+        count = 1
+        while f"layers.{count}.w1.weight" in tensors:
+            count += 1
+        left = dict(tensors)
+        layers: list[GluLayer] = []
+        for number in range(count):
+            found = {part: _linear(left, f"layers.{number}.{part}", source) for part in _PARTS}
+            (w1, b1), (w3, b3), (w2, b2) = found.values()
+            width, units = layers[0].w1.shape[1] if layers else w1.shape[1], len(w1)
+            outputs = 1 if number == count - 1 else width
+            wanted = {"w1": (units, width), "w3": (units, width), "w2": (outputs, units)}
+            for part, (weight, _) in found.items():
+                if weight.shape != wanted[part]:
+                    raise InputError(
+                        f"{source} has layers.{number}.{part}.weight {list(weight.shape)}, wanted "
+                        f"{list(wanted[part])} to fit the rest: it is not a scoring head of E-FLYT"
+                    )
+            layers.append(GluLayer(w1, b1, w3, b3, w2, b2))
+        if left:
+            raise InputError(
+                f"{source} has {', '.join(sorted(left))[:200]} too: it is not a scoring head of "
+                "E-FLYT"
+            )
+        return cls(tuple(layers), arrays)
+
+
+def _linear(left: dict[str, NDArray[Any]], name: str, source: str) -> tuple[Weights, Weights]:
+    """Take one weight [a, b] and its bias [a] out of `left`, as float32."""
+    found = []
+    for kind in ("weight", "bias"):
+        tensor = left.pop(f"{name}.{kind}", None)
+        if tensor is None:
+            raise InputError(f"{source} has no {name}.{kind}: it is not a scoring head of E-FLYT")
+        with np.errstate(over="ignore", invalid="ignore"):
+            found.append(np.array(tensor, np.float32, order="C"))
+        if tensor.dtype.kind != "f" or not np.isfinite(found[-1]).all():
+            raise InputError(
+                f"{source} has numbers in {name}.{kind} that are no finite floats: train it "
+                "again, or fetch it again"
+            )
+    weight, bias = found
+    if weight.ndim != 2 or not weight.size or bias.shape != weight.shape[:1]:
+        raise InputError(
+            f"{source} has {name}.weight {list(weight.shape)} and {name}.bias {list(bias.shape)}, "
+            "wanted [a, b] and [a]: it is not a scoring head of E-FLYT"
+        )
+    return weight, bias

@@ -16,6 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; the exit code is 0."""
-    from datacomp_flyt.flyt.train import run as train
-
+    with needs_extra("train"):
+        from datacomp_flyt.flyt.train import run as train
     return train(args)

@@ -78,7 +78,9 @@ class Algorithm:
     open_clip's [0, ln 100] (the public code's lower bound is 2; the paper names none).
 
     A frozen reference model still takes its moments along: with none, Adam's step is the sign of
-    the gradient, from which hardly anything flows back.
+    the gradient, from which hardly anything flows back. For the same reason the first step's dL/dw
+    hangs on the gradient's entries near 0, which 16 bits do not know: in bf16 and amp the scoring
+    model sits that step out, or its own moments would remember the noise for a hundred steps.
     """
 
     def __init__(
@@ -249,7 +251,8 @@ class Algorithm:
         """Take the step: φ, θ with its moments, and τ_DS, each once."""
         for group in self.scoring_optimizer.param_groups:
             group["lr"] = self._rate(self.config.scoring_lr, number)
-        self.scoring_optimizer.step()
+        if self.state.step or self.towers.autocast is None:
+            self.scoring_optimizer.step()
         self.state = self.optimizer.next_state(found.grads, self.state)
         if not self.config.freeze_reference:
             self.params = found.params

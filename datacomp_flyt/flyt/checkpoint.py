@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +42,10 @@ def load_checkpoint(directory: Path, settings: dict[str, Any]) -> tuple[int, dic
         content = torch.load(path, map_location="cpu", weights_only=True)
         then = json.loads(content["settings"])
         step, state = int(content["step"]), content["state"]
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        pickle.UnpicklingError,
-    ) as error:
+    except Exception as error:  # damaged files raise a dozen kinds, some without a word
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}): start again in another "
-            "--output_dir"
+            f"{path} cannot be read ({reason}): start again in another --output_dir"
         ) from None
     now = json.loads(json.dumps(settings))
     for name in sorted({*then, *now}):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +55,7 @@ def load_clip_model(name: str, init: str | None, flag: str, seed: int = 0) -> Cl
             f"--{flag}_init is missing: give the checkpoint of a CLIP model trained on the "
             "unfiltered pool (as the paper does), a weights tag of open_clip, or 'random'"
         )
-    name = _known_name(name, flag)
+    given, name = name, _known_name(name, flag)
     tag = init if init in open_clip.list_pretrained_tags_by_model(name) else None
     path = Path(init)
     if tag is None and init != "random" and not path.is_file():
@@ -69,11 +68,17 @@ def load_clip_model(name: str, init: str | None, flag: str, seed: int = 0) -> Cl
         torch.manual_seed(seed)
         try:
             model, transform, _ = open_clip.create_model_and_transforms(name, pretrained=tag)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"--{flag}_init {init} cannot be had ({_first_line(error)})") from None
+            tokenize = open_clip.get_tokenizer(name)
+        except Exception as error:  # downloads and wrong configurations raise a dozen kinds
+            what = (
+                f"--{flag}_model {given} makes no model"
+                if tag is None
+                else f"--{flag}_init {init} cannot be had"
+            )
+            raise InputError(f"{what} ({_first_line(error)})") from None
     if init != "random" and tag is None:
         _load(model, path, f"--{flag}_init {init}", name)
-    return ClipModel(model, transform, open_clip.get_tokenizer(name))
+    return ClipModel(model, transform, tokenize)
 
 
 def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
@@ -91,7 +96,7 @@ def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged files raise a dozen kinds, safetensors' own among them
         raise InputError(
             f"{what} cannot be read as a checkpoint of tensors ({_first_line(error)})"
         ) from None
@@ -139,6 +144,10 @@ def _known_name(name: str, flag: str) -> str:
             raise InputError(f"--{flag}_model {name} has no {missing[0]!r}: see open_clip's own")
         if path.stem not in open_clip.list_models():
             open_clip.add_model_config(path)
+        elif open_clip.get_model_config(path.stem) != config:
+            raise InputError(
+                f"--{flag}_model {name} has the name of another model of open_clip: rename the file"
+            )
         return path.stem
     if name not in _MODEL_CONFIGS:
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -183,14 +184,19 @@ def fill_in(args: argparse.Namespace) -> None:
         args.scoring_weight_decay = args.weight_decay
     for name in _POSITIVE:
         value = getattr(args, name)
-        if value is not None and value <= 0:
-            raise InputError(f"--{name} is {value}, wanted more than 0")
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name} is {value}, wanted a number more than 0")
     for name in _SHARES:
         if not 0 <= getattr(args, name) < 1:
             raise InputError(f"--{name} is {getattr(args, name)}, wanted 0 or more and less than 1")
     for name in ("weight_decay", "scoring_weight_decay", "warmup", "num_workers", "seed"):
-        if getattr(args, name) < 0:
+        if not 0 <= getattr(args, name) < math.inf:
             raise InputError(f"--{name} is {getattr(args, name)}, wanted 0 or more")
+    for column in args.score_columns:
+        if args.score_columns.count(column) > 1:
+            raise InputError(f"--score_columns has {column!r} twice: name each once")
+    if args.seed >= 1 << 63:
+        raise InputError(f"--seed is {args.seed}, wanted less than 2^63")
 
 
 _POSITIVE = (

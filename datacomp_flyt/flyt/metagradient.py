@@ -149,7 +149,8 @@ def weight_metagradient(
 
     if tangent != "exact":
         _drop_idle(direction, grads)
-    step = difference_step or _difference_step(tangent, params)
+    dtype = next(iter(params.values())).dtype
+    step = difference_step or DIFFERENCE_STEPS.get((tangent, dtype), torch.nan)
     local_tangents = towers.tangent(
         params, direction, images, texts, upstream.features, tangent, step
     )
@@ -197,7 +198,7 @@ def _loss_and_gradients(
         features of this rank (of the whole loss); this rank's part of the gradient in the scale [].
     """
     images, texts = (
-        gather_rows(local, number).requires_grad_()
+        gather_rows(local, number).detach().requires_grad_()
         for local, number in zip(embedding.features, numbers, strict=True)
     )
     scale = logit_scale.detach().clone().requires_grad_()
@@ -219,6 +220,8 @@ def _loss_and_gradients(
 
 def _add_gradient_of(scale: Tensor, leaves: Tensors, gradient: Tensor, grads: Tensors) -> None:
     """Add to `grads` what the loss's gradient in τ makes of the parameters behind τ."""
+    if not scale.requires_grad:  # it is frozen
+        return
     slopes = torch.autograd.grad(scale, list(leaves.values()), gradient, allow_unused=True)
     for name, slope in zip(leaves, slopes, strict=True):
         if slope is not None:
@@ -233,11 +236,6 @@ def _drop_idle(direction: Tensors, grads: Tensors) -> None:
     """
     for name, grad in grads.items():
         direction[name].masked_fill_(grad == 0, 0.0)
-
-
-def _difference_step(tangent: Tangent, params: Tensors) -> float:
-    dtype = next(iter(params.values())).dtype
-    return DIFFERENCE_STEPS.get((tangent, dtype), 0.0)
 
 
 def _finite(tensors: Tensors, loss: Tensor) -> bool:

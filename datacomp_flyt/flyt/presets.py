@@ -29,7 +29,7 @@ class Preset:
     precision: str = "bf16"
     micro_batch_size: int | None = 512
     num_streams: int = 64
-    checkpoint_every: int = 250
+    checkpoint_every: int = 500
     upstream_shuffle: int = 5000
     downstream_shuffle: int = 5000
 

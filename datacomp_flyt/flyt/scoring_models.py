@@ -75,6 +75,8 @@ class MixingModel(nn.Module):
 
     def load(self, source: str) -> None:
         """Start from a model's weights: `paper`, a safetensors file of ours, or `mflyt.pt`."""
+        if source != "paper":
+            _check_is_file(source)
         given = load_mixing_model(source)
         if set(given.columns) != set(self.columns):
             raise InputError(
@@ -152,12 +154,20 @@ class GluHead(nn.Module):
         super().__init__()
         self.arrays = None if arrays is None else tuple(arrays)
         hidden = int(width * hidden_ratio)
+        if hidden < 1:
+            raise InputError(
+                f"--glu_hidden_ratio {hidden_ratio} of {width} inputs is no hidden unit: raise it"
+            )
         outputs = [width] * (num_layers - 1) + [1]
         layers = [GluLayer(width, hidden, number) for number in outputs]
         self.layers = nn.Sequential(*layers)
         if cosine_start:
             if len(layers) != 1 or hidden != width:
                 raise InputError("--cosine_start wants --glu_layers 1 and --glu_hidden_ratio 1")
+            if self.arrays is not None and len(self.arrays) != 2:
+                raise InputError(
+                    f"--cosine_start wants two --embedding_arrays, not {', '.join(self.arrays)}"
+                )
             _start_at_cosine(layers[0])
 
     def forward(self, embeddings: Tensor) -> Tensor:
@@ -167,6 +177,7 @@ class GluHead(nn.Module):
 
     def load(self, source: str) -> None:
         """Start from a head's weights: a safetensors file of ours, or `flyt.pt`."""
+        _check_is_file(source)
         state = {
             name: torch.from_numpy(np.array(value))
             for name, value in load_glu_head(source).tensors().items()
@@ -198,6 +209,11 @@ class GluHead(nn.Module):
 
 
 ScoringModel = MixingModel | GluHead
+
+
+def _check_is_file(source: str) -> None:
+    if not Path(source).is_file():
+        raise InputError(f"--scoring_init {source} is not a file: give a .safetensors or .pt file")
 
 
 def _start_at_cosine(layer: GluLayer, noise: float = 0.01) -> None:

@@ -10,6 +10,7 @@ Legend: b rows at hand, D embedding, θ parameters, J_i Jacobian of the embeddin
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ Features = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Embedding:
-    """Embeddings without a graph, and what takes gradients in them to the parameters."""
+    """Embeddings without a graph, and what takes gradients in them to the parameters, once."""
 
     features: Features
     pull_back: Callable[[Features], Tensors]
@@ -165,8 +166,10 @@ class Towers:
         """The derivative of τ along v []."""
         leaves = _leaves(params)
         scale = self.logit_scale(leaves)
-        gradients = torch.autograd.grad(scale, list(leaves.values()), allow_unused=True)
         tangent = torch.zeros_like(scale)
+        if not scale.requires_grad:  # it is frozen
+            return tangent
+        gradients = torch.autograd.grad(scale, list(leaves.values()), allow_unused=True)
         for name, gradient in zip(leaves, gradients, strict=True):
             if gradient is not None:
                 tangent += (direction[name] * gradient).sum()
@@ -182,7 +185,7 @@ class Towers:
             scale = torch.where(length > 0, norm(params) / length, 1.0)
             direction = {name: v * scale for name, v in direction.items()}
         tangents: list[Tensor] = []
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level(), _quiet_jit():
             duals = {
                 name: forward_ad.make_dual(param, direction[name]) for name, param in params.items()
             }
@@ -227,6 +230,8 @@ class Towers:
     def _accumulate(
         self, total: Tensors, leaves: Tensors, output: Tensor, gradient: Tensor
     ) -> None:
+        if not output.requires_grad:  # the tower is frozen
+            return
         gradients = torch.autograd.grad(
             output,
             list(leaves.values()),
@@ -241,6 +246,15 @@ class Towers:
     def _split(self, rows: Tensor) -> list[Tensor]:
         size = self.micro_batch_size or max(len(rows), 1)
         return list(rows.split(size))
+
+
+@contextlib.contextmanager
+def _quiet_jit() -> Iterator[None]:
+    """Without the warning that torch's own forward-mode rules are still compiled by torch.jit."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+        yield
 
 
 def _leaves(params: Mapping[str, Tensor]) -> Tensors:

@@ -64,6 +64,8 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
         args.reference_model, args.reference_init, "reference", seed=args.seed
     )
     scoring = _make_scoring(args, device)
+    if scoring.extractor is not None:
+        _check_inputs(args, reference.model, scoring.extractor)
 
     def loaders(epoch: int) -> EpochLoaders:
         def settings(batch_size: int, shuffle: int) -> StreamSettings:
@@ -147,6 +149,20 @@ def _make_scoring(args: argparse.Namespace, device: torch.device) -> Scoring:
     if args.scoring_init is not None:
         model.load(args.scoring_init)
     return Scoring(model, table, extractor)
+
+
+def _check_inputs(args: argparse.Namespace, reference: Any, extractor: Any) -> None:
+    """Both models get the images and tokens that are made for the reference model."""
+    for what, found, wanted in (
+        ("images of", extractor.visual.image_size, reference.visual.image_size),
+        ("texts of", extractor.context_length, reference.context_length),
+    ):
+        if found != wanted:
+            raise InputError(
+                f"--extractor_model {args.extractor_model} takes {what} {found} and "
+                f"--reference_model {args.reference_model} of {wanted}: give models that take the "
+                "same"
+            )
 
 
 def _embedding_width(model: Any) -> int:

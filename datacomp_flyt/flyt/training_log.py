@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -69,7 +71,7 @@ class TrainingLog:
         seconds, steps = now - self._last[0], done - self._last[1]
         self._last = (now, done)
         metrics = {**metrics, "pairs_per_second": self.pairs * steps / seconds}
-        line = {"step": done, **{name: float(f"{value:.6g}") for name, value in metrics.items()}}
+        line = {"step": done, **{name: _rounded(value) for name, value in metrics.items()}}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         for sink in self._sinks:
@@ -97,7 +99,9 @@ class TrainingLog:
             sink.close()
 
     def _drop_lines_from(self, step: int) -> None:
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        if not self._path.exists():
+            return
+        lines = self._path.read_text().splitlines()
         kept = []
         for line in lines:
             try:
@@ -107,6 +111,11 @@ class TrainingLog:
                 continue
         with atomic_write(self._path) as file:
             file.write("".join(f"{line}\n" for line in kept).encode())
+
+
+def _rounded(value: float) -> float | None:
+    """Six digits; None, null in JSON, where there is no number."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 class _TensorBoard:
@@ -138,7 +147,8 @@ class _Wandb:
         self._run = wandb.init(
             project="datacomp_flyt",
             dir=str(directory),
-            id=directory.resolve().name,
+            # the same when resumed, and another for a folder of the same name elsewhere
+            id=f"{directory.resolve().name}-{zlib.crc32(str(directory.resolve()).encode()):08x}",
             resume="allow",
             config=settings,
         )

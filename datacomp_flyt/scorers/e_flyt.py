@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
@@ -44,8 +45,8 @@ def e_flyt_scores(
 
     Args:
         head: trained on npz arrays.
-        num_workers: threads, each with a metadata file of its own, so that one reads while another
-            computes; they do not change the result.
+        num_workers: threads, each with a metadata file of its own to read and to score on one
+            core; they do not change the result.
         drop_nonfinite: accept embeddings that are not finite or all zero.
         source: what to call the head in messages.
 
@@ -92,9 +93,11 @@ def e_flyt_scores(
             row += len(block)
         return wrong, first
 
-    found = map_threads(
-        score, range(len(files)), num_workers, "scoring embeddings" if progress else None
-    )
+    # OpenBLAS lets one caller in at a time, unless its products stay on the caller's thread
+    with threadpool_limits(1, "blas"):
+        found = map_threads(
+            score, range(len(files)), num_workers, "scoring embeddings" if progress else None
+        )
     wrong = sum(count for count, _ in found)
     if wrong and not drop_nonfinite:
         number = next(number for number, (count, _) in enumerate(found) if count)

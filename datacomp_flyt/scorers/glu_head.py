@@ -47,12 +47,12 @@ class GluLayer:
         """w1 over w3, so that one product makes both, and their biases as a column."""
         return np.concatenate([self.w1, self.w3]), np.concatenate([self.b1, self.b3])[:, None]
 
-    def apply(self, inputs: Weights) -> Weights:
-        """[width, n] -> [outputs, n]. Examples are columns, so that hidden units are contiguous."""
+    def apply(self, rows: Weights) -> Weights:
+        """[n, width] -> [n, outputs]. In between, examples are columns: units are contiguous."""
         weights, biases = self._stacked
-        hidden = weights @ inputs
+        hidden = weights @ rows.T
         units = len(self.w1)
-        scratch = np.empty((min(_UNITS, units), inputs.shape[1]), np.float32)
+        scratch = np.empty((min(_UNITS, units), len(rows)), np.float32)
         for start in range(0, units, _UNITS):
             stop = min(start + _UNITS, units)
             gate, value = hidden[start:stop], hidden[units + start : units + stop]
@@ -61,11 +61,11 @@ class GluLayer:
             value += biases[units + start : units + stop]
             np.negative(gate, out=divisor)
             np.exp(divisor, out=divisor)
-            divisor += 1
-            gate /= divisor  # silu
+            np.add(divisor, 1, out=divisor)
+            np.divide(gate, divisor, out=gate)  # silu
             gate *= value
-        result: Weights = self.w2 @ hidden[:units]
-        result += self.b2[:, None]
+        result: Weights = np.matmul(hidden[:units].T, self.w2.T)
+        result += self.b2
         return result
 
 
@@ -90,22 +90,22 @@ class GluHead:
     def scores(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scores [n] of rows [n, width]; NaN where a row holds NaN.
 
-        All products have the same shape, the last one filled up, so that a row's score does not
-        depend on how many there are.
+        All products have the same shape, the last one filled up, so that a score does not depend
+        on how many rows follow. (On its place among them it may, in the last bits: that is up to
+        the BLAS.)
         """
         scores = np.empty(len(embeddings), np.float32)
         # exp(-x) of a very negative x is infinite, and silu then 0, as it should be
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, len(embeddings), _ROWS):
                 rows = embeddings[start : start + _ROWS]
-                block = rows
+                values = rows
                 if len(rows) < _ROWS:
-                    block = np.zeros((_ROWS, self.width), np.float32)
-                    block[: len(rows)] = rows
-                values = block.T
+                    values = np.zeros((_ROWS, self.width), np.float32)
+                    values[: len(rows)] = rows
                 for layer in self.layers:
                     values = layer.apply(values)
-                scores[start : start + len(rows)] = values[0, : len(rows)]
+                scores[start : start + len(rows)] = values[: len(rows), 0]
         return scores
 
     def tensors(self, prefix: str = "") -> dict[str, Weights]:

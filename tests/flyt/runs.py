@@ -8,8 +8,9 @@ import json
 import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from datacomp_flyt.cli import main
+from datacomp_flyt.flyt import train as trainer
+from datacomp_flyt.flyt.clip_models import ClipModel
 from datacomp_flyt.flyt.flags import add_arguments, fill_in
 from tests.conftest import write_parquet
 from tests.flyt.tars import uid_of, write_tar
@@ -150,7 +153,9 @@ def write_labels(
         samples = [
             {
                 "jpg": noise_image(1000 + number),
-                "cls": str(number % len(class_names) if labels is None else labels[number]).encode(),
+                "cls": str(
+                    number % len(class_names) if labels is None else labels[number]
+                ).encode(),
                 "txt": f"picture of {class_names[number % len(class_names)]}".encode(),
             }
             for number in range(shard * rows // 2, (shard + 1) * rows // 2)
@@ -191,8 +196,7 @@ def exit_code(function: Callable[[], object]) -> int:
     try:
         function()
     except SystemExit as ended:
-        assert isinstance(ended.code, int)
-        return ended.code
+        return int(ended.code or 0)
     raise AssertionError("it ends by SystemExit")
 
 
@@ -213,7 +217,7 @@ def bytes_of(output: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in tensors_of(output).items()}
 
 
-def metrics_of(output: Path) -> list[dict[str, float]]:
+def metrics_of(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -235,8 +239,30 @@ def train_quietly(flags: Mapping[str, Any], log: Path | None = None) -> None:
     raise SystemExit(train(flags))
 
 
-def train_as_rank(flags: Mapping[str, Any], rank: int, world_size: int, port: int) -> None:
-    """In a process of its own: train as torchrun would have it, the message in `rank<r>.txt`."""
+def train_in_double(flags: Mapping[str, Any], log: Path | None = None) -> None:
+    """As `train_quietly`, with all numbers in float64."""
+    load, make = trainer.load_clip_model, trainer._make_scoring
+
+    def load_double(*arguments: Any, **options: Any) -> ClipModel:
+        found = load(*arguments, **options)
+        found.model.double()
+        return replace(found, transform=lambda image, f=found.transform: f(image).double())
+
+    def make_double(*arguments: Any) -> trainer.Scoring:
+        found = make(*arguments)
+        found.model.double()
+        assert found.table is not None
+        values: Any = found.table.values.astype(np.float64)
+        return replace(found, table=replace(found.table, values=values))
+
+    trainer.load_clip_model, trainer._make_scoring = load_double, make_double
+    train_quietly(flags, log)
+
+
+def train_as_rank(
+    flags: Mapping[str, Any], in_double: bool, rank: int, world_size: int, port: int
+) -> None:
+    """In a process of its own: train as torchrun would have it, with the log in a file."""
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -244,17 +270,32 @@ def train_as_rank(flags: Mapping[str, Any], rank: int, world_size: int, port: in
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    output = Path(flags["output_dir"])
-    train_quietly(flags, output.parent / f"{output.name}.rank{rank}.txt")
+    log = rank_log(flags["output_dir"], rank)
+    (train_in_double if in_double else train_quietly)(flags, log)
 
 
-def train_on_ranks(flags: Mapping[str, Any], world_size: int) -> list[int | None]:
+def rank_log(output: Path, rank: int) -> Path:
+    return output.with_name(f"{output.name}.rank{rank}.txt")
+
+
+def train_on_ranks(
+    flags: Mapping[str, Any],
+    world_size: int,
+    in_double: bool = False,
+    kill_when: Callable[[], bool] | None = None,
+) -> list[int | None]:
     """Train on several processes of this machine; their exit codes."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    ranks = [start(train_as_rank, flags, rank, world_size, port) for rank in range(world_size)]
+    ranks = [
+        start(train_as_rank, flags, in_double, rank, world_size, port) for rank in range(world_size)
+    ]
+    while kill_when is not None and not kill_when() and ranks[0].exitcode is None:
+        time.sleep(0.002)
     for process in ranks:
+        if kill_when is not None:
+            process.kill()
         process.join(120)
     codes = [process.exitcode for process in ranks]
     for process in ranks:

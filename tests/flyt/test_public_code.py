@@ -1,4 +1,4 @@
-"""The public FLYT code against our brute-force oracle.
+"""The public FLYT code run beside ours, against our brute-force oracle and our trainer's step.
 
 FLYT_DIR      a full checkout of formll/FLYT at 50035b3 (read only)
 """
@@ -6,21 +6,21 @@ FLYT_DIR      a full checkout of formll/FLYT at 50035b3 (read only)
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
+from tests.flyt.problems import DOUBLE, Problem, brute_force, solve  # noqa: E402
 from tests.flyt.public_code import public_inputs, public_step  # noqa: E402
 from tests.oracles.flyt import (  # noqa: E402
     SMALL_CONFIG,
     Moments,
     Optimizer,
     Upstream,
-    brute_force,
     named_parameters,
     no_moments,
     random_batches,
@@ -29,14 +29,6 @@ from tests.oracles.flyt import (  # noqa: E402
 )
 
 LR = 5e-5
-
-
-@pytest.fixture
-def flyt_dir() -> Path:
-    checkout = os.environ.get("FLYT_DIR")
-    if not checkout:
-        pytest.skip("FLYT_DIR does not name a checkout of formll/FLYT")
-    return Path(checkout)
 
 
 def as_float32(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -56,28 +48,41 @@ def without_key_bias(name: str, param: torch.Tensor) -> torch.Tensor:
     return torch.cat([queries, values])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("warm", "eps"), [(True, 1e-6), (False, 0.1)], ids=["moments", "first_step"]
-)
-@pytest.mark.parametrize(
-    ("loss", "log_temperature"),
-    [("cross_entropy", None), ("cross_entropy", 2.65926), ("clip", 2.65926), ("clip", None)],
-)
-def test_public_code_agrees_with_the_oracle(
-    flyt_dir: Path,
-    tmp_path: Path,
-    loss: str,
-    log_temperature: float | None,
-    warm: bool,
-    eps: float,
-) -> None:
-    """Within the noise of float32.
+LOSSES = [("cross_entropy", None), ("cross_entropy", 2.65926), ("clip", 2.65926), ("clip", None)]
+STARTS = {"moments": (True, 1e-6), "first_step": (False, 0.1)}
 
-    The first step takes a larger eps: with no moments the update is lr g / (|g| + eps), whose
+
+@dataclass(frozen=True)
+class Compared:
+    """A step, and what their code makes of it in float32."""
+
+    problem: Problem
+    scores: torch.Tensor
+    mixing: torch.Tensor
+    theirs: dict[str, Any]
+
+    def by_mixing(self, weight_gradient: torch.Tensor) -> torch.Tensor:
+        """dL/dmixing [1, k] of a dL/dw."""
+        leaf = self.mixing.double().requires_grad_()
+        weights = (self.scores.double() @ leaf[0]).softmax(0)
+        return torch.autograd.grad(weights @ weight_gradient.double(), leaf)[0]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(*loss, start) for loss in LOSSES for start in STARTS],
+    ids=lambda param: "-".join(map(str, param)),
+)
+def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """The first step takes a larger eps: with no moments the update is lr g / (|g| + eps), whose
     slope AdamW's formula finds as a small difference of large numbers. At eps = 1e-6 float32
-    leaves 2e-3 to 2e-2 of error in dL/dw, in their code as in this oracle run in float32.
+    leaves 2e-3 to 2e-2 of error in dL/dw, in their code as in the oracle run in float32.
     """
+    flyt_dir = os.environ.get("FLYT_DIR")
+    if not flyt_dir:
+        pytest.skip("FLYT_DIR does not name a checkout of formll/FLYT")
+    loss, log_temperature, start = request.param
+    warm, eps = STARTS[start]
     model = small_clip()
     params = as_float32(named_parameters(model))
     moments = warm_moments(model, params) if warm else no_moments(params)
@@ -88,38 +93,68 @@ def test_public_code_agrees_with_the_oracle(
     if log_temperature is not None:
         temperature = torch.tensor(log_temperature).double()
         downstream = replace(downstream, log_temperature=temperature)
-    optimizer = Optimizer(lr=LR, eps=eps)
 
     scores = torch.randn(16, 3, generator=torch.Generator().manual_seed(5))
     mixing = {"layers.0.weight": torch.tensor([[0.8, -0.5, 0.3]]), "layers.0.bias": torch.ones(1)}
-    leaf = mixing["layers.0.weight"].double().requires_grad_()
-    weights = (scores.double() @ leaf[0]).softmax(0)
-    ours = brute_force(model, params, moments, upstream, weights, downstream, optimizer)
-    (by_mixing,) = torch.autograd.grad(weights @ ours.weight_gradient, leaf)
-
+    weights = (scores.double() @ mixing["layers.0.weight"][0].double()).softmax(0)
+    problem = Problem(
+        model, params, moments, upstream, weights, downstream, Optimizer(lr=LR, eps=eps)
+    )
     given = public_inputs(
         SMALL_CONFIG, params, moments, upstream, scores, mixing, downstream, lr=LR, eps=eps
     )
-    theirs = public_step(given, tmp_path, flyt_dir)
+    theirs = public_step(given, tmp_path_factory.mktemp("public"), flyt_dir)
+    return Compared(problem, scores, mixing["layers.0.weight"], theirs)
 
-    pairs = {
-        "weights": (theirs["weights"], weights.detach()),
-        "L_up": (theirs["upstream_loss"], ours.upstream_loss),
-        "L_down": (theirs["downstream_loss"], ours.downstream_loss),
-        "dL/dw": (theirs["weight_gradient"], ours.weight_gradient),
-        "dL/dmixing": (theirs["scoring_gradient"]["layers.0.weight"], by_mixing),
-    }
-    if log_temperature is not None:
-        pairs["dL/dtemperature"] = (theirs["temperature_gradient"], ours.temperature_gradient)
-    for name, param in ours.stepped.items():
-        pairs[f"g of {name}"] = (theirs["upstream_gradient"][name], ours.upstream_gradient[name])
-        moved = without_key_bias(name, theirs["stepped"][name] - params[name])
+
+def assert_same_step(
+    compared: Compared, ours: dict[str, Any], grads: dict[str, Any], stepped: dict[str, Any]
+) -> None:
+    """Within the noise of float32; `grads` are g and `stepped` θ+, by name."""
+    theirs, params = compared.theirs, compared.problem.params
+    pairs = {name: (theirs[name], value) for name, value in ours.items()}
+    by_mixing = compared.by_mixing(ours["weight_gradient"])
+    pairs["by_mixing"] = (theirs["scoring_gradient"]["layers.0.weight"], by_mixing)
+    assert set(theirs["stepped"]) == set(params) == set(grads) == set(stepped)
+    for name, param in params.items():
+        pairs[f"g of {name}"] = (theirs["upstream_gradient"][name], grads[name].double())
         # a step of lr on numbers near 1 loses digits: compare it to a hundredth
-        assert torch.allclose(
-            moved, without_key_bias(name, param - params[name]), rtol=0, atol=LR / 100
-        ), name
+        moves = (without_key_bias(name, p[name].double() - param)
+                 for p in (theirs["stepped"], stepped))  # fmt: skip
+        assert torch.allclose(*moves, rtol=0, atol=LR / 100), name
     errors = {name: relative_error(*pair) for name, pair in pairs.items()}
+    print({name: f"{error:.1e}" for name, error in errors.items() if " of " not in name})
     wrong = {name: error for name, error in errors.items() if not error < 2e-5}
     assert not wrong, wrong
-    assert set(theirs["stepped"]) == set(params)
-    print({name: f"{error:.1e}" for name, error in errors.items() if " of " not in name})
+
+
+@pytest.mark.slow
+def test_public_code_agrees_with_the_oracle(compared: Compared) -> None:
+    step = brute_force(compared.problem)
+    ours = {
+        "weights": compared.problem.weights,
+        "upstream_loss": step.upstream_loss,
+        "downstream_loss": step.downstream_loss,
+        "weight_gradient": step.weight_gradient,
+    }
+    if step.temperature_gradient is not None:
+        ours["temperature_gradient"] = step.temperature_gradient
+    assert_same_step(compared, ours, step.upstream_gradient, step.stepped)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32], ids=["float64", "float32"])
+def test_public_code_agrees_with_ours(compared: Compared, dtype: torch.dtype) -> None:
+    """The metagradient by exact tangents, in micro-batches."""
+    problem = compared.problem
+    found = solve(problem, "exact", 5, dtype)
+    ours = {
+        "upstream_loss": found.upstream_loss,
+        "downstream_loss": found.downstream_loss,
+        "weight_gradient": found.weight_gradient,
+    }
+    log_temperature = problem.downstream.log_temperature
+    if log_temperature is not None:
+        ours["temperature_gradient"] = found.logit_scale_gradient * log_temperature.exp()
+    ours = {name: value.double() for name, value in ours.items()}
+    assert_same_step(compared, ours, found.grads, found.params)

@@ -40,6 +40,7 @@ from datacomp_flyt.flyt.scoring_models import ScoringModel
 from datacomp_flyt.flyt.towers import Embedding, Towers
 
 _FIRST_GRADIENT_SCALE = 2.0**16
+_MOST_SKIPPED = 100  # in a row; float16's scale needs about 20 to settle
 _STEPS_TO_GROW = 2000  # finite steps after which float16's gradient scale doubles
 
 
@@ -132,7 +133,7 @@ class Algorithm:
         )
         self.scaled = precision.scale_gradients
         self.finite_steps = 0  # since the gradient scale last changed
-        self.number_skipped = 0
+        self.number_skipped = self.skipped_in_a_row = 0
         if self.scaled:
             self.towers.gradient_scale = _FIRST_GRADIENT_SCALE
 
@@ -148,6 +149,9 @@ class Algorithm:
 
         Args:
             number: 0 is the first; decides learning rates and prompts.
+
+        Raises:
+            InputError: a hundred steps in a row were not finite.
         """
         upstream, downstream = upstream.to(self.device), downstream.to(self.device)
         config = self.config
@@ -171,9 +175,7 @@ class Algorithm:
         kept = found.finite and self._backward(found, scores, log_weights, features, extracted)
         if kept:
             self._keep(found, number, rate)
-        else:
-            self.number_skipped += 1
-        self._adapt_gradient_scale(kept)
+        self._count(kept)
         return self._metrics(found, log_weights, number)
 
     def _features(self, upstream: UpstreamBatch) -> tuple[Tensor, Embedding | None]:
@@ -263,7 +265,15 @@ class Algorithm:
             self.temperature_optimizer.param_groups[0]["lr"] = rate
             self.temperature_optimizer.step()
 
-    def _adapt_gradient_scale(self, kept: bool) -> None:
+    def _count(self, kept: bool) -> None:
+        """Count skipped steps, and adapt float16's gradient scale."""
+        self.number_skipped += not kept
+        self.skipped_in_a_row = 0 if kept else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row == _MOST_SKIPPED:
+            raise InputError(
+                f"{_MOST_SKIPPED} steps in a row were not finite: look at the weights of "
+                "--reference_init, lower --reference_lr, or train in another --precision"
+            )
         self.finite_steps = self.finite_steps + 1 if kept else 0
         if self.scaled and not kept:
             self.towers.gradient_scale /= 2

@@ -76,9 +76,23 @@ def load_clip_model(name: str, init: str | None, flag: str, seed: int = 0) -> Cl
                 else f"--{flag}_init {init} cannot be had"
             )
             raise InputError(f"{what} ({_first_line(error)})") from None
+    _check_outputs(model, f"--{flag}_model {name}")
     if init != "random" and tag is None:
         _load(model, path, f"--{flag}_init {init}", name)
     return ClipModel(model, transform, tokenize)
+
+
+def _check_outputs(model: nn.Module, what: str) -> None:
+    """Raise unless the model is two towers and a logit scale: CoCa and SigLIP have more."""
+    try:
+        outputs = model(None, None)
+    except Exception:  # such models fail in ways of their own
+        outputs = None
+    if not isinstance(outputs, tuple) or len(outputs) != 3:
+        raise InputError(
+            f"{what} is more than an image tower, a text tower and a logit scale (CoCa and SigLIP "
+            "are): the weighted CLIP loss has no place for that, so give a plain CLIP model"
+        )
 
 
 def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:

@@ -74,7 +74,10 @@ class MixingModel(nn.Module):
         return dict(zip(self.columns, self.weight[0].tolist(), strict=True))
 
     def load(self, source: str) -> None:
-        """Start from a model's weights: `paper`, a safetensors file of ours, or `mflyt.pt`."""
+        """Start from a model's weights: `paper`, a safetensors file of ours, or `mflyt.pt`.
+
+        The statistics stay those of the pool at hand.
+        """
         if source != "paper":
             _check_is_file(source)
         given = load_mixing_model(source)
@@ -82,6 +85,12 @@ class MixingModel(nn.Module):
             raise InputError(
                 f"--scoring_init {source} mixes {', '.join(given.columns)}, and --score_columns "
                 f"are {', '.join(self.columns)}: name the same columns"
+            )
+        if given.standardize != self.standardize:
+            kinds = ("raw", "standardised") if self.standardize else ("standardised", "raw")
+            raise InputError(
+                f"--scoring_init {source} mixes {kinds[0]} columns and this run {kinds[1]} ones: "
+                "weights of the one mean nothing to the other, so mind --no_standardize"
             )
         weight_of = dict(zip(given.columns, given.weights, strict=True))
         with torch.no_grad():

@@ -17,13 +17,13 @@ import torch
 import torch.distributed as dist
 
 from datacomp_flyt.flyt.algorithm import Algorithm
-from datacomp_flyt.flyt.checkpoint import load_checkpoint, save_checkpoint
+from datacomp_flyt.flyt.checkpoint import NAME, load_checkpoint, save_checkpoint
 from datacomp_flyt.flyt.data import DownstreamBatch, UpstreamBatch
 from datacomp_flyt.flyt.gather import rank_and_world_size
 from datacomp_flyt.flyt.scoring_models import MixingModel
 from datacomp_flyt.flyt.streams import StreamLoader
 from datacomp_flyt.flyt.training_log import TrainingLog
-from datacomp_flyt.pool.subset import atomic_write
+from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
 
 SCORING_MODEL = "scoring_model.safetensors"
 REFERENCE_MODEL = "reference_model.pt"
@@ -63,6 +63,9 @@ def train(
         InputError: see `load_checkpoint`, `TrainingLog` and the loaders.
     """
     rank, _ = rank_and_world_size()
+    if rank == 0:
+        for name in (NAME, SCORING_MODEL, REFERENCE_MODEL, EXTRACTOR):
+            remove_unfinished(config.output_dir / name)
     settings = {**settings, **asdict(algorithm.config)}
     found = load_checkpoint(config.output_dir, settings)
     first = 0

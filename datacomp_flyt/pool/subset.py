@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -70,6 +71,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     finally:
         if name is not None:
             os.unlink(name)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it. Nobody may be writing it now."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        left.unlink(missing_ok=True)
 
 
 def write_subset(

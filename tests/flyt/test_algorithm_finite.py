@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 pytest.importorskip("webdataset")
 
+from tests.conftest import refusal  # noqa: E402
 from tests.flyt.algorithm_cases import CASES, Case, batches_of, make_algorithm  # noqa: E402
 
 
@@ -129,3 +130,31 @@ def test_16_bits_are_near_32(precision: str) -> None:
         gradients.append(gradient)
     error = float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
     assert 1e-6 < error < 0.2
+
+
+def test_16_bits_leave_the_scoring_model_out_of_the_first_step() -> None:
+    batch = batches_of(CASES["M-FLYT"], 0, torch.float32).local(False)
+    for precision, moved in (("fp32", True), ("bf16", False)):
+        algorithm = make_algorithm(Case({"precision": precision, "tangent": None}), torch.float32)
+        weight = algorithm.scoring.get_parameter("layers.0.weight")
+        start, reference = weight.detach().clone(), algorithm.params["visual.proj"].clone()
+        algorithm.step(0, *batch)
+        assert torch.equal(weight, start) is not moved
+        assert not torch.equal(algorithm.params["visual.proj"], reference)
+        algorithm.step(1, *batch)
+        assert not torch.equal(weight, start)
+
+
+def test_a_hundred_lost_steps_in_a_row_end_training() -> None:
+    case = CASES["M-FLYT"]
+    algorithm = make_algorithm(case)
+    good, (up, down) = batches_of(case, 0).local(False), batches_of(case, 0).local(False)
+    up.images[0] = math.nan
+    for number in range(60):
+        algorithm.step(number, up, down)
+    algorithm.step(60, *good)
+    for _ in range(99):
+        algorithm.step(61, up, down)
+    message = refusal(algorithm.step, 61, up, down)
+    assert "100 steps in a row were not finite" in message
+    assert "--reference_init" in message

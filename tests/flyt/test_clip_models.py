@@ -317,3 +317,16 @@ def test_a_file_with_the_name_of_another_model(tmp_path: Path, config: Path) -> 
     copy.parent.mkdir()
     copy.write_text(config.read_text())
     assert load(copy).model.text_projection.shape == (16, 16)
+
+
+def test_models_that_are_more_than_two_towers(tmp_path: Path) -> None:
+    decoder = {**SMALL_MODEL["text_cfg"], "width": 32, "heads": 2, "layers": 1}
+    configs = {
+        "coca": {"multimodal_cfg": decoder, "custom_text": True},
+        "siglip": {"init_logit_bias": -10.0},
+    }
+    for name, more in configs.items():
+        path = tmp_path / f"small-{name}.json"
+        path.write_text(json.dumps({**SMALL_MODEL, **more}))
+        message = refusal(load, path)
+        assert f"--reference_model small-{name} is more than" in message

@@ -127,6 +127,15 @@ def test_a_mixing_model_does_not_start_from_other_columns(tmp_path: Path) -> Non
     assert torch.equal(model.weight, before)
 
 
+def test_weights_of_raw_columns_start_no_standardised_model(tmp_path: Path) -> None:
+    columns, statistics = ("flat", "wide"), ([0.0, 1.0], [1.0, 2.0])
+    MixingModel(columns, None).save(tmp_path / "raw.safetensors")
+    MixingModel(columns, statistics).save(tmp_path / "standardised.safetensors")
+    message = refusal(MixingModel(columns, statistics).load, str(tmp_path / "raw.safetensors"))
+    assert "--no_standardize" in message
+    assert refusal(MixingModel(columns, None).load, str(tmp_path / "standardised.safetensors"))
+
+
 def embeddings(width: int, rows: int = 7) -> Tensor:
     rng = np.random.default_rng(2)
     parts = rng.normal(size=(rows, 2, width // 2))

@@ -100,7 +100,8 @@ def train_until(flags: Mapping[str, Any], moment: str) -> None:
 
 
 def check(output: Path, whole: Path) -> None:
-    """The same results, and each step in the log once."""
+    """The same results, each step in the log once, and nothing left that a kill cut short."""
+    assert not [path.name for path in output.iterdir() if path.name.startswith(".")]
     assert bytes_of(output) == bytes_of(whole)
     found, expected = metrics_of(output), metrics_of(whole)
     assert [line["step"] for line in found] == [1, 2, 3, 4, 5, 6]

@@ -323,7 +323,7 @@ def test_models_that_are_more_than_two_towers(tmp_path: Path) -> None:
     decoder = {**SMALL_MODEL["text_cfg"], "width": 32, "heads": 2, "layers": 1}
     configs = {
         "coca": {"multimodal_cfg": decoder, "custom_text": True},
-        "siglip": {"init_logit_bias": -10.0},
+        "biased": {"init_logit_bias": -10.0},  # as SigLIP
     }
     for name, more in configs.items():
         path = tmp_path / f"small-{name}.json"

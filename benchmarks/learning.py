@@ -1,0 +1,137 @@
+"""Does FLYT learn to tell true pairs from swapped ones, on real pictures, with nobody telling it?
+
+The demo pool, taken several times over with 40% of the captions swapped (`corrupted_pool`), goes
+through `datacomp_flyt.flyt.train` as a user would do it: M-FLYT over informative columns and three
+of noise, E-FLYT on the npz embeddings. The downstream set (`demo/downstream`) holds other drawings
+of the same things, with their names. Which captions were swapped is only used to judge: AUC of true
+against swapped pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from benchmarks.corrupted_pool import NOISE, CorruptedPool, make_corrupted_pool
+from benchmarks.measure import ROOT, print_result, say
+from datacomp_flyt.demo.tour import POOL
+from datacomp_flyt.mixing import load_mixing_model, mix
+from datacomp_flyt.pool.pool import read_pool
+from datacomp_flyt.pool.uids import format_uid
+from datacomp_flyt.scorers import e_flyt_scores, load_glu_head
+
+DOWNSTREAM = POOL.parent / "downstream"
+COLUMNS = ("clip_l14", "negclip_loss", "caption_agreement", *NOISE)
+E_FLYT_FLAGS = ("--features", "embeddings", "--cosine_start", "--scoring_lr", "0.003")
+
+Scores = NDArray[np.floating]
+
+
+def auc(is_true: NDArray[np.bool_], scores: Scores) -> float:
+    """Chance that a true pair scores above a swapped one, ties counted half."""
+    true = int(is_true.sum())
+    ranks = rankdata(scores)[is_true].sum()
+    return float((ranks - true * (true + 1) / 2) / (true * (len(is_true) - true)))
+
+
+def train(pool: CorruptedPool, output_dir: Path, seed: int, *flags: str) -> Path:
+    """Train with the tiny preset; the scoring model's file."""
+    command = [
+        *(sys.executable, "-W", "ignore", "-m", "datacomp_flyt.flyt.train", "--preset", "tiny"),
+        *("--train_data", str(pool.shards), "--metadata_dir", str(pool.metadata)),
+        *("--downstream_dir", str(DOWNSTREAM), "--output_dir", str(output_dir)),
+        *("--seed", str(seed), *flags),
+    ]
+    # two trainings share the machine, so each takes one core
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return output_dir / "scoring_model.safetensors"
+
+
+def run_seed(folder: Path, seed: int, copies: int) -> dict[str, Any]:
+    """One pool, both trainings, and how well everything separates."""
+    start = time.perf_counter()
+    pool = make_corrupted_pool(POOL, folder / "pool", seed, copies=copies)
+    columns = {name: pool.columns[name] for name in COLUMNS}
+    standardized = [(values - values.mean()) / values.std() for values in columns.values()]
+    mixed_flags = ("--scores_dir", str(pool.scores), "--score_columns", *COLUMNS)
+    model = load_mixing_model(str(train(pool, folder / "m_flyt", seed, *mixed_flags)))
+    mixed, _ = mix(model, [columns[name] for name in model.columns])
+    head = load_glu_head(train(pool, folder / "e_flyt", seed, *E_FLYT_FLAGS))
+    say(f"seed {seed}: {time.perf_counter() - start:.0f} s")
+    weights = dict(zip(model.columns, model.weights, strict=True))
+    largest = max(abs(weight) for weight in weights.values())
+    return {
+        "pairs": len(pool.uids),
+        "swapped": float(1 - pool.is_true.mean()),
+        "auc": {
+            **{name: auc(pool.is_true, values) for name, values in columns.items()},
+            "clip_b32": auc(pool.is_true, pool.columns["clip_b32"]),
+            "standardized_sum": auc(pool.is_true, np.sum(standardized, axis=0)),
+            "informative_standardized_sum": auc(
+                pool.is_true, np.sum(standardized[: -len(NOISE)], axis=0)
+            ),
+            "m_flyt": auc(pool.is_true, mixed),
+            "e_flyt": auc(pool.is_true, _e_flyt_scores(pool, head)),
+        },
+        "weights": weights,
+        "largest_noise_weight": max(abs(weights[name]) for name in NOISE) / largest,
+    }
+
+
+def _e_flyt_scores(pool: CorruptedPool, head: Any) -> Scores:
+    """In the order of the corrupted pool's uids."""
+    read = read_pool(str(pool.metadata), 1, progress=False)
+    scores = e_flyt_scores(head, read, progress=False)
+    score_of = {format_uid(uid): score for uid, score in zip(read.uids, scores, strict=True)}
+    return np.array([score_of[uid] for uid in pool.uids])
+
+
+def main() -> None:
+    """Print one JSON line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--copies", type=int, default=32, help="of the demo pool")
+    parser.add_argument("--parallel", type=int, default=2, help="seeds at a time")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.parallel) as executor:
+        found = list(
+            executor.map(
+                lambda seed: run_seed(Path(folder) / str(seed), seed, args.copies),
+                range(args.seeds),
+            )
+        )
+    names = found[0]["auc"]
+    print_result(
+        "learning",
+        {
+            "seeds": found,
+            "mean_auc": {name: np.mean([run["auc"][name] for run in found]) for name in names},
+            "m_flyt_beats_every_column_and_sum": all(
+                run["auc"]["m_flyt"]
+                > max(run["auc"][name] for name in (*COLUMNS, "standardized_sum"))
+                for run in found
+            ),
+            "noise_below_a_tenth": all(run["largest_noise_weight"] < 0.1 for run in found),
+            "e_flyt_beats_clip_score": all(
+                run["auc"]["e_flyt"] > run["auc"]["clip_b32"] for run in found
+            ),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

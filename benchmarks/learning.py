@@ -4,7 +4,8 @@ The demo pool, taken several times over with 40% of the captions swapped (`corru
 through `datacomp_flyt.flyt.train` as a user would do it: M-FLYT over informative columns and three
 of noise, E-FLYT on the npz embeddings. The downstream set (`demo/downstream`) holds other drawings
 of the same things, with their names. Which captions were swapped is only used to judge: AUC of true
-against swapped pairs.
+against swapped pairs. E-FLYT's reference model is first trained on the unfiltered pool, as the
+paper's is; M-FLYT's starts at random.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ from datacomp_flyt.scorers import e_flyt_scores, load_glu_head
 
 DOWNSTREAM = POOL.parent / "downstream"
 COLUMNS = ("clip_l14", "negclip_loss", "caption_agreement", *NOISE)
-E_FLYT_FLAGS = ("--features", "embeddings", "--cosine_start", "--scoring_lr", "0.003")
+E_FLYT_FLAGS = (
+    *("--features", "embeddings", "--cosine_start", "--num_steps", "300"),
+    *("--scoring_lr", "0.001", "--reference_lr", "0.001"),
+)
 
 Scores = NDArray[np.floating]
 
@@ -45,19 +49,21 @@ def auc(is_true: NDArray[np.bool_], scores: Scores) -> float:
     return float((ranks - true * (true + 1) / 2) / (true * (len(is_true) - true)))
 
 
-def train(pool: CorruptedPool, output_dir: Path, seed: int, *flags: str) -> Path:
-    """Train with the tiny preset; the scoring model's file."""
-    command = [
-        *(sys.executable, "-W", "ignore", "-m", "datacomp_flyt.flyt.train", "--preset", "tiny"),
-        *("--train_data", str(pool.shards), "--metadata_dir", str(pool.metadata)),
-        *("--downstream_dir", str(DOWNSTREAM), "--output_dir", str(output_dir)),
-        *("--seed", str(seed), *flags),
-    ]
-    # two trainings share the machine, so each takes one core
+def run_python(module: str, pool: CorruptedPool, seed: int, *flags: str) -> None:
+    """Run a module on a pool's tars, on one core: two trainings share the machine."""
+    command = [sys.executable, "-W", "ignore", "-m", module, "--train_data", str(pool.shards)]
+    command += ["--seed", str(seed), *flags]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+
+
+def train(pool: CorruptedPool, output_dir: Path, seed: int, *flags: str) -> Path:
+    """Train with the tiny preset; the scoring model's file."""
+    always = ("--preset", "tiny", "--metadata_dir", str(pool.metadata))
+    where = ("--downstream_dir", str(DOWNSTREAM), "--output_dir", str(output_dir))
+    run_python("datacomp_flyt.flyt.train", pool, seed, *always, *where, *flags)
     return output_dir / "scoring_model.safetensors"
 
 
@@ -70,7 +76,10 @@ def run_seed(folder: Path, seed: int, copies: int) -> dict[str, Any]:
     mixed_flags = ("--scores_dir", str(pool.scores), "--score_columns", *COLUMNS)
     model = load_mixing_model(str(train(pool, folder / "m_flyt", seed, *mixed_flags)))
     mixed, _ = mix(model, [columns[name] for name in model.columns])
-    head = load_glu_head(train(pool, folder / "e_flyt", seed, *E_FLYT_FLAGS))
+    reference = str(folder / "reference.pt")
+    run_python("benchmarks.unfiltered_reference", pool, seed, "--output", reference)
+    flags = (*E_FLYT_FLAGS, "--reference_init", reference)
+    head = load_glu_head(train(pool, folder / "e_flyt", seed, *flags))
     say(f"seed {seed}: {time.perf_counter() - start:.0f} s")
     weights = dict(zip(model.columns, model.weights, strict=True))
     largest = max(abs(weight) for weight in weights.values())
@@ -79,7 +88,7 @@ def run_seed(folder: Path, seed: int, copies: int) -> dict[str, Any]:
         "swapped": float(1 - pool.is_true.mean()),
         "auc": {
             **{name: auc(pool.is_true, values) for name, values in columns.items()},
-            "clip_b32": auc(pool.is_true, pool.columns["clip_b32"]),
+            "clip_b32": auc(pool.is_true, pool.columns["clip_b32"]),  # of E-FLYT's embeddings
             "standardized_sum": auc(pool.is_true, np.sum(standardized, axis=0)),
             "informative_standardized_sum": auc(
                 pool.is_true, np.sum(standardized[: -len(NOISE)], axis=0)

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# one test process for each core, and one thread in each
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .PHONY: demo test test-all lint clean
 
@@ -9,10 +11,10 @@ demo: $(VENV)/.installed
 	$(BIN)/datacomp-flyt demo
 
 test: lint
-	$(BIN)/python -m pytest -n auto
+	$(PYTEST)
 
 test-all: lint
-	$(BIN)/python -m pytest -n auto -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -89,8 +89,8 @@ def test_m_flyt(run: Runs, initial: dict[str, Tensor]) -> None:
     torch.manual_seed(0)
     start = torch.nn.Linear(2, 1).weight[0].detach().double()
     weights = part(output, "scoring")["weights"]
-    # Adam's first two steps have about the size of their rates, 1e-3 x 1/2 and 1e-3
-    assert 1e-5 < float((weights - start).abs().max()) < 2.1e-2
+    # no step of Adam is larger than its rate by much: 2e-2 in the preset, and half of it to warm up
+    assert 1e-5 < float((weights - start).abs().max()) < 4.1e-2
 
 
 def test_the_model_carries_the_statistics_of_the_pool(run: Runs, data: Data) -> None:

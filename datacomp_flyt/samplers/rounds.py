@@ -71,7 +71,7 @@ def round_counts(
     _, stop = search_log_time(sample, share * num_samples, 1.05 * share * num_samples + 1)
     num_buckets = min(num_samples // max(batch_size // 2, _LEAST_IN_BUCKET) + 1, 1 << 14)
 
-    start = max(start, -_MOST)
+    start = min(max(start, -_MOST), stop)  # the same number of rings has a first and a last time
     width = stop - start
     calendar = _Calendar(start, stop, num_buckets)
     due = _concatenate(

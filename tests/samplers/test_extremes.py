@@ -222,6 +222,14 @@ def test_float32_scores_count_like_the_same_numbers_in_float64(name: str) -> Non
     assert narrow.tolist() == wide.tolist()
 
 
+def test_one_round_for_all_draws_among_distant_scores() -> None:
+    """Many times lie between two rings; the search for N of them once came back out of order."""
+    scores, uids = np.linspace(-3.2, 3.2, 25) ** 3, uids_for(25)
+    for seed in range(100):
+        counts = soft_cap_counts(scores, uids, 12, 0.004, seed, batch_size=14)
+        assert counts.tolist() == hard_cap_counts(scores, uids, 12, 1, seed).tolist()
+
+
 # ---------------------------------------------------------------------------- properties
 
 

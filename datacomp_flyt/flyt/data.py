@@ -18,11 +18,12 @@ from torch import Tensor
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.flyt.downstream_tasks import DownstreamTask
-from datacomp_flyt.flyt.examples import caption, decode, feature_row, label, stored_image
-from datacomp_flyt.flyt.shard_reader import Sample, Select, ShardReader
+from datacomp_flyt.flyt.examples import feature_row, label
+from datacomp_flyt.flyt.shard_reader import Select, ShardReader
 from datacomp_flyt.flyt.stream_settings import StreamSettings
 from datacomp_flyt.flyt.streams import B, Batch, Stream, StreamLoader, blocks, shuffled
 from datacomp_flyt.flyt.uid_features import UidFeatures
+from datacomp_flyt.pool.tar_samples import Sample, caption, decode, stored_image
 
 T = TypeVar("T")
 

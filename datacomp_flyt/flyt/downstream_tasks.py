@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.flyt.shards import tars_in
+from datacomp_flyt.pool.tar_shards import tars_in
 
 CLASS_NAMES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"

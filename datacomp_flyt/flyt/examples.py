@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable
 
 from PIL import Image
@@ -11,49 +9,16 @@ from torch import Tensor
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.flyt.downstream_tasks import DownstreamTask
-from datacomp_flyt.flyt.shard_reader import Sample, Skip
 from datacomp_flyt.flyt.uid_features import UidFeatures
+from datacomp_flyt.pool.tar_samples import Sample, Skip, stored_uid
 
 Transform = Callable[[Image.Image], Tensor]
 """From an RGB image to float32 [3, H, W]; open_clip's train transform, for one."""
 
-NO_IMAGE = "no image"
-NO_CAPTION = "no caption"
 NO_LABEL = "no label"
-NO_UID = "no uid in its json"
 UNKNOWN_UID = "uid not in the feature table"
-BAD_IMAGE = "image cannot be decoded"
 
-_IMAGES = ("jpg", "png", "webp", "jpeg")
 _LABELS = ("cls", "label")
-
-
-def stored_image(sample: Sample) -> bytes:
-    """The image file. Raises Skip where there is none."""
-    for extension in _IMAGES:
-        if extension in sample:
-            content: bytes = sample[extension]
-            return content
-    raise Skip(NO_IMAGE)
-
-
-def decode(content: bytes, transform: Transform) -> Tensor:
-    """The transformed image. Raises Skip where the file is no image or damaged."""
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            rgb = image.convert("RGB")
-    except Exception:  # Pillow's readers raise a dozen kinds
-        raise Skip(BAD_IMAGE) from None
-    return transform(rgb)
-
-
-def caption(sample: Sample) -> str:
-    """The text. Raises Skip where there is none."""
-    try:
-        text: str = sample["txt"].decode()
-    except (KeyError, UnicodeDecodeError):
-        raise Skip(NO_CAPTION) from None
-    return text
 
 
 def feature_row(sample: Sample, features: UidFeatures) -> int:
@@ -62,13 +27,7 @@ def feature_row(sample: Sample, features: UidFeatures) -> int:
     Raises:
         Skip: it has no uid, or the table has none like it.
     """
-    try:
-        uid = json.loads(sample["json"])["uid"]
-    except (KeyError, TypeError, ValueError):
-        uid = None
-    if not isinstance(uid, str):
-        raise Skip(NO_UID)
-    row = features.find(uid)
+    row = features.find(stored_uid(sample))
     if row < 0:
         raise Skip(UNKNOWN_UID)
     return row

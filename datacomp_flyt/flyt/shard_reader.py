@@ -6,18 +6,13 @@ import contextlib
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Generic, TypeVar
-
-from webdataset.gopen import gopen
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.tar_samples import Sample, Skip, UnreadableShard, read_tar
 
 T = TypeVar("T")
-
-Sample = dict[str, Any]
-"""One example of a tar: bytes by file name extension, and `__key__` and `__url__`."""
 
 Select = Callable[[Sample], T]
 """Takes what is needed of a sample, without decoding its image; raises Skip to leave it out."""
@@ -26,38 +21,6 @@ UNREADABLE_SHARD = "shard unreadable"
 
 _FIRST_LOOK = 20  # shards after which the share of unreadable ones says something
 _MAX_EMPTY = 200  # shards in a row without a usable example
-
-
-class Skip(Exception):
-    """An example is left out and counted under this reason."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class UnreadableShard(Exception):
-    """A tar that is missing, damaged or cut short."""
-
-
-def read_tar(url: str) -> Generator[Sample, None, None]:
-    """The samples of one tar, a path or what webdataset opens.
-
-    Raises:
-        UnreadableShard: after the samples that could be read.
-    """
-    try:
-        stream, finished = gopen(url), False
-        try:
-            yield from group_by_keys(tar_file_expander([{"url": url, "stream": stream}]))
-            while stream.read(1 << 20):  # what follows the last member, lest a command be cut off
-                pass
-            finished = True
-        finally:
-            with contextlib.nullcontext() if finished else contextlib.suppress(Exception):
-                stream.close()
-    except Exception as error:  # tarfile, zlib, filesystems and commands raise a dozen kinds
-        raise UnreadableShard(_first_line(error)) from error
 
 
 class ShardReader(Generic[T]):
@@ -173,9 +136,3 @@ class ShardReader(Generic[T]):
     def _why(self) -> str:
         counts = (f"{reason}: {count:,}" for reason, count in self._reasons.most_common())
         return ", ".join(counts) or "they are empty"
-
-
-def _first_line(error: Exception) -> str:
-    # webdataset appends to an error's arguments; the message is the first
-    text = str(error) if isinstance(error, FileNotFoundError) else str((*error.args, "")[0])
-    return text.strip().split("\n")[0] or type(error).__name__

@@ -20,7 +20,7 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from datacomp_flyt.flyt.clip_models import ClipModel, load_clip_model  # noqa: E402
+from datacomp_flyt.scorers.clip_models import ClipModel, load_clip_model  # noqa: E402
 from tests.conftest import refusal  # noqa: E402
 from tests.flyt.runs import SMALL_MODEL  # noqa: E402
 

@@ -19,9 +19,9 @@ from datacomp_flyt.flyt.data import (  # noqa: E402
     upstream_loader,
 )
 from datacomp_flyt.flyt.downstream_tasks import DownstreamTask, open_tasks  # noqa: E402
-from datacomp_flyt.flyt.shards import list_shards  # noqa: E402
 from datacomp_flyt.flyt.streams import concatenate  # noqa: E402
 from datacomp_flyt.flyt.uid_features import UidFeatures, embedding_features  # noqa: E402
+from datacomp_flyt.pool.tar_shards import list_shards  # noqa: E402
 from tests.conftest import REPOSITORY, refusal  # noqa: E402
 from tests.flyt.tars import (  # noqa: E402
     features_of,

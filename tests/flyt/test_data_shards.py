@@ -14,13 +14,10 @@ pytest.importorskip("webdataset")
 
 from datacomp_flyt.flyt.shard_reader import (
     UNREADABLE_SHARD,
-    Sample,
     ShardReader,
-    Skip,
-    UnreadableShard,
-    read_tar,
 )
-from datacomp_flyt.flyt.shards import list_shards
+from datacomp_flyt.pool.tar_samples import Sample, Skip, UnreadableShard, read_tar
+from datacomp_flyt.pool.tar_shards import list_shards
 from tests.conftest import refusal
 from tests.flyt.tars import pair, write_pairs, write_tar
 

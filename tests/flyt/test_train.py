@@ -15,10 +15,10 @@ pytest.importorskip("webdataset")
 
 from torch import Tensor  # noqa: E402
 
-from datacomp_flyt.flyt.clip_models import load_clip_model  # noqa: E402
 from datacomp_flyt.mixing import load_mixing_model  # noqa: E402
 from datacomp_flyt.mixing.linear_mixing_model import mix  # noqa: E402
 from datacomp_flyt.scorers import load_glu_head  # noqa: E402
+from datacomp_flyt.scorers.clip_models import load_clip_model  # noqa: E402
 from tests.flyt import runs  # noqa: E402
 from tests.flyt.runs import COLUMNS, Data, bytes_of, make_data, metrics_of, tensors_of  # noqa: E402
 

@@ -41,7 +41,11 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "--score_columns": {
         "nargs": "+",
         "metavar": "COLUMN",
-        "help": "columns to add up (default: FLYT's twelve)",
+        "help": "columns to add up (default: FLYT's twelve); of neg_clip_loss_norm_sim, its two",
+    },
+    "--first_fraction": {
+        "type": float,
+        "help": "neg_clip_loss_norm_sim: share of the pool that the first stage keeps (0.3)",
     },
     "--scoring_model": {
         "help": "m_flyt: 'paper' for Table 2 of the FLYT paper (standardised over this pool), a "

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from datacomp_flyt import mixing
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.columns import Columns
-from datacomp_flyt.mixing.published import PUBLISHED_COLUMNS
+from datacomp_flyt.mixing.published import HYPE_COLUMNS, PUBLISHED_COLUMNS
+from datacomp_flyt.samplers import top_fraction_counts
 from datacomp_flyt.scorers.e_flyt import check_features, e_flyt_scores
 from datacomp_flyt.scorers.glu_head_file import load_glu_head
 
 Scored = tuple[NDArray[np.floating], mixing.LinearMixingModel | None]
-"""Scores [M], NaN for examples to leave out, and the mixing model that made them, if one did."""
+"""Scores [M] and the mixing model that made them, if one did. NaN is for examples to leave out,
+-inf for those that count as part of the pool and are not to be drawn."""
 
 Scorer = Callable[[Columns], Scored]
 """From the columns at hand to scores. Each function below makes one of the flags."""
@@ -28,7 +30,44 @@ def one_column(args: argparse.Namespace) -> Scorer:
         raise InputError(
             f"--name {args.name} wants --score COLUMN, such as clip_l14_similarity_score"
         )
-    return lambda columns: (next(columns.read(columns.find([args.score]))), None)
+    return column(args.score)(args)
+
+
+def column(published: str) -> Callable[[argparse.Namespace], Scorer]:
+    """A published column as it is; `--score` names another."""
+
+    def make(args: argparse.Namespace) -> Scorer:
+        name = args.score or published
+        return lambda columns: (next(columns.read(columns.find([name]))), None)
+
+    return make
+
+
+def hype(args: argparse.Namespace) -> Scorer:
+    """-d_L + eps_i + eps_t, not standardised (spec: HYPE as FLYT compares with it)."""
+    return _mix(args, mixing.sum_of(HYPE_COLUMNS))
+
+
+def neg_clip_loss_norm_sim(args: argparse.Namespace) -> Scorer:
+    """NormSim of the top `--first_fraction` by negCLIPLoss, both counted of the whole pool."""
+    names = args.score_columns or ("negCLIPLoss", "normsim_inf")
+    if len(names) != 2:
+        raise InputError(
+            f"--score_columns {' '.join(names)}: --name {args.name} wants two, the first stage's "
+            "and the second's"
+        )
+    fraction = 0.3 if args.first_fraction is None else args.first_fraction
+
+    def score(columns: Columns) -> Scored:
+        first, second = columns.read(columns.find(names, otherwise="make both"))
+        scored = ~(np.isnan(first) | np.isnan(second))
+        scores = np.where(scored, -np.inf, np.nan)
+        places = np.flatnonzero(scored)
+        kept = top_fraction_counts(first[places], columns.pool.uids_of(places), fraction) > 0
+        scores[places[kept]] = second[places[kept]]
+        return scores, None
+
+    return score
 
 
 def m_flyt(args: argparse.Namespace) -> Scorer:

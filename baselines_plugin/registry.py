@@ -56,6 +56,24 @@ register(Method("flyt", "E-FLYT on the pool's embeddings", methods.flyt, ("scori
 register(Method("sum", "plain sum of columns", methods.plain_sum, _SUM))
 register(Method("standardized_sum", "sum of standardised columns", methods.standardized_sum, _SUM))
 register(Method("in_weighted_sum", "weighted by ImageNet accuracy", methods.in_weighted_sum, _IN))
+for name, published, text in (
+    ("neg_clip_loss", "negCLIPLoss", "negCLIPLoss"),
+    ("norm_sim", "normsim_inf", "NormSim to a target set"),
+    ("vas", "vas", "variance alignment score"),
+    ("norm_sim_d", "normsim_d", "NormSim_2-D, the dynamic target"),
+    ("dfn", "DFN-FT", "data filtering network"),
+    ("linear_classifier", "CC2M-Classifier", "linear classifier on embeddings"),
+):
+    register(Method(name, f"{text} (column {published})", methods.column(published), _ONE))
+register(Method("hype", "sum of HYPE's three columns", methods.hype, _MIX))
+register(
+    Method(
+        "neg_clip_loss_norm_sim",
+        "NormSim of the best by negCLIPLoss",
+        methods.neg_clip_loss_norm_sim,
+        ("score_columns", "first_fraction"),
+    )
+)
 register(Method("scs", "Soft Cap Sampling of --score", methods.one_column, _ONE, "scs"))
 register(Method("hcs", "Hard Cap Sampling of --score", methods.one_column, _ONE, "hcs"))
 register(Method("no_cap", "--score with replacement", methods.one_column, _ONE, "no_cap"))

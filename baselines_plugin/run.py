@@ -68,7 +68,13 @@ def run(method: Method, args: argparse.Namespace) -> None:
         print(f"leaving out {np.count_nonzero(~scored):,} examples without a score")
         scores, uids = scores[scored], uids[scored]
     del scored
-    counts = sampler(scores, uids)
+    pool_size = len(scores)
+    left = scores > -np.inf  # the others were cut by a stage before: of the pool, and never drawn
+    if not left.all():
+        print(f"the stage before sampling leaves {np.count_nonzero(left):,} examples")
+        scores, uids = scores[left], uids[left]
+    del left
+    counts = sampler(scores, uids, pool_size)
     if "save_scores" in paths:
         _write_scores(paths["save_scores"], uids, scores, args.name)
         print(f"saved the scores as {paths['save_scores']}")

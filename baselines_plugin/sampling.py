@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,10 @@ from datacomp_flyt.samplers import (
 from datacomp_flyt.samplers.scales import SCALES
 
 Counts = NDArray[np.int32]
-Sampler = Callable[[NDArray[np.floating], NDArray[np.void]], Counts]
-"""From scores [M] and uids [M] to how often each example is drawn [M]."""
+Sampler = Callable[[NDArray[np.floating], NDArray[np.void], int], Counts]
+"""From scores [M], uids [M] and the size of the pool to how often each example is drawn [M].
+
+The pool is larger than M where a method cuts some of it before sampling."""
 
 
 def _scs(args: argparse.Namespace) -> Sampler:
@@ -31,7 +32,7 @@ def _scs(args: argparse.Namespace) -> Sampler:
             raise InputError("scs wants --repetition_penalty, or --scale for the paper's")
         penalty = scale.repetition_penalty
 
-    def sample(scores: NDArray[np.floating], uids: NDArray[np.void]) -> Counts:
+    def sample(scores: NDArray[np.floating], uids: NDArray[np.void], pool_size: int) -> Counts:
         batch_size = args.sampling_batch_size
         if batch_size is None:
             batch_size = scale.sampling_batch_size if scale else 1
@@ -52,21 +53,16 @@ def _scs(args: argparse.Namespace) -> Sampler:
 def _hcs(args: argparse.Namespace) -> Sampler:
     if args.frequency_limit is None:
         raise InputError("hcs wants --frequency_limit (the paper tried 5 to 25)")
-    return partial(
-        hard_cap_counts,
-        num_samples=_num_samples(args),
-        frequency_limit=args.frequency_limit,
-        seed=args.seed,
-        num_workers=args.num_workers,
+    num_samples = _num_samples(args)
+    return lambda scores, uids, _: hard_cap_counts(
+        scores, uids, num_samples, args.frequency_limit, args.seed, num_workers=args.num_workers
     )
 
 
 def _no_cap(args: argparse.Namespace) -> Sampler:
-    return partial(
-        no_cap_counts,
-        num_samples=_num_samples(args),
-        seed=args.seed,
-        num_workers=args.num_workers,
+    num_samples = _num_samples(args)
+    return lambda scores, uids, _: no_cap_counts(
+        scores, uids, num_samples, args.seed, num_workers=args.num_workers
     )
 
 
@@ -75,7 +71,9 @@ def _top_fraction(args: argparse.Namespace) -> Sampler:
         raise InputError("top_fraction wants --fraction (the paper's is 0.2)")
     if not 0 < args.fraction <= 1:
         raise InputError(f"--fraction is {args.fraction}, wanted more than 0 and at most 1")
-    return partial(top_fraction_counts, fraction=args.fraction, keep_ties=args.keep_ties)
+    return lambda scores, uids, pool_size: top_fraction_counts(
+        scores, uids, args.fraction, args.keep_ties, pool_size
+    )
 
 
 def _num_samples(args: argparse.Namespace) -> int:

@@ -7,16 +7,20 @@ import sys
 from types import ModuleType
 
 from datacomp_flyt import __version__
-from datacomp_flyt.cli import check, demo, install, train
+from datacomp_flyt.cli import check, demo, install, score, train
 from datacomp_flyt.errors import exit_on_input_error
 
 COMMANDS: dict[str, ModuleType] = {
     "install": install,
+    "score": score,
     "train": train,
     "check": check,
     "demo": demo,
 }
-"""Each module's docstring is the command's help; it has `add_arguments` and `run`."""
+"""Each module's docstring is the command's help; it has `add_arguments` and `run`.
+
+`add_arguments` gets the words of the command line too, since some flags bring others.
+"""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,6 +39,6 @@ def main(argv: list[str] | None = None) -> None:
             text = (module.__doc__ or "").split("\n")[0]
             command = commands.add_parser(name, help=text, description=text)
             if name == asked:  # others may want packages that are not installed
-                module.add_arguments(command)
+                module.add_arguments(command, argv)
         args = parser.parse_args(argv)
         sys.exit(COMMANDS[args.command].run(args))

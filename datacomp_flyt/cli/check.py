@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from datacomp_flyt.engines.threads import default_num_workers
@@ -11,7 +12,7 @@ from datacomp_flyt.pool.subset import check_subset
 from datacomp_flyt.samplers.scales import SCALES
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("subset", type=Path, help="the .npy file")
     parser.add_argument("--metadata_dir", help="the pool, to check that every uid is in it")
     parser.add_argument("--scale", choices=list(SCALES), help="compare with what training sees")

@@ -135,7 +135,7 @@ def _replace(path: Path, content: bytes, sha256: str) -> None:
     path.chmod(mode)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="a DataComp checkout")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="only say whether the lines are there")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from datacomp_flyt.errors import needs_extra
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     """The flags of training."""
     with needs_extra("train"):
         from datacomp_flyt.flyt.flags import add_arguments as add

@@ -18,7 +18,8 @@ from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.standardization import mean_and_std
 from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings, npz_path
 from datacomp_flyt.pool.parquet import open_shards
-from datacomp_flyt.pool.pool import Pool, argsort_hashes, iter_uids, read_pool
+from datacomp_flyt.pool.pool import Pool, iter_uids, read_pool
+from datacomp_flyt.pool.uid_search import argsort_hashes
 from datacomp_flyt.pool.uids import UID_DTYPE
 
 

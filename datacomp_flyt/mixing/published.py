@@ -44,6 +44,7 @@ PUBLISHED_SCORES = (
 negated distance -d_L, so that more is better as everywhere."""
 
 PUBLISHED_COLUMNS = tuple(score.column for score in PUBLISHED_SCORES)
+HYPE_COLUMNS = tuple(score.column for score in PUBLISHED_SCORES if score.scorer == "hype")
 SCORER_OF = {score.column: score.scorer for score in PUBLISHED_SCORES}
 METADATA_COLUMN_OF = {
     score.column: score.metadata_column for score in PUBLISHED_SCORES if score.metadata_column

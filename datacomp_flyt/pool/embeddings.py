@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -21,6 +22,11 @@ from datacomp_flyt.pool.parquet import ParquetShard
 
 BLOCK_ROWS = 2048
 """Rows read at once: 2 MB of a stored 512-wide float16 array."""
+
+UNUSABLE = "embedding not finite or all zero"
+OTHER_LENGTH = "embedding of another length than 1"
+
+_LENGTH_TOLERANCE = 0.01  # CLIP in float16 on a GPU is off by a tenth of this
 
 
 def npz_path(shard: ParquetShard) -> str:
@@ -40,7 +46,11 @@ def embedding_widths(shard: ParquetShard, arrays: Sequence[str]) -> tuple[int, .
 
 
 def iter_embeddings(
-    shard: ParquetShard, arrays: Sequence[str], block_rows: int = BLOCK_ROWS
+    shard: ParquetShard,
+    arrays: Sequence[str],
+    block_rows: int = BLOCK_ROWS,
+    normalize: bool = True,
+    counts: Counter[str] | None = None,
 ) -> Iterator[NDArray[np.float32]]:
     """The named arrays side by side, some rows at a time, in the order of the metadata.
 
@@ -48,12 +58,13 @@ def iter_embeddings(
         shard: the metadata file; its npz lies beside it.
         arrays: one or more names, such as ("b32_img", "b32_txt").
         block_rows: rows of each block but the last.
+        normalize: give each array's part of a row length 1, whatever it was stored with (float16
+            rounds, and some tools do not normalise).
+        counts: gets the numbers of rows that are `UNUSABLE` or of `OTHER_LENGTH`.
 
     Yields:
-        float32 [n, sum of widths], a new array each time. Each array's part of a row has length 1,
-        whatever it was stored with (float16 rounds, and some tools do not normalise). A row that
-        has no direction, since a stored number is not finite or all of a part are 0, is NaN
-        throughout.
+        float32 [n, sum of widths], a new array each time. A row that has no direction, since a
+        stored number is not finite or all of a part are 0, is NaN throughout.
 
     Raises:
         InputError: see `embedding_widths`; or the file turns out to be damaged.
@@ -65,16 +76,24 @@ def iter_embeddings(
         for start in range(0, shard.num_rows, block_rows):
             rows = min(block_rows, shard.num_rows - start)
             block = np.empty((rows, width), np.float32)
-            usable = np.ones(rows, np.bool_)
+            usable, unit = np.ones((2, rows), np.bool_)
             column = 0
             for array in opened:
                 part = block[:, column : column + array.width]
                 with _readable(npz_path(shard)), np.errstate(over="ignore"):
                     part[:] = array.read(rows)
-                usable &= _normalize(part)
+                lengths = _lengths(part)
+                usable &= np.isfinite(lengths) & (lengths > 0)
+                unit &= np.abs(lengths - 1) < _LENGTH_TOLERANCE
+                if normalize:
+                    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                        part *= (1 / lengths)[:, None]
                 column += array.width
             if not usable.all():
                 block[~usable] = np.nan
+            if counts is not None:
+                counts[UNUSABLE] += int(np.count_nonzero(~usable))
+                counts[OTHER_LENGTH] += int(np.count_nonzero(usable & ~unit))
             yield block
 
 
@@ -133,13 +152,11 @@ def _open_array(shard: ParquetShard, name: str, stack: contextlib.ExitStack) -> 
         return _StoredArray(member, dtype, shape[1])
 
 
-def _normalize(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Give each row [n, d] length 1 in place; which rows [n] have a direction."""
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        squares = np.einsum("ij,ij->i", rows, rows)
-        rows *= (1 / np.sqrt(squares))[:, None]
-    usable: NDArray[np.bool_] = np.isfinite(squares) & (squares > 0)
-    return usable
+def _lengths(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Euclidean length of each row [n, d]; not finite or 0 where it has no direction."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    return lengths
 
 
 @contextlib.contextmanager

@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
+from datacomp_flyt.pool.uid_search import Positions, argsort_hashes
 from datacomp_flyt.pool.uids import UID_DTYPE, InvalidUid, decode_uids
-
-Positions = NDArray[np.signedinteger]
-"""Where the rows of a file are in a pool: an index for each, -1 for none."""
 
 
 @dataclass(frozen=True)
@@ -105,23 +103,6 @@ def iter_uids(shard: ParquetShard) -> Iterator[NDArray[np.void]]:
                 "a uid is 32 hexadecimal characters"
             ) from None
         row += len(batch)
-
-
-def position_dtype(length: int) -> np.dtype[np.signedinteger]:
-    """The smaller of two types that number so many examples."""
-    return np.dtype(np.int32 if length < 2**31 else np.int64)
-
-
-def argsort_hashes(hashes: NDArray[np.uint64]) -> NDArray[np.signedinteger]:
-    """The permutation [n] that sorts numbers which are evenly spread, as uids are as a rule.
-
-    Dealt to 65,536 heaps by their first bits (a radix sort), they are nearly in order, and what is
-    left of sorting stays within a core's cache. Uneven numbers only take longer.
-    """
-    heaps = (hashes >> np.uint64(48)).astype(np.uint16)
-    order = np.argsort(heaps, kind="stable").astype(position_dtype(len(hashes)))
-    del heaps
-    return order.take(np.argsort(hashes.take(order), kind="stable"))
 
 
 def _sort(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.signedinteger]:

@@ -11,13 +11,8 @@ from numpy.typing import NDArray
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard
-from datacomp_flyt.pool.pool import (
-    Pool,
-    Positions,
-    argsort_hashes,
-    iter_uids,
-    position_dtype,
-)
+from datacomp_flyt.pool.pool import Pool, iter_uids
+from datacomp_flyt.pool.uid_search import Positions, find_uids, position_dtype
 from datacomp_flyt.pool.uids import format_uid
 
 
@@ -96,7 +91,7 @@ class ScoreTable:
         shards = [self._shards[number] for number in self._shards_of[column]]
 
         def locate(shard: ParquetShard) -> Positions:
-            parts = [_positions(pool, uids) for uids in iter_uids(shard)]
+            parts = [find_uids(pool.high, pool.low, uids) for uids in iter_uids(shard)]
             return np.concatenate([np.empty(0, position_dtype(len(pool))), *parts])
 
         positions = map_threads(locate, shards, num_workers, "joining" if progress else None)
@@ -171,33 +166,6 @@ class ScoreTable:
                 "--drop_nonfinite"
             )
         return values
-
-
-def _positions(pool: Pool, uids: NDArray[np.void]) -> Positions:
-    """Index of each uid in the pool, -1 where it has none."""
-    order = argsort_hashes(uids["f0"])  # sorted questions walk through the pool, not across it
-    high, low = uids["f0"].take(order), uids["f1"].take(order)
-    places = np.searchsorted(pool.high, high)
-    np.minimum(places, len(pool) - 1, out=places)
-    behind = np.flatnonzero((pool.high[places] == high) & (pool.low[places] < low))
-    if len(behind):  # first halves that several uids share
-        places[behind] = _bisect(pool, high[behind], low[behind])
-    there = (pool.high[places] == high) & (pool.low[places] == low)
-    positions: Positions = np.empty(len(uids), position_dtype(len(pool)))
-    positions[order] = np.where(there, places, -1)
-    return positions
-
-
-def _bisect(pool: Pool, high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.intp]:
-    """Places of the pairs (high, low) in the pool, or of what stands where they would."""
-    first = np.searchsorted(pool.high, high, "left")
-    last = np.searchsorted(pool.high, high, "right")
-    while (first < last).any():
-        middle = (first + last) // 2
-        below = (first < last) & (pool.low[np.minimum(middle, len(pool) - 1)] < low)
-        last = np.where(below, last, np.where(first < last, middle, last))
-        first = np.where(below, middle + 1, first)
-    return np.minimum(first, len(pool) - 1)
 
 
 def _name(pool: Pool, index: int) -> str:

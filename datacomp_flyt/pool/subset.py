@@ -102,6 +102,26 @@ def write_subset(
             file.write(np.repeat(uids[block], counts[block]).data)
 
 
+def read_subset(path: str | Path) -> tuple[NDArray[np.void], NDArray[np.integer]]:
+    """The examples of a subset: distinct uids [n], sorted, and how often each is drawn [n].
+
+    Raises:
+        InputError: it is no subset that the resharder would take.
+    """
+    if problems := check_subset(Path(path)).problems:
+        raise InputError(f"{path} is no subset: it {problems[0]}")
+    subset = np.load(path, mmap_mode="r", allow_pickle=False)
+    starts = np.flatnonzero(
+        np.concatenate(
+            [
+                [True],
+                (subset["f0"][1:] != subset["f0"][:-1]) | (subset["f1"][1:] != subset["f1"][:-1]),
+            ]
+        )
+    )
+    return np.asarray(subset[starts]), np.diff(np.append(starts, len(subset)))
+
+
 @dataclass
 class SubsetReport:
     """What `check_subset` found: facts, and the problems that make a subset unusable."""

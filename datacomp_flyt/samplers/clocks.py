@@ -1,10 +1,4 @@
-"""Examples as clocks, and their randomness: named by (seed, uid, draw), so the same whatever the
-order or split of a pool.
-
-An example's random stream is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) started at a key that
-mixes the seed with the 128 bits of its uid. Output number `draw` of that stream is one hash away,
-so nothing is stored between draws and no example knows of another.
-"""
+"""Examples as clocks. How far they have run is up to (seed, uid, draw), see `uid_randomness`."""
 
 from __future__ import annotations
 
@@ -13,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
+
 BLOCK = 1 << 17  # examples at once: smaller fits caches, larger leaves threads alone for longer
 _SAMPLE = 1 << 14  # examples, at least, that bracket the time of the N-th ring
 _MOST = float(np.finfo(np.float64).max)
-_GOLDEN = 0x9E3779B97F4A7C15
-_WORD = (1 << 64) - 1
 
 Floats = NDArray[np.float64]
 
@@ -67,24 +61,6 @@ class ClockPool:
         return self[slice(0, None, max(len(self) // size, 1))]
 
 
-def stream_keys(uids: NDArray[np.void], seed: int) -> NDArray[np.uint64]:
-    """Key of each example's random stream.
-
-    Args:
-        uids: `u8,u8` array [M].
-        seed: any integer; taken modulo 2**64.
-
-    Returns:
-        uint64 array [M].
-    """
-    words = uids.view(np.uint64).reshape(-1, 2)
-    keys = np.add(words[:, 1], np.uint64((seed * _GOLDEN + _GOLDEN) & _WORD))
-    _mix(keys)
-    keys ^= words[:, 0]
-    keys += np.uint64(_GOLDEN)
-    return _mix(keys)
-
-
 def exponentials(keys: NDArray[np.uint64], draw: int | NDArray[np.uint64]) -> NDArray[np.float64]:
     """Exponential(1) variates number `draw` (0-based) of the streams `keys`.
 
@@ -98,24 +74,10 @@ def exponentials(keys: NDArray[np.uint64], draw: int | NDArray[np.uint64]) -> ND
     Returns:
         float64 array [n], all positive and finite.
     """
-    if isinstance(draw, np.ndarray):
-        bits = keys + (draw + np.uint64(1)) * np.uint64(_GOLDEN)
-    else:
-        bits = keys + np.uint64((draw + 1) * _GOLDEN & _WORD)
-    _mix(bits)
+    bits = random_bits(keys, draw)
     bits >>= np.uint64(12)
     uniforms = bits.astype(np.float64)
     uniforms += 0.5
     uniforms *= 2.0**-52
     np.log(uniforms, out=uniforms)
     return np.negative(uniforms, out=uniforms)
-
-
-def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser, in place."""
-    bits ^= bits >> np.uint64(30)
-    bits *= np.uint64(0xBF58476D1CE4E5B9)
-    bits ^= bits >> np.uint64(27)
-    bits *= np.uint64(0x94D049BB133111EB)
-    bits ^= bits >> np.uint64(31)
-    return bits

@@ -10,7 +10,11 @@ from datacomp_flyt.samplers.checks import check_pool
 
 
 def top_fraction_counts(
-    scores: ArrayLike, uids: NDArray[np.void], fraction: float, keep_ties: bool = False
+    scores: ArrayLike,
+    uids: NDArray[np.void],
+    fraction: float,
+    keep_ties: bool = False,
+    pool_size: int | None = None,
 ) -> NDArray[np.int32]:
     """1 for each example of the top fraction, 0 for the others.
 
@@ -23,6 +27,7 @@ def top_fraction_counts(
         fraction: in (0, 1].
         keep_ties: DataComp's rule instead (`clip_score`): the threshold is the score at rank n,
             counted from 0, and everything at least as high is kept: n + 1 examples or more.
+        pool_size: what the fraction is of, where these M are what an earlier stage left of more.
 
     Returns:
         int32 array [M] of 0 and 1.
@@ -33,12 +38,18 @@ def top_fraction_counts(
     scores, uids = check_pool(scores, uids)
     if not 0 < fraction <= 1:
         raise InputError(f"fraction is {fraction}, wanted more than 0 and at most 1")
-    number = int(fraction * len(scores))
+    pool_size = len(scores) if pool_size is None else pool_size
+    number = int(fraction * pool_size)
+    if number > len(scores):
+        raise InputError(
+            f"fraction {fraction} of {pool_size:,} examples is {number:,} and the stage before left "
+            f"{len(scores):,}: lower --fraction or raise --first_fraction"
+        )
     if keep_ties:
         number = min(number + 1, len(scores))
     if number == 0:
         raise InputError(
-            f"fraction {fraction} of {len(scores):,} examples keeps none: raise --fraction"
+            f"fraction {fraction} of {pool_size:,} examples keeps none: raise --fraction"
         )
     threshold = np.partition(scores, len(scores) - number)[len(scores) - number]
     if keep_ties:

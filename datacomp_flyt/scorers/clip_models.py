@@ -27,14 +27,18 @@ class ClipModel:
         model: of open_clip, in float32.
         transform: training transform of a PIL image: random crop of 90 to 100%, normalised.
         tokenize: strings to tokens [n, L].
+        eval_transform: transform for evaluation: resized, the centre cut out, normalised.
     """
 
     model: nn.Module
     transform: Callable[[Any], Tensor]
     tokenize: Callable[[list[str]], Tensor]
+    eval_transform: Callable[[Any], Tensor]
 
 
-def load_clip_model(name: str, init: str | None, flag: str, seed: int = 0) -> ClipModel:
+def load_clip_model(
+    name: str, init: str | None, flag: str | tuple[str, str], seed: int = 0
+) -> ClipModel:
     """Build a CLIP model and fill it.
 
     "OpenAI's ViT-B/32" is what the weights say only with QuickGELU (`ViT-B-32-quickgelu`); the
@@ -44,42 +48,46 @@ def load_clip_model(name: str, init: str | None, flag: str, seed: int = 0) -> Cl
         name: a model of open_clip (`ViT-B-32`), or a JSON file with such a configuration.
         init: `random`; a weights tag of open_clip (`openai`); or a checkpoint file of open_clip's
             trainer or a bare state dict (.pt, .safetensors).
-        flag: stem of the flags, `reference` or `extractor`, for messages.
+        flag: stem of the flags, `reference` or `extractor`, for messages; or what to call the
+            flags of the model and of its weights, (`--model`, `--checkpoint`).
         seed: of random weights.
 
     Raises:
         InputError: no such model or weights, or weights of another architecture.
     """
+    model_flag, init_flag = (f"--{flag}_model", f"--{flag}_init") if isinstance(flag, str) else flag
     if init is None:
         raise InputError(
-            f"--{flag}_init is missing: give the checkpoint of a CLIP model trained on the "
+            f"{init_flag} is missing: give the checkpoint of a CLIP model trained on the "
             "unfiltered pool (as the paper does), a weights tag of open_clip, or 'random'"
         )
-    given, name = name, _known_name(name, flag)
+    given, name = name, _known_name(name, model_flag)
     tag = init if init in open_clip.list_pretrained_tags_by_model(name) else None
     path = Path(init)
     if tag is None and init != "random" and not path.is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise InputError(
-            f"--{flag}_init {init} is neither a file, nor 'random', nor a weights tag of {name} "
+            f"{init_flag} {init} is neither a file, nor 'random', nor a weights tag of {name} "
             f"(which are: {tags})"
         )
     with torch.random.fork_rng(devices=[]), _quiet_root_logger():
         torch.manual_seed(seed)
         try:
-            model, transform, _ = open_clip.create_model_and_transforms(name, pretrained=tag)
+            model, transform, eval_transform = open_clip.create_model_and_transforms(
+                name, pretrained=tag
+            )
             tokenize = open_clip.get_tokenizer(name)
         except Exception as error:  # downloads and wrong configurations raise a dozen kinds
             what = (
-                f"--{flag}_model {given} makes no model"
+                f"{model_flag} {given} makes no model"
                 if tag is None
-                else f"--{flag}_init {init} cannot be had"
+                else f"{init_flag} {init} cannot be had"
             )
             raise InputError(f"{what} ({_first_line(error)})") from None
-    _check_outputs(model, f"--{flag}_model {name}")
+    _check_outputs(model, f"{model_flag} {name}")
     if init != "random" and tag is None:
-        _load(model, path, f"--{flag}_init {init}", name)
-    return ClipModel(model, transform, tokenize)
+        _load(model, path, f"{init_flag} {init}", name)
+    return ClipModel(model, transform, tokenize, eval_transform)
 
 
 def _check_outputs(model: nn.Module, what: str) -> None:
@@ -153,19 +161,19 @@ def _known_name(name: str, flag: str) -> str:
             config = json.loads(path.read_text())
             missing = [k for k in ("embed_dim", "vision_cfg", "text_cfg") if k not in config]
         except (ValueError, TypeError) as error:
-            raise InputError(f"--{flag}_model {name} is not JSON ({error})") from None
+            raise InputError(f"{flag} {name} is not JSON ({error})") from None
         if missing:
-            raise InputError(f"--{flag}_model {name} has no {missing[0]!r}: see open_clip's own")
+            raise InputError(f"{flag} {name} has no {missing[0]!r}: see open_clip's own")
         if path.stem not in open_clip.list_models():
             open_clip.add_model_config(path)
         elif open_clip.get_model_config(path.stem) != config:
             raise InputError(
-                f"--{flag}_model {name} has the name of another model of open_clip: rename the file"
+                f"{flag} {name} has the name of another model of open_clip: rename the file"
             )
         return path.stem
     if name not in _MODEL_CONFIGS:
         raise InputError(
-            f"--{flag}_model {name} is no model of open_clip and no JSON file: see "
+            f"{flag} {name} is no model of open_clip and no JSON file: see "
             "`python -c 'import open_clip; print(open_clip.list_models())'`"
         )
     return name

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+from collections import Counter
+
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
@@ -9,8 +12,12 @@ from threadpoolctl import threadpool_limits
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings, npz_path
+from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import Pool
+from datacomp_flyt.scorers.files import file_digest
 from datacomp_flyt.scorers.glu_head import GluHead
+from datacomp_flyt.scorers.glu_head_file import load_glu_head
+from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer, Scorer, from_flags
 
 
 def check_features(head: GluHead, source: str) -> tuple[str, ...]:
@@ -27,10 +34,86 @@ def check_features(head: GluHead, source: str) -> tuple[str, ...]:
     if head.arrays is None:
         raise InputError(
             f"{source} was trained on features that open_clip's ViT-B-32 (GELU) makes from images, "
-            "and the pool's npz holds others (QuickGELU): train a head on npz embeddings, or put "
-            "scores made from images into --scores_dir and use --name scs --score FLYT"
+            "and the pool's npz holds others (QuickGELU): train a head on npz embeddings, or make "
+            "scores from images by `datacomp-flyt score --scorer e_flyt --shards_dir TARS` and use "
+            "--name scs --score FLYT"
         )
     return head.arrays
+
+
+def check_width(head: GluHead, shard: ParquetShard, source: str) -> None:
+    """Raise InputError unless a file's embeddings are as wide as a head's features."""
+    arrays = check_features(head, source)
+    widths = embedding_widths(shard, arrays)
+    if sum(widths) != head.width:
+        raise InputError(
+            f"{npz_path(shard)} has {' + '.join(map(str, widths))} columns in "
+            f"{', '.join(arrays)} and {source} takes {head.width}: take a pool with the "
+            "embeddings that it was trained on"
+        )
+
+
+def scores_of_shard(
+    head: GluHead, shard: ParquetShard, source: str, counts: Counter[str] | None = None
+) -> NDArray[np.float32]:
+    """Scores [n] of a metadata file's rows, NaN where there is no usable embedding.
+
+    Raises:
+        InputError: see `iter_embeddings`; weights so large that a score is not finite.
+    """
+    scores = np.empty(shard.num_rows, np.float32)
+    row = 0
+    for block in iter_embeddings(shard, check_features(head, source), counts=counts):
+        values = head.scores(block)
+        overflown = np.flatnonzero(~np.isfinite(values) & np.isfinite(block[:, 0]))
+        if len(overflown):
+            raise InputError(
+                f"{source} gives {npz_path(shard)} row {row + int(overflown[0])} a score "
+                "that is not finite: its weights are too large, so train it again"
+            )
+        scores[row : row + len(block)] = np.where(np.isfinite(values), values, np.nan)
+        row += len(block)
+    return scores
+
+
+class EFlyt(MetadataScorer):
+    """E-FLYT scores from the npz; from images, see `e_flyt_images`, where a head wants these."""
+
+    def __init__(self, scoring_model: str, column: str | None = None) -> None:
+        """
+        Args:
+            scoring_model: file of a head that was trained on npz arrays.
+
+        Raises:
+            InputError: it is no such file, or its features were made from images.
+        """
+        self.head = load_glu_head(scoring_model)
+        self.source = f"--scoring_model {scoring_model}"
+        check_features(self.head, self.source)
+        self.columns = (column or "FLYT",)
+        self.settings = {"scoring_model": file_digest(scoring_model)}
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        from datacomp_flyt.scorers.e_flyt_images import EFlytImages
+
+        EFlytImages.add_arguments(parser)
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Scorer:
+        if args.scoring_model is None:
+            raise InputError("--scorer e_flyt wants --scoring_model: a file of E-FLYT training")
+        if load_glu_head(args.scoring_model).arrays is None and args.shards_dir is not None:
+            from datacomp_flyt.scorers.e_flyt_images import EFlytImages
+
+            return EFlytImages.from_args(args)
+        return from_flags(cls, args)
+
+    def score_rows(
+        self, shard: ParquetShard, state: Arrays, counts: Counter[str]
+    ) -> NDArray[np.floating]:
+        check_width(self.head, shard, self.source)
+        return scores_of_shard(self.head, shard, self.source, counts)
 
 
 def e_flyt_scores(
@@ -58,40 +141,18 @@ def e_flyt_scores(
             head's; embeddings that are not finite or all zero; weights so large that a score is
             not finite.
     """
-    arrays = check_features(head, source)
     files = list(zip(pool.shards, pool.positions, strict=True))
-    for shard, widths in zip(
-        pool.shards,
-        map_threads(lambda shard: embedding_widths(shard, arrays), pool.shards, num_workers),
-        strict=True,
-    ):
-        if sum(widths) != head.width:
-            raise InputError(
-                f"{npz_path(shard)} has {' + '.join(map(str, widths))} columns in "
-                f"{', '.join(arrays)} and {source} takes {head.width}: take a pool with the "
-                "embeddings that it was trained on"
-            )
+    check_features(head, source)
+    map_threads(lambda shard: check_width(head, shard, source), pool.shards, num_workers)
     scores = np.full(len(pool), np.nan, np.float32)
 
     def score(number: int) -> tuple[int, int]:
         """Number of rows without a usable embedding, and the first of them."""
         shard, places = files[number]
-        row, wrong, first = 0, 0, -1
-        for block in iter_embeddings(shard, arrays):
-            values = head.scores(block)
-            unusable = np.flatnonzero(~np.isfinite(values))
-            if len(unusable):
-                overflown = unusable[np.isfinite(block[unusable, 0])]
-                if len(overflown):
-                    raise InputError(
-                        f"{source} gives {npz_path(shard)} row {row + int(overflown[0])} a score "
-                        "that is not finite: its weights are too large, so train it again"
-                    )
-                first = first if wrong else row + int(unusable[0])
-                wrong += len(unusable)
-            scores[places[row : row + len(block)]] = values
-            row += len(block)
-        return wrong, first
+        values = scores_of_shard(head, shard, source)
+        scores[places] = values
+        unusable = np.flatnonzero(np.isnan(values))
+        return len(unusable), int(unusable[0]) if len(unusable) else -1
 
     # OpenBLAS lets one caller in at a time, unless its products stay on the caller's thread
     with threadpool_limits(1, "blas"):

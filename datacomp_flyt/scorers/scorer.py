@@ -8,10 +8,11 @@ those that need to know the whole pool first say so (`PoolScorer`) and run as ma
 from __future__ import annotations
 
 import argparse
+import inspect
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +97,8 @@ class MetadataScorer(Scorer):
     def score(self, shard: ParquetShard, state: Arrays) -> ScoredShard:
         counts: Counter[str] = Counter()
         values = np.asarray(self.score_rows(shard, state, counts), np.float32)
-        return ScoredShard(read_uids(shard), values.reshape(shard.num_rows, -1), counts)
+        values = values if values.ndim == 2 else values[:, None]
+        return ScoredShard(read_uids(shard), values, counts)
 
 
 class PoolState(NamedTuple):
@@ -114,7 +116,13 @@ class PoolState(NamedTuple):
 
 
 class PoolScorer(MetadataScorer):
-    """A scorer that needs a statistic of the whole pool: map, reduce (once or more), map."""
+    """A scorer that needs a statistic of the whole pool: map, reduce (once or more), map.
+
+    Attributes:
+        summarizes: False where the reduction needs no summaries.
+    """
+
+    summarizes: bool = True
 
     @abstractmethod
     def summarize(self, shard: ParquetShard, state: Arrays) -> Arrays:
@@ -135,6 +143,15 @@ class PoolScorer(MetadataScorer):
             names: of all shards, sorted.
             summary: reads the summary of a shard by name; ask for one at a time.
         """
+
+
+S = TypeVar("S", bound=Scorer)
+
+
+def from_flags(scorer: type[S], args: argparse.Namespace) -> S:
+    """A scorer whose arguments are called as its flags are."""
+    names = inspect.signature(scorer).parameters
+    return scorer(**{name: getattr(args, name) for name in names})
 
 
 def shard_name(path: str) -> str:

@@ -13,11 +13,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 pytest.importorskip("webdataset")
 
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.func import functional_call  # noqa: E402
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
 
-from tests.flyt.algorithm_cases import (  # noqa: E402
+from tests.flyt.algorithm_cases import (
     CASES,
     MEANS,
     RATES,
@@ -28,7 +28,7 @@ from tests.flyt.algorithm_cases import (  # noqa: E402
     make_algorithm,
     make_scoring,
 )
-from tests.oracles.flyt import (  # noqa: E402
+from tests.oracles.flyt import (
     Moments,
     Optimizer,
     brute_force,
@@ -36,7 +36,7 @@ from tests.oracles.flyt import (  # noqa: E402
     named_parameters,
     no_moments,
 )
-from tests.oracles.flyt_inputs import small_clip  # noqa: E402
+from tests.oracles.flyt_inputs import small_clip
 
 
 class Oracle:

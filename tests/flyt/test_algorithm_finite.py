@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 pytest.importorskip("webdataset")
 
-from tests.conftest import refusal  # noqa: E402
-from tests.flyt.algorithm_cases import CASES, Case, batches_of, make_algorithm  # noqa: E402
+from tests.conftest import refusal
+from tests.flyt.algorithm_cases import CASES, Case, batches_of, make_algorithm
 
 
 def flat(state: Any, prefix: str = "") -> dict[str, Any]:

@@ -15,14 +15,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-import open_clip  # noqa: E402
-from PIL import Image  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import open_clip
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from datacomp_flyt.scorers.clip_models import ClipModel, load_clip_model  # noqa: E402
-from tests.conftest import refusal  # noqa: E402
-from tests.flyt.runs import SMALL_MODEL  # noqa: E402
+from datacomp_flyt.scorers.clip_models import ClipModel, load_clip_model
+from tests.conftest import refusal
+from tests.flyt.runs import SMALL_MODEL
 
 State = dict[str, Tensor]
 

@@ -12,18 +12,18 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("webdataset")
 
-from datacomp_flyt.flyt.data import (  # noqa: E402
+from datacomp_flyt.flyt.data import (
     DownstreamBatch,
     UpstreamBatch,
     downstream_loader,
     upstream_loader,
 )
-from datacomp_flyt.flyt.downstream_tasks import DownstreamTask, open_tasks  # noqa: E402
-from datacomp_flyt.flyt.streams import concatenate  # noqa: E402
-from datacomp_flyt.flyt.uid_features import UidFeatures, embedding_features  # noqa: E402
-from datacomp_flyt.pool.tar_shards import list_shards  # noqa: E402
-from tests.conftest import REPOSITORY, refusal  # noqa: E402
-from tests.flyt.tars import (  # noqa: E402
+from datacomp_flyt.flyt.downstream_tasks import DownstreamTask, open_tasks
+from datacomp_flyt.flyt.streams import concatenate
+from datacomp_flyt.flyt.uid_features import UidFeatures, embedding_features
+from datacomp_flyt.pool.tar_shards import list_shards
+from tests.conftest import REPOSITORY, refusal
+from tests.flyt.tars import (
     features_of,
     jpg,
     pair,

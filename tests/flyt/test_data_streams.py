@@ -19,11 +19,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("webdataset")
 
-from datacomp_flyt.flyt.data import UpstreamBatch, upstream_loader  # noqa: E402
-from datacomp_flyt.flyt.stream_settings import StreamSettings  # noqa: E402
-from datacomp_flyt.flyt.streams import StreamLoader, concatenate, seeded, shuffled  # noqa: E402
-from tests.conftest import REPOSITORY, refusal  # noqa: E402
-from tests.flyt.tars import (  # noqa: E402
+from datacomp_flyt.flyt.data import UpstreamBatch, upstream_loader
+from datacomp_flyt.flyt.stream_settings import StreamSettings
+from datacomp_flyt.flyt.streams import StreamLoader, concatenate, seeded, shuffled
+from tests.conftest import REPOSITORY, refusal
+from tests.flyt.tars import (
     augmented,
     features_of,
     settings_of,

@@ -8,15 +8,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch.nn.functional as F
+from torch import Tensor
 
-from datacomp_flyt.flyt.downstream_loss import (  # noqa: E402
+from datacomp_flyt.flyt.downstream_loss import (
     INITIAL_LOG_TEMPERATURE,
     CrossEntropy,
     DownstreamClipLoss,
 )
-from tests.oracles.flyt import clip_loss, cross_entropy  # noqa: E402
+from tests.oracles.flyt import clip_loss, cross_entropy
 
 DOUBLE = torch.float64
 ROWS, WIDTH = 8, 6

@@ -9,9 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import Tensor  # noqa: E402
+from torch import Tensor
 
-from datacomp_flyt.flyt.lookahead_adamw import (  # noqa: E402
+from datacomp_flyt.flyt.lookahead_adamw import (
     ClipGradNorm,
     LookaheadAdamW,
     LookaheadOptimizer,

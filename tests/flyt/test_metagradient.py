@@ -11,11 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-from torch import Tensor  # noqa: E402
+from torch import Tensor
 
-from datacomp_flyt.flyt.lookahead_adamw import ClipGradNorm, LookaheadAdamW, norm  # noqa: E402
-from datacomp_flyt.flyt.precision import PRECISIONS, TANGENTS  # noqa: E402
-from tests.flyt.problems import (  # noqa: E402
+from datacomp_flyt.flyt.lookahead_adamw import ClipGradNorm, LookaheadAdamW, norm
+from datacomp_flyt.flyt.precision import PRECISIONS, TANGENTS
+from tests.flyt.problems import (
     DOUBLE,
     LOSSES,
     Problem,

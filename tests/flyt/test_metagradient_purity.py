@@ -11,13 +11,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-from torch import Tensor  # noqa: E402
+from torch import Tensor
 
-from datacomp_flyt.flyt.lookahead_adamw import LookaheadAdamW  # noqa: E402
-from datacomp_flyt.flyt.metagradient import Metagradient  # noqa: E402
-from datacomp_flyt.flyt.precision import TANGENTS  # noqa: E402
-from datacomp_flyt.flyt.towers import Towers  # noqa: E402
-from tests.flyt.problems import (  # noqa: E402
+from datacomp_flyt.flyt.lookahead_adamw import LookaheadAdamW
+from datacomp_flyt.flyt.metagradient import Metagradient
+from datacomp_flyt.flyt.precision import TANGENTS
+from datacomp_flyt.flyt.towers import Towers
+from tests.flyt.problems import (
     DOUBLE,
     Problem,
     brute_force,
@@ -27,7 +27,7 @@ from tests.flyt.problems import (  # noqa: E402
     solve,
     state_of,
 )
-from tests.oracles.flyt import Upstream, small_clip  # noqa: E402
+from tests.oracles.flyt import Upstream, small_clip
 
 
 @pytest.fixture(scope="module", autouse=True)

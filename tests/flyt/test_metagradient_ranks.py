@@ -9,14 +9,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-from datacomp_flyt.flyt.gather import (  # noqa: E402
+from datacomp_flyt.flyt.gather import (
     gather_rows,
     rank_and_world_size,
     rows_of_rank,
     sum_over_ranks,
 )
-from tests.flyt.problems import relative_error, worst_error  # noqa: E402
-from tests.flyt.ranks import all_cases, cases, messages, on_ranks, plain, solve  # noqa: E402
+from tests.flyt.problems import relative_error, worst_error
+from tests.flyt.ranks import all_cases, cases, messages, on_ranks, plain, solve
 
 Everything = dict[str, dict[str, torch.Tensor]]
 BOUND = 1e-10

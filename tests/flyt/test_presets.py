@@ -9,9 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-from datacomp_flyt.flyt.presets import PRESETS  # noqa: E402
-from tests.conftest import PUBLISHED, refusal  # noqa: E402
-from tests.flyt.runs import parse  # noqa: E402
+from datacomp_flyt.flyt.presets import PRESETS
+from tests.conftest import PUBLISHED, refusal
+from tests.flyt.runs import parse
 
 # The same in all four columns of the table.
 COMMON = {

@@ -14,9 +14,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-from tests.flyt.problems import DOUBLE, Problem, brute_force, solve  # noqa: E402
-from tests.flyt.public_code import public_inputs, public_step  # noqa: E402
-from tests.oracles.flyt import (  # noqa: E402
+from tests.flyt.problems import DOUBLE, Problem, brute_force, solve
+from tests.flyt.public_code import public_inputs, public_step
+from tests.oracles.flyt import (
     SMALL_CONFIG,
     Moments,
     Optimizer,

@@ -9,11 +9,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-from torch import Tensor  # noqa: E402
+from torch import Tensor
 
-from datacomp_flyt.flyt.downstream_tasks import DownstreamTask  # noqa: E402
-from datacomp_flyt.flyt.prompts import Prompts  # noqa: E402
-from datacomp_flyt.flyt.schedule import learning_rate  # noqa: E402
+from datacomp_flyt.flyt.downstream_tasks import DownstreamTask
+from datacomp_flyt.flyt.prompts import Prompts
+from datacomp_flyt.flyt.schedule import learning_rate
 
 TASKS = [
     DownstreamTask("pets", (), ("cat", "dog", "mouse"), ("a {c}", "the {c}", "one {c}", "{c}s")),

@@ -10,16 +10,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import Tensor  # noqa: E402
+from torch import Tensor
 
-from datacomp_flyt.flyt import scoring_models  # noqa: E402
-from datacomp_flyt.flyt.scoring_models import GluHead, GluLayer, MixingModel  # noqa: E402
-from datacomp_flyt.mixing import load_mixing_model  # noqa: E402
-from datacomp_flyt.mixing.linear_mixing_model import mix  # noqa: E402
-from datacomp_flyt.scorers import load_glu_head  # noqa: E402
-from tests.conftest import PUBLISHED, refusal  # noqa: E402
-from tests.oracles.e_flyt import cosine_start, glu_score  # noqa: E402
-from tests.oracles.mixing import PAPER_WEIGHTS  # noqa: E402
+from datacomp_flyt.flyt import scoring_models
+from datacomp_flyt.flyt.scoring_models import GluHead, GluLayer, MixingModel
+from datacomp_flyt.mixing import load_mixing_model
+from datacomp_flyt.mixing.linear_mixing_model import mix
+from datacomp_flyt.scorers import load_glu_head
+from tests.conftest import PUBLISHED, refusal
+from tests.oracles.e_flyt import cosine_start, glu_score
+from tests.oracles.mixing import PAPER_WEIGHTS
 
 NAMES = ("flat", "far away", "wide")
 MEANS, STDS = (0.0, 1000.0, -3.0), (1e-3, 2.0, 50.0)

@@ -9,13 +9,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-from torch import Tensor  # noqa: E402
-from torch.func import functional_call  # noqa: E402
+from torch import Tensor
+from torch.func import functional_call
 
-from datacomp_flyt.flyt.precision import TANGENTS  # noqa: E402
-from datacomp_flyt.flyt.towers import Towers  # noqa: E402
-from tests.flyt.problems import DOUBLE, cast, flat, relative_error  # noqa: E402
-from tests.oracles.flyt import random_batches, small_clip  # noqa: E402
+from datacomp_flyt.flyt.precision import TANGENTS
+from datacomp_flyt.flyt.towers import Towers
+from tests.flyt.problems import DOUBLE, cast, flat, relative_error
+from tests.oracles.flyt import random_batches, small_clip
 
 ROWS, TEXTS = 6, 5
 MICRO_BATCHES = [None, 1, 4, 100]

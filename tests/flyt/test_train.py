@@ -13,14 +13,14 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 pytest.importorskip("webdataset")
 
-from torch import Tensor  # noqa: E402
+from torch import Tensor
 
-from datacomp_flyt.mixing import load_mixing_model  # noqa: E402
-from datacomp_flyt.mixing.linear_mixing_model import mix  # noqa: E402
-from datacomp_flyt.scorers import load_glu_head  # noqa: E402
-from datacomp_flyt.scorers.clip_models import load_clip_model  # noqa: E402
-from tests.flyt import runs  # noqa: E402
-from tests.flyt.runs import COLUMNS, Data, bytes_of, make_data, metrics_of, tensors_of  # noqa: E402
+from datacomp_flyt.mixing import load_mixing_model
+from datacomp_flyt.mixing.linear_mixing_model import mix
+from datacomp_flyt.scorers import load_glu_head
+from datacomp_flyt.scorers.clip_models import load_clip_model
+from tests.flyt import runs
+from tests.flyt.runs import COLUMNS, Data, bytes_of, make_data, metrics_of, tensors_of
 
 START = math.log(1 / 0.07)
 

@@ -17,10 +17,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 pytest.importorskip("webdataset")
 
-from datacomp_flyt.cli import main  # noqa: E402
-from tests.conftest import REPOSITORY, write_parquet  # noqa: E402
-from tests.flyt import runs  # noqa: E402
-from tests.flyt.runs import (  # noqa: E402
+from datacomp_flyt.cli import main
+from tests.conftest import REPOSITORY, write_parquet
+from tests.flyt import runs
+from tests.flyt.runs import (
     ARRAYS,
     COLUMNS,
     SMALL_MODEL,
@@ -32,7 +32,7 @@ from tests.flyt.runs import (  # noqa: E402
     train,
     write_labels,
 )
-from tests.flyt.tars import uid_of, write_tar  # noqa: E402
+from tests.flyt.tars import uid_of, write_tar
 
 Refused = Callable[..., str]
 

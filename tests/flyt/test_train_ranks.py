@@ -20,8 +20,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 pytest.importorskip("webdataset")
 
-from tests.conftest import REPOSITORY  # noqa: E402
-from tests.flyt.runs import (  # noqa: E402
+from tests.conftest import REPOSITORY
+from tests.flyt.runs import (
     Data,
     argv,
     bytes_of,

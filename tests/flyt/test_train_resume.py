@@ -18,13 +18,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 pytest.importorskip("webdataset")
 
-from datacomp_flyt.flyt import trainer  # noqa: E402
-from datacomp_flyt.flyt.algorithm import Algorithm  # noqa: E402
-from datacomp_flyt.flyt.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from datacomp_flyt.flyt.lookahead_adamw import LookaheadAdamW  # noqa: E402
-from datacomp_flyt.flyt.training_log import TrainingLog  # noqa: E402
-from tests.conftest import refusal  # noqa: E402
-from tests.flyt.runs import (  # noqa: E402
+from datacomp_flyt.flyt import trainer
+from datacomp_flyt.flyt.algorithm import Algorithm
+from datacomp_flyt.flyt.checkpoint import load_checkpoint, save_checkpoint
+from datacomp_flyt.flyt.lookahead_adamw import LookaheadAdamW
+from datacomp_flyt.flyt.training_log import TrainingLog
+from tests.conftest import refusal
+from tests.flyt.runs import (
     Data,
     bytes_of,
     make_data,

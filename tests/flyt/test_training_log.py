@@ -15,10 +15,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 pytest.importorskip("webdataset")
 
-from safetensors.numpy import load_file  # noqa: E402
+from safetensors.numpy import load_file
 
-from datacomp_flyt.flyt.training_log import TrainingLog  # noqa: E402
-from tests.flyt.runs import COLUMNS, Data, make_data, metrics_of, train  # noqa: E402
+from datacomp_flyt.flyt.training_log import TrainingLog
+from tests.flyt.runs import COLUMNS, Data, make_data, metrics_of, train
 
 
 @pytest.fixture(scope="module")

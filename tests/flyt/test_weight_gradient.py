@@ -10,11 +10,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-from torch import Tensor  # noqa: E402
+from torch import Tensor
 
-from datacomp_flyt.flyt.weighted_clip_loss import weight_gradient_along  # noqa: E402
-from tests.flyt.features import DOUBLE, PARTITIONS, Inputs, assert_all_close, inputs  # noqa: E402
-from tests.oracles.flyt import naive_weighted_clip_loss  # noqa: E402
+from datacomp_flyt.flyt.weighted_clip_loss import weight_gradient_along
+from tests.flyt.features import DOUBLE, PARTITIONS, Inputs, assert_all_close, inputs
+from tests.oracles.flyt import naive_weighted_clip_loss
 
 
 def tangents_of(features: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

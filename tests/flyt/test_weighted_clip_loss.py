@@ -10,15 +10,15 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch.nn.functional as F
+from torch import Tensor
 
-from datacomp_flyt.flyt.weighted_clip_loss import (  # noqa: E402
+from datacomp_flyt.flyt.weighted_clip_loss import (
     weight_gradient_along,
     weighted_clip_loss,
     weighted_clip_loss_of_rows,
 )
-from tests.flyt.features import (  # noqa: E402
+from tests.flyt.features import (
     DOUBLE,
     PARTITIONS,
     assert_all_close,

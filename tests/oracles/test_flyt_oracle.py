@@ -9,9 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-import torch.nn.functional as F  # noqa: E402
+import torch.nn.functional as F
 
-from tests.oracles.flyt import (  # noqa: E402
+from tests.oracles.flyt import (
     Downstream,
     Moments,
     Optimizer,

@@ -1,0 +1,159 @@
+"""Make a metadata folder, with embeddings and CLIP scores, of downloaded image tars."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datacomp_flyt.cli.engine_flags import add_engine_arguments, make_engine, report_failures
+from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.pool.subset import atomic_write, check_save_path
+
+if TYPE_CHECKING:
+    from datacomp_flyt.scorers.clip_encoder import ClipEncoder
+    from datacomp_flyt.scorers.embed import EmbeddedShard
+
+SETTINGS = "embed_settings.json"
+
+_ENCODER = re.compile(r"(?P<prefix>\w+)=(?P<model>[^:]+):(?P<checkpoint>.+)")
+
+
+def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    with needs_extra("train"):
+        from datacomp_flyt.scorers.image_scorer import add_image_arguments
+    parser.add_argument(
+        "--shards_dir",
+        required=True,
+        metavar="TARS",
+        help="tars of img2dataset, each json with a uid: a folder, a pattern such as "
+        "{00000000..00012895}.tar, or what webdataset opens",
+    )
+    parser.add_argument(
+        "--metadata_dir",
+        required=True,
+        metavar="FOLDER",
+        help="write here; a --metadata_dir for scoring and selection afterwards",
+    )
+    parser.add_argument(
+        "--encoder",
+        action="append",
+        metavar="PREFIX=MODEL:CHECKPOINT",
+        help="a CLIP model for PREFIX_img, PREFIX_txt and clip_PREFIX_similarity_score; can be "
+        "repeated. CHECKPOINT is a file or one of open_clip's weights tags, as in "
+        "b32=ViT-B-32-quickgelu:openai and l14=ViT-L-14-quickgelu:openai, which are DataComp's own",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "float32"),
+        default="float16",
+        help="of the npz arrays (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="of the models' matrix products (default: %(default)s)",
+    )
+    add_image_arguments(parser)
+    add_engine_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed the tars that are not done yet; 1 where some could not be read.
+
+    Raises:
+        InputError: a flag is wrong, or the folder holds something else.
+    """
+    from datacomp_flyt.engines.shards import run_shards
+
+    with needs_extra("train"):
+        from datacomp_flyt.pool.tar_shards import list_shards
+        from datacomp_flyt.scorers.embed import MakeEmbed, unfinished_files, write_embedded
+        from datacomp_flyt.scorers.image_scorer import check_image_arguments
+    check_image_arguments(args)
+    encoders = _encoders(args.encoder)
+    shards = _by_name(list_shards(args.shards_dir, "--shards_dir"), args.shards_dir)
+    engine = make_engine(args)
+    settings: dict[str, Any] = {"dtype": args.dtype, "precision": args.precision}
+    settings["encoders"] = {prefix: encoder.check()[1] for prefix, encoder in encoders.items()}
+    folder = check_save_path(f"{args.metadata_dir}/{SETTINGS}", "--metadata_dir").parent
+    _check_settings(folder, settings)
+    for left in unfinished_files(folder):
+        left.unlink(missing_ok=True)
+    done = {path.stem for path in folder.glob("*.parquet")}
+    todo = {name: shard for name, shard in shards.items() if name not in done}
+    print(f"{len(shards):,} tars, {len(shards) - len(todo):,} of them embedded before")
+    counts: Counter[str] = Counter()
+
+    def write(name: str, shard: EmbeddedShard) -> None:
+        write_embedded(folder, name, shard)
+        counts["embedded"] += shard.table.num_rows
+        counts.update(shard.counts)
+
+    make = MakeEmbed(encoders, args.dtype, args.precision, args.batch_size, args.decode_threads)
+    failed = run_shards(engine, make, todo, write, retries=args.retries, label="embed")
+    print(f"{counts.pop('embedded', 0):,} pairs embedded in {folder}")
+    for reason, count in counts.most_common():
+        print(f"  {count:,} samples left out: {reason}")
+    return report_failures(failed, "embed")
+
+
+def _encoders(given: list[str] | None) -> dict[str, ClipEncoder]:
+    from datacomp_flyt.scorers.clip_encoder import ClipEncoder
+
+    example = "give PREFIX=MODEL:CHECKPOINT, such as b32=ViT-B-32-quickgelu:openai"
+    if not given:
+        raise InputError(f"--encoder is missing: {example}")
+    encoders: dict[str, ClipEncoder] = {}
+    for text in given:
+        found = _ENCODER.fullmatch(text)
+        if found is None:
+            raise InputError(f"--encoder {text} is not of the form that it takes: {example}")
+        prefix, model, checkpoint = found.groups()
+        if prefix in encoders:
+            raise InputError(f"--encoder {text} has the prefix of another: name it differently")
+        encoders[prefix] = ClipEncoder(model, checkpoint, (f"--encoder {prefix}:",) * 2)
+    return encoders
+
+
+def _by_name(shards: list[str], where: str) -> dict[str, str]:
+    from datacomp_flyt.scorers.scorer import shard_name
+
+    named: dict[str, str] = {}
+    for shard in shards:
+        other = named.setdefault(shard_name(shard), shard)
+        if other != shard:
+            raise InputError(
+                f"--shards_dir {where}: {other} and {shard} have the same name, and so would their "
+                "metadata: embed them into two folders"
+            )
+    return named
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings, or raise InputError where the folder was made with others."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        if any(folder.glob("*.parquet")):
+            raise InputError(
+                f"--metadata_dir {folder} holds .parquet files that `embed` did not make: it "
+                "writes there, so give another folder"
+            )
+        with atomic_write(path) as file:
+            file.write(json.dumps(settings, indent=2, sort_keys=True).encode())
+        return
+    try:
+        before = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): give another --metadata_dir") from None
+    if before != settings:
+        names = sorted(k for k in settings if k not in before or before[k] != settings[k])
+        raise InputError(
+            f"--metadata_dir {folder} was made with other {', '.join(names) or 'flags'} (see "
+            f"{SETTINGS} there): give the same ones, or another folder"
+        )

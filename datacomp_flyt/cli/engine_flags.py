@@ -1,0 +1,74 @@
+"""Flags of the commands that run over shards: which engine, how many workers, retries."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+
+from datacomp_flyt.engines.engine import Engine
+from datacomp_flyt.engines.threads import default_num_workers
+from datacomp_flyt.errors import InputError
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    parser.add_argument(
+        "--engine",
+        choices=("processes", "ray"),
+        default="processes",
+        help="processes of this machine (default), or a Ray cluster",
+    )
+    parser.add_argument(
+        "--ray_address",
+        metavar="ADDRESS",
+        help="of an existing cluster (host:port, or 'auto'); without it Ray is started here",
+    )
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        help="workers (default: one a core, or one a GPU); the result does not depend on them",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where matrix work is done (default: a GPU where there is one)",
+    )
+    parser.add_argument(
+        "--retries", type=int, default=2, help="of a shard that failed (default: 2)"
+    )
+
+
+def make_engine(args: argparse.Namespace) -> Engine:
+    """The engine of the flags.
+
+    Raises:
+        InputError: flags that do not go together, or Ray is not installed.
+    """
+    if args.num_workers is not None and args.num_workers < 1:
+        raise InputError(f"--num_workers is {args.num_workers}, wanted at least 1")
+    if args.retries < 0:
+        raise InputError(f"--retries is {args.retries}, wanted 0 or more")
+    if args.engine == "ray":
+        from datacomp_flyt.engines.ray_cluster import RayEngine
+
+        return RayEngine(args.ray_address, args.num_workers, args.device)
+    if args.ray_address:
+        raise InputError("--ray_address is for --engine ray: add it, or leave the address out")
+    from datacomp_flyt.engines.processes import ProcessEngine
+
+    return ProcessEngine(args.num_workers or default_num_workers(), args.device)
+
+
+def report_failures(failed: Mapping[str, Exception], what: str) -> int:
+    """Name the shards that failed on stderr; the exit code: 1 if there are any, else 0."""
+    for name, error in failed.items():
+        print(f"{what}: shard {name} failed: {error}", file=sys.stderr)
+    if failed:
+        print(
+            f"{what}: {len(failed):,} shards failed and the others are done; mend them and give "
+            "the same command again",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0

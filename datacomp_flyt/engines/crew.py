@@ -1,0 +1,148 @@
+"""Items to workers, answers back, workers replaced: what engines have in common.
+
+A worker is a `Function` somewhere else; a `Crew` is how an engine starts and reaches its workers.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import traceback
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Generic, TypeVar
+
+from datacomp_flyt.engines.engine import Make, Outcome, T, WorkerLost
+from datacomp_flyt.errors import InputError
+
+LOADS = 3  # workers in a row that may end before `make` has, until their place is given up
+_THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
+ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in _THREADS}
+"""Environment of a CPU worker, read by these libraries when they are loaded."""
+
+W = TypeVar("W")
+
+
+class Function:
+    """The worker's side: the function of the items, whose answers are bytes for `_outcome`."""
+
+    def load(self, make: Callable[[], Make], device: str) -> bytes:
+        """Answer of `make()(device)`, whose result stays here."""
+        return _answer(self._load, make, device)
+
+    def call(self, item: Callable[[], Any]) -> bytes:
+        """Answer of the function, given `item()`."""
+        return _answer(lambda: self._function(item()))
+
+    def _load(self, make: Callable[[], Make], device: str) -> None:
+        self._function = make()(device)
+        if device == "cpu" and "torch" in sys.modules:  # whatever a library has set
+            sys.modules["torch"].set_num_threads(1)
+
+
+class Crew(ABC, Generic[W]):
+    """The workers of one run. Each has one of `places` places, kept by its replacements."""
+
+    places: int
+
+    @abstractmethod
+    def start(self, place: int) -> W:
+        """A new worker, whose first answer is that of `Function.load`."""
+
+    @abstractmethod
+    def submit(self, worker: W, item: Any) -> None:
+        """Give an item to a worker that has answered; never raises for a worker that ended."""
+
+    @abstractmethod
+    def wait(self, workers: Sequence[W]) -> list[tuple[W, bytes | WorkerLost]]:
+        """Wait for one answer or lost worker at least; a lost one is forgotten."""
+
+    @abstractmethod
+    def release(self, worker: W) -> None:
+        """Let a worker end that has answered; there is nothing more for it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all workers, at once where they have not been released."""
+
+
+def run_crew(crew: Crew[W], items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
+    """`Engine.run`, with the workers of `crew`, which is closed at the end.
+
+    Raises:
+        InputError: `make` raised it, or no worker lives long enough to finish `make`.
+    """
+    pending = deque(items)
+    vacant = deque(range(crew.places))
+    failures = [0] * crew.places
+    loading: dict[W, int] = {}
+    busy: dict[W, tuple[int, T]] = {}
+    lost = WorkerLost("no place for a worker")
+    try:
+        while pending or busy:
+            while vacant and len(loading) < len(pending):
+                place = vacant.popleft()
+                loading[crew.start(place)] = place
+            if not loading and not busy:
+                raise InputError(
+                    f"every worker ended before it had loaded, {LOADS} times in a row ({lost}): "
+                    "try with fewer --num_workers, which takes less memory"
+                )
+            done: list[Outcome[T, Any]] = []
+            for worker, answer in crew.wait([*loading, *busy]):
+                if worker in loading:
+                    place = loading.pop(worker)
+                    if isinstance(answer, WorkerLost):
+                        lost = answer
+                        failures[place] += 1
+                        if failures[place] < LOADS:
+                            vacant.append(place)
+                        continue
+                    made = _outcome(None, answer)
+                    if made.error is not None:
+                        raise made.error
+                    failures[place] = 0
+                else:
+                    place, item = busy.pop(worker)
+                    done.append(_outcome(item, answer))
+                    if isinstance(answer, WorkerLost):
+                        vacant.append(place)
+                        continue
+                if pending:
+                    busy[worker] = place, pending.popleft()
+                    crew.submit(worker, busy[worker][1])
+                else:
+                    crew.release(worker)
+            # after the next items are handed out: what the caller does takes no worker's time
+            yield from done
+    finally:
+        crew.close()
+
+
+def _outcome(item: T, answer: bytes | WorkerLost) -> Outcome[T, Any]:
+    if isinstance(answer, WorkerLost):
+        return Outcome(item, error=answer)
+    result, error, trace = pickle.loads(answer)
+    if error is not None:
+        error.__cause__ = RuntimeError(f"in the worker:\n{trace}")
+    return Outcome(item, result, error)
+
+
+def _answer(function: Callable[..., Any], *arguments: Any) -> bytes:
+    try:
+        return pickle.dumps((function(*arguments), None, ""), protocol=5)
+    except Exception as error:
+        return pickle.dumps((None, _portable(error), traceback.format_exc()), protocol=5)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or where pickle cannot carry it, one with its type and text."""
+    try:
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    except Exception:  # pickle lets through whatever a class raises
+        pass
+    if isinstance(error, InputError):
+        return InputError(str(error))
+    return RuntimeError(f"{type(error).__name__}: {error}")

@@ -1,0 +1,188 @@
+"""Workers that are processes of this machine: one for each GPU, or `num_workers` on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from typing import Any
+
+from datacomp_flyt.engines.crew import ONE_THREAD, Crew, Function, run_crew
+from datacomp_flyt.engines.engine import Engine, Make, Outcome, T, WorkerLost
+from datacomp_flyt.errors import InputError
+
+GRACE = 5.0  # seconds that a released worker has to end by itself
+
+
+class ProcessEngine(Engine):
+    """Spawned processes, a pipe to each.
+
+    Functions and items of a script that has no name for them (`python -`) cannot be found by the
+    workers; those of modules can.
+    """
+
+    def __init__(self, num_workers: int, device: str) -> None:
+        """Choose the devices of the workers.
+
+        Args:
+            num_workers: on the CPU, one thread each; there is one worker for each GPU.
+            device: "cpu"; "cuda", all visible GPUs; "auto", GPUs where there are.
+
+        Raises:
+            InputError: fewer workers than one, or "cuda" without a GPU.
+        """
+        if num_workers < 1:
+            raise InputError(f"--num_workers {num_workers}: at least 1")
+        gpus = 0 if device == "cpu" else _visible_gpus()
+        if device == "cuda" and not gpus:
+            raise InputError("--device cuda: PyTorch sees no GPU here; --device cpu works without")
+        self.devices = [f"cuda:{gpu}" for gpu in range(gpus)] or ["cpu"] * num_workers
+
+    def run(self, make: Make, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
+        return run_crew(_Processes(self.devices, make), items)
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: multiprocessing.process.BaseProcess
+    pipe: connection.Connection[Any, Any]
+
+
+class _Processes(Crew[_Worker]):
+    def __init__(self, devices: Sequence[str], make: Make) -> None:
+        self.places = len(devices)
+        self._devices = devices
+        self._make = pickle.dumps(make)
+        self._working: set[_Worker] = set()
+        self._released: list[_Worker] = []
+
+    def start(self, place: int) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        pipe, pipe_of_worker = context.Pipe()
+        device = self._devices[place]
+        # daemon: ended when this interpreter exits without closing the generator
+        process = context.Process(target=_work, args=(pipe_of_worker, device), daemon=True)
+        worker = _Worker(process, pipe)
+        with pipe_of_worker, _surroundings_of_start(ONE_THREAD if device == "cpu" else {}):
+            process.start()
+        self._working.add(worker)
+        _send(pipe, self._make)
+        return worker
+
+    def submit(self, worker: _Worker, item: Any) -> None:
+        _send(worker.pipe, pickle.dumps(item, protocol=5))
+
+    def wait(self, workers: Sequence[_Worker]) -> list[tuple[_Worker, bytes | WorkerLost]]:
+        of = {worker.pipe: worker for worker in workers} | {
+            worker.process.sentinel: worker for worker in workers
+        }
+        ready = dict.fromkeys(of[each] for each in connection.wait(list(of)))  # type: ignore[index]
+        return [(worker, self._receive(worker)) for worker in ready]
+
+    def release(self, worker: _Worker) -> None:
+        worker.pipe.close()
+        self._working.remove(worker)
+        self._released.append(worker)
+
+    def close(self) -> None:
+        for worker in self._working:
+            worker.process.kill()
+        for worker in self._released:
+            worker.process.join(GRACE)
+            worker.process.kill()
+        for worker in [*self._working, *self._released]:
+            _bury(worker)
+        self._working.clear()
+        self._released.clear()
+
+    def _receive(self, worker: _Worker) -> bytes | WorkerLost:
+        with contextlib.suppress(EOFError, OSError):
+            if worker.pipe.poll():
+                return worker.pipe.recv_bytes()
+        self._working.remove(worker)
+        pid = worker.process.pid
+        worker.process.kill()
+        return WorkerLost(f"worker process {pid} ended: {_exit_text(_bury(worker))}")
+
+
+def _work(pipe: connection.Connection[Any, Any], device: str) -> None:
+    """What a worker does: answers until the driver closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    function = Function()
+    with contextlib.suppress(EOFError, OSError):
+        # unpickled inside: what cannot be is an answer too
+        pipe.send_bytes(function.load(functools.partial(pickle.loads, pipe.recv_bytes()), device))
+        while True:
+            pipe.send_bytes(function.call(functools.partial(pickle.loads, pipe.recv_bytes())))
+
+
+def _end_with_driver() -> None:
+    """A worker that computes does not see its pipe close."""
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    connection.wait([driver.sentinel])
+    os._exit(1)
+
+
+def _send(pipe: connection.Connection[Any, Any], message: bytes) -> None:
+    with contextlib.suppress(OSError):  # the worker has ended: `wait` says so
+        pipe.send_bytes(message)
+
+
+def _bury(worker: _Worker) -> int | None:
+    worker.pipe.close()
+    worker.process.join()
+    exitcode = worker.process.exitcode
+    worker.process.close()
+    return exitcode
+
+
+def _exit_text(exitcode: int | None) -> str:
+    if exitcode == -signal.SIGKILL:
+        return "killed (SIGKILL), often for want of memory"
+    if exitcode is not None and exitcode < 0:
+        return f"killed ({signal.Signals(-exitcode).name})"
+    return f"exit code {exitcode}"
+
+
+@contextlib.contextmanager
+def _surroundings_of_start(environment: dict[str, str]) -> Iterator[None]:
+    """What a process started inside inherits: the environment, and no Ctrl-C before `_work`."""
+    before = {name: os.environ.get(name) for name in environment}
+    main = vars(sys.modules["__main__"])
+    # a script from stdin has a `__file__` that spawn would look for in vain
+    file = main.get("__file__")
+    hidden = file is not None and not os.path.exists(file)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    os.environ.update(environment)
+    if hidden:
+        del main["__file__"]
+    try:
+        yield
+    finally:
+        if hidden:
+            main["__file__"] = file
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _visible_gpus() -> int:
+    if importlib.util.find_spec("torch") is None:
+        return 0
+    import torch
+
+    return int(torch.cuda.device_count())

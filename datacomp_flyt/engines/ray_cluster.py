@@ -1,0 +1,143 @@
+"""Workers that are actors of a Ray cluster: one for each GPU, or one for each CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import socket
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+from datacomp_flyt.engines.crew import ONE_THREAD, Crew, Function, run_crew
+from datacomp_flyt.engines.engine import Engine, Make, Outcome, T, WorkerLost
+from datacomp_flyt.errors import InputError, needs_extra
+
+
+class RayEngine(Engine):
+    """Ray actors, which need this package on every node.
+
+    Ray that the caller has initialised is used as it is, and left running.
+    """
+
+    def __init__(self, address: str | None, num_workers: int | None, device: str) -> None:
+        """Choose the cluster; `run` connects.
+
+        Args:
+            address: of a running cluster, or "auto"; None starts Ray on this machine.
+            num_workers: on the CPU, one thread each; None for one on each CPU of the cluster.
+            device: "cpu"; "cuda", one worker on each GPU of the cluster; "auto", GPUs where there
+                are.
+
+        Raises:
+            InputError: Ray is not installed, or fewer workers than one.
+        """
+        with needs_extra("ray"):
+            self._ray: Any = importlib.import_module("ray")
+        if num_workers is not None and num_workers < 1:
+            raise InputError(f"--num_workers {num_workers}: at least 1")
+        self.address = address
+        self.num_workers = num_workers
+        self.device = device
+
+    def run(self, make: Make, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
+        with self._connected():
+            resources = self._ray.cluster_resources()
+            gpus = 0 if self.device == "cpu" else int(resources.get("GPU", 0))
+            if self.device == "cuda" and not gpus:
+                raise InputError("--device cuda: the Ray cluster has no GPU; --device cpu works")
+            places = gpus or self.num_workers or max(1, int(resources.get("CPU", 1)))
+            yield from run_crew(_Actors(self._ray, places, bool(gpus), make), items)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        ray = self._ray
+        if ray.is_initialized():
+            yield
+            return
+        try:
+            _check_port(self.address or "")
+            # "local": without an address Ray would join the cluster that was started last
+            ray.init(
+                address=self.address or "local",
+                num_cpus=None if self.address else self.num_workers,
+                include_dashboard=None if self.address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            if self.address is None:
+                raise
+            raise InputError(
+                f"--ray_address {self.address}: no Ray cluster answers ({error}); "
+                "start one with `ray start --head`, or leave the flag out"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+class _Actors(Crew[Any]):
+    def __init__(self, ray: Any, places: int, gpu: bool, make: Make) -> None:
+        self.places = places
+        self._ray = ray
+        self._make = ray.put(make)
+        self._device = "cuda:0" if gpu else "cpu"  # Ray shows an actor no GPU but its own
+        # an actor that Ray restarted would have no function: a lost one is replaced
+        self._actor = ray.remote(
+            num_cpus=1,
+            num_gpus=int(gpu),
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": {} if gpu else ONE_THREAD},
+        )(_Worker)
+        self._answers: dict[Any, Any] = {}
+
+    def start(self, place: int) -> Any:
+        actor = self._actor.remote()
+        self._answers[actor] = actor.load.remote(self._make, self._device)
+        return actor
+
+    def submit(self, worker: Any, item: Any) -> None:
+        self._answers[worker] = worker.call.remote(item)
+
+    def wait(self, workers: Sequence[Any]) -> list[tuple[Any, bytes | WorkerLost]]:
+        of = {self._answers[worker]: worker for worker in workers}
+        ready, _ = self._ray.wait(list(of), num_returns=1)
+        return [(of[answer], self._receive(of[answer], answer)) for answer in ready]
+
+    def release(self, worker: Any) -> None:
+        self._ray.kill(worker)
+        del self._answers[worker]
+
+    def close(self) -> None:
+        for worker in list(self._answers):
+            self.release(worker)
+
+    def _receive(self, worker: Any, answer: Any) -> bytes | WorkerLost:
+        try:
+            return self._ray.get(answer)  # type: ignore[no-any-return]
+        except self._ray.exceptions.RayError as error:
+            self.release(worker)
+            return WorkerLost(f"Ray actor ended: {' '.join(str(error).split())}")
+
+
+class _Worker:
+    """`Function`, given what Ray has unpickled."""
+
+    def __init__(self) -> None:
+        self._function = Function()
+
+    def load(self, make: Make, device: str) -> bytes:
+        return self._function.load(lambda: make, device)
+
+    def call(self, item: Any) -> bytes:
+        return self._function.call(lambda: item)
+
+
+def _check_port(address: str) -> None:
+    """Raise `OSError` where nothing listens: Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

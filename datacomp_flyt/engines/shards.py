@@ -1,0 +1,56 @@
+"""Run a function over the shards of a pool on an engine: retries, progress, what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from datacomp_flyt.engines.engine import Engine, Make
+
+
+def run_shards(
+    engine: Engine,
+    make: Make,
+    items: Mapping[str, Any],
+    write: Callable[[str, Any], None],
+    retries: int,
+    label: str,
+    num_rows: Mapping[str, int] | None = None,
+) -> dict[str, Exception]:
+    """Give each shard to a worker, and its result to `write`, in this process, as it comes.
+
+    Args:
+        make: see `engine.Make`; its function gets (name, item).
+        items: by the name of the shard.
+        write: called with name and result.
+        retries: how often a shard that failed is tried again, after all others.
+        label: of the progress bar.
+        num_rows: of each shard, for rows/s; None where they are not known beforehand.
+
+    Returns:
+        The last error of each shard that never came to an end, by name.
+
+    Raises:
+        InputError: `make` raised it.
+    """
+    left, errors = dict(items), dict[str, Exception]()
+    total = len(left) if num_rows is None else sum(num_rows[name] for name in left)
+    unit = "shard" if num_rows is None else "row"
+    # rows move the bar where they are known, so its rate and the time left are of rows
+    with tqdm(desc=label, total=total, unit=unit, unit_scale=True, disable=None) as bar:
+        for _ in range(retries + 1):
+            if not left:
+                break
+            errors = {}
+            for outcome in engine.run(make, list(left.items())):
+                name = outcome.item[0]
+                if outcome.error is not None:
+                    errors[name] = outcome.error
+                    continue
+                write(name, outcome.result)
+                del left[name]
+                bar.set_postfix_str(f"{len(items) - len(left)} of {len(items)} shards")
+                bar.update(1 if num_rows is None else num_rows[name])
+    return {name: errors[name] for name in sorted(errors)}

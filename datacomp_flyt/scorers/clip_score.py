@@ -1,0 +1,84 @@
+"""CLIP score: the cosine of a pair's image and text embeddings (Hessel et al., EMNLP 2021)."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.mixing.published import METADATA_COLUMN_OF
+from datacomp_flyt.pool.parquet import ParquetShard
+from datacomp_flyt.scorers.inputs import iter_embedding_blocks
+from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer, from_flags
+
+_PUBLISHED = {"b32": "vit-b-32", "l14": "vit-l-14"}
+
+
+class ClipScore(MetadataScorer):
+    """CLIP score of a pool's pairs: DataComp's metadata column, or made of its npz embeddings."""
+
+    def __init__(
+        self,
+        arch: str = "b32",
+        source: str = "metadata",
+        renormalize: bool = False,
+        column: str | None = None,
+    ) -> None:
+        """
+        Args:
+            arch: `b32` or `l14` in the metadata; with npz, the prefix of any two arrays.
+            source: `metadata` or `npz`.
+        """
+        self.arch, self.source, self.renormalize = arch, source, renormalize
+        self.columns = (column or _PUBLISHED.get(arch, f"clip_score_{arch}"),)
+        self.settings = {"arch": arch, "source": source, "renormalize": renormalize}
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--arch", default="b32", help="b32 (default), l14, or with --source npz any prefix"
+        )
+        parser.add_argument(
+            "--source",
+            choices=("metadata", "npz"),
+            default="metadata",
+            help="DataComp's column (default), or the product of the npz's embeddings",
+        )
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> ClipScore:
+        if args.source == "metadata" and args.arch not in _PUBLISHED:
+            raise InputError(
+                f"--arch {args.arch}: the metadata has scores of {' and '.join(_PUBLISHED)}; add "
+                "--source npz for other embeddings"
+            )
+        return from_flags(cls, args)
+
+    def score_rows(
+        self, shard: ParquetShard, state: Arrays, counts: Counter[str]
+    ) -> NDArray[np.floating]:
+        if self.source == "metadata":
+            return self._of_metadata(shard)
+        arrays = (f"{self.arch}_img", f"{self.arch}_txt")
+        blocks = iter_embedding_blocks(shard, arrays, self.renormalize, counts)
+        parts = []
+        for images, texts in blocks:
+            if images.shape[1] != texts.shape[1]:
+                raise InputError(
+                    f"{shard.path} has {arrays[0]} of width {images.shape[1]} and {arrays[1]} of "
+                    f"width {texts.shape[1]}: the two are of one CLIP model"
+                )
+            parts.append(np.einsum("ij,ij->i", images, texts))
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    def _of_metadata(self, shard: ParquetShard) -> NDArray[np.floating]:
+        column = METADATA_COLUMN_OF[_PUBLISHED[self.arch]]
+        if column not in shard.types:
+            raise InputError(
+                f"{shard.path} has no column {column!r}: use --source npz, or `datacomp-flyt embed`"
+            )
+        parts = [batch.to_numpy(zero_copy_only=False) for batch in shard.batches(column)]
+        return np.concatenate(parts) if parts else np.empty(0)

@@ -1,0 +1,71 @@
+"""DFN: the CLIP score of a model that was trained to filter (Fang et al., 2023).
+
+The score is the cosine of an image's and its caption's feature. FLYT uses two such models, one
+trained on CC12M (`DFN-Base`) and then fine-tuned on ImageNet, COCO and Flickr30k (`DFN-FT`; FLYT,
+appendix B.1); docs/dfn.md says how to train them.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from torch import Tensor
+
+from datacomp_flyt.scorers.clip_encoder import ClipEncoder, LoadedEncoder
+from datacomp_flyt.scorers.image_scorer import ImageScorer, add_image_arguments
+
+MODEL = "ViT-B-32"
+"""The configuration with GELU, in which FLYT trained its models from OpenAI's weights."""
+
+COLUMN = "DFN-FT"
+
+
+class Dfn(ImageScorer):
+    """Cosine of unit image and text features of any CLIP model of open_clip."""
+
+    _encoder: LoadedEncoder
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.columns = (args.column or COLUMN,)
+        self._source = ClipEncoder(args.model, args.checkpoint)
+        _, source = self._source.check()
+        self.settings = {"precision": self.precision, **source}
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Add --model and --checkpoint, and those of all image scorers."""
+        parser.add_argument(
+            "--model",
+            default=MODEL,
+            help="model of open_clip, or a JSON file with its configuration (default: %(default)s, "
+            "which computes with GELU as FLYT's models do)",
+        )
+        parser.add_argument(
+            "--checkpoint",
+            default="",
+            metavar="FILE",
+            help="DFN-FT.pt or DFN-Base.pt; a checkpoint of open_clip's trainer; or one of "
+            "open_clip's weights tags",
+        )
+        add_image_arguments(parser)
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Dfn:
+        """The scorer of --checkpoint.
+
+        Raises:
+            InputError: no such model or weights, or weights of another model.
+        """
+        return cls(args)
+
+    def load(self, device: str) -> None:
+        """The model, to `device`."""
+        super().load(device)
+        self._encoder = self._source.load(device)
+        self.transform, self.tokenize = self._encoder.transform, self._encoder.tokenize
+
+    def score_batch(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Cosines [b, 1]."""
+        image, text = self._encoder.features(images, texts)
+        return (image * text).sum(1, keepdim=True)

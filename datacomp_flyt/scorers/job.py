@@ -1,0 +1,157 @@
+"""Score a pool shard by shard: what is finished, what is left, and where it is kept.
+
+In `SCORES_DIR/COLUMN/`, with the scorer's first column as the name, each shard gets a parquet file
+of its own when it is finished, and `settings.json` says under which settings. Only this process
+writes, each file whole or not at all, so a job may be killed at any moment and goes on from there.
+Between the passes of a `PoolScorer` its state is kept in `passes/`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datacomp_flyt.engines.engine import Engine
+from datacomp_flyt.engines.shards import run_shards
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
+from datacomp_flyt.pool.uids import encode_uids
+from datacomp_flyt.scorers.passes import Passes
+from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState, ScoredShard, Scorer
+
+SETTINGS_FILE = "settings.json"
+
+
+@dataclass
+class Report:
+    """What a job did.
+
+    Attributes:
+        failed: the error of each shard that never came to an end, by name.
+        counts: examples by what is to be noted of them, over the shards of this run.
+        num_scored: shards scored by this run.
+        num_found: shards that were finished before.
+    """
+
+    failed: dict[str, Exception] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    num_scored: int = 0
+    num_found: int = 0
+
+
+def score_pool(
+    scorer: Scorer,
+    name: str,
+    shards: Mapping[str, Any],
+    scores_dir: Path,
+    engine: Engine,
+    retries: int = 2,
+    num_rows: Mapping[str, int] | None = None,
+) -> Report:
+    """Score what is not yet scored.
+
+    Args:
+        name: of the scorer, for the settings file and the progress bar.
+        shards: by name; what the scorer's `score` takes.
+        scores_dir: gets a folder named after the scorer's first column.
+        retries: of a shard that failed.
+        num_rows: of each shard, where that is known.
+
+    Raises:
+        InputError: the folder holds scores made under other settings; or `load` raised it.
+    """
+    folder = scores_dir / scorer.columns[0]
+    _check_settings(folder, {"scorer": name, "columns": scorer.columns, **scorer.settings})
+    report = Report()
+    left = {}
+    for shard in sorted(shards):
+        path = folder / f"{shard}.parquet"
+        if path.exists():
+            report.num_found += 1
+        else:
+            remove_unfinished(path)
+            left[shard] = shards[shard]
+    run = partial(run_shards, engine, retries=retries, num_rows=num_rows)
+    state = PoolState({}, {}, final=True)
+    if left and isinstance(scorer, PoolScorer):
+        passes = Passes(folder / "passes")
+        state = passes.last_state() or PoolState({}, {}, final=False)
+        while not state.final:
+            summarize = _Work(scorer, "summarize", state.common)
+            todo = passes.unfinished(shards, state) if scorer.summarizes else {}
+            failed = run(summarize, todo, passes.write_summary, label=f"{name}: {passes.title}")
+            if failed:
+                return Report(failed, num_found=report.num_found)
+            state = passes.reduce(scorer, sorted(shards))
+
+    def write(shard: str, scored: ScoredShard) -> None:
+        _write_scores(folder / f"{shard}.parquet", scored, scorer.columns)
+        report.counts.update(scored.counts)
+        report.num_scored += 1
+
+    items = {shard: (item, state.by_shard.get(shard, {})) for shard, item in left.items()}
+    report.failed = run(_Work(scorer, "score", state.common), items, write, label=name)
+    if isinstance(scorer, PoolScorer) and not report.failed:
+        Passes(folder / "passes").remove()
+    return report
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a worker is sent: the scorer, which of its methods to call, and the common state."""
+
+    scorer: Scorer
+    method: str
+    common: Arrays
+
+    def __call__(self, device: str) -> Any:
+        self.scorer.load(device)
+        call = getattr(self.scorer, self.method)
+        return lambda item: call(item[1][0], {**self.common, **item[1][1]})
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Note the settings in a new folder; raise unless an old one has the same."""
+    path = folder / SETTINGS_FILE
+    wanted = json.loads(json.dumps(settings))
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--scores_dir {folder.parent}: {error.strerror}") from None
+        if any(folder.glob("*.parquet")):
+            raise InputError(
+                f"{folder} holds score tables that this command did not make: choose another "
+                "--scores_dir or --column"
+            )
+        with atomic_write(path) as file:
+            file.write(json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n")
+        return
+    try:
+        found = json.loads(path.read_bytes())
+        other = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    except (ValueError, AttributeError, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}): remove {folder} to begin anew"
+        ) from None
+    if other:
+        raise InputError(
+            f"{folder} holds scores made with {other[0]} {found.get(other[0])!r}, now it is "
+            f"{wanted.get(other[0])!r}: give the same settings, another --scores_dir or --column, "
+            "or remove that folder"
+        )
+
+
+def _write_scores(path: Path, scored: ScoredShard, columns: tuple[str, ...]) -> None:
+    arrays = [encode_uids(scored.uids), *(pa.array(column) for column in scored.values.T.copy())]
+    schema = pa.schema([("uid", pa.large_string()), *((name, pa.float32()) for name in columns)])
+    with atomic_write(path) as file:
+        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), file)

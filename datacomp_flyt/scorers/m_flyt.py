@@ -1,0 +1,96 @@
+"""M-FLYT: a learned linear mix of score columns, as one more column (FLYT, section 3.4)."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datacomp_flyt.engines.threads import default_num_workers
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.mixing import load_mixing_model, mix
+from datacomp_flyt.mixing.columns import Columns
+from datacomp_flyt.pool.parquet import ParquetShard
+from datacomp_flyt.pool.pool import read_pool
+from datacomp_flyt.scorers.files import file_digest
+from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState, from_flags, shard_name
+
+
+class MFlyt(PoolScorer):
+    """The mix of the columns that lie in `--scores_dir` and the metadata, joined on the uid.
+
+    Columns are standardised over the pool, unless the model brings its statistics. The join and
+    the statistics are of the whole pool, so the reduction makes them, one column in memory at a
+    time, and the shards only take their part.
+    """
+
+    summarizes = False
+
+    def __init__(
+        self,
+        scoring_model: str,
+        metadata_dir: str,
+        scores_dir: str | None = None,
+        allow_missing_scores: bool = False,
+        column: str | None = None,
+    ) -> None:
+        """
+        Args:
+            scoring_model: `paper`, a .safetensors file of ours, or the published mflyt.pt.
+            metadata_dir: the pool.
+            scores_dir: score tables, in sub-folders too.
+            allow_missing_scores: mix the columns that there are.
+        """
+        self.model = load_mixing_model(scoring_model)
+        self.metadata_dir, self.scores_dir = metadata_dir, scores_dir
+        self.allow_missing_scores = allow_missing_scores
+        self.columns = (column or "m_flyt",)
+        is_file = scoring_model != "paper"
+        self.settings = {"scoring_model": file_digest(scoring_model) if is_file else "paper"}
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--scoring_model",
+            help="'paper' for Table 2, a .safetensors file of ours, or the published mflyt.pt",
+        )
+        parser.add_argument(
+            "--allow_missing_scores", action="store_true", help="mix the columns that there are"
+        )
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> MFlyt:
+        for flag in ("scoring_model", "metadata_dir"):
+            if getattr(args, flag) is None:
+                raise InputError(f"--scorer m_flyt wants --{flag}")
+        return from_flags(cls, args)
+
+    def summarize(self, shard: ParquetShard, state: Arrays) -> Arrays:
+        return {}
+
+    def reduce(
+        self, state: PoolState | None, names: list[str], summary: Callable[[str], Arrays]
+    ) -> PoolState:
+        num_workers = default_num_workers()
+        pool = read_pool(self.metadata_dir, num_workers)
+        scores_dir = None if self.scores_dir is None else str(self.scores_dir)
+        columns = Columns(pool, self.metadata_dir, scores_dir, num_workers, False, True)
+        model = self.model.restricted_to(
+            columns.find(self.model.columns, self.allow_missing_scores)
+        )
+        scores, _ = mix(model, columns.read(model.columns), num_workers)
+        by_shard = {
+            shard_name(shard.path): {"scores": scores[positions].astype(np.float32)}
+            for shard, positions in zip(pool.shards, pool.positions, strict=True)
+        }
+        return PoolState({}, by_shard, final=True)
+
+    def score_rows(
+        self, shard: ParquetShard, state: Arrays, counts: Counter[str]
+    ) -> NDArray[np.floating]:
+        scores = state["scores"]
+        counts["a score to mix is missing or not finite"] += int(np.count_nonzero(np.isnan(scores)))
+        return scores

@@ -1,0 +1,192 @@
+"""negCLIPLoss: a pair's CLIP score less what its images and captions score with others.
+
+Wang et al., "CLIPLoss and Norm-Based Data Selection Methods for Multimodal Contrastive Learning",
+NeurIPS 2024. Of a batch B that holds pair i, with unit image and text embeddings f and g,
+
+    R_B(i) = T/2 (log sum_j exp(<f_i, g_j> / T) + log sum_j exp(<f_j, g_i> / T))
+    score(i) = mean over K random partitions into batches of <f_i, g_i> - R_B(i)
+
+which is -T times pair i's part of the CLIP loss. Batches lie within a metadata file, as in the
+public code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import Counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.parquet import ParquetShard
+from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
+from datacomp_flyt.scorers.compute import Compute, products
+from datacomp_flyt.scorers.inputs import read_embeddings
+from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer, from_flags, read_uids
+
+_LARGEST_EXPONENT = 87.0  # e to this is a float32, and e to minus this a normal one
+_FEW = math.exp(-60)  # sums below may have lost terms, and are taken again with care
+
+
+class NegClipLoss(MetadataScorer):
+    """negCLIPLoss of the pairs of a pool, from one CLIP model's npz embeddings."""
+
+    def __init__(
+        self,
+        arch: str = "b32",
+        temperature: float = 0.01,
+        batch_size: int = 32768,
+        num_partitions: int = 10,
+        partial_batches: bool = False,
+        seed: int = 0,
+        precision: str = "fp32",
+        renormalize: bool = False,
+        column: str | None = None,
+    ) -> None:
+        """
+        Args:
+            arch: prefix of the arrays: `b32`, `l14`.
+            temperature: T; 0.01 for OpenAI's models (0.07 in the public code for DFN-P).
+            batch_size: |B|; a smaller file is one batch.
+            num_partitions: K.
+            partial_batches: cut off batches of |B| and let the last one be smaller, as the public
+                code does. A batch of b pairs shifts scores by T log(|B| / b), so batches are of
+                nearly one size by default.
+            seed: of the partitions, which depend on the uids and not on the order of rows.
+        """
+        self.arrays = (f"{arch}_img", f"{arch}_txt")
+        self.temperature, self.batch_size = temperature, batch_size
+        self.num_partitions, self.partial_batches = num_partitions, partial_batches
+        self.seed, self.precision, self.renormalize = seed, precision, renormalize
+        self.columns = (column or "negCLIPLoss",)
+        self.settings = {
+            "arrays": list(self.arrays),
+            "temperature": temperature,
+            "batch_size": batch_size,
+            "num_partitions": num_partitions,
+            "partial_batches": partial_batches,
+            "seed": seed,
+            "precision": precision,
+            "renormalize": renormalize,
+        }
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--arch", default="b32", help="prefix of the npz arrays (b32, l14)")
+        parser.add_argument(
+            "--temperature", type=float, default=0.01, help="T (default: 0.01, of OpenAI's models)"
+        )
+        parser.add_argument("--batch_size", type=int, default=32768, help="|B| (default: 32768)")
+        parser.add_argument("--num_partitions", type=int, default=10, help="K (default: 10)")
+        parser.add_argument(
+            "--partial_batches",
+            action="store_true",
+            help="let the last batch of a file be smaller, as the public code does; its scores "
+            "are shifted by T log(|B| / b)",
+        )
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> NegClipLoss:
+        for flag, least in (("batch_size", 1), ("num_partitions", 1)):
+            if getattr(args, flag) < least:
+                raise InputError(f"--{flag} is {getattr(args, flag)}, wanted at least {least}")
+        if not 0 < args.temperature < math.inf:
+            raise InputError(f"--temperature is {args.temperature}, wanted a positive number")
+        return from_flags(cls, args)
+
+    def load(self, device: str) -> None:
+        self.compute = Compute(device, self.precision)
+
+    def score_rows(
+        self, shard: ParquetShard, state: Arrays, counts: Counter[str]
+    ) -> NDArray[np.floating]:
+        images, texts = read_embeddings(shard, self.arrays, self.renormalize, counts)
+        if images.shape[1] != texts.shape[1]:
+            raise InputError(
+                f"{shard.path} has {self.arrays[0]} of width {images.shape[1]} and "
+                f"{self.arrays[1]} of width {texts.shape[1]}: the two are of one CLIP model"
+            )
+        usable = np.flatnonzero(np.isfinite(images[:, 0]))
+        keys = stream_keys(read_uids(shard)[usable], self.seed)
+        totals = np.zeros(len(usable))
+        for number in range(self.num_partitions if len(usable) else 0):
+            order = np.argsort(random_bits(keys, number))
+            for batch in self._batches(order):
+                rows = usable[batch]
+                totals[batch] += neg_clip_loss_of_batch(
+                    images[rows], texts[rows], self.temperature, self.compute
+                )
+        scores = np.full(shard.num_rows, np.nan)
+        scores[usable] = totals / self.num_partitions
+        return scores
+
+    def _batches(self, order: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+        if self.partial_batches:
+            return np.split(order, range(self.batch_size, len(order), self.batch_size))
+        return np.array_split(order, math.ceil(len(order) / self.batch_size))
+
+
+def neg_clip_loss_of_batch(
+    images: NDArray[np.float32],
+    texts: NDArray[np.float32],
+    temperature: float,
+    compute: Compute,
+) -> NDArray[np.float64]:
+    """-T times each pair's part of the CLIP loss of a batch.
+
+    Args:
+        images, texts: float32 [b, d], pair by pair.
+        temperature: T.
+
+    Returns:
+        float64 array [b].
+    """
+    logits_of = compute.put(images) / temperature
+    texts_there = compute.put(texts)
+    positives = (logits_of * texts_there).sum(1).double()
+    bound = float(logits_of.norm(dim=1).max() * texts_there.norm(dim=1).max())
+    by_image, by_text = _log_sums(
+        compute.factor(logits_of), compute.factor(texts_there), bound, compute.tile
+    )
+    scores = temperature * (positives - (by_image + by_text) / 2)
+    return np.asarray(scores.cpu().numpy())
+
+
+def _log_sums(
+    rows: Tensor, columns: Tensor, bound: float, tile: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """log sum exp of rows @ columns.T along its rows [n] and its columns [m], in float64.
+
+    One exponential serves both, since all are shifted by the same number, so that the largest sum
+    that there can be is a float32. Where a sum is so small that terms may have vanished, it is
+    taken again by its own maximum.
+
+    Args:
+        bound: no product is larger.
+        tile: rows and columns of the product that are in memory at once.
+    """
+    shift = max(bound + math.log(max(len(rows), len(columns))) - _LARGEST_EXPONENT, 0.0)
+    by_row, by_column = (
+        torch.zeros(len(factor), dtype=torch.float64, device=rows.device)
+        for factor in (rows, columns)
+    )
+    for row in range(0, len(rows), tile[0]):
+        some = rows[row : row + tile[0]]
+        for column in range(0, len(columns), tile[1]):
+            part = products(some, columns[column : column + tile[1]])
+            part.sub_(shift).exp_()
+            by_row[row : row + tile[0]] += part.sum(1)
+            by_column[column : column + tile[1]] += part.sum(0)
+    logs = by_row.log() + shift, by_column.log() + shift
+    for sums, log, one, other in (
+        (by_row, logs[0], rows, columns),
+        (by_column, logs[1], columns, rows),
+    ):
+        again = torch.nonzero(sums < _FEW).flatten()
+        for some in again.split(tile[0]):
+            log[some] = products(one[some], other).logsumexp(1).double()
+    return logs

@@ -1,0 +1,112 @@
+"""VAS, the variance alignment score of an image with a target set or with the pool itself.
+
+Wang et al., "Variance Alignment Score", 2024: with S = (1/M) sum_j t_j t_j^T over the M targets,
+
+    VAS(i) = f_i^T S f_i
+
+which is NormSim_2 squared over M, so it ranks alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.parquet import ParquetShard
+from datacomp_flyt.scorers.compute import Compute
+from datacomp_flyt.scorers.inputs import iter_embedding_blocks
+from datacomp_flyt.scorers.norm_sim import add_target_arguments
+from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState, from_flags
+from datacomp_flyt.scorers.second_moment import second_moment, square_root
+from datacomp_flyt.scorers.targets import check_width, digest, load_targets
+
+
+class Vas(PoolScorer):
+    """VAS of a pool's image embeddings; without targets, the pool is the target."""
+
+    def __init__(
+        self,
+        targets: Sequence[str] | None = None,
+        arch: str = "b32",
+        renormalize: bool = False,
+        column: str | None = None,
+    ) -> None:
+        """
+        Args:
+            targets: files of target embeddings, see `load_targets`; None for the pool's own.
+            arch: prefix of the pool's array: `b32`, `l14`.
+        """
+        self.targets, self.array, self.renormalize = targets, f"{arch}_img", renormalize
+        self.columns = (column or "vas",)
+        self.summarizes = not targets
+        self.settings = {"array": self.array, "renormalize": renormalize, "targets": "the pool"}
+        if targets:
+            self.settings["targets"] = digest(load_targets(targets, self.array, renormalize))
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        add_target_arguments(parser)
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Vas:
+        return from_flags(cls, args)
+
+    def load(self, device: str) -> None:
+        self.compute = Compute(device, "fp32")
+
+    def summarize(self, shard: ParquetShard, state: Arrays) -> Arrays:
+        return moment_of_rows(shard, self.array, self.renormalize)
+
+    def reduce(
+        self, state: PoolState | None, names: list[str], summary: Callable[[str], Arrays]
+    ) -> PoolState:
+        if self.targets:
+            targets = load_targets(self.targets, self.array, self.renormalize)
+            total = {"moment": second_moment(targets), "number": np.array(len(targets))}
+        else:
+            total = add_up(names, summary)
+        root = square_root(total["moment"] / max(int(total["number"]), 1))
+        return PoolState({"root": root}, {}, final=True)
+
+    def score_rows(
+        self, shard: ParquetShard, state: Arrays, counts: Counter[str]
+    ) -> NDArray[np.floating]:
+        check_width(shard, self.array, len(state["root"]))
+        root = self.compute.put(state["root"])
+        values = [
+            torch.linalg.vector_norm(self.compute.put(block) @ root, dim=1).square().cpu().numpy()
+            for (block,) in iter_embedding_blocks(shard, [self.array], self.renormalize, counts)
+        ]
+        return np.concatenate(values) if values else np.empty(0)
+
+
+def moment_of_rows(shard: ParquetShard, array: str, renormalize: bool) -> Arrays:
+    """Sum of f f^T over the usable rows of a file, and their number."""
+    total: Arrays = {}
+    number = 0
+    for (block,) in iter_embedding_blocks(shard, [array], renormalize, Counter()):
+        usable = block[np.isfinite(block[:, 0])]
+        number += len(usable)
+        moment = second_moment(usable)
+        total["moment"] = total["moment"] + moment if total else moment
+    return {**total, "number": np.array(number)}
+
+
+def add_up(names: Sequence[str], summary: Callable[[str], Arrays]) -> Arrays:
+    """Sums of all arrays of all summaries, in the order of the names."""
+    total: Arrays = {}
+    for name in names:
+        for key, value in summary(name).items():
+            if key in total and total[key].shape != value.shape:
+                raise InputError(
+                    f"{name}.npz has embeddings of width {len(value)} and files before it of "
+                    f"{len(total[key])}: a pool's embeddings are of one model"
+                )
+            total[key] = total[key] + value if key in total else value
+    return total

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datacomp_flyt.engines.processes import ProcessEngine
+from datacomp_flyt.errors import InputError
+from tests.conftest import REPOSITORY
+from tests.engines import work
+from tests.engines.contract import Contract, pids_in, wait_until_ended
+
+STDIN_SCRIPT = """
+from datacomp_flyt.engines.processes import ProcessEngine
+from tests.engines import work
+print(sorted(o.result for o in ProcessEngine(2, "cpu").run(work.Make(work.square), range(5))))
+print("torch" in __import__("sys").modules, __file__)
+"""
+
+
+class TestProcessEngine(Contract):
+    @pytest.fixture
+    def engine(self) -> ProcessEngine:
+        return ProcessEngine(2, "cpu")
+
+
+def driver(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.engines.work", str(folder)]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def test_a_killed_driver_leaves_no_worker(tmp_path: Path) -> None:
+    with driver(tmp_path) as process:
+        pids = pids_in(tmp_path, 2)
+        process.kill()
+        process.communicate(timeout=30)  # ends when no worker has its stderr any more
+    wait_until_ended(pids, 10)
+
+
+def test_ctrl_c_ends_all_at_once(tmp_path: Path) -> None:
+    with driver(tmp_path) as process:
+        pids = pids_in(tmp_path, 2)
+        os.killpg(process.pid, signal.SIGINT)  # to the workers too, as of a terminal
+        _, errors = process.communicate(timeout=10)
+    wait_until_ended(pids, 1)
+    assert errors.count("Traceback") == 1
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert "leaked" not in errors
+
+
+def test_from_a_script_of_stdin() -> None:
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=STDIN_SCRIPT,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout == "[0, 1, 4, 9, 16]\nFalse <stdin>\n"
+
+
+def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    (outcome,) = ProcessEngine(1, "cpu").run(work.Make(work.square), [3])
+    assert outcome.result == 9
+    assert dict(os.environ) == before
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == blocked
+
+
+def test_one_worker_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = pytest.importorskip("torch").cuda
+    monkeypatch.setattr(cuda, "device_count", lambda: 2)
+    assert ProcessEngine(5, "cpu").devices == ["cpu"] * 5
+    for device in ("auto", "cuda"):
+        outcomes = list(ProcessEngine(5, device).run(work.Make(work.pid_and_device), range(200)))
+        workers = {outcome.result for outcome in outcomes}
+        assert sorted(device for _, device in workers) == ["cuda:0", "cuda:1"]
+
+
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = pytest.importorskip("torch").cuda
+    monkeypatch.setattr(cuda, "device_count", lambda: 0)
+    assert ProcessEngine(2, "auto").devices == ["cpu", "cpu"]
+    with pytest.raises(InputError, match="--device cuda"):
+        ProcessEngine(2, "cuda")
+
+
+def test_no_workers() -> None:
+    with pytest.raises(InputError, match="--num_workers 0"):
+        ProcessEngine(0, "cpu")

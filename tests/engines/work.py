@@ -1,0 +1,161 @@
+"""What the workers of the tests do: at module level, where a spawned process finds it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from datacomp_flyt.errors import InputError
+
+
+class UnpicklableError(Exception):
+    """Pickles, but cannot be made again of its text alone."""
+
+    def __init__(self, path: str, row: int) -> None:
+        super().__init__(f"{path} row {row}")
+
+
+class Make(NamedTuple):
+    """Any function of (device, item) below, as what `Engine.run` takes."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, device: str) -> Callable[[Any], Any]:
+        return Call(self.function, device)
+
+
+class Call(NamedTuple):
+    function: Callable[..., Any]
+    device: str
+
+    def __call__(self, item: Any) -> Any:
+        return self.function(self.device, item)
+
+
+class Marked(NamedTuple):
+    """An item with a folder where workers leave marks."""
+
+    folder: Path
+    number: int
+
+
+def square(device: str, number: int) -> int:
+    return number * number
+
+
+def project(device: str, seed: int) -> np.ndarray:
+    """float32 [64], of a sum long enough to change with the number of threads."""
+    draws = np.random.default_rng(seed)
+    a, b = (draws.standard_normal((64, 3000), dtype=np.float32) for _ in range(2))
+    return np.asarray((a @ b.T).diagonal())
+
+
+def ramp(device: str, numbers: int) -> np.ndarray:
+    return np.arange(numbers, dtype=np.float64)
+
+
+def total(device: str, array: np.ndarray) -> float:
+    return float(array.sum())
+
+
+def pid_and_device(device: str, item: Any) -> tuple[int, str]:
+    time.sleep(0.02)
+    return os.getpid(), device
+
+
+def fail(device: str, number: int) -> int:
+    if number % 4 == 1:
+        raise ValueError(f"item {number}", number)
+    if number % 4 == 2:
+        raise InputError(f"item {number} has no rows")
+    if number % 4 == 3:
+        raise UnpicklableError("item", number)
+    return number
+
+
+def unpicklable(device: str, number: int) -> Any:
+    return (lambda: number) if number % 2 else number
+
+
+def killed_once(device: str, item: Marked) -> int:
+    """The first to work on a multiple of 5 is killed by it."""
+    mark = item.folder / str(item.number)
+    if item.number % 5 == 0 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item.number
+
+
+def threads(device: str, item: None) -> tuple[int, list[int]]:
+    import torch
+    from threadpoolctl import threadpool_info
+
+    return torch.get_num_threads(), [pool["num_threads"] for pool in threadpool_info()]
+
+
+def leave_pid_and_sleep(device: str, item: Marked) -> int:
+    """Sleeps for two minutes, but over item 0."""
+    (item.folder / f"pid{os.getpid()}").touch()
+    time.sleep(120 if item.number else 0.1)
+    return item.number
+
+
+def compute_for_long(device: str, item: Marked) -> None:
+    (item.folder / f"pid{os.getpid()}").touch()
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        pass
+
+
+def node(device: str, number: int) -> tuple[int, str]:
+    """Which of the machines of `two_nodes` this is."""
+    time.sleep(0.3)
+    return number, os.environ["TWO_NODES"].rpartition(" ")[2]
+
+
+def refuse(device: str) -> NoReturn:
+    raise InputError("m.pt is not a model")
+
+
+def break_down(device: str) -> NoReturn:
+    raise KeyError("weights")
+
+
+def end(device: str) -> NoReturn:
+    os._exit(7)
+
+
+class EndOnce(NamedTuple):
+    """The first two workers end while they load."""
+
+    folder: Path
+
+    def __call__(self, device: str) -> Callable[[int], int]:
+        for attempt in ("first", "second"):
+            try:
+                (self.folder / attempt).touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            os._exit(7)
+        return Call(square, device)
+
+
+def main() -> None:
+    """A driver: ENGINE FOLDER, whose workers compute for long."""
+    from datacomp_flyt.engines.processes import ProcessEngine
+
+    folder = Path(sys.argv[1])
+    items = [Marked(folder, number) for number in range(8)]
+    for _ in ProcessEngine(2, "cpu").run(Make(compute_for_long), items):
+        pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""negCLIPLoss: the spec's vectors, a float64 oracle, the public code, and what must not matter."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
+from datacomp_flyt.pool.uids import UID_DTYPE
+from datacomp_flyt.scorers.compute import Compute
+from datacomp_flyt.scorers.neg_clip_loss import NegClipLoss, _log_sums, neg_clip_loss_of_batch
+from tests.conftest import hex_uids
+from tests.oracles import scores as oracle
+from tests.oracles.selection import parse_uid
+from tests.scorers.inline import read_scores, run, scores_of, write_pool
+from tests.scorers.public_ncl import public_neg_clip_loss, requires_checkout
+
+CPU = Compute("cpu", "fp32")
+F = np.array([[1, 2, 2], [2, 1, 0], [0, 3, 4], [1, 1, 1]], float)
+G = np.array([[1, 2, 1], [2, 0, 1], [1, 3, 4], [1, -1, 1]], float)
+VECTORS = {
+    0.01: [-0.01589325, -0.00038413, -0.00346715, -0.30486285],
+    0.07: [-0.05724589, -0.03078602, -0.03302791, -0.33755379],
+}
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def pairs(number: int, width: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
+    """Unit rows in float32; captions are like their images."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(number, width))
+    texts = images + rng.normal(size=(number, width))
+    return {"b32_img": unit(images).astype("f4"), "b32_txt": unit(texts).astype("f4")}
+
+
+@pytest.mark.parametrize("temperature", VECTORS)
+def test_vectors_of_the_spec(temperature: float) -> None:
+    scores = neg_clip_loss_of_batch(unit(F).astype("f4"), unit(G).astype("f4"), temperature, CPU)
+    assert np.abs(scores - VECTORS[temperature]).max() < 1e-6
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.01, 0.07, 1.0, 1000.0])
+@pytest.mark.parametrize("number", [1, 2, 37])
+def test_a_batch_equals_the_oracle(temperature: float, number: int) -> None:
+    arrays = pairs(number)
+    scores = neg_clip_loss_of_batch(arrays["b32_img"], arrays["b32_txt"], temperature, CPU)
+    expected = oracle.neg_clip_loss_batch(arrays["b32_img"], arrays["b32_txt"], temperature)
+    assert np.abs(scores - expected).max() < 1e-6 * max(1, temperature)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_coincident_and_opposite_pairs(sign: int) -> None:
+    """Similarity 1 overflows the public code; opposite ones vanish beside the shift."""
+    images = unit(np.random.default_rng(3).normal(size=(9, 6))).astype("f4")
+    images[4:] = images[0]
+    texts = sign * images
+    scores = neg_clip_loss_of_batch(images, texts, 0.01, CPU)
+    assert np.abs(scores - oracle.neg_clip_loss_batch(images, texts, 0.01)).max() < 1e-6
+
+
+def test_sums_whose_terms_vanish_are_taken_again() -> None:
+    rows = torch.tensor([[-100.0, 0.0], [90.0, 1.0]])
+    columns = torch.tensor([[1.0, 0.0], [1.0, 5.0], [0.9, 0.1]])
+    by_row, by_column = _log_sums(rows, columns, 100.0, (1, 2))
+    exact = rows.double() @ columns.T.double()
+    assert torch.allclose(by_row, exact.logsumexp(1), rtol=0, atol=1e-4)
+    assert torch.allclose(by_column, exact.logsumexp(0), rtol=0, atol=1e-4)
+
+
+def test_tiles_do_not_matter() -> None:
+    rows, columns = torch.randn(2, 50, 8, generator=torch.Generator().manual_seed(0))
+    whole = _log_sums(rows, columns, 40.0, (50, 50))
+    for tile in itertools.product((1, 7, 50), (3, 49)):
+        for one, other in zip(whole, _log_sums(rows, columns, 40.0, tile), strict=True):
+            assert torch.allclose(one, other, rtol=0, atol=1e-6)
+
+
+def partitions_of(uids: list[str], number: int, batch_size: int, partial: bool, seed: int) -> list:
+    keys = stream_keys(np.array([parse_uid(uid) for uid in uids], UID_DTYPE), seed)
+    batches = []
+    for draw in range(number):
+        order = sorted(range(len(uids)), key=lambda row: int(random_bits(keys, draw)[row]))
+        if partial:
+            cut = range(0, len(uids), batch_size)
+            batches.append([order[start : start + batch_size] for start in cut])
+        else:
+            count = math.ceil(len(uids) / batch_size)
+            batches.append([list(part) for part in np.array_split(order, count)])
+    return batches
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_file_equals_the_oracle_on_its_partitions(partial: bool, tmp_path: Path) -> None:
+    arrays = pairs(41)
+    scorer = NegClipLoss(batch_size=12, num_partitions=3, partial_batches=partial, seed=5)
+    scores = scores_of(scorer, arrays, tmp_path)
+    batches = partitions_of(hex_uids(41), 3, 12, partial, 5)
+    sizes = [len(batch) for batch in batches[0]]
+    assert sizes == ([12, 12, 12, 5] if partial else [11, 10, 10, 10])
+    expected = oracle.neg_clip_loss(arrays["b32_img"], arrays["b32_txt"], 0.01, batches)
+    assert np.abs(scores - expected).max() < 1e-6
+
+
+def test_the_order_of_rows_and_the_seed(tmp_path: Path) -> None:
+    arrays = pairs(30)
+    uids = write_pool(tmp_path / "a", arrays, [30])
+    order = np.random.default_rng(0).permutation(30)
+    turned = {name: array[order] for name, array in arrays.items()}
+    write_pool(tmp_path / "b", turned, [30])
+    scorer = NegClipLoss(batch_size=10, num_partitions=2)
+    found = {}
+    for name in "ab":
+        run(scorer, tmp_path / name, tmp_path / f"{name}_scores")
+        found[name] = read_scores(tmp_path / f"{name}_scores" / "negCLIPLoss", uids, "negCLIPLoss")
+    assert not np.allclose(found["b"], found["a"][order], atol=1e-7)  # other uids, other batches
+    run(NegClipLoss(batch_size=10, num_partitions=2, seed=1), tmp_path / "a", tmp_path / "c")
+    other = read_scores(tmp_path / "c" / "negCLIPLoss", uids, "negCLIPLoss")
+    assert not np.allclose(other, found["a"], atol=1e-7)
+
+
+def test_unusable_rows_are_nan_and_leave_the_others_alone(tmp_path: Path) -> None:
+    arrays = pairs(20)
+    arrays["b32_img"][3], arrays["b32_txt"][7, 1] = 0, np.nan
+    scores = scores_of(NegClipLoss(num_partitions=2), arrays, tmp_path)
+    usable = np.setdiff1d(np.arange(20), [3, 7])
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [3, 7]
+    expected = oracle.neg_clip_loss_batch(*(array[usable] for array in arrays.values()), 0.01)
+    assert np.abs(scores[usable] - expected).max() < 1e-6
+
+
+def test_renormalize(tmp_path: Path) -> None:
+    arrays = pairs(12)
+    stretched = {name: array * 1.5 for name, array in arrays.items()}
+    expected = scores_of(NegClipLoss(), arrays, tmp_path / "a")
+    given = scores_of(NegClipLoss(renormalize=True), stretched, tmp_path / "b")
+    assert np.abs(given - expected).max() < 1e-6
+    assert np.abs(scores_of(NegClipLoss(), stretched, tmp_path / "c") - expected).max() > 1e-3
+
+
+def test_towers_of_two_models_are_refused(tmp_path: Path) -> None:
+    arrays = pairs(6) | {"b32_txt": pairs(6, width=8)["b32_txt"]}
+    write_pool(tmp_path / "metadata", arrays, [6])
+    report = run(NegClipLoss(), tmp_path / "metadata", tmp_path / "scores")
+    assert "b32_img of width 16 and b32_txt of width 8" in str(report.failed["shard_0"])
+
+
+@pytest.mark.slow
+@requires_checkout
+@pytest.mark.parametrize("temperature", [0.01, 0.07])
+def test_the_public_code_beside_ours(temperature: float) -> None:
+    """Its float32 sums on its own random permutations, the last batch of each smaller."""
+    arrays = pairs(700, width=64)
+    public, permutations = public_neg_clip_loss(
+        arrays["b32_img"], arrays["b32_txt"], temperature, 256, 3, seed=0
+    )
+    ours = np.zeros(700)
+    for permutation in permutations:
+        for batch in np.split(np.asarray(permutation), range(256, 700, 256)):
+            rows = [array[batch] for array in arrays.values()]
+            ours[batch] += neg_clip_loss_of_batch(rows[0], rows[1], temperature, CPU) / 3
+    assert np.abs(ours - public).max() < 1e-6

@@ -65,7 +65,7 @@ class RayEngine(Engine):
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             if self.address is None:
                 raise
             raise InputError(

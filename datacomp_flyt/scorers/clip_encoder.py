@@ -89,10 +89,10 @@ class ClipEncoder:
         is_file = Path(self.checkpoint).is_file() and not self._is_tag()
         if self._is_tag() and activation != (trained := self._trained_with()):
             print(
-                f"note: {' '.join(self.flags)} {self.checkpoint} was trained with {trained} and "
+                f"note: {self.flags[1]} {self.checkpoint} was trained with {trained} and "
                 f"{self.model} computes with {activation}, so its features are not those of the "
                 "published model"
-                + (f" ({self.model}-quickgelu is)" if trained == "QuickGELU" else ""),
+                + (f"; {self.model}-quickgelu makes those" if trained == "QuickGELU" else ""),
                 file=sys.stderr,
             )
         return loaded, {

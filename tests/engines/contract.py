@@ -54,8 +54,9 @@ class Contract:
         outcomes = list(engine.run(work.Make(work.square), range(number)))
         assert [outcome.result for outcome in outcomes] == list(range(number))
 
-    def test_two_workers_share_the_items(self, engine: Engine) -> None:
-        outcomes = list(engine.run(work.Make(work.pid_and_device), range(200)))
+    def test_two_workers_share_the_items(self, engine: Engine, tmp_path: Path) -> None:
+        items = [work.Marked(tmp_path, 2)] * 8
+        outcomes = list(engine.run(work.Make(work.pid_and_device), items))
         pids = {outcome.result[0] for outcome in outcomes}
         assert len(pids) == 2
         assert os.getpid() not in pids
@@ -126,7 +127,7 @@ class Contract:
 
     def test_closing_ends_the_workers(self, engine: Engine, tmp_path: Path) -> None:
         items = [work.Marked(tmp_path, number) for number in range(5)]
-        outcomes = engine.run(work.Make(work.leave_pid_and_sleep), items)
+        outcomes = engine.run(work.Make(work.sleep_when_two_work), items)
         assert next(outcomes).result == 0
         pids = pids_in(tmp_path, 2)
         started = time.monotonic()

@@ -79,12 +79,15 @@ def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == blocked
 
 
-def test_one_worker_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_worker_for_each_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cuda = pytest.importorskip("torch").cuda
     monkeypatch.setattr(cuda, "device_count", lambda: 2)
     assert ProcessEngine(5, "cpu").devices == ["cpu"] * 5
-    for device in ("auto", "cuda"):
-        outcomes = list(ProcessEngine(5, device).run(work.Make(work.pid_and_device), range(200)))
+    for given in ("auto", "cuda"):
+        folder = tmp_path / given
+        folder.mkdir()
+        engine = ProcessEngine(5, given)
+        outcomes = list(engine.run(work.Make(work.pid_and_device), [work.Marked(folder, 2)] * 8))
         workers = {outcome.result for outcome in outcomes}
         assert sorted(device for _, device in workers) == ["cuda:0", "cuda:1"]
 

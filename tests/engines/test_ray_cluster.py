@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,13 +16,6 @@ from tests.engines.contract import Contract, wait_until_ended
 from tests.engines.two_nodes import two_nodes
 
 ray = pytest.importorskip("ray")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quiet() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        yield
 
 
 @pytest.fixture(scope="class")
@@ -46,8 +40,9 @@ class TestRayEngine(Contract):
         yield RayEngine(None, 2, "cpu")
         assert ray.is_initialized()
 
-    def test_one_worker_for_each_cpu(self) -> None:
-        outcomes = RayEngine(None, None, "cpu").run(work.Make(work.pid_and_device), range(200))
+    def test_one_worker_for_each_cpu(self, tmp_path: Path) -> None:
+        items = [work.Marked(tmp_path, 2)] * 8
+        outcomes = RayEngine(None, None, "cpu").run(work.Make(work.pid_and_device), items)
         assert len({outcome.result[0] for outcome in outcomes}) == 2
 
     def test_a_worker_without_a_place_blocks_none(self) -> None:
@@ -55,15 +50,17 @@ class TestRayEngine(Contract):
         assert sorted(outcome.result for outcome in outcomes) == [n * n for n in range(20)]
 
     @pytest.mark.parametrize("device", ["auto", "cuda"])
-    def test_one_worker_for_each_gpu(self, device: str) -> None:
-        outcomes = list(RayEngine(None, 2, device).run(work.Make(work.pid_and_device), range(5)))
+    def test_one_worker_for_each_gpu(self, device: str, tmp_path: Path) -> None:
+        items = [work.Marked(tmp_path, 1)] * 5
+        outcomes = list(RayEngine(None, 2, device).run(work.Make(work.pid_and_device), items))
         assert len({outcome.result for outcome in outcomes}) == 1
         assert outcomes[0].result[1] == "cuda:0"
 
 
-def test_ray_of_the_engine_ends_with_the_run() -> None:
+def test_ray_of_the_engine_ends_with_the_run(tmp_path: Path) -> None:
     engine = RayEngine(None, 1, "auto")
-    outcomes = list(engine.run(work.Make(work.pid_and_device), range(3)))
+    items = [work.Marked(tmp_path, 1)] * 3
+    outcomes = list(engine.run(work.Make(work.pid_and_device), items))
     ((pid, device),) = {outcome.result for outcome in outcomes}
     assert device == "cpu"
     assert not ray.is_initialized()
@@ -97,24 +94,26 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds a node's processes in /proc")
-def test_a_lost_node_costs_its_items_only() -> None:
+def test_a_lost_node_costs_its_items_only(tmp_path: Path) -> None:
+    items = [work.Marked(tmp_path, number) for number in range(20)]
     seen = set()
     lost = []
     finished = []
     with two_nodes() as nodes:
         engine = RayEngine(nodes.address, None, "cpu")
-        for outcome in engine.run(work.Make(work.node), range(40)):
+        for outcome in engine.run(work.Make(work.node), items):
             if outcome.error is not None:
                 assert isinstance(outcome.error, WorkerLost)
                 lost.append(outcome.item)
                 continue
-            finished.append(outcome.item)
-            if "second" not in seen and outcome.result[1] == "second":
+            number, node = outcome.result
+            finished.append(number)
+            if node == "second" and node not in seen:
                 nodes.kill_second_node()
-            seen.add(outcome.result[1])
+            seen.add(node)
         assert seen == {"head", "second"}
         assert lost
         again = list(engine.run(work.Make(work.node), lost))
-        assert {outcome.result[1] for outcome in again} == {"head"}
-    finished += [outcome.item for outcome in again]
-    assert sorted(finished) == list(range(40))
+    assert {outcome.result[1] for outcome in again} == {"head"}
+    finished += [outcome.result[0] for outcome in again]
+    assert sorted(finished) == list(range(20))

@@ -65,9 +65,17 @@ def total(device: str, array: np.ndarray) -> float:
     return float(array.sum())
 
 
-def pid_and_device(device: str, item: Any) -> tuple[int, str]:
-    time.sleep(0.02)
+def pid_and_device(device: str, item: Marked) -> tuple[int, str]:
+    """Waits until as many workers have started as the item's number."""
+    leave_mark_and_wait(item.folder, f"pid{os.getpid()}", item.number)
     return os.getpid(), device
+
+
+def leave_mark_and_wait(folder: Path, mark: str, number: int) -> None:
+    (folder / mark).touch()
+    end = time.monotonic() + 40
+    while len(list(folder.iterdir())) < number and time.monotonic() < end:
+        time.sleep(0.02)
 
 
 def fail(device: str, number: int) -> int:
@@ -100,10 +108,11 @@ def threads(device: str, item: None) -> tuple[int, list[int]]:
     return torch.get_num_threads(), [pool["num_threads"] for pool in threadpool_info()]
 
 
-def leave_pid_and_sleep(device: str, item: Marked) -> int:
+def sleep_when_two_work(device: str, item: Marked) -> int:
     """Sleeps for two minutes, but over item 0."""
-    (item.folder / f"pid{os.getpid()}").touch()
-    time.sleep(120 if item.number else 0.1)
+    leave_mark_and_wait(item.folder, f"pid{os.getpid()}", 2)
+    if item.number:
+        time.sleep(120)
     return item.number
 
 
@@ -114,10 +123,12 @@ def compute_for_long(device: str, item: Marked) -> None:
         pass
 
 
-def node(device: str, number: int) -> tuple[int, str]:
-    """Which of the machines of `two_nodes` this is."""
-    time.sleep(0.3)
-    return number, os.environ["TWO_NODES"].rpartition(" ")[2]
+def node(device: str, item: Marked) -> tuple[int, str]:
+    """Which of the machines of `two_nodes` this is, once both have workers."""
+    name = os.environ["TWO_NODES"].rpartition(" ")[2]
+    leave_mark_and_wait(item.folder, name, 2)
+    time.sleep(0.2)
+    return item.number, name
 
 
 def refuse(device: str) -> NoReturn:

@@ -18,6 +18,7 @@ from datacomp_flyt.scorers import clip_encoder
 from datacomp_flyt.scorers.clip_encoder import ClipEncoder, activation_of
 from datacomp_flyt.scorers.dfn import Dfn
 from tests.conftest import REPOSITORY, refusal
+from tests.flyt.runs import SMALL_MODEL
 from tests.flyt.tars import uid_of, write_tar
 from tests.oracles.selection import parse_uid, uid_array
 from tests.scorers.image_tars import (
@@ -95,6 +96,17 @@ def test_the_same_bytes_each_time(model: Path, weights: Path, tar: Path) -> None
     one = score(scorer_of(Dfn, *words, "--decode_threads", 1), tar)
     other = score(scorer_of(Dfn, *words, "--decode_threads", 3), tar)
     assert one.values.tobytes() == other.values.tobytes()
+
+
+def test_models_are_in_evaluation_mode(tmp_path: Path, tar: Path) -> None:
+    """In training this one sees a random half of the patches."""
+    vision = {**SMALL_MODEL["vision_cfg"], "image_size": 64, "patch_dropout": 0.5}
+    path = small_model(tmp_path, "flyt-test-patches", vision_cfg=vision)
+    state = small_weights(path)
+    words = ("--model", path, "--checkpoint", checkpoint(tmp_path / "c.pt", state))
+    found = score(scorer_of(Dfn, *words), tar).values[:, 0]
+    img, txt = features_one_by_one(path, state, [sample(number) for number in range(ROWS)])
+    assert np.abs(found - np.sum(img * txt, 1)).max() < 2e-6
 
 
 def test_the_demo_pool(model: Path, weights: Path) -> None:

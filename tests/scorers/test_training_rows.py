@@ -11,7 +11,8 @@ import pytest
 
 from datacomp_flyt.pool.embeddings import BLOCK_ROWS, OTHER_LENGTH, UNUSABLE
 from datacomp_flyt.scorers.training_rows import EmbeddingFile, RandomRows, find_embeddings
-from tests.scorers.made import made_embeddings
+from tests.conftest import make_pool, sorted_uids, write_files
+from tests.scorers.made import made_embeddings, write_npz
 
 
 def numbered(rows: int) -> np.ndarray:
@@ -78,8 +79,34 @@ def test_a_buffer_mixes_files(tmp_path: Path) -> None:
     drawn_from = [rows for rows in of_file if len(rows) > 10]
     assert len(drawn_from) >= 5
     assert min(map(np.ptp, drawn_from)) > 350
-    (other,) = drawn(random_rows(files, 4000, 1), 1, 200)
-    assert other != batch
+
+
+def test_files_come_in_random_order(tmp_path: Path) -> None:
+    """A buffer of two files' rows begins with any two of twelve."""
+    files, values = opened(tmp_path, [50] * 12)
+    place = {value.tobytes(): row for row, value in enumerate(values)}
+    first = []
+    for seed in range(60):
+        held = random_rows(files, 100, seed)._buffer
+        first.append(frozenset(place[row.tobytes()] // 50 for row in held))
+    assert {len(pair) for pair in first} == {2}
+    assert len(set(first)) > 20
+    assert frozenset.union(*first) == set(range(12))
+    held = [random_rows(files, 100, seed)._buffer.tobytes() for seed in (3, 3, 4)]
+    assert held[0] == held[1] != held[2]
+
+
+def test_a_subset_of_files_longer_than_a_block(tmp_path: Path) -> None:
+    made = make_pool(2 * BLOCK_ROWS + 50)
+    values = numbered(len(made.uids)).astype(np.float16)
+    write_files(tmp_path, made.metadata)
+    write_npz(tmp_path, made.uids, {"x": values})
+    chosen = [3, BLOCK_ROWS - 1, BLOCK_ROWS, BLOCK_ROWS + 9, 2 * BLOCK_ROWS + 49]
+    files = find_embeddings([str(tmp_path)], ["x"], "--positives")
+    subset = sorted_uids([made.uids[row] for row in chosen])
+    rows = RandomRows(files, np.random.default_rng(0), 99, "--positives", subset=subset)
+    assert rows.whole
+    assert np.array_equal(rows._buffer, values[chosen])
 
 
 def test_long_files_come_in_turn(tmp_path: Path) -> None:

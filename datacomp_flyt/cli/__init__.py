@@ -7,12 +7,14 @@ import sys
 from types import ModuleType
 
 from datacomp_flyt import __version__
-from datacomp_flyt.cli import check, demo, install, score, train
+from datacomp_flyt.cli import check, demo, embed, install, score, train, train_classifier
 from datacomp_flyt.errors import exit_on_input_error
 
 COMMANDS: dict[str, ModuleType] = {
     "install": install,
+    "embed": embed,
     "score": score,
+    "train_classifier": train_classifier,
     "train": train,
     "check": check,
     "demo": demo,

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datacomp_flyt.cli.engine_flags import add_engine_arguments, make_engine, report_failures
 from datacomp_flyt.errors import InputError, needs_extra
-from datacomp_flyt.pool.subset import atomic_write, check_save_path
+from datacomp_flyt.pool.shard_names import by_name
+from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
+from datacomp_flyt.scorers.settings_file import SETTINGS_FILE, check_settings
 
 if TYPE_CHECKING:
     from datacomp_flyt.scorers.clip_encoder import ClipEncoder
     from datacomp_flyt.scorers.embed import EmbeddedShard
-
-SETTINGS = "embed_settings.json"
 
 _ENCODER = re.compile(r"(?P<prefix>\w+)=(?P<model>[^:]+):(?P<checkpoint>.+)")
 
@@ -73,18 +71,17 @@ def run(args: argparse.Namespace) -> int:
 
     with needs_extra("train"):
         from datacomp_flyt.pool.tar_shards import list_shards
-        from datacomp_flyt.scorers.embed import MakeEmbed, unfinished_files, write_embedded
+        from datacomp_flyt.scorers.embed import MakeEmbed, write_embedded
         from datacomp_flyt.scorers.image_scorer import check_image_arguments
     check_image_arguments(args)
     encoders = _encoders(args.encoder)
-    shards = _by_name(list_shards(args.shards_dir, "--shards_dir"), args.shards_dir)
+    shards = by_name(list_shards(args.shards_dir, "--shards_dir"), "--shards_dir")
     engine = make_engine(args)
     settings: dict[str, Any] = {"dtype": args.dtype, "precision": args.precision}
     settings["encoders"] = {prefix: encoder.check()[1] for prefix, encoder in encoders.items()}
-    folder = check_save_path(f"{args.metadata_dir}/{SETTINGS}", "--metadata_dir").parent
-    _check_settings(folder, settings)
-    for left in unfinished_files(folder):
-        left.unlink(missing_ok=True)
+    folder = check_save_path(f"{args.metadata_dir}/{SETTINGS_FILE}", "--metadata_dir").parent
+    check_settings(folder, settings, "give another --metadata_dir")
+    remove_unfinished(folder)
     done = {path.stem for path in folder.glob("*.parquet")}
     todo = {name: shard for name, shard in shards.items() if name not in done}
     print(f"{len(shards):,} tars, {len(shards) - len(todo):,} of them embedded before")
@@ -119,41 +116,3 @@ def _encoders(given: list[str] | None) -> dict[str, ClipEncoder]:
             raise InputError(f"--encoder {text} has the prefix of another: name it differently")
         encoders[prefix] = ClipEncoder(model, checkpoint, (f"--encoder {prefix}:",) * 2)
     return encoders
-
-
-def _by_name(shards: list[str], where: str) -> dict[str, str]:
-    from datacomp_flyt.scorers.scorer import shard_name
-
-    named: dict[str, str] = {}
-    for shard in shards:
-        other = named.setdefault(shard_name(shard), shard)
-        if other != shard:
-            raise InputError(
-                f"--shards_dir {where}: {other} and {shard} have the same name, and so would their "
-                "metadata: embed them into two folders"
-            )
-    return named
-
-
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings, or raise InputError where the folder was made with others."""
-    path = folder / SETTINGS
-    if not path.is_file():
-        if any(folder.glob("*.parquet")):
-            raise InputError(
-                f"--metadata_dir {folder} holds .parquet files that `embed` did not make: it "
-                "writes there, so give another folder"
-            )
-        with atomic_write(path) as file:
-            file.write(json.dumps(settings, indent=2, sort_keys=True).encode())
-        return
-    try:
-        before = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): give another --metadata_dir") from None
-    if before != settings:
-        names = sorted(k for k in settings if k not in before or before[k] != settings[k])
-        raise InputError(
-            f"--metadata_dir {folder} was made with other {', '.join(names) or 'flags'} (see "
-            f"{SETTINGS} there): give the same ones, or another folder"
-        )

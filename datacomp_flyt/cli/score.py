@@ -1,19 +1,21 @@
-"""Make a score column over a pool: `--scorer NAME`, whose own flags `--scorer NAME --help` lists."""
+"""Make a score column over a pool; `--scorer NAME --help` lists the flags of that scorer."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datacomp_flyt.cli.engine_flags import add_engine_arguments, make_engine, report_failures
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import open_shards
-from datacomp_flyt.scorers.inputs import NOTES
+from datacomp_flyt.pool.shard_names import by_name, shard_name
+from datacomp_flyt.pool.subset import check_save_path
 from datacomp_flyt.scorers.job import Report, score_pool
 from datacomp_flyt.scorers.registry import SCORERS, scorer_class
-from datacomp_flyt.scorers.scorer import Scorer, shard_name
+from datacomp_flyt.scorers.scorer import Scorer
+from datacomp_flyt.scorers.settings_file import SETTINGS_FILE
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -33,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument(
         "--scores_dir",
         required=True,
-        type=Path,
         help="local folder for score tables; gets one folder a column, and may hold other columns",
     )
     parser.add_argument(
@@ -57,12 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     scorer = scorer_class(args.scorer).from_args(args)
+    column = f"{args.scores_dir}/{scorer.columns[0]}"
+    scores_dir = check_save_path(f"{column}/{SETTINGS_FILE}", "--scores_dir").parents[1]
     shards, num_rows = _tars(args) if scorer.reads_images else _metadata(args)
     engine = make_engine(args)
-    report = score_pool(
-        scorer, args.scorer, shards, args.scores_dir, engine, args.retries, num_rows
-    )
-    _print(report, scorer, args.scores_dir)
+    report = score_pool(scorer, args.scorer, shards, scores_dir, engine, args.retries, num_rows)
+    _print(report, scorer, scores_dir)
     return report_failures(report.failed, f"--scorer {args.scorer}")
 
 
@@ -80,21 +81,12 @@ def _metadata(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, int] 
     return named, {name: shard.num_rows for name, shard in named.items()}
 
 
-def _tars(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, int] | None]:
+def _tars(args: argparse.Namespace) -> tuple[dict[str, str], dict[str, int] | None]:
     from datacomp_flyt.pool.tar_shards import list_shards
 
     if args.shards_dir is None:
         raise InputError(f"--scorer {args.scorer} wants --shards_dir: it looks at images, in tars")
-    named: dict[str, Any] = {}
-    for tar in list_shards(args.shards_dir, "--shards_dir"):
-        name = shard_name(tar)
-        if name in named:
-            raise InputError(
-                f"--shards_dir names two shards {name!r} ({named[name]} and {tar}): score them "
-                "in two runs with two --scores_dir"
-            )
-        named[name] = tar
-    return named, None
+    return by_name(list_shards(args.shards_dir, "--shards_dir"), "--shards_dir"), None
 
 
 def _print(report: Report, scorer: Scorer, scores_dir: Path) -> None:
@@ -104,4 +96,9 @@ def _print(report: Report, scorer: Scorer, scores_dir: Path) -> None:
     print(f"{scores_dir / scorer.columns[0]}: {', '.join(scorer.columns)}: {done}")
     for reason, number in sorted(report.counts.items()):
         if number:
-            print(f"  {number:,} examples: {reason} {NOTES.get(reason, '(score NaN)')}")
+            print(f"  {number:,} examples: {reason}")
+    if report.num_without_score:
+        print(
+            f"  {report.num_without_score:,} of {report.num_examples:,} examples have no score "
+            "(NaN): selection refuses them, or leaves them out with --drop_nonfinite"
+        )

@@ -6,11 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.subset import check_save_path
-from datacomp_flyt.pool.uids import UID_DTYPE
+from datacomp_flyt.pool.subset import check_save_path, read_subset
 from datacomp_flyt.scorers.classifier_file import save_classifier
 from datacomp_flyt.scorers.train_linear_classifier import (
     TrainingSettings,
@@ -84,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.out.endswith(".safetensors"):
         raise InputError(f"--out {args.out} is not a .safetensors file: name one")
     path = check_save_path(args.out, "--out")
-    subset = _read_subset(args.positive_uids) if args.positive_uids else None
+    subset = read_subset(args.positive_uids)[0] if args.positive_uids else None
     files = {
         flag: find_embeddings(places, args.arrays, flag)
         for flag, places in (("--positives", args.positives), ("--negatives", args.negatives))
@@ -119,16 +117,3 @@ def run(args: argparse.Namespace) -> int:
         f"{trained.accuracy:.1%}\n{path}"
     )
     return 0
-
-
-def _read_subset(path: str) -> NDArray[np.void]:
-    try:
-        subset = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy's header parser raises half a dozen kinds
-        raise InputError(f"--positive_uids {path} cannot be read as .npy ({error})") from None
-    if subset.dtype != UID_DTYPE or subset.ndim != 1:
-        raise InputError(
-            f"--positive_uids {path} holds {subset.dtype} {list(subset.shape)}: a subset is "
-            "'u8,u8' of one dimension"
-        )
-    return np.unique(subset)

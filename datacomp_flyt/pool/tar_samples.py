@@ -22,6 +22,7 @@ NO_CAPTION = "no caption"
 NO_UID = "no uid in its json"
 BAD_IMAGE = "image cannot be decoded"
 
+_BLOCK = 512  # bytes, of a tar
 _IMAGES = ("jpg", "png", "webp", "jpeg")
 
 
@@ -37,6 +38,32 @@ class UnreadableShard(Exception):
     """A tar that is missing, damaged or cut short."""
 
 
+class _Watched:
+    """A stream of which the begin and the end are remembered.
+
+    tarfile takes a file that ends inside a header or its padding for a whole one.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._begin, self._end = b"", b""
+
+    def read(self, size: int = -1) -> bytes:
+        content: bytes = self._stream.read(size)
+        if len(self._begin) < _BLOCK:
+            self._begin = (self._begin + content)[:_BLOCK]
+        self._end = (self._end + content)[-_BLOCK:]
+        return content
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def check_end(self) -> None:
+        """Raise EOFError where a plain tar lacks the empty block that every tar ends with."""
+        if self._begin[257:262] == b"ustar" and self._end.strip(b"\0"):
+            raise EOFError("it ends before the mark of its end")
+
+
 def read_tar(url: str) -> Generator[Sample, None, None]:
     """The samples of one tar, a path or what webdataset opens.
 
@@ -44,11 +71,12 @@ def read_tar(url: str) -> Generator[Sample, None, None]:
         UnreadableShard: after the samples that could be read.
     """
     try:
-        stream, finished = gopen(url), False
+        stream, finished = _Watched(gopen(url)), False
         try:
             yield from group_by_keys(tar_file_expander([{"url": url, "stream": stream}]))
             while stream.read(1 << 20):  # what follows the last member, lest a command be cut off
                 pass
+            stream.check_end()
             finished = True
         finally:
             with contextlib.nullcontext() if finished else contextlib.suppress(Exception):

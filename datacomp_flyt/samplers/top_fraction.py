@@ -42,8 +42,8 @@ def top_fraction_counts(
     number = int(fraction * pool_size)
     if number > len(scores):
         raise InputError(
-            f"fraction {fraction} of {pool_size:,} examples is {number:,} and the stage before left "
-            f"{len(scores):,}: lower --fraction or raise --first_fraction"
+            f"fraction {fraction} of {pool_size:,} examples is {number:,} and the stage before "
+            f"left {len(scores):,}: lower --fraction or raise --first_fraction"
         )
     if keep_ties:
         number = min(number + 1, len(scores))

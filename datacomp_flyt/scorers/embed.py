@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,9 +152,3 @@ def write_embedded(folder: Path, name: str, shard: EmbeddedShard) -> None:
         np.savez(file, **shard.arrays)  # type: ignore[arg-type]  # NumPy's stub: allow_pickle
     with atomic_write(folder / f"{name}.parquet") as file:
         pq.write_table(shard.table, file)
-
-
-def unfinished_files(folder: Path) -> Iterator[Path]:
-    """What killed writers left in a folder of `write_embedded`."""
-    for pattern in (".*.npz.*", ".*.parquet.*"):
-        yield from folder.glob(pattern)

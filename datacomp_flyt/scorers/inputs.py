@@ -10,18 +10,12 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.pool.embeddings import (
     BLOCK_ROWS,
-    OTHER_LENGTH,
     embedding_widths,
     iter_embeddings,
 )
 from datacomp_flyt.pool.parquet import ParquetShard
 
 Floats = NDArray[np.float32]
-
-NOTES = {
-    OTHER_LENGTH: "were scored as they are: --renormalize brings them to length 1",
-}
-"""Counts that are no missing scores, and what to say of them."""
 
 
 def iter_embedding_blocks(

@@ -8,7 +8,6 @@ Between the passes of a `PoolScorer` its state is kept in `passes/`.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,18 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.engines.shards import run_shards
-from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
 from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.scorers.passes import Passes
 from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState, ScoredShard, Scorer
-
-SETTINGS_FILE = "settings.json"
+from datacomp_flyt.scorers.settings_file import check_settings
 
 
 @dataclass
@@ -39,12 +37,15 @@ class Report:
         counts: examples by what is to be noted of them, over the shards of this run.
         num_scored: shards scored by this run.
         num_found: shards that were finished before.
+        num_examples, num_without_score: of the shards of this run; without are those with a NaN.
     """
 
     failed: dict[str, Exception] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     num_scored: int = 0
     num_found: int = 0
+    num_examples: int = 0
+    num_without_score: int = 0
 
 
 def score_pool(
@@ -69,15 +70,15 @@ def score_pool(
         InputError: the folder holds scores made under other settings; or `load` raised it.
     """
     folder = scores_dir / scorer.columns[0]
-    _check_settings(folder, {"scorer": name, "columns": scorer.columns, **scorer.settings})
+    settings = {"scorer": name, "columns": scorer.columns, **scorer.settings}
+    check_settings(folder, settings, "choose another --scores_dir or --column")
+    remove_unfinished(folder)
     report = Report()
     left = {}
     for shard in sorted(shards):
-        path = folder / f"{shard}.parquet"
-        if path.exists():
+        if (folder / f"{shard}.parquet").exists():
             report.num_found += 1
         else:
-            remove_unfinished(path)
             left[shard] = shards[shard]
     run = partial(run_shards, engine, retries=retries, num_rows=num_rows)
     state = PoolState({}, {}, final=True)
@@ -96,6 +97,8 @@ def score_pool(
         _write_scores(folder / f"{shard}.parquet", scored, scorer.columns)
         report.counts.update(scored.counts)
         report.num_scored += 1
+        report.num_examples += len(scored.uids)
+        report.num_without_score += int(np.isnan(scored.values).any(axis=1).sum())
 
     items = {shard: (item, state.by_shard.get(shard, {})) for shard, item in left.items()}
     report.failed = run(_Work(scorer, "score", state.common), items, write, label=name)
@@ -116,38 +119,6 @@ class _Work:
         self.scorer.load(device)
         call = getattr(self.scorer, self.method)
         return lambda item: call(item[1][0], {**self.common, **item[1][1]})
-
-
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Note the settings in a new folder; raise unless an old one has the same."""
-    path = folder / SETTINGS_FILE
-    wanted = json.loads(json.dumps(settings))
-    if not path.exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--scores_dir {folder.parent}: {error.strerror}") from None
-        if any(folder.glob("*.parquet")):
-            raise InputError(
-                f"{folder} holds score tables that this command did not make: choose another "
-                "--scores_dir or --column"
-            )
-        with atomic_write(path) as file:
-            file.write(json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n")
-        return
-    try:
-        found = json.loads(path.read_bytes())
-        other = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-    except (ValueError, AttributeError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): remove {folder} to begin anew"
-        ) from None
-    if other:
-        raise InputError(
-            f"{folder} holds scores made with {other[0]} {found.get(other[0])!r}, now it is "
-            f"{wanted.get(other[0])!r}: give the same settings, another --scores_dir or --column, "
-            "or remove that folder"
-        )
 
 
 def _write_scores(path: Path, scored: ScoredShard, columns: tuple[str, ...]) -> None:

@@ -15,8 +15,9 @@ from datacomp_flyt.mixing import load_mixing_model, mix
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import read_pool
+from datacomp_flyt.pool.shard_names import shard_name
 from datacomp_flyt.scorers.files import file_digest
-from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState, from_flags, shard_name
+from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState, from_flags
 
 
 class MFlyt(PoolScorer):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from datacomp_flyt.pool.subset import atomic_write
+from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
 from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState
 
 
@@ -46,6 +46,7 @@ class Passes:
     def unfinished(self, shards: Mapping[str, Any], state: PoolState) -> dict[str, Any]:
         """The shards that this pass has not seen, each with its state."""
         self._summaries.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(self._summaries)
         left = {}
         for name in sorted(shards):
             if not (self._summaries / f"{name}.npz").exists():

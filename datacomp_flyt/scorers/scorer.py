@@ -106,7 +106,7 @@ class PoolState(NamedTuple):
 
     Attributes:
         common: for all shards.
-        by_shard: for one shard each, by its name (see `shard_name`).
+        by_shard: for one shard each, by its name (see `pool.shard_names`).
         final: the next pass over the shards scores them.
     """
 
@@ -152,11 +152,6 @@ def from_flags(scorer: type[S], args: argparse.Namespace) -> S:
     """A scorer whose arguments are called as its flags are."""
     names = inspect.signature(scorer).parameters
     return scorer(**{name: getattr(args, name) for name in names})
-
-
-def shard_name(path: str) -> str:
-    """Name of a shard: its file's, without folder and ending."""
-    return path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
 def read_uids(shard: ParquetShard) -> NDArray[np.void]:

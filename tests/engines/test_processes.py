@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from datacomp_flyt.engines.processes import ProcessEngine
 from datacomp_flyt.errors import InputError
 from tests.conftest import REPOSITORY
 from tests.engines import work
-from tests.engines.contract import Contract, pids_in, wait_until_ended
+from tests.engines.contract import Contract, alive, pids_in, wait_until_ended
 
 STDIN_SCRIPT = """
 from datacomp_flyt.engines.processes import ProcessEngine
@@ -28,11 +31,17 @@ class TestProcessEngine(Contract):
         return ProcessEngine(2, "cpu")
 
 
-def driver(folder: Path) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def driver(folder: Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "tests.engines.work", str(folder)]
-    return subprocess.Popen(
+    with subprocess.Popen(
         command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_killed_driver_leaves_no_worker(tmp_path: Path) -> None:
@@ -40,15 +49,19 @@ def test_a_killed_driver_leaves_no_worker(tmp_path: Path) -> None:
         pids = pids_in(tmp_path, 2)
         process.kill()
         process.communicate(timeout=30)  # ends when no worker has its stderr any more
-    wait_until_ended(pids, 10)
+        wait_until_ended(pids, 10)
 
 
 def test_ctrl_c_ends_all_at_once(tmp_path: Path) -> None:
     with driver(tmp_path) as process:
         pids = pids_in(tmp_path, 2)
+        for pid in pids:
+            os.kill(pid, signal.SIGINT)
+        time.sleep(0.5)
+        assert all(alive(pid) for pid in pids)  # it is the driver's
         os.killpg(process.pid, signal.SIGINT)  # to the workers too, as of a terminal
         _, errors = process.communicate(timeout=10)
-    wait_until_ended(pids, 1)
+        wait_until_ended(pids, 1)
     assert errors.count("Traceback") == 1
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert "leaked" not in errors

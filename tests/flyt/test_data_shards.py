@@ -181,3 +181,15 @@ def test_shards_with_nothing_to_use(tmp_path: Path) -> None:
     )
     hollow = str(write_tar(tmp_path / "hollow.tar", []))
     assert "they are empty" in refusal(next, iter(reader([hollow])))
+
+
+def test_a_tar_cut_anywhere_is_unreadable(tmp_path: Path) -> None:
+    """Inside a header or padding too, where tarfile stops without a word."""
+    write_tar(tmp_path / "whole.tar", map(pair, range(3)))
+    content = (tmp_path / "whole.tar").read_bytes()
+    assert len(list(read_tar(str(tmp_path / "whole.tar")))) == 3
+    data = len(content.rstrip(b"\0"))
+    for cut in range(0, data, 97):
+        (tmp_path / "cut.tar").write_bytes(content[:cut])
+        with pytest.raises(UnreadableShard):
+            list(read_tar(str(tmp_path / "cut.tar")))

@@ -13,8 +13,9 @@ import torch
 
 from datacomp_flyt.engines.engine import Engine, Make, Outcome
 from datacomp_flyt.pool.parquet import open_shards
+from datacomp_flyt.pool.shard_names import shard_name
 from datacomp_flyt.scorers.job import Report, score_pool
-from datacomp_flyt.scorers.scorer import Scorer, shard_name
+from datacomp_flyt.scorers.scorer import Scorer
 from tests.conftest import hex_uids
 from tests.scorers.made import write_npz
 

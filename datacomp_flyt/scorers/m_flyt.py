@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +78,8 @@ class MFlyt(PoolScorer):
     ) -> PoolState:
         num_workers = default_num_workers()
         pool = read_pool(self.metadata_dir, num_workers)
-        scores_dir = None if self.scores_dir is None else str(self.scores_dir)
+        tables = self.scores_dir is not None and any(Path(self.scores_dir).rglob("*.parquet"))
+        scores_dir = self.scores_dir if tables else None  # a bare pool has two columns itself
         columns = Columns(pool, self.metadata_dir, scores_dir, num_workers, False, True)
         model = self.model.restricted_to(
             columns.find(self.model.columns, self.allow_missing_scores)

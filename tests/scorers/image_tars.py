@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datacomp_flyt.engines.engine import Engine, Make, Outcome
 from datacomp_flyt.scorers.clip_models import load_clip_model
 from datacomp_flyt.scorers.scorer import ScoredShard, Scorer
 from tests.flyt.runs import SMALL_MODEL, noise_image
@@ -89,15 +88,3 @@ def features_one_by_one(
             texts.append(clip.encode_text(tokenize([each["txt"].decode()]))[0].numpy())
     img, txt = np.array(images), np.array(texts)
     return tuple(x / np.linalg.norm(x, axis=1, keepdims=True) for x in (img, txt))  # type: ignore
-
-
-class InProcess(Engine):
-    """One worker that is no process of its own."""
-
-    def run(self, make: Make, items: Sequence[Any]) -> Iterator[Outcome[Any, Any]]:  # type: ignore
-        function: Callable[[Any], Any] = make("cpu")
-        for item in items:
-            try:
-                yield Outcome(item, function(item))
-            except Exception as error:
-                yield Outcome(item, error=error)

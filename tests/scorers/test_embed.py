@@ -30,7 +30,7 @@ from tests.conftest import refusal
 from tests.flyt.runs import SMALL_MODEL
 from tests.flyt.tars import uid_of, write_tar
 from tests.scorers.image_tars import (
-    InProcess,
+    InlineEngine,
     checkpoint,
     features_one_by_one,
     sample,
@@ -86,7 +86,7 @@ def run(*words: object) -> int:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "make_engine", lambda args: InProcess())
+    monkeypatch.setattr(command, "make_engine", lambda args: InlineEngine())
 
 
 def files_in(folder: Path) -> Files:
@@ -214,7 +214,7 @@ def test_on_processes_it_is_the_same_bytes(
 ) -> None:
     """Spawned workers with one thread each, whatever this process has."""
     assert run("--shards_dir", tars, "--metadata_dir", tmp_path / "a", *encoder_words(models)) == 0
-    monkeypatch.setattr(command, "make_engine", lambda args: InProcess())
+    monkeypatch.setattr(command, "make_engine", lambda args: InlineEngine())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

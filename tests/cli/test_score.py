@@ -1,0 +1,272 @@
+"""`datacomp-flyt score` over the demo pool: every scorer, both engines, kills, a corrupt file."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("webdataset")
+
+from datacomp_flyt.cli import main
+from datacomp_flyt.demo.tour import POOL
+from datacomp_flyt.scorers import save_glu_head
+from datacomp_flyt.scorers.classifier_file import LinearModel, save_classifier
+from datacomp_flyt.scorers.clip_models import load_clip_model
+from tests.conftest import REPOSITORY
+from tests.scorers.made import made_head
+from tests.scorers.made_hype import Sizes, made_reference, made_state
+
+METADATA = POOL / "metadata"
+NPZ = ("--metadata_dir", str(METADATA))
+TARS = ("--shards_dir", str(POOL / "shards"), "--batch_size", "50")
+STEMS = sorted(path.stem for path in METADATA.glob("*.parquet"))
+SLOW = ("neg_clip_loss", *NPZ, "--num_partitions", "1500", "--num_workers", "2")
+Flags = tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Flags]:
+    """Each scorer with the files that it wants; random weights where the real ones are released."""
+    folder = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(0)
+    save_classifier(LinearModel(rng.normal(size=32), 0.1, ("b32_img",)), folder / "c.safetensors")
+    save_glu_head(made_head(64, 16), folder / "head.safetensors")
+    clip = load_clip_model("flyt-tiny", "random", "reference").model.state_dict()
+    torch.save(clip, folder / "clip.pt")
+    head = made_head(2 * 64, 8, arrays=None)
+    state = {f"clip_model.{name}": value for name, value in clip.items()}
+    state |= {name: torch.from_numpy(array) for name, array in head.tensors("glu_model.").items()}
+    torch.save(state, folder / "flyt.pt")
+    sizes = Sizes(context=77)
+    torch.save(made_state(sizes), folder / "hype.pt")
+    torch.save(made_reference(sizes.out), folder / "reference.pt")
+    targets = ("--targets", str(METADATA))
+    return {
+        "metadata": ("clip_score", *NPZ),
+        "npz": ("clip_score", *NPZ, "--source", "npz", "--arch", "l14"),
+        "neg_clip_loss": ("neg_clip_loss", *NPZ, "--batch_size", "40"),
+        "norm_sim": ("norm_sim", *NPZ, *targets),
+        "norm_sim_2": ("norm_sim", *NPZ, *targets, "--p", "2"),
+        "vas": ("vas", *NPZ),
+        "norm_sim_d": ("norm_sim_d", *NPZ, "--num_rounds", "30"),
+        "linear_classifier": (
+            *("linear_classifier", *NPZ, "--classifier"),
+            str(folder / "c.safetensors"),
+        ),
+        "e_flyt": ("e_flyt", *NPZ, "--scoring_model", str(folder / "head.safetensors")),
+        "e_flyt_images": (
+            *("e_flyt", *TARS, "--scoring_model", str(folder / "flyt.pt")),
+            *("--model", "flyt-tiny"),
+        ),
+        "dfn": (*("dfn", *TARS, "--model", "flyt-tiny", "--checkpoint"), str(folder / "clip.pt")),
+        "hype": (
+            *("hype", *TARS, "--checkpoint", str(folder / "hype.pt")),
+            *("--reference", str(folder / "reference.pt")),
+        ),
+        "m_flyt": ("m_flyt", *NPZ, "--scoring_model", "paper", "--allow_missing_scores"),
+    }
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def score(scores_dir: Path, scorer: str, *flags: str) -> int:
+    """The command inside this process; its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main(["score", "--scorer", scorer, "--scores_dir", str(scores_dir), *flags])
+    return int(ended.value.code or 0)
+
+
+def start(scores_dir: Path, scorer: str, *flags: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "datacomp_flyt.cli", "score", "--scorer", scorer]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(
+        [*command, "--scores_dir", str(scores_dir), *flags],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
+
+
+def children(pid: int) -> list[int]:
+    """Worker processes of a driver."""
+    tasks = Path(f"/proc/{pid}/task")
+    found = []
+    for task in tasks.iterdir() if tasks.exists() else ():
+        found += [int(word) for word in (task / "children").read_text().split()]
+    return found
+
+
+NAMES = (
+    *("metadata", "npz", "neg_clip_loss", "norm_sim", "norm_sim_2", "vas", "norm_sim_d"),
+    *("linear_classifier", "e_flyt", "e_flyt_images", "dfn", "hype", "m_flyt"),
+)
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("name", NAMES)
+def test_both_engines_make_the_same_bytes(
+    name: str, commands: dict[str, Flags], tmp_path: Path
+) -> None:
+    scorer, *flags = commands[name]
+    assert score(tmp_path / "one", scorer, *flags, "--num_workers", "1") == 0
+    assert score(tmp_path / "two", scorer, *flags, "--num_workers", "2") == 0
+    assert score(tmp_path / "ray", scorer, *flags, "--num_workers", "2", "--engine", "ray") == 0
+    made = files_in(tmp_path / "one")
+    assert len(made) == 5, "four shards and the settings"
+    assert made == files_in(tmp_path / "two") == files_in(tmp_path / "ray")
+    tables = [pq.read_table(tmp_path / "one" / file) for file in made if "parquet" in file]
+    assert sum(table.num_rows for table in tables) == 420
+    columns = [name for name in tables[0].column_names if name != "uid"]
+    values = np.concatenate([np.stack([t[c].to_numpy() for c in columns]) for t in tables], 1)
+    assert np.isfinite(values).all()
+    assert (values.std(axis=1) > 0).all()
+
+
+def test_a_corrupt_file_among_the_others(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pool = tmp_path / "pool"
+    shutil.copytree(METADATA, pool)
+    npz = pool / f"{STEMS[2]}.npz"
+    whole = npz.read_bytes()
+    npz.write_bytes(whole[: len(whole) // 2])
+    flags = ("--metadata_dir", str(pool), "--num_workers", "2", "--retries", "1")
+    assert score(tmp_path / "scores", "neg_clip_loss", *flags) == 1
+    said = capfd.readouterr().err
+    assert f"shard {STEMS[2]} failed: {npz} cannot be read as npz" in said
+    assert "1 shards failed and the others are done" in said
+    there = {path.stem for path in (tmp_path / "scores/negCLIPLoss").glob("*.parquet")}
+    assert there == {*STEMS} - {STEMS[2]}
+    npz.write_bytes(whole)
+    assert score(tmp_path / "scores", "neg_clip_loss", *flags) == 0
+    assert score(tmp_path / "anew", "neg_clip_loss", *NPZ) == 0
+    assert files_in(tmp_path / "scores") == files_in(tmp_path / "anew")
+
+
+def interrupted(
+    tmp_path: Path, kill: Callable[[subprocess.Popen[bytes], random.Random], None], flags: Flags
+) -> None:
+    """Whatever is killed and whenever, the command given again makes the undisturbed bytes."""
+    began = time.monotonic()
+    assert start(tmp_path / "undisturbed", *flags).wait() == 0
+    duration = time.monotonic() - began
+    whole = files_in(tmp_path / "undisturbed")
+    rng = random.Random(0)
+    for number in range(3):
+        scores_dir = tmp_path / str(number)
+        driver = start(scores_dir, *flags)
+        time.sleep(rng.uniform(0.3, 0.95) * duration)
+        kill(driver, rng)
+        driver.wait()
+        assert {*files_in(scores_dir)} <= {*whole}, "nothing unfinished under a final name"
+        assert start(scores_dir, *flags).wait() == 0
+        assert files_in(scores_dir) == whole
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds workers in /proc")
+def test_a_killed_worker(tmp_path: Path) -> None:
+    codes = []
+
+    def kill(driver: subprocess.Popen[bytes], rng: random.Random) -> None:
+        workers = children(driver.pid)
+        if workers:
+            os.kill(rng.choice(workers), signal.SIGKILL)
+        codes.append(driver.wait())
+
+    interrupted(tmp_path, kill, SLOW)
+    assert codes == [0, 0, 0], "the shard went to another worker"
+
+
+def test_a_killed_driver(tmp_path: Path) -> None:
+    interrupted(tmp_path, lambda driver, _: driver.kill(), SLOW)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds a node's processes in /proc")
+def test_a_lost_node_of_a_cluster(tmp_path: Path) -> None:
+    from tests.engines.two_nodes import two_nodes
+
+    assert score(tmp_path / "undisturbed", *SLOW) == 0
+    whole = files_in(tmp_path / "undisturbed")
+    with two_nodes() as nodes:
+        flags = ("--engine", "ray", "--ray_address", nodes.address)
+        driver = start(tmp_path / "scores", *SLOW[:-2], *flags)
+        while not list((tmp_path / "scores").rglob("*.parquet")):
+            assert driver.poll() is None
+            time.sleep(0.05)
+        nodes.kill_second_node()
+        assert driver.wait(timeout=120) == 0
+    assert files_in(tmp_path / "scores") == whole
+
+
+# ----------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("neg_clip_loss",), "--scorer neg_clip_loss wants --metadata_dir"),
+        (("neg_clip_loss", *NPZ, "--temperature", "0"), "--temperature is 0.0, wanted a positive"),
+        (("neg_clip_loss", *NPZ, "--batch_size", "0"), "--batch_size is 0, wanted at least 1"),
+        (("norm_sim", *NPZ), "wants --targets"),
+        (("norm_sim", *NPZ, "--targets", "x", "--p", "0.5"), "--p is 0.5, wanted at least 1"),
+        (("norm_sim_d", *NPZ, "--fraction", "2"), "--fraction is 2.0, wanted more than 0"),
+        (("e_flyt", *NPZ), "wants --scoring_model"),
+        (("m_flyt", "--scoring_model", "paper"), "wants --metadata_dir"),
+        (("m_flyt", *NPZ, "--scoring_model", "paper"), "no column 'DFN-Base'"),
+        (("clip_score", *NPZ, "--arch", "h14"), "--arch h14: the metadata has scores of b32 and"),
+        (("clip_score", *NPZ, "--ray_address", "auto"), "--ray_address is for --engine ray"),
+        (("clip_score", *NPZ, "--num_workers", "0"), "--num_workers is 0, wanted at least 1"),
+        (("clip_score", *NPZ, "--retries", "-1"), "--retries is -1, wanted 0 or more"),
+        (("clip_score", "--metadata_dir", "none"), "--metadata_dir none is not a folder"),
+    ],
+)
+def test_one_sentence_and_exit_code_2(
+    flags: Flags, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "x.parquet").write_bytes((METADATA / f"{STEMS[0]}.parquet").read_bytes())
+    assert score(tmp_path / "scores", *flags) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("datacomp-flyt score: error: ")
+    assert len(error.splitlines()) == 1
+    assert message in error
+    assert not list((tmp_path / "scores").glob("*/*.parquet"))
+
+
+def test_scores_into_the_cloud_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    assert score("s3://bucket/scores", "clip_score", *NPZ) == 2  # type: ignore[arg-type]
+    assert "is a cloud path" in capfd.readouterr().err
+
+
+def test_help_lists_the_scorers_own_flags(capfd: pytest.CaptureFixture[str]) -> None:
+    for scorer, flag in (("norm_sim", "--targets"), ("dfn", "--checkpoint"), ("vas", "--arch")):
+        with pytest.raises(SystemExit):
+            main(["score", "--scorer", scorer, "--help"])
+        assert flag in capfd.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["score", "--help"])
+    said = capfd.readouterr().out
+    assert "--targets" not in said
+    assert "neg_clip_loss" in said

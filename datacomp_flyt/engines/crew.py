@@ -5,7 +5,6 @@ A worker is a `Function` somewhere else; a `Crew` is how an engine starts and re
 
 from __future__ import annotations
 
-import pickle
 import sys
 import traceback
 from abc import ABC, abstractmethod
@@ -14,6 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, TypeVar
 
 from datacomp_flyt.engines.engine import Make, Outcome, T, WorkerLost
+from datacomp_flyt.engines.messages import pack, unpack
 from datacomp_flyt.errors import InputError
 
 LOADS = 3  # workers in a row that may end before `make` has, until their place is given up
@@ -123,7 +123,7 @@ def run_crew(crew: Crew[W], items: Sequence[T]) -> Generator[Outcome[T, Any], No
 def _outcome(item: T, answer: bytes | WorkerLost) -> Outcome[T, Any]:
     if isinstance(answer, WorkerLost):
         return Outcome(item, error=answer)
-    result, error, trace = pickle.loads(answer)
+    result, error, trace = unpack(answer)
     if error is not None:
         error.__cause__ = RuntimeError(f"in the worker:\n{trace}")
     return Outcome(item, result, error)
@@ -131,15 +131,15 @@ def _outcome(item: T, answer: bytes | WorkerLost) -> Outcome[T, Any]:
 
 def _answer(function: Callable[..., Any], *arguments: Any) -> bytes:
     try:
-        return pickle.dumps((function(*arguments), None, ""), protocol=5)
+        return pack((function(*arguments), None, ""))
     except Exception as error:
-        return pickle.dumps((None, _portable(error), traceback.format_exc()), protocol=5)
+        return pack((None, _portable(error), traceback.format_exc()))
 
 
 def _portable(error: Exception) -> Exception:
     """The error, or where pickle cannot carry it, one with its type and text."""
     try:
-        if type(pickle.loads(pickle.dumps(error))) is type(error):
+        if type(unpack(pack(error))) is type(error):
             return error
     except Exception:  # pickle lets through whatever a class raises
         pass

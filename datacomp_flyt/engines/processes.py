@@ -7,7 +7,6 @@ import functools
 import importlib.util
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 
 from datacomp_flyt.engines.crew import ONE_THREAD, Crew, Function, run_crew
 from datacomp_flyt.engines.engine import Engine, Make, Outcome, T, WorkerLost
+from datacomp_flyt.engines.messages import pack, unpack
 from datacomp_flyt.errors import InputError
 
 GRACE = 5.0  # seconds that a released worker has to end by itself
@@ -61,7 +61,7 @@ class _Processes(Crew[_Worker]):
     def __init__(self, devices: Sequence[str], make: Make) -> None:
         self.places = len(devices)
         self._devices = devices
-        self._make = pickle.dumps(make)
+        self._make = pack(make)
         self._working: set[_Worker] = set()
         self._released: list[_Worker] = []
 
@@ -79,7 +79,7 @@ class _Processes(Crew[_Worker]):
         return worker
 
     def submit(self, worker: _Worker, item: Any) -> None:
-        _send(worker.pipe, pickle.dumps(item, protocol=5))
+        _send(worker.pipe, pack(item))
 
     def wait(self, workers: Sequence[_Worker]) -> list[tuple[_Worker, bytes | WorkerLost]]:
         of = {worker.pipe: worker for worker in workers} | {
@@ -121,9 +121,9 @@ def _work(pipe: connection.Connection[Any, Any], device: str) -> None:
     function = Function()
     with contextlib.suppress(EOFError, OSError):
         # unpickled inside: what cannot be is an answer too
-        pipe.send_bytes(function.load(functools.partial(pickle.loads, pipe.recv_bytes()), device))
+        pipe.send_bytes(function.load(functools.partial(unpack, pipe.recv_bytes()), device))
         while True:
-            pipe.send_bytes(function.call(functools.partial(pickle.loads, pipe.recv_bytes())))
+            pipe.send_bytes(function.call(functools.partial(unpack, pipe.recv_bytes())))
 
 
 def _end_with_driver() -> None:

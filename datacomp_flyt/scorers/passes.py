@@ -107,7 +107,7 @@ class StoredArrays(Mapping[str, Arrays]):
 
 def _save(path: Path, arrays: Arrays) -> None:
     content = io.BytesIO()
-    np.savez(content, allow_pickle=False, **arrays)
+    np.savez(content, **arrays)  # type: ignore[arg-type]
     with atomic_write(path) as file:
         file.write(content.getbuffer())
 

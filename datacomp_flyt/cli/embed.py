@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from datacomp_flyt.cli.engine_flags import add_engine_arguments, make_engine, report_failures
 from datacomp_flyt.errors import InputError, needs_extra
-from datacomp_flyt.pool.shard_names import by_name
+from datacomp_flyt.pool.shard_names import by_name, resolved
 from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
 from datacomp_flyt.scorers.settings_file import SETTINGS_FILE, check_settings
 
@@ -52,10 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         help="of the npz arrays (default: %(default)s)",
     )
     parser.add_argument(
-        "--precision",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="of the models' matrix products (default: %(default)s)",
+        "--make_uids",
+        action="store_true",
+        help="tars of another dataset, such as ImageNet or CC12M, for targets and classifiers: "
+        "uids are made of shard and key, and captions may be missing",
     )
     add_image_arguments(parser)
     add_engine_arguments(parser)
@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
     shards = by_name(list_shards(args.shards_dir, "--shards_dir"), "--shards_dir")
     engine = make_engine(args)
     settings: dict[str, Any] = {"dtype": args.dtype, "precision": args.precision}
+    settings["make_uids"] = args.make_uids
+    settings["source"] = resolved(args.shards_dir)
     settings["encoders"] = {prefix: encoder.check()[1] for prefix, encoder in encoders.items()}
     folder = check_save_path(f"{args.metadata_dir}/{SETTINGS_FILE}", "--metadata_dir").parent
     check_settings(folder, settings, "give another --metadata_dir")
@@ -87,12 +89,16 @@ def run(args: argparse.Namespace) -> int:
     print(f"{len(shards):,} tars, {len(shards) - len(todo):,} of them embedded before")
     counts: Counter[str] = Counter()
 
-    def write(name: str, shard: EmbeddedShard) -> None:
+    def write(name: str, shard: EmbeddedShard) -> int:
         write_embedded(folder, name, shard)
         counts["embedded"] += shard.table.num_rows
         counts.update(shard.counts)
+        return int(shard.table.num_rows)
 
-    make = MakeEmbed(encoders, args.dtype, args.precision, args.batch_size, args.decode_threads)
+    make = MakeEmbed(
+        *(encoders, args.dtype, args.precision, args.batch_size),
+        *(args.decode_threads, args.make_uids),
+    )
     failed = run_shards(engine, make, todo, write, retries=args.retries, label="embed")
     print(f"{counts.pop('embedded', 0):,} pairs embedded in {folder}")
     for reason, count in counts.most_common():

@@ -40,8 +40,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def make_engine(args: argparse.Namespace) -> Engine:
+def make_engine(args: argparse.Namespace, uses_gpu: bool = True) -> Engine:
     """The engine of the flags.
+
+    Args:
+        uses_gpu: whether the work has use for GPUs; workers are on CPU cores otherwise.
 
     Raises:
         InputError: flags that do not go together, or Ray is not installed.
@@ -50,25 +53,32 @@ def make_engine(args: argparse.Namespace) -> Engine:
         raise InputError(f"--num_workers is {args.num_workers}, wanted at least 1")
     if args.retries < 0:
         raise InputError(f"--retries is {args.retries}, wanted 0 or more")
+    device = args.device if uses_gpu else "cpu"
     if args.engine == "ray":
         from datacomp_flyt.engines.ray_cluster import RayEngine
 
-        return RayEngine(args.ray_address, args.num_workers, args.device)
+        return RayEngine(args.ray_address, args.num_workers, device)
     if args.ray_address:
         raise InputError("--ray_address is for --engine ray: add it, or leave the address out")
     from datacomp_flyt.engines.processes import ProcessEngine
 
-    return ProcessEngine(args.num_workers or default_num_workers(), args.device)
+    return ProcessEngine(args.num_workers or default_num_workers(), device)
 
 
-def report_failures(failed: Mapping[str, Exception], what: str) -> int:
-    """Name the shards that failed on stderr; the exit code: 1 if there are any, else 0."""
+def report_failures(
+    failed: Mapping[str, Exception], what: str, others: str = "the others are done"
+) -> int:
+    """Name the shards that failed on stderr; the exit code: 1 if there are any, else 0.
+
+    Args:
+        others: what became of the others.
+    """
     for name, error in failed.items():
         print(f"{what}: shard {name} failed: {error}", file=sys.stderr)
     if failed:
         print(
-            f"{what}: {len(failed):,} shards failed and the others are done; mend them and give "
-            "the same command again",
+            f"{what}: {len(failed):,} shards failed and {others}; mend them and give the same "
+            "command again",
             file=sys.stderr,
         )
     return 1 if failed else 0

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from datacomp_flyt.cli.engine_flags import add_engine_arguments, make_engine, report_failures
+from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.embeddings import OTHER_LENGTH
 from datacomp_flyt.pool.parquet import open_shards
-from datacomp_flyt.pool.shard_names import by_name, shard_name
+from datacomp_flyt.pool.shard_names import by_name, resolved, shard_name
 from datacomp_flyt.pool.subset import check_save_path
+from datacomp_flyt.scorers.inputs import check_widths
 from datacomp_flyt.scorers.job import Report, score_pool
 from datacomp_flyt.scorers.registry import SCORERS, scorer_class
-from datacomp_flyt.scorers.scorer import Scorer
+from datacomp_flyt.scorers.scorer import MetadataScorer, Scorer
 from datacomp_flyt.scorers.settings_file import SETTINGS_FILE
 
 
@@ -25,8 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     )
     parser.add_argument(
         "--metadata_dir",
-        help="the pool: parquet with or without npz, local or cloud; for scorers of images, to say "
-        "how much of it was scored",
+        help="the pool, for scorers of metadata and npz: a folder of parquet, local or cloud",
     )
     parser.add_argument(
         "--shards_dir",
@@ -40,37 +42,41 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument(
         "--column", metavar="NAME", help="of the scores (default: as published, where it is one)"
     )
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="of the factors of matrix products (default: fp32)",
-    )
-    parser.add_argument(
-        "--renormalize", action="store_true", help="bring embeddings to length 1 first"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of what is random (default: 0)")
     add_engine_arguments(parser)
-    asked, _ = _scorer_alone().parse_known_args(argv)
-    if asked.scorer in SCORERS:
-        scorer_class(asked.scorer).add_arguments(parser)
+    asked = _asked(argv)
+    if asked in SCORERS:
+        scorer_class(asked).add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.column is not None and (args.column == "uid" or "/" in args.column):
+        raise InputError(f"--column {args.column} is no name of a score: it names a folder, too")
     scorer = scorer_class(args.scorer).from_args(args)
     column = f"{args.scores_dir}/{scorer.columns[0]}"
     scores_dir = check_save_path(f"{column}/{SETTINGS_FILE}", "--scores_dir").parents[1]
     shards, num_rows = _tars(args) if scorer.reads_images else _metadata(args)
-    engine = make_engine(args)
-    report = score_pool(scorer, args.scorer, shards, scores_dir, engine, args.retries, num_rows)
+    source = resolved(args.shards_dir if scorer.reads_images else args.metadata_dir)
+    if isinstance(scorer, MetadataScorer) and scorer.arrays:
+        check_widths(list(shards.values()), scorer.arrays, default_num_workers())
+    engine = make_engine(args, scorer.uses_gpu)
+    report = score_pool(
+        scorer, args.scorer, shards, scores_dir, engine, args.retries, num_rows, source
+    )
     _print(report, scorer, scores_dir)
-    return report_failures(report.failed, f"--scorer {args.scorer}")
+    others = "nothing is scored before the whole pool is known (what the others gave is kept)"
+    return report_failures(
+        report.failed,
+        f"--scorer {args.scorer}",
+        *([others] if report.wants_all else []),
+    )
 
 
-def _scorer_alone() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--scorer")
-    return parser
+def _asked(argv: Sequence[str]) -> str | None:
+    """The word after --scorer."""
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        if flag.startswith("--scorer"):
+            return flag.partition("=")[2] or value
+    return None
 
 
 def _metadata(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, int] | None]:
@@ -81,7 +87,7 @@ def _metadata(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, int] 
     return named, {name: shard.num_rows for name, shard in named.items()}
 
 
-def _tars(args: argparse.Namespace) -> tuple[dict[str, str], dict[str, int] | None]:
+def _tars(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, int] | None]:
     from datacomp_flyt.pool.tar_shards import list_shards
 
     if args.shards_dir is None:
@@ -96,7 +102,9 @@ def _print(report: Report, scorer: Scorer, scores_dir: Path) -> None:
     print(f"{scores_dir / scorer.columns[0]}: {', '.join(scorer.columns)}: {done}")
     for reason, number in sorted(report.counts.items()):
         if number:
-            print(f"  {number:,} examples: {reason}")
+            way_out = reason == OTHER_LENGTH and scorer.settings.get("renormalize") is False
+            hint = ", used as it is: --renormalize brings it to 1" if way_out else ""
+            print(f"  {number:,} examples: {reason}{hint}")
     if report.num_without_score:
         print(
             f"  {report.num_without_score:,} of {report.num_examples:,} examples have no score "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import os
 import socket
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
@@ -95,7 +96,7 @@ class _Actors(Crew[Any]):
         self._answers: dict[Any, Any] = {}
 
     def start(self, place: int) -> Any:
-        actor = self._actor.remote()
+        actor = self._actor.remote(os.getcwd())
         self._answers[actor] = actor.load.remote(self._make, self._device)
         return actor
 
@@ -126,7 +127,9 @@ class _Actors(Crew[Any]):
 class _Worker:
     """`Function`, given what Ray has unpickled."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str) -> None:
+        with contextlib.suppress(OSError):  # paths as typed, where the nodes share a disk
+            os.chdir(folder)
         self._function = Function()
 
     def load(self, make: Make, device: str) -> bytes:

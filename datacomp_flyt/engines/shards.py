@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ def run_shards(
     engine: Engine,
     make: Make,
     items: Mapping[str, Any],
-    write: Callable[[str, Any], None],
+    write: Callable[[str, Any], int],
     retries: int,
     label: str,
     num_rows: Mapping[str, int] | None = None,
@@ -24,7 +25,7 @@ def run_shards(
     Args:
         make: see `engine.Make`; its function gets (name, item).
         items: by the name of the shard.
-        write: called with name and result.
+        write: called with name and result; returns how many rows they were.
         retries: how often a shard that failed is tried again, after all others.
         label: of the progress bar.
         num_rows: of each shard, for rows/s; None where they are not known beforehand.
@@ -38,6 +39,7 @@ def run_shards(
     left, errors = dict(items), dict[str, Exception]()
     total = len(left) if num_rows is None else sum(num_rows[name] for name in left)
     unit = "shard" if num_rows is None else "row"
+    rows, began = 0, time.monotonic()
     # rows move the bar where they are known, so its rate and the time left are of rows
     with tqdm(desc=label, total=total, unit=unit, unit_scale=True, disable=None) as bar:
         for _ in range(retries + 1):
@@ -49,8 +51,11 @@ def run_shards(
                 if outcome.error is not None:
                     errors[name] = outcome.error
                     continue
-                write(name, outcome.result)
+                rows += write(name, outcome.result)
                 del left[name]
-                bar.set_postfix_str(f"{len(items) - len(left)} of {len(items)} shards")
+                done = f"{len(items) - len(left)} of {len(items)} shards"
+                if num_rows is None:  # then the bar is of shards
+                    done = f"{rows / (time.monotonic() - began):,.0f} rows/s"
+                bar.set_postfix_str(done)
                 bar.update(1 if num_rows is None else num_rows[name])
     return {name: errors[name] for name in sorted(errors)}

@@ -24,7 +24,7 @@ BLOCK_ROWS = 2048
 """Rows read at once: 2 MB of a stored 512-wide float16 array."""
 
 UNUSABLE = "embedding not finite or all zero"
-OTHER_LENGTH = "embedding of another length than 1, used as it is without --renormalize"
+OTHER_LENGTH = "embedding of another length than 1"
 
 _LENGTH_TOLERANCE = 0.01  # CLIP in float16 on a GPU is off by a tenth of this
 

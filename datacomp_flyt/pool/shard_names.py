@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from datacomp_flyt.errors import InputError
@@ -30,3 +31,10 @@ def by_name(paths: Iterable[str], flag: str) -> dict[str, str]:
                 "made of them would have one name, so take them in two runs into two folders"
             )
     return named
+
+
+def resolved(place: str) -> str:
+    """A local path in full, so that it means the same from any folder; others as they are."""
+    if "://" in place or place.startswith("pipe:"):
+        return place
+    return os.path.abspath(place)

@@ -67,7 +67,7 @@ class ClipEncoder:
         with warnings.catch_warnings():
             # of a tag in another configuration; `check` says so once
             warnings.filterwarnings("ignore", "QuickGELU mismatch")
-            found = load_clip_model(self.model, self.checkpoint, self.flags)
+            found = load_clip_model(self.model, self.checkpoint, self.flags, plain=False)
         model = found.model.eval().requires_grad_(False).to(device)
         return LoadedEncoder(model, found.eval_transform, found.tokenize)
 

@@ -37,7 +37,11 @@ class ClipModel:
 
 
 def load_clip_model(
-    name: str, init: str | None, flag: str | tuple[str, str], seed: int = 0
+    name: str,
+    init: str | None,
+    flag: str | tuple[str, str],
+    seed: int = 0,
+    plain: bool = True,
 ) -> ClipModel:
     """Build a CLIP model and fill it.
 
@@ -51,6 +55,7 @@ def load_clip_model(
         flag: stem of the flags, `reference` or `extractor`, for messages; or what to call the
             flags of the model and of its weights, (`--model`, `--checkpoint`).
         seed: of random weights.
+        plain: refuse models that are more than two towers and a logit scale (CoCa, SigLIP).
 
     Raises:
         InputError: no such model or weights, or weights of another architecture.
@@ -84,7 +89,8 @@ def load_clip_model(
                 else f"{init_flag} {init} cannot be had"
             )
             raise InputError(f"{what} ({_first_line(error)})") from None
-    _check_outputs(model, f"{model_flag} {name}")
+    if plain:
+        _check_outputs(model, f"{model_flag} {name}")
     if init != "random" and tag is None:
         _load(model, path, f"{init_flag} {init}", name)
     return ClipModel(model, transform, tokenize, eval_transform)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.published import METADATA_COLUMN_OF
 from datacomp_flyt.pool.parquet import ParquetShard
-from datacomp_flyt.scorers.inputs import iter_embedding_blocks
-from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer, from_flags
+from datacomp_flyt.scorers.flags import add_renormalize
+from datacomp_flyt.scorers.inputs import check_one_width, iter_embedding_blocks
+from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer
 
 _PUBLISHED = {"b32": "vit-b-32", "l14": "vit-l-14"}
 
@@ -32,6 +33,12 @@ class ClipScore(MetadataScorer):
             arch: `b32` or `l14` in the metadata; with npz, the prefix of any two arrays.
             source: `metadata` or `npz`.
         """
+        if source == "metadata" and (arch not in _PUBLISHED or renormalize):
+            raise InputError(
+                f"--arch {arch}{' --renormalize' if renormalize else ''}: the metadata has scores "
+                f"of {' and '.join(_PUBLISHED)} as they are; add --source npz to make others"
+            )
+        self.arrays = (f"{arch}_img", f"{arch}_txt") if source == "npz" else ()
         self.arch, self.source, self.renormalize = arch, source, renormalize
         self.columns = (column or _PUBLISHED.get(arch, f"clip_score_{arch}"),)
         self.settings = {"arch": arch, "source": source, "renormalize": renormalize}
@@ -41,6 +48,7 @@ class ClipScore(MetadataScorer):
         parser.add_argument(
             "--arch", default="b32", help="b32 (default), l14, or with --source npz any prefix"
         )
+        add_renormalize(parser)
         parser.add_argument(
             "--source",
             choices=("metadata", "npz"),
@@ -48,30 +56,14 @@ class ClipScore(MetadataScorer):
             help="DataComp's column (default), or the product of the npz's embeddings",
         )
 
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> ClipScore:
-        if args.source == "metadata" and args.arch not in _PUBLISHED:
-            raise InputError(
-                f"--arch {args.arch}: the metadata has scores of {' and '.join(_PUBLISHED)}; add "
-                "--source npz for other embeddings"
-            )
-        return from_flags(cls, args)
-
     def score_rows(
         self, shard: ParquetShard, state: Arrays, counts: Counter[str]
     ) -> NDArray[np.floating]:
         if self.source == "metadata":
             return self._of_metadata(shard)
-        arrays = (f"{self.arch}_img", f"{self.arch}_txt")
-        blocks = iter_embedding_blocks(shard, arrays, self.renormalize, counts)
-        parts = []
-        for images, texts in blocks:
-            if images.shape[1] != texts.shape[1]:
-                raise InputError(
-                    f"{shard.path} has {arrays[0]} of width {images.shape[1]} and {arrays[1]} of "
-                    f"width {texts.shape[1]}: the two are of one CLIP model"
-                )
-            parts.append(np.einsum("ij,ij->i", images, texts))
+        check_one_width(shard, self.arrays)
+        blocks = iter_embedding_blocks(shard, self.arrays, self.renormalize, counts)
+        parts = [np.einsum("ij,ij->i", images, texts) for images, texts in blocks]
         return np.concatenate(parts) if parts else np.empty(0)
 
     def _of_metadata(self, shard: ParquetShard) -> NDArray[np.floating]:

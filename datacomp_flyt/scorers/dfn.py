@@ -50,15 +50,6 @@ class Dfn(ImageScorer):
         )
         add_image_arguments(parser)
 
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> Dfn:
-        """The scorer of --checkpoint.
-
-        Raises:
-            InputError: no such model or weights, or weights of another model.
-        """
-        return cls(args)
-
     def load(self, device: str) -> None:
         """The model, to `device`."""
         super().load(device)

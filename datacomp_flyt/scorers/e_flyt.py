@@ -17,7 +17,7 @@ from datacomp_flyt.pool.pool import Pool
 from datacomp_flyt.scorers.files import file_digest
 from datacomp_flyt.scorers.glu_head import GluHead
 from datacomp_flyt.scorers.glu_head_file import load_glu_head
-from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer, Scorer, from_flags
+from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer, Scorer
 
 
 def check_features(head: GluHead, source: str) -> tuple[str, ...]:
@@ -90,6 +90,7 @@ class EFlyt(MetadataScorer):
         self.head = load_glu_head(scoring_model)
         self.source = f"--scoring_model {scoring_model}"
         check_features(self.head, self.source)
+        self.arrays = self.head.arrays or ()
         self.columns = (column or "FLYT",)
         self.settings = {"scoring_model": file_digest(scoring_model)}
 
@@ -107,7 +108,7 @@ class EFlyt(MetadataScorer):
             from datacomp_flyt.scorers.e_flyt_images import EFlytImages
 
             return EFlytImages.from_args(args)
-        return from_flags(cls, args)
+        return super().from_args(args)
 
     def score_rows(
         self, shard: ParquetShard, state: Arrays, counts: Counter[str]

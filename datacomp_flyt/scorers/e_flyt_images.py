@@ -68,16 +68,6 @@ class EFlytImages(ImageScorer):
         )
         add_image_arguments(parser)
 
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> EFlytImages:
-        """The scorer of --scoring_model.
-
-        Raises:
-            InputError: no such head, one that was trained on npz arrays, no weights for its
-                features, or weights of another model.
-        """
-        return cls(args)
-
     def load(self, device: str) -> None:
         """Extractor and head, to `device`."""
         super().load(device)

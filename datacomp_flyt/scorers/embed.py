@@ -59,6 +59,7 @@ class MakeEmbed:
         precision: `fp32` or `bf16`.
         batch_size: images at once.
         threads: that decode; None for `image_scorer.decode_threads`'s choice.
+        make_uids: see `read_pairs`.
     """
 
     encoders: dict[str, ClipEncoder]
@@ -66,6 +67,7 @@ class MakeEmbed:
     precision: str
     batch_size: int
     threads: int | None
+    make_uids: bool = False
 
     def __call__(self, device: str) -> Callable[[tuple[str, str]], EmbeddedShard]:
         """Load the models to `device`.
@@ -96,7 +98,7 @@ def _embed(
     def transform(image: Image.Image) -> tuple[tuple[int, int], list[Tensor]]:
         return image.size, [encoder.transform(image) for encoder in encoders.values()]
 
-    pairs = read_pairs(shard, transform, how.batch_size, threads, counts)
+    pairs = read_pairs(shard, transform, how.batch_size, threads, counts, how.make_uids)
     with contextlib.closing(pairs):
         for batch in pairs:
             usable = [(pair, pair.image) for pair in batch if pair.image is not None]
@@ -135,7 +137,7 @@ def _append(rows: dict[str, list[Any]], pair: Pair[Any], size: tuple[int, int]) 
 
 def _original_size(sample: Sample) -> tuple[int, int] | None:
     """Before img2dataset resized the image; None where the json does not say."""
-    stored = json.loads(sample["json"])
+    stored = json.loads(sample.get("json", b"{}"))
     width, height = stored.get("original_width"), stored.get("original_height")
     if type(width) is int and type(height) is int:
         return width, height

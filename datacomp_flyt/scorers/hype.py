@@ -84,10 +84,6 @@ class Hype(ImageScorer):
             "--reference", type=Path, metavar="FILE", help="reference.pt of HYPE's authors"
         )
 
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> Hype:
-        return cls(args)
-
     def load(self, device: str) -> None:
         super().load(device)
         model, images, texts = self._read()

@@ -52,7 +52,8 @@ class HypeModel(nn.Module):
         for name in SCALARS:
             clip.register_parameter(name, nn.Parameter(torch.zeros([], device="meta")))
         _check(state, clip.state_dict(), what)
-        clip.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+        known = {name: state[name].float() for name in clip.state_dict()}
+        clip.load_state_dict(known, assign=True)
         length = config["text_cfg"]["context_length"]
         clip.attn_mask = torch.full((length, length), -torch.inf).triu_(1)  # is not in the state
         for module in clip.modules():
@@ -176,9 +177,9 @@ def _check(state: State, wanted: State, what: str) -> None:
     wrong = [
         f"{name} is {list(state[name].shape) if name in state else 'missing'}, wanted "
         f"{list(tensor.shape)}"
-        for name, tensor in wanted.items()
+        for name, tensor in wanted.items()  # the public loader ignores others
         if name not in state or state[name].shape != tensor.shape
-    ] + [f"{name} is not known" for name in state if name not in wanted]
+    ]
     if wrong:
         raise InputError(
             f"{what} is not a HYPE model: {wrong[0]} ({len(wrong)} such tensors); take ckpt.pt of "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import re
 import warnings
 from abc import abstractmethod
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.shard_names import shard_name
 from datacomp_flyt.pool.tar_samples import (
     NO_UID,
     Sample,
@@ -40,6 +42,7 @@ from datacomp_flyt.pool.tar_samples import (
     stored_uid,
 )
 from datacomp_flyt.pool.uids import decode_uids
+from datacomp_flyt.scorers.flags import add_precision
 from datacomp_flyt.scorers.scorer import Arrays, ScoredShard, Scorer
 
 T = TypeVar("T")
@@ -55,6 +58,7 @@ _UID = re.compile("[0-9a-fA-F]{32}")
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of everything that reads images."""
+    add_precision(parser)
     parser.add_argument(
         "--batch_size", type=int, default=BATCH_SIZE, help="images at once (default: %(default)s)"
     )
@@ -87,6 +91,7 @@ class ImageScorer(Scorer):
     """
 
     reads_images: ClassVar[bool] = True
+    uses_gpu: ClassVar[bool] = True
     device: torch.device
     transform: Callable[[Image.Image], Tensor]
     tokenize: Callable[[list[str]], Tensor]
@@ -103,6 +108,10 @@ class ImageScorer(Scorer):
         self.batch_size: int = args.batch_size
         self.decode_threads: int | None = args.decode_threads
         self.precision: str = args.precision
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Scorer:
+        return cls(args)
 
     @abstractmethod
     def score_batch(self, images: Tensor, texts: Tensor) -> Tensor:
@@ -209,6 +218,7 @@ def read_pairs(
     batch_size: int,
     threads: int,
     counts: Counter[str],
+    make_uids: bool = False,
 ) -> Generator[list[Pair[T]], None, None]:
     """The samples of a tar that have a uid, the first of each uid, `batch_size` at a time.
 
@@ -216,6 +226,8 @@ def read_pairs(
         shard: path or address of the tar.
         threads: decode the images; they change nothing but the time.
         counts: gets what is left out or unusable, by reason.
+        make_uids: the tar is of another dataset: every sample gets the MD5 of shard and key as its
+            uid, and those without a caption an empty one.
 
     Raises:
         InputError: the tar is damaged, or none of its samples has a uid.
@@ -224,17 +236,17 @@ def read_pairs(
     def examine(item: tuple[str, Sample]) -> tuple[Pair[T], str | None]:
         uid, sample = item
         try:
-            text = caption(sample)
+            text = "" if make_uids and "txt" not in sample else caption(sample)
             return Pair(uid, sample, decode(stored_image(sample), transform), text), None
         except Skip as skip:
             return Pair(uid, sample, None, ""), skip.reason
 
-    for found in _map_batches(examine, _samples(shard, counts), batch_size, threads):
+    for found in _map_batches(examine, _samples(shard, counts, make_uids), batch_size, threads):
         counts.update(reason for _, reason in found if reason is not None)
         yield [pair for pair, _ in found]
 
 
-def _samples(shard: str, counts: Counter[str]) -> Iterator[tuple[str, Sample]]:
+def _samples(shard: str, counts: Counter[str], make_uids: bool) -> Iterator[tuple[str, Sample]]:
     """uid and sample."""
     seen: set[str] = set()
     number = 0
@@ -243,7 +255,7 @@ def _samples(shard: str, counts: Counter[str]) -> Iterator[tuple[str, Sample]]:
             for sample in samples:
                 number += 1
                 try:
-                    uid = stored_uid(sample).lower()
+                    uid = _made_uid(shard, sample) if make_uids else stored_uid(sample).lower()
                 except Skip as skip:
                     counts[skip.reason] += 1
                     continue
@@ -260,6 +272,11 @@ def _samples(shard: str, counts: Counter[str]) -> Iterator[tuple[str, Sample]]:
             f"{counts[NO_UID]:,}, {BAD_UID}: {counts[BAD_UID]:,}): download with img2dataset's "
             "--save_additional_columns '[\"uid\"]', as DataComp's download_upstream.py does"
         )
+
+
+def _made_uid(shard: str, sample: Sample) -> str:
+    name = f"{shard_name(shard)}/{sample['__key__']}"
+    return hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()
 
 
 def _map_batches(

@@ -8,11 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.pool.embeddings import (
-    BLOCK_ROWS,
-    embedding_widths,
-    iter_embeddings,
-)
+from datacomp_flyt.engines.threads import map_threads
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings, npz_path
 from datacomp_flyt.pool.parquet import ParquetShard
 
 Floats = NDArray[np.float32]
@@ -23,7 +21,6 @@ def iter_embedding_blocks(
     arrays: Sequence[str],
     renormalize: bool,
     counts: Counter[str],
-    block_rows: int = BLOCK_ROWS,
 ) -> Iterator[list[Floats]]:
     """The named arrays, [n, width] each, some rows at a time in the order of the metadata.
 
@@ -38,7 +35,7 @@ def iter_embedding_blocks(
         InputError: see `pool.embeddings.embedding_widths`; or the file turns out to be damaged.
     """
     ends = np.cumsum(embedding_widths(shard, arrays))[:-1]
-    for block in iter_embeddings(shard, arrays, block_rows, renormalize, counts):
+    for block in iter_embeddings(shard, arrays, normalize=renormalize, counts=counts):
         yield np.split(block, ends, axis=1)
 
 
@@ -55,3 +52,36 @@ def read_embeddings(
             whole[row : row + len(block)] = block
         row += len(blocks[0])
     return wholes
+
+
+def check_one_width(shard: ParquetShard, arrays: Sequence[str]) -> None:
+    """Raise InputError unless a file's images and texts are of one width, so of one model."""
+    widths = embedding_widths(shard, arrays)
+    if len(set(widths)) > 1:
+        sizes = " and ".join(f"{a} of width {w}" for a, w in zip(arrays, widths, strict=True))
+        raise InputError(f"{npz_path(shard)} has {sizes}: the two are of one CLIP model")
+
+
+def check_widths(shards: Sequence[ParquetShard], arrays: Sequence[str], num_workers: int) -> None:
+    """Raise InputError where two files have embeddings of different widths.
+
+    Files that cannot be read are for the workers to report.
+    """
+
+    def widths(shard: ParquetShard) -> tuple[int, ...] | None:
+        try:
+            return embedding_widths(shard, arrays)
+        except InputError:
+            return None
+
+    first: tuple[ParquetShard, tuple[int, ...]] | None = None
+    for shard, found in zip(shards, map_threads(widths, shards, num_workers), strict=True):
+        if found is None:
+            continue
+        first = first or (shard, found)
+        if found != first[1]:
+            raise InputError(
+                f"{npz_path(shard)} has {', '.join(arrays)} of width "
+                f"{', '.join(map(str, found))} and {npz_path(first[0])} of "
+                f"{', '.join(map(str, first[1]))}: a pool's embeddings are of one model"
+            )

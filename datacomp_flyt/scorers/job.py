@@ -8,6 +8,8 @@ Between the passes of a `PoolScorer` its state is kept in `passes/`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
 
 from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.engines.shards import run_shards
@@ -37,6 +40,7 @@ class Report:
         counts: examples by what is to be noted of them, over the shards of this run.
         num_scored: shards scored by this run.
         num_found: shards that were finished before.
+        wants_all: nothing was scored, since the failed shards are part of a whole-pool statistic.
         num_examples, num_without_score: of the shards of this run; without are those with a NaN.
     """
 
@@ -46,6 +50,7 @@ class Report:
     num_found: int = 0
     num_examples: int = 0
     num_without_score: int = 0
+    wants_all: bool = False
 
 
 def score_pool(
@@ -56,6 +61,7 @@ def score_pool(
     engine: Engine,
     retries: int = 2,
     num_rows: Mapping[str, int] | None = None,
+    source: str = "",
 ) -> Report:
     """Score what is not yet scored.
 
@@ -65,12 +71,16 @@ def score_pool(
         scores_dir: gets a folder named after the scorer's first column.
         retries: of a shard that failed.
         num_rows: of each shard, where that is known.
+        source: where the shards are, for the settings: shards of two pools may have one name.
 
     Raises:
         InputError: the folder holds scores made under other settings; or `load` raised it.
     """
     folder = scores_dir / scorer.columns[0]
-    settings = {"scorer": name, "columns": scorer.columns, **scorer.settings}
+    settings = {"scorer": name, "columns": scorer.columns, "pool": source, **scorer.settings}
+    if isinstance(scorer, PoolScorer):  # its statistic is of these shards and no others
+        known = json.dumps(dict(num_rows or {}) or sorted(shards), sort_keys=True)
+        settings["shards"] = hashlib.sha256(known.encode()).hexdigest()
     check_settings(folder, settings, "choose another --scores_dir or --column")
     remove_unfinished(folder)
     report = Report()
@@ -90,15 +100,17 @@ def score_pool(
             todo = passes.unfinished(shards, state) if scorer.summarizes else {}
             failed = run(summarize, todo, passes.write_summary, label=f"{name}: {passes.title}")
             if failed:
-                return Report(failed, num_found=report.num_found)
-            state = passes.reduce(scorer, sorted(shards))
+                return Report(failed, num_found=report.num_found, wants_all=True)
+            with threadpool_limits(1, "blas"):  # sums in one order on any number of cores
+                state = passes.reduce(scorer, sorted(shards))
 
-    def write(shard: str, scored: ScoredShard) -> None:
+    def write(shard: str, scored: ScoredShard) -> int:
         _write_scores(folder / f"{shard}.parquet", scored, scorer.columns)
         report.counts.update(scored.counts)
         report.num_scored += 1
         report.num_examples += len(scored.uids)
         report.num_without_score += int(np.isnan(scored.values).any(axis=1).sum())
+        return len(scored.uids)
 
     items = {shard: (item, state.by_shard.get(shard, {})) for shard, item in left.items()}
     report.failed = run(_Work(scorer, "score", state.common), items, write, label=name)

@@ -19,7 +19,8 @@ from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings, npz
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.scorers.classifier_file import load_classifier
 from datacomp_flyt.scorers.files import file_digest
-from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer, from_flags
+from datacomp_flyt.scorers.flags import add_renormalize
+from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer
 
 _PUBLISHED_ARRAYS = {512: ("b32_img",), 1024: ("b32_img", "b32_txt")}
 _ENDINGS = {"img": "image", "image": "image", "txt": "text", "text": "text"}
@@ -79,6 +80,7 @@ class LinearClassifier(MetadataScorer):
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
+        add_renormalize(parser)
         parser.add_argument(
             "--classifier",
             metavar="FILE",
@@ -100,10 +102,6 @@ class LinearClassifier(MetadataScorer):
             default=1,
             help="0 turns the score round, for a file whose first class is the positive one",
         )
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> LinearClassifier:
-        return from_flags(cls, args)
 
     def score_rows(
         self, shard: ParquetShard, state: Arrays, counts: Counter[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.shard_names import shard_name
 from datacomp_flyt.scorers.files import file_digest
-from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState, from_flags
+from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState
 
 
 class MFlyt(PoolScorer):
@@ -33,8 +34,8 @@ class MFlyt(PoolScorer):
 
     def __init__(
         self,
-        scoring_model: str,
-        metadata_dir: str,
+        scoring_model: str | None,
+        metadata_dir: str | None,
         scores_dir: str | None = None,
         allow_missing_scores: bool = False,
         column: str | None = None,
@@ -46,12 +47,19 @@ class MFlyt(PoolScorer):
             scores_dir: score tables, in sub-folders too.
             allow_missing_scores: mix the columns that there are.
         """
+        if scoring_model is None or metadata_dir is None:
+            missing = "--scoring_model" if scoring_model is None else "--metadata_dir"
+            raise InputError(f"{missing} is missing: --scorer m_flyt wants both")
         self.model = load_mixing_model(scoring_model)
         self.metadata_dir, self.scores_dir = metadata_dir, scores_dir
         self.allow_missing_scores = allow_missing_scores
         self.columns = (column or "m_flyt",)
         is_file = scoring_model != "paper"
-        self.settings = {"scoring_model": file_digest(scoring_model) if is_file else "paper"}
+        self.settings = {
+            "scoring_model": file_digest(scoring_model) if is_file else "paper",
+            "allow_missing_scores": allow_missing_scores,
+            "tables": self._state_of_tables(),
+        }
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,13 +71,6 @@ class MFlyt(PoolScorer):
             "--allow_missing_scores", action="store_true", help="mix the columns that there are"
         )
 
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> MFlyt:
-        for flag in ("scoring_model", "metadata_dir"):
-            if getattr(args, flag) is None:
-                raise InputError(f"--scorer m_flyt wants --{flag}")
-        return from_flags(cls, args)
-
     def summarize(self, shard: ParquetShard, state: Arrays) -> Arrays:
         return {}
 
@@ -78,9 +79,8 @@ class MFlyt(PoolScorer):
     ) -> PoolState:
         num_workers = default_num_workers()
         pool = read_pool(self.metadata_dir, num_workers)
-        tables = self.scores_dir is not None and any(Path(self.scores_dir).rglob("*.parquet"))
-        scores_dir = self.scores_dir if tables else None  # a bare pool has two columns itself
-        columns = Columns(pool, self.metadata_dir, scores_dir, num_workers, False, True)
+        scores_dir = self.scores_dir if self._tables() else None  # a bare pool has two columns
+        columns = Columns(pool, self.metadata_dir, scores_dir, num_workers, True, True)
         model = self.model.restricted_to(
             columns.find(self.model.columns, self.allow_missing_scores)
         )
@@ -90,6 +90,21 @@ class MFlyt(PoolScorer):
             for shard, positions in zip(pool.shards, pool.positions, strict=True)
         }
         return PoolState({}, by_shard, final=True)
+
+    def _tables(self) -> list[Path]:
+        """The files of the columns, without those of earlier mixes."""
+        if self.scores_dir is None:
+            return []
+        found = sorted(Path(self.scores_dir).rglob("*.parquet"))
+        return [path for path in found if path.parent.name != self.columns[0]]
+
+    def _state_of_tables(self) -> str:
+        """A hash that changes with the files: mixes of before and after do not go together."""
+        digest = hashlib.sha256()
+        for path in self._tables():
+            stat = path.stat()
+            digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
     def score_rows(
         self, shard: ParquetShard, state: Arrays, counts: Counter[str]

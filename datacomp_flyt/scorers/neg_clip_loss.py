@@ -25,15 +25,18 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
 from datacomp_flyt.scorers.compute import Compute, products
-from datacomp_flyt.scorers.inputs import read_embeddings
-from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer, from_flags, read_uids
+from datacomp_flyt.scorers.flags import add_arch, add_precision, add_renormalize
+from datacomp_flyt.scorers.inputs import check_one_width, read_embeddings
+from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer, read_uids
 
 _LARGEST_EXPONENT = 87.0  # e to this is a float32, and e to minus this a normal one
-_FEW = math.exp(-60)  # sums below may have lost terms, and are taken again with care
+_LEAST_SURE = math.exp(-60)  # sums below may have lost terms, and are taken again with care
 
 
 class NegClipLoss(MetadataScorer):
     """negCLIPLoss of the pairs of a pool, from one CLIP model's npz embeddings."""
+
+    uses_gpu = True
 
     def __init__(
         self,
@@ -58,6 +61,11 @@ class NegClipLoss(MetadataScorer):
                 nearly one size by default.
             seed: of the partitions, which depend on the uids and not on the order of rows.
         """
+        for flag, value in (("batch_size", batch_size), ("num_partitions", num_partitions)):
+            if value < 1:
+                raise InputError(f"--{flag} is {value}, wanted at least 1")
+        if not 0 < temperature < math.inf:
+            raise InputError(f"--temperature is {temperature}, wanted a positive number")
         self.arrays = (f"{arch}_img", f"{arch}_txt")
         self.temperature, self.batch_size = temperature, batch_size
         self.num_partitions, self.partial_batches = num_partitions, partial_batches
@@ -76,7 +84,10 @@ class NegClipLoss(MetadataScorer):
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--arch", default="b32", help="prefix of the npz arrays (b32, l14)")
+        add_arch(parser)
+        add_renormalize(parser)
+        add_precision(parser)
+        parser.add_argument("--seed", type=int, default=0, help="of the partitions (default: 0)")
         parser.add_argument(
             "--temperature", type=float, default=0.01, help="T (default: 0.01, of OpenAI's models)"
         )
@@ -89,27 +100,14 @@ class NegClipLoss(MetadataScorer):
             "are shifted by T log(|B| / b)",
         )
 
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> NegClipLoss:
-        for flag, least in (("batch_size", 1), ("num_partitions", 1)):
-            if getattr(args, flag) < least:
-                raise InputError(f"--{flag} is {getattr(args, flag)}, wanted at least {least}")
-        if not 0 < args.temperature < math.inf:
-            raise InputError(f"--temperature is {args.temperature}, wanted a positive number")
-        return from_flags(cls, args)
-
     def load(self, device: str) -> None:
         self.compute = Compute(device, self.precision)
 
     def score_rows(
         self, shard: ParquetShard, state: Arrays, counts: Counter[str]
     ) -> NDArray[np.floating]:
+        check_one_width(shard, self.arrays)
         images, texts = read_embeddings(shard, self.arrays, self.renormalize, counts)
-        if images.shape[1] != texts.shape[1]:
-            raise InputError(
-                f"{shard.path} has {self.arrays[0]} of width {images.shape[1]} and "
-                f"{self.arrays[1]} of width {texts.shape[1]}: the two are of one CLIP model"
-            )
         usable = np.flatnonzero(np.isfinite(images[:, 0]))
         keys = stream_keys(read_uids(shard)[usable], self.seed)
         totals = np.zeros(len(usable))
@@ -186,7 +184,7 @@ def _log_sums(
         (by_row, logs[0], rows, columns),
         (by_column, logs[1], columns, rows),
     ):
-        again = torch.nonzero(sums < _FEW).flatten()
+        again = torch.nonzero(sums < _LEAST_SURE).flatten()
         for some in again.split(tile[0]):
             log[some] = products(one[some], other).logsumexp(1).double()
     return logs

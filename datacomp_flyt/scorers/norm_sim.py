@@ -22,14 +22,19 @@ from torch import Tensor
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.scorers.compute import Compute, products
+from datacomp_flyt.scorers.flags import add_arch, add_precision, add_renormalize, add_targets
 from datacomp_flyt.scorers.inputs import Floats, iter_embedding_blocks
-from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer, from_flags
+from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer
 from datacomp_flyt.scorers.second_moment import second_moment, square_root
 from datacomp_flyt.scorers.targets import check_width, digest, load_targets
+
+_TINY = 1e-300
 
 
 class NormSim(MetadataScorer):
     """NormSim_p of a pool's image embeddings to target embeddings of the same model."""
+
+    uses_gpu = True
 
     def __init__(
         self,
@@ -46,7 +51,12 @@ class NormSim(MetadataScorer):
             p: of the norm, at least 1; infinity for the largest.
             arch: prefix of the pool's array: `b32`, `l14`.
         """
+        if not targets:
+            raise InputError("--targets is missing: give files of target embeddings")
+        if not p >= 1:
+            raise InputError(f"--p is {p}, wanted at least 1 (inf, 2, ...)")
         self.array = f"{arch}_img"
+        self.arrays = (self.array,)
         self.targets, self.p = list(targets), p
         self.precision, self.renormalize = precision, renormalize
         self.columns = (column or f"normsim_{p:g}",)
@@ -60,18 +70,13 @@ class NormSim(MetadataScorer):
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        add_target_arguments(parser)
+        add_targets(parser)
+        add_arch(parser)
+        add_renormalize(parser)
+        add_precision(parser)
         parser.add_argument(
             "--p", type=float, default=math.inf, help="of the norm: inf (default), 2, or any >= 1"
         )
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> NormSim:
-        if not args.targets:
-            raise InputError("--scorer norm_sim wants --targets: files of target embeddings")
-        if not args.p >= 1:
-            raise InputError(f"--p is {args.p}, wanted at least 1 (inf, 2, ...)")
-        return from_flags(cls, args)
 
     def _load_targets(self) -> Floats:
         return load_targets(self.targets, self.array, self.renormalize)
@@ -103,26 +108,21 @@ class NormSim(MetadataScorer):
 
 
 def norms(rows: Tensor, targets: Tensor, p: float, tile: tuple[int, int]) -> Tensor:
-    """p-norm of rows @ targets.T along its rows, never whole in memory: [n, d], [M, d] -> [n]."""
-    total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    """p-norm of rows @ targets.T along its rows, never whole in memory: [n, d], [M, d] -> [n].
+
+    Powers are of quotients by the largest so far, or most of them would vanish for a large p.
+    """
+    largest, total = torch.zeros(2, len(rows), dtype=torch.float64, device=rows.device)
     for row in range(0, len(rows), tile[0]):
         some = slice(row, row + tile[0])
         for start in range(0, len(targets), tile[1]):
             part = products(rows[some], targets[start : start + tile[1]])
-            if p == math.inf:
-                low, high = torch.aminmax(part, dim=1)
-                total[some] = torch.maximum(total[some], torch.maximum(-low, high).double())
-            else:
-                total[some] += part.abs_().pow_(p).sum(1)
-    return total if p == math.inf else total.pow(1 / p)
-
-
-def add_target_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of what is compared with what."""
-    parser.add_argument(
-        "--targets",
-        nargs="+",
-        metavar="FILE",
-        help="target embeddings of the same model: .npy, .npz, .pt, .safetensors, folders of npz",
-    )
-    parser.add_argument("--arch", default="b32", help="prefix of the npz arrays (b32, l14)")
+            low, high = torch.aminmax(part, dim=1)
+            now = torch.maximum(largest[some], torch.maximum(-low, high).double())
+            if p != math.inf:
+                scale = now.clamp_min(_TINY)
+                total[some] *= (largest[some] / scale).pow(p)
+                total[some] += part.abs_().div_(scale[:, None]).pow_(p).sum(1)
+            largest[some] = now
+    norm: Tensor = largest if p == math.inf else largest * total.pow(1 / p)
+    return norm

@@ -28,8 +28,9 @@ from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.scorers.compute import Compute
 from datacomp_flyt.scorers.files import file_digest
+from datacomp_flyt.scorers.flags import add_arch, add_renormalize
 from datacomp_flyt.scorers.inputs import Floats, iter_embedding_blocks
-from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState, from_flags, read_uids
+from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState, read_uids
 from datacomp_flyt.scorers.second_moment import second_moment, square_root
 from datacomp_flyt.scorers.vas import add_up, moment_of_rows
 
@@ -42,6 +43,8 @@ class NormSimD(PoolScorer):
     """How many rounds of NormSim_2-D each example survives: 0 outside the first stage's subset, r
     if dropped in round r, tau + 1 if kept. So the top n = int(fraction * M) are the final subset.
     """
+
+    uses_gpu = True
 
     def __init__(
         self,
@@ -60,6 +63,14 @@ class NormSimD(PoolScorer):
             first_stage: .npy of the uids that the first stage kept; None for all.
             candidates: examples to fetch at once, 4 d bytes each; the result does not depend on it.
         """
+        if not 0 < fraction <= 1:
+            raise InputError(f"--fraction is {fraction}, wanted more than 0 and at most 1")
+        for flag, value in (("num_rounds", num_rounds), ("candidates", candidates)):
+            if value < 1:
+                raise InputError(f"--{flag} is {value}, wanted at least 1")
+        if first_stage:
+            read_subset(first_stage)
+        self.arrays = (f"{arch}_img",)
         self.fraction, self.num_rounds, self.first_stage = fraction, num_rounds, first_stage
         self.candidates, self.array, self.renormalize = candidates, f"{arch}_img", renormalize
         self.columns = (column or "normsim_d",)
@@ -73,7 +84,8 @@ class NormSimD(PoolScorer):
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--arch", default="b32", help="prefix of the npz array (b32, l14)")
+        add_arch(parser)
+        add_renormalize(parser)
         parser.add_argument(
             "--fraction", type=float, default=0.2, help="of the whole pool to keep (default: 0.2)"
         )
@@ -92,17 +104,6 @@ class NormSimD(PoolScorer):
             help="examples to hold in memory at once (default: 1,048,576); changes the time only",
         )
 
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> NormSimD:
-        if not 0 < args.fraction <= 1:
-            raise InputError(f"--fraction is {args.fraction}, wanted more than 0 and at most 1")
-        for flag in ("num_rounds", "candidates"):
-            if getattr(args, flag) < 1:
-                raise InputError(f"--{flag} is {getattr(args, flag)}, wanted at least 1")
-        if args.first_stage:
-            read_subset(args.first_stage)
-        return from_flags(cls, args)
-
     def load(self, device: str) -> None:
         self.compute = Compute(device, "fp32")
         self.subset = None if self.first_stage is None else read_subset(self.first_stage)[0]
@@ -119,12 +120,12 @@ class NormSimD(PoolScorer):
             high, low = self.subset["f0"], self.subset["f1"]
             alive = find_uids(high, low, read_uids(shard)) >= 0
         whole = moment_of_rows(shard, self.array, self.renormalize)
-        first = np.zeros_like(whole["moment"]) if whole["number"] else np.zeros(0)
+        first = np.zeros_like(whole["moment"])
         row = 0
         for (block,) in iter_embedding_blocks(shard, [self.array], self.renormalize, Counter()):
             part = slice(row, row + len(block))
             alive[part] &= np.isfinite(block[:, 0])
-            first = first + second_moment(block[alive[part]])
+            first += second_moment(block[alive[part]])
             row += len(block)
         return {"all": whole["moment"], "number": whole["number"], "first": first, "alive": alive}
 
@@ -188,7 +189,12 @@ class NormSimD(PoolScorer):
         summaries = map(summary, names)
         parts = [(part["values"], float(part["longest"])) for part in summaries]
         values = np.concatenate([part for part, _ in parts])
-        fetch = max(int(state.common["fetch"]), 2 * int(state.common["chunk"]))
+        fetch, chunk = int(state.common["fetch"]), int(state.common["chunk"])
+        if fetch < 2 * chunk:
+            raise InputError(
+                f"--num_rounds {self.num_rounds} drops {chunk:,} examples a round, and "
+                f"--candidates {self.candidates:,} is less than twice that: raise either"
+            )
         threshold = np.float32(np.inf)
         if fetch < len(values):
             threshold = np.partition(values, fetch)[fetch]

@@ -53,8 +53,10 @@ class Passes:
                 left[name] = (shards[name], state.by_shard.get(name, {}))
         return left
 
-    def write_summary(self, name: str, summary: Arrays) -> None:
+    def write_summary(self, name: str, summary: Arrays) -> int:
+        """Keep it; its shard's rows do not count as done."""
         _save(self._summaries / f"{name}.npz", summary)
+        return 0
 
     def reduce(self, scorer: PoolScorer, names: list[str]) -> PoolState:
         """End this pass: the next state, kept on disk, and the older one removed."""

@@ -12,7 +12,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,16 +39,18 @@ class ScoredShard(NamedTuple):
 
 
 class Scorer(ABC):
-    """A published score. Pickled and sent to the workers, so it holds settings, not models.
+    """A published score. Pickled and sent to the workers, so what is large waits for `load`.
 
     Attributes:
         reads_images: the shards are tars, not metadata files.
+        uses_gpu: it has work for one; without, workers are processes on CPU cores.
         columns: names of the scores, as published.
         settings: what decides the scores, as JSON: files finished under other settings are not
             mixed with new ones.
     """
 
     reads_images: ClassVar[bool] = False
+    uses_gpu: ClassVar[bool] = False
     columns: tuple[str, ...]
     settings: dict[str, Any]
 
@@ -58,13 +60,14 @@ class Scorer(ABC):
         """Add the flags that only this scorer has."""
 
     @classmethod
-    @abstractmethod
     def from_args(cls, args: argparse.Namespace) -> Scorer:
-        """The scorer that the flags describe.
+        """The scorer that the flags describe: its arguments are called as the flags are.
 
         Raises:
             InputError: a flag or a file that it names is wrong; found here, before any work.
         """
+        names = inspect.signature(cls).parameters
+        return cls(**{name: getattr(args, name) for name in names})
 
     def load(self, device: str) -> None:  # noqa: B027  (most need nothing)
         """Get ready, once in each worker: models to `device`, target sets into memory."""
@@ -82,7 +85,13 @@ class Scorer(ABC):
 
 
 class MetadataScorer(Scorer):
-    """A scorer of metadata files and the npz beside them."""
+    """A scorer of metadata files and the npz beside them.
+
+    Attributes:
+        arrays: those of the npz that it reads.
+    """
+
+    arrays: tuple[str, ...] = ()
 
     @abstractmethod
     def score_rows(
@@ -143,15 +152,6 @@ class PoolScorer(MetadataScorer):
             names: of all shards, sorted.
             summary: reads the summary of a shard by name; ask for one at a time.
         """
-
-
-S = TypeVar("S", bound=Scorer)
-
-
-def from_flags(scorer: type[S], args: argparse.Namespace) -> S:
-    """A scorer whose arguments are called as its flags are."""
-    names = inspect.signature(scorer).parameters
-    return scorer(**{name: getattr(args, name) for name in names})
 
 
 def read_uids(shard: ParquetShard) -> NDArray[np.void]:

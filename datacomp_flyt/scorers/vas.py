@@ -18,17 +18,20 @@ import torch
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.embeddings import embedding_widths
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.scorers.compute import Compute
+from datacomp_flyt.scorers.flags import add_arch, add_renormalize, add_targets
 from datacomp_flyt.scorers.inputs import iter_embedding_blocks
-from datacomp_flyt.scorers.norm_sim import add_target_arguments
-from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState, from_flags
+from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState
 from datacomp_flyt.scorers.second_moment import second_moment, square_root
 from datacomp_flyt.scorers.targets import check_width, digest, load_targets
 
 
 class Vas(PoolScorer):
     """VAS of a pool's image embeddings; without targets, the pool is the target."""
+
+    uses_gpu = True
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class Vas(PoolScorer):
             arch: prefix of the pool's array: `b32`, `l14`.
         """
         self.targets, self.array, self.renormalize = targets, f"{arch}_img", renormalize
+        self.arrays = (self.array,)
         self.columns = (column or "vas",)
         self.summarizes = not targets
         self.settings = {"array": self.array, "renormalize": renormalize, "targets": "the pool"}
@@ -51,11 +55,9 @@ class Vas(PoolScorer):
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        add_target_arguments(parser)
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> Vas:
-        return from_flags(cls, args)
+        add_targets(parser)
+        add_arch(parser)
+        add_renormalize(parser)
 
     def load(self, device: str) -> None:
         self.compute = Compute(device, "fp32")
@@ -88,14 +90,13 @@ class Vas(PoolScorer):
 
 def moment_of_rows(shard: ParquetShard, array: str, renormalize: bool) -> Arrays:
     """Sum of f f^T over the usable rows of a file, and their number."""
-    total: Arrays = {}
-    number = 0
+    (width,) = embedding_widths(shard, [array])
+    moment, number = np.zeros((width, width)), 0
     for (block,) in iter_embedding_blocks(shard, [array], renormalize, Counter()):
         usable = block[np.isfinite(block[:, 0])]
         number += len(usable)
-        moment = second_moment(usable)
-        total["moment"] = total["moment"] + moment if total else moment
-    return {**total, "number": np.array(number)}
+        moment += second_moment(usable)
+    return {"moment": moment, "number": np.array(number)}
 
 
 def add_up(names: Sequence[str], summary: Callable[[str], Arrays]) -> Arrays:

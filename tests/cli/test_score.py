@@ -160,7 +160,7 @@ def test_a_corrupt_file_among_the_others(tmp_path: Path, capfd: pytest.CaptureFi
     assert there == {*STEMS} - {STEMS[2]}
     npz.write_bytes(whole)
     assert score(tmp_path / "scores", "neg_clip_loss", *flags) == 0
-    assert score(tmp_path / "anew", "neg_clip_loss", *NPZ) == 0
+    assert score(tmp_path / "anew", "neg_clip_loss", *flags) == 0
     assert files_in(tmp_path / "scores") == files_in(tmp_path / "anew")
 
 
@@ -220,6 +220,59 @@ def test_a_lost_node_of_a_cluster(tmp_path: Path) -> None:
     assert files_in(tmp_path / "scores") == whole
 
 
+def test_a_corrupt_file_of_a_whole_pool_score(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pool = tmp_path / "pool"
+    shutil.copytree(METADATA, pool)
+    (pool / f"{STEMS[1]}.npz").write_bytes(b"no zip")
+    flags = ("--metadata_dir", str(pool), "--num_workers", "2", "--retries", "0")
+    assert score(tmp_path / "scores", "vas", *flags) == 1
+    said = capfd.readouterr().err
+    assert f"shard {STEMS[1]} failed" in said
+    assert "nothing is scored before the whole pool is known" in said
+
+
+def test_files_of_two_models(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pool = tmp_path / "pool"
+    shutil.copytree(METADATA, pool)
+    wide = {name: np.ones((105, 7), np.float16) for name in ("b32_img", "b32_txt")}
+    np.savez(pool / f"{STEMS[2]}.npz", **wide)
+    assert score(tmp_path / "scores", "neg_clip_loss", "--metadata_dir", str(pool)) == 2
+    said = capfd.readouterr().err
+    assert f"{STEMS[2]}.npz has b32_img, b32_txt of width 7, 7 and" in said
+    assert "a pool's embeddings are of one model" in said
+
+
+def test_another_pool_with_the_same_names(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(METADATA, tmp_path / "pool")
+    assert score(tmp_path / "scores", "clip_score", *NPZ) == 0
+    other = ("--metadata_dir", str(tmp_path / "pool"))
+    assert score(tmp_path / "scores", "clip_score", *other) == 2
+    assert "was made with pool" in capfd.readouterr().err
+
+
+def test_m_flyt_of_more_columns_than_before(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mix = ("m_flyt", *NPZ, "--scoring_model", "paper", "--allow_missing_scores")
+    assert score(tmp_path, *mix) == 0
+    assert score(tmp_path, *mix) == 0
+    assert score(tmp_path, "clip_score", *NPZ, "--column", "FLYT") == 0
+    assert score(tmp_path, *mix) == 2
+    assert "was made with tables" in capfd.readouterr().err
+
+
+def test_relative_paths(
+    commands: dict[str, Flags], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "targets.npy", np.eye(3, 32, dtype=np.float32))
+    monkeypatch.chdir(tmp_path)
+    assert score(Path("scores"), "norm_sim", *NPZ, "--targets", "targets.npy") == 0
+
+
 # ----------------------------------------------------------------------------- bad input
 
 
@@ -228,12 +281,14 @@ def test_a_lost_node_of_a_cluster(tmp_path: Path) -> None:
     [
         (("neg_clip_loss",), "--scorer neg_clip_loss wants --metadata_dir"),
         (("neg_clip_loss", *NPZ, "--temperature", "0"), "--temperature is 0.0, wanted a positive"),
+        (("neg_clip_loss", *NPZ, "--column", "a/b"), "--column a/b is no name of a score"),
+        (("neg_clip_loss", *NPZ, "--column", "uid"), "--column uid is no name of a score"),
         (("neg_clip_loss", *NPZ, "--batch_size", "0"), "--batch_size is 0, wanted at least 1"),
-        (("norm_sim", *NPZ), "wants --targets"),
+        (("norm_sim", *NPZ), "--targets is missing"),
         (("norm_sim", *NPZ, "--targets", "x", "--p", "0.5"), "--p is 0.5, wanted at least 1"),
         (("norm_sim_d", *NPZ, "--fraction", "2"), "--fraction is 2.0, wanted more than 0"),
         (("e_flyt", *NPZ), "wants --scoring_model"),
-        (("m_flyt", "--scoring_model", "paper"), "wants --metadata_dir"),
+        (("m_flyt", "--scoring_model", "paper"), "--metadata_dir is missing"),
         (("m_flyt", *NPZ, "--scoring_model", "paper"), "no column 'DFN-Base'"),
         (("clip_score", *NPZ, "--arch", "h14"), "--arch h14: the metadata has scores of b32 and"),
         (("clip_score", *NPZ, "--ray_address", "auto"), "--ray_address is for --engine ray"),

@@ -16,12 +16,14 @@ open_clip = pytest.importorskip("open_clip")
 
 from datacomp_flyt.scorers import clip_encoder
 from datacomp_flyt.scorers.clip_encoder import ClipEncoder, activation_of
+from datacomp_flyt.scorers.clip_models import load_clip_model
 from datacomp_flyt.scorers.dfn import Dfn
 from tests.conftest import REPOSITORY, refusal
 from tests.flyt.runs import SMALL_MODEL
 from tests.flyt.tars import uid_of, write_tar
 from tests.oracles.selection import parse_uid, uid_array
 from tests.scorers.image_tars import (
+    SEED,
     checkpoint,
     features_one_by_one,
     sample,
@@ -234,3 +236,13 @@ def test_the_commands_of_the_page_are_the_trainers() -> None:
     scored = [parser.parse_args(shlex.split(line)) for line in ours]
     assert [args.column for args in scored] == [None, "DFN-Base"]
     assert scored[0].checkpoint.endswith("dfn_ft/checkpoints/epoch_1.pt")
+
+
+def test_models_with_more_than_two_towers_and_a_scale(tmp_path: Path, tar: Path) -> None:
+    """SigLIP's have a bias: of no use to a weighted CLIP loss, and no matter to a cosine."""
+    model = small_model(tmp_path, "flyt-test-biased", init_logit_bias=-10.0)
+    state = load_clip_model(str(model), "random", "reference", SEED, plain=False).model.state_dict()
+    scorer = scorer_of(Dfn, "--model", model, "--checkpoint", checkpoint(tmp_path / "b.pt", state))
+    rows = [sample(number) for number in range(ROWS)]
+    img, txt = features_one_by_one(model, state, rows)
+    assert np.abs(score(scorer, tar).values[:, 0] - np.sum(img * txt, 1)).max() < 2e-6

@@ -30,13 +30,13 @@ from tests.conftest import refusal
 from tests.flyt.runs import SMALL_MODEL
 from tests.flyt.tars import uid_of, write_tar
 from tests.scorers.image_tars import (
-    InlineEngine,
     checkpoint,
     features_one_by_one,
     sample,
     small_model,
     small_weights,
 )
+from tests.scorers.inline import InlineEngine
 
 SHARDS, ROWS = 3, 5
 
@@ -351,3 +351,25 @@ def test_wrong_flags(tmp_path: Path, tars: Path, models: dict[str, tuple[Path, P
     assert "two shards called '1'" in message
     cloud = ("--shards_dir", tars, "--metadata_dir", "s3://bucket/out")
     assert "s3://bucket/out" in refusal(run, *cloud, "--encoder", f"b32={model}:{weights}")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_tars_of_another_dataset(tmp_path: Path, models: dict[str, tuple[Path, Path]]) -> None:
+    """ImageNet's: no uid, no caption, a label."""
+    folder = tmp_path / "tars"
+    rows = [sample(number, json=None, txt=None, cls=b"3") for number in range(4)]
+    rows[2] = sample(2, json=None)
+    write_tar(folder / "train-7.tar", rows)
+    words = ("--shards_dir", folder, "--metadata_dir", tmp_path / "out", *encoder_words(models))
+    assert run(*words) == 1
+    words = (*words[:3], tmp_path / "made", *words[4:])
+    assert run(*words, "--make_uids") == 0
+    table = pq.read_table(tmp_path / "made/train-7.parquet")
+    assert len(set(table["uid"].to_pylist())) == 4
+    assert [bool(text) for text in table["text"].to_pylist()] == [False, False, True, False]
+    model, _ = models["b32"]
+    whole = [row | {"txt": b""} if "txt" not in row else row for row in rows]
+    images, _ = features_one_by_one(model, small_weights(model), whole)
+    with np.load(tmp_path / "made/train-7.npz") as arrays:
+        assert np.abs(arrays["b32_img"].astype(np.float64) - images).max() < 1e-3
+    assert "make_uids" in refusal(run, *words)

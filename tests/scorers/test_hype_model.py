@@ -86,7 +86,6 @@ WRONG: dict[str, tuple[Callable[[State], object], str]] = {
         lambda s: {k: v for k, v in s.items() if k not in ("alpha_img", "alpha_txt", "curvature")},
         "alpha_img is missing, wanted [] (3 such tensors)",
     ),
-    "one more": (lambda s: s | {"visual.extra": torch.ones(2)}, "visual.extra is not known (1 "),
     "another shape": (
         lambda s: s | {"visual.proj": torch.ones(100, 8)},
         "visual.proj is [100, 8], wanted [128, 8]",

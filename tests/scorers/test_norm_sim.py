@@ -48,7 +48,7 @@ def test_vectors_of_vas_and_clip_score(tmp_path: Path) -> None:
     assert np.abs(clip - [0.95257934, 0.8, 0.98058068, 0.33333333]).max() < 1e-6
 
 
-@pytest.mark.parametrize("p", [1.0, 2.0, 2.5, 3.0, math.inf])
+@pytest.mark.parametrize("p", [1.0, 2.0, 2.5, 3.0, 100.0, math.inf])
 def test_equals_the_oracle(p: float, tmp_path: Path) -> None:
     images, targets = pairs(60)["b32_img"], pairs(23, seed=1)["b32_txt"]
     scores = scores_of(NormSim([targets_file(tmp_path, targets)], p), {"b32_img": images}, tmp_path)

@@ -36,7 +36,7 @@ def leaning(number: int, width: int = 12, seed: int = 0) -> np.ndarray:
     return unit(rows).astype(np.float32)
 
 
-@pytest.mark.parametrize(("num_rounds", "candidates"), [(1, 1000), (7, 20), (30, 25), (30, 1000)])
+@pytest.mark.parametrize(("num_rounds", "candidates"), [(1, 1000), (7, 40), (30, 25), (30, 1000)])
 @pytest.mark.parametrize("first_share", [None, 0.5])
 def test_equals_the_oracle(
     num_rounds: int, candidates: int, first_share: float | None, tmp_path: Path
@@ -60,7 +60,7 @@ def test_equals_the_oracle(
 def test_ties_are_by_uid(tmp_path: Path) -> None:
     """Three kinds of rows only: whole rounds fall among equal values."""
     images = unit(np.array([[3, 1.0], [2, 2.0], [1, 5.0]])).astype("f4")[np.arange(60) % 3]
-    rounds = scores_of(NormSimD(0.3, 9, candidates=4), {"b32_img": images}, tmp_path, [30, 30])
+    rounds = scores_of(NormSimD(0.3, 9, candidates=10), {"b32_img": images}, tmp_path, [30, 30])
     order = [parse_uid(uid) for uid in hex_uids(60)]
     expected = oracle.norm_sim_d(images, np.ones(60), 18, 9, order)
     assert rounds.tolist() == expected.tolist()
@@ -94,8 +94,25 @@ def test_unusable_rows_are_nan(tmp_path: Path) -> None:
     assert rounds[usable].tolist() == expected.tolist()
 
 
+def test_files_without_a_usable_row(tmp_path: Path) -> None:
+    images = leaning(50)
+    images[20:30] = 0
+    rounds = scores_of(NormSimD(0.2, 5), {"b32_img": images}, tmp_path, [20, 10, 0, 20])
+    usable = np.setdiff1d(np.arange(50), np.arange(20, 30))
+    order = [parse_uid(uid) for uid in np.array(hex_uids(50))[usable]]
+    expected = oracle.norm_sim_d(images[usable], np.ones(40), 8, 5, order)
+    assert np.isnan(rounds[20:30]).all()
+    assert rounds[usable].tolist() == expected.tolist()
+
+
+def test_more_dropped_at_once_than_may_be_in_memory(tmp_path: Path) -> None:
+    write_pool(tmp_path / "metadata", {"b32_img": leaning(50)}, [50])
+    scorer = NormSimD(0.2, 2, candidates=30)
+    error = refusal(lambda: run(scorer, tmp_path / "metadata", tmp_path / "scores"))
+    assert "--num_rounds 2 drops 20 examples a round, and --candidates 30" in error
+
+
 def test_the_first_stage_must_be_a_subset(tmp_path: Path) -> None:
     np.save(tmp_path / "floats.npy", pairs(3)["b32_img"])
-    scorer = NormSimD(first_stage=str(tmp_path / "floats.npy"))
-    error = refusal(lambda: scorer.load("cpu"))
+    error = refusal(lambda: NormSimD(first_stage=str(tmp_path / "floats.npy")))
     assert "floats.npy is no subset" in error

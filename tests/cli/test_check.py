@@ -121,6 +121,8 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    if name in ("embed", "train"):
+        pytest.importorskip("open_clip")
     code, out, _ = run(capsys, name, "--help")
     assert code == 0
     assert f"datacomp-flyt {name}" in out

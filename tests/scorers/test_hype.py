@@ -11,7 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("open_clip")
+pytest.importorskip("webdataset")
+
 from PIL import Image
 from torch import Tensor
 

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("open_clip")
+pytest.importorskip("webdataset")
+
 from safetensors.torch import save_file
 
 from datacomp_flyt.scorers.hype_model import HypeModel, State, load_hype_model, load_reference

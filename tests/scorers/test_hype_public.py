@@ -6,7 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("open_clip")
+pytest.importorskip("webdataset")
+
 from PIL import Image
 
 from datacomp_flyt.scorers.hype import Hype

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("open_clip")
+pytest.importorskip("webdataset")
+
 
 from datacomp_flyt.scorers.hype_model import HypeModel, load_reference
 from datacomp_flyt.scorers.hype_reference import main, make_reference

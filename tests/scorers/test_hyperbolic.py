@@ -6,7 +6,11 @@ import math
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("open_clip")
+pytest.importorskip("webdataset")
+
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         from datacomp_flyt.pool.tar_shards import list_shards
         from datacomp_flyt.scorers.embed import MakeEmbed, write_embedded
         from datacomp_flyt.scorers.image_scorer import check_image_arguments
-    check_image_arguments(args)
+    check_image_arguments(args.batch_size, args.decode_threads)
     encoders = _encoders(args.encoder)
     shards = by_name(list_shards(args.shards_dir, "--shards_dir"), "--shards_dir")
     engine = make_engine(args)
@@ -99,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
         *(encoders, args.dtype, args.precision, args.batch_size),
         *(args.decode_threads, args.make_uids),
     )
-    failed = run_shards(engine, make, todo, write, retries=args.retries, label="embed")
+    with engine:
+        failed = run_shards(engine, make, todo, write, retries=args.retries, label="embed")
     print(f"{counts.pop('embedded', 0):,} pairs embedded in {folder}")
     for reason, count in counts.most_common():
         print(f"  {count:,} samples left out: {reason}")

@@ -58,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
     source = resolved(args.shards_dir if scorer.reads_images else args.metadata_dir)
     if isinstance(scorer, MetadataScorer) and scorer.arrays:
         check_widths(list(shards.values()), scorer.arrays, default_num_workers())
-    engine = make_engine(args, scorer.uses_gpu)
-    report = score_pool(
-        scorer, args.scorer, shards, scores_dir, engine, args.retries, num_rows, source
-    )
+    with make_engine(args, scorer.uses_gpu) as engine:
+        report = score_pool(
+            scorer, args.scorer, shards, scores_dir, engine, args.retries, num_rows, source
+        )
     _print(report, scorer, scores_dir)
     others = "nothing is scored before the whole pool is known (what the others gave is kept)"
     return report_failures(

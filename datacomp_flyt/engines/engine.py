@@ -34,7 +34,16 @@ class Outcome(Generic[T, R]):
 
 
 class Engine(ABC):
-    """Runs a function over items in workers, each with an address space of its own."""
+    """Runs a function over items in workers, each with an address space of its own.
+
+    As a context manager it keeps what several runs share, such as a connection to a cluster.
+    """
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:  # noqa: B027  (most keep nothing)
+        """Let go of it."""
 
     @abstractmethod
     def run(self, make: Make, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:

@@ -41,6 +41,14 @@ class RayEngine(Engine):
         self.num_workers = num_workers
         self.device = device
 
+    def __enter__(self) -> Engine:
+        self._kept = contextlib.ExitStack()
+        self._kept.enter_context(self._connected())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kept.close()
+
     def run(self, make: Make, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
         with self._connected():
             resources = self._ray.cluster_resources()

@@ -12,7 +12,7 @@ import argparse
 from torch import Tensor
 
 from datacomp_flyt.scorers.clip_encoder import ClipEncoder, LoadedEncoder
-from datacomp_flyt.scorers.image_scorer import ImageScorer, add_image_arguments
+from datacomp_flyt.scorers.image_scorer import BATCH_SIZE, ImageScorer, add_image_arguments
 
 MODEL = "ViT-B-32"
 """The configuration with GELU, in which FLYT trained its models from OpenAI's weights."""
@@ -25,10 +25,27 @@ class Dfn(ImageScorer):
 
     _encoder: LoadedEncoder
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        super().__init__(args)
-        self.columns = (args.column or COLUMN,)
-        self._source = ClipEncoder(args.model, args.checkpoint)
+    def __init__(
+        self,
+        checkpoint: str,
+        model: str = MODEL,
+        column: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        decode_threads: int | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        """
+        Args:
+            checkpoint: a file with weights, or a weights tag of open_clip.
+            model: of open_clip, or a JSON file with its configuration.
+            batch_size, decode_threads, precision: see `ImageScorer`.
+
+        Raises:
+            InputError: no such model or weights, or weights of another model.
+        """
+        super().__init__(batch_size, decode_threads, precision)
+        self.columns = (column or COLUMN,)
+        self._source = ClipEncoder(model, checkpoint)
         _, source = self._source.check()
         self.settings = {"precision": self.precision, **source}
 

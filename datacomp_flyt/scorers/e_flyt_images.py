@@ -21,7 +21,7 @@ from datacomp_flyt.scorers.dfn import MODEL
 from datacomp_flyt.scorers.files import file_digest
 from datacomp_flyt.scorers.glu_head import GluHead
 from datacomp_flyt.scorers.glu_head_file import load_glu_head
-from datacomp_flyt.scorers.image_scorer import ImageScorer, add_image_arguments
+from datacomp_flyt.scorers.image_scorer import BATCH_SIZE, ImageScorer, add_image_arguments
 
 COLUMN = "FLYT"
 
@@ -32,18 +32,38 @@ class EFlytImages(ImageScorer):
     _encoder: LoadedEncoder
     _layers: list[tuple[Tensor, ...]]
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        super().__init__(args)
-        self.columns = (args.column or COLUMN,)
-        self._head, self._source = _open(args.scoring_model, args.model, args.checkpoint)
+    def __init__(
+        self,
+        scoring_model: str,
+        model: str = MODEL,
+        checkpoint: str | None = None,
+        column: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        decode_threads: int | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        """
+        Args:
+            scoring_model: the published `flyt.pt`, or a head of ours trained on images' features.
+            model: of open_clip, that makes the features.
+            checkpoint: its weights; None for those in `scoring_model`.
+            batch_size, decode_threads, precision: see `ImageScorer`.
+
+        Raises:
+            InputError: no such head, one that was trained on npz arrays, no weights for its
+                features, or weights of another model.
+        """
+        super().__init__(batch_size, decode_threads, precision)
+        self.columns = (column or COLUMN,)
+        self._head, self._source = _open(scoring_model, model, checkpoint)
         encoder, source = self._source.check()
         if 2 * encoder.width != self._head.width:
             raise InputError(
-                f"--scoring_model {args.scoring_model} takes {self._head.width} features and "
-                f"--model {args.model} makes 2 x {encoder.width}: name the model that the head was "
+                f"--scoring_model {scoring_model} takes {self._head.width} features and "
+                f"--model {model} makes 2 x {encoder.width}: name the model that the head was "
                 "trained on"
             )
-        head = file_digest(args.scoring_model)
+        head = file_digest(scoring_model)
         self.settings = {"precision": self.precision, "head": head, **source}
 
     @staticmethod

@@ -36,7 +36,7 @@ from datacomp_flyt.scorers.hyperbolic import (
     mean_over_cones,
     mean_over_points,
 )
-from datacomp_flyt.scorers.image_scorer import ImageScorer, add_image_arguments
+from datacomp_flyt.scorers.image_scorer import BATCH_SIZE, ImageScorer, add_image_arguments
 
 
 class Hype(ImageScorer):
@@ -48,25 +48,36 @@ class Hype(ImageScorer):
 
     columns = ("hype_lorentzian_distance", "hype_image_specificity", "hype_text_specificity")
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        checkpoint: Path | None,
+        reference: Path | None,
+        column: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        decode_threads: int | None = None,
+        precision: str = "fp32",
+    ) -> None:
         """
         Args:
-            args: of `add_arguments`, with `column` and `precision`.
+            checkpoint: weights in the released layout.
+            reference: the reference set, see `load_reference`.
+            column: None; it is there to be refused.
+            batch_size, decode_threads, precision: see `ImageScorer`.
 
         Raises:
-            InputError: a flag or one of the files is wrong.
+            InputError: an argument or one of the files is wrong.
         """
-        super().__init__(args)
-        for flag, file in (("checkpoint", "ckpt.pt"), ("reference", "reference.pt")):
-            if getattr(args, flag) is None:
-                raise InputError(f"--{flag} is missing: give {file} of {WHERE}")
-        if args.column is not None:
+        super().__init__(batch_size, decode_threads, precision)
+        if checkpoint is None:
+            raise InputError(f"--checkpoint is missing: give ckpt.pt of {WHERE}")
+        if reference is None:
+            raise InputError(f"--reference is missing: give reference.pt of {WHERE}")
+        if column is not None:
             raise InputError(
-                f"--column {args.column} names one score and hype makes {len(self.columns)}: leave "
-                "it out"
+                f"--column {column} names one score and hype makes {len(self.columns)}: leave it "
+                "out"
             )
-        self.checkpoint: Path = args.checkpoint
-        self.reference: Path = args.reference
+        self.checkpoint, self.reference = checkpoint, reference
         self._read()
         self.settings = {
             "checkpoint": file_digest(self.checkpoint),

@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_image_arguments(parser)
     args = parser.parse_args(argv)
     with exit_on_input_error(parser.prog):
-        check_image_arguments(args)
+        check_image_arguments(args.batch_size, args.decode_threads)
         if args.num_examples < 1:
             raise InputError(f"--num_examples {args.num_examples} is no set: give 1 or more")
         if args.out.suffix != ".safetensors":

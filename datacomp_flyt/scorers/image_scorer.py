@@ -71,10 +71,9 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_image_arguments(args: argparse.Namespace) -> None:
-    """Raise InputError where a flag of `add_image_arguments` is not positive."""
-    for flag in ("batch_size", "decode_threads"):
-        value = getattr(args, flag)
+def check_image_arguments(batch_size: int, decode_threads: int | None) -> None:
+    """Raise InputError where a number of `add_image_arguments` is not positive."""
+    for flag, value in (("batch_size", batch_size), ("decode_threads", decode_threads)):
         if value is not None and value < 1:
             raise InputError(f"--{flag} {value} is less than 1: give 1 or more")
 
@@ -96,22 +95,19 @@ class ImageScorer(Scorer):
     transform: Callable[[Image.Image], Tensor]
     tokenize: Callable[[list[str]], Tensor]
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, batch_size: int, decode_threads: int | None, precision: str) -> None:
         """
         Args:
-            args: with `precision`, and what `add_image_arguments` adds.
+            batch_size: images at once.
+            decode_threads: in each worker; None for `decode_threads`'s choice.
+            precision: `fp32` or `bf16`, see `inference`.
 
         Raises:
             InputError: a number that is not positive.
         """
-        check_image_arguments(args)
-        self.batch_size: int = args.batch_size
-        self.decode_threads: int | None = args.decode_threads
-        self.precision: str = args.precision
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> Scorer:
-        return cls(args)
+        check_image_arguments(batch_size, decode_threads)
+        self.batch_size, self.decode_threads = batch_size, decode_threads
+        self.precision = precision
 
     @abstractmethod
     def score_batch(self, images: Tensor, texts: Tensor) -> Tensor:

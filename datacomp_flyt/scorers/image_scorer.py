@@ -95,7 +95,12 @@ class ImageScorer(Scorer):
     transform: Callable[[Image.Image], Tensor]
     tokenize: Callable[[list[str]], Tensor]
 
-    def __init__(self, batch_size: int, decode_threads: int | None, precision: str) -> None:
+    def __init__(
+        self,
+        batch_size: int = BATCH_SIZE,
+        decode_threads: int | None = None,
+        precision: str = "fp32",
+    ) -> None:
         """
         Args:
             batch_size: images at once.

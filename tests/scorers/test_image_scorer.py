@@ -49,10 +49,6 @@ class ShadeAndNumber(ImageScorer):
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_image_arguments(parser)
 
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> ShadeAndNumber:
-        return cls(args)
-
     def load(self, device: str) -> None:
         super().load(device)
         self.transform, self.tokenize = plain, tokenize

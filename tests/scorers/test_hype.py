@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ pytest.importorskip("webdataset")
 from PIL import Image
 from torch import Tensor
 
+from datacomp_flyt.engines.messages import pack, unpack
 from datacomp_flyt.pool.uids import format_uid
 from datacomp_flyt.scorers.hype import Hype
 from datacomp_flyt.scorers.image_scorer import inference
@@ -52,7 +52,7 @@ def arguments(*flags: object, precision: str = "fp32") -> argparse.Namespace:
 def scorer_of(checkpoint: Path, reference: Path, **options: Any) -> Hype:
     flags = ("--checkpoint", checkpoint, "--reference", reference, "--batch_size", 4)
     scorer = Hype.from_args(arguments(*flags, **options))
-    scorer = pickle.loads(pickle.dumps(scorer))
+    scorer = unpack(pack(scorer))
     scorer.load("cpu")
     return scorer
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import pickle
 import tarfile
 import warnings
 from collections.abc import Callable
@@ -20,6 +19,7 @@ pytest.importorskip("open_clip")
 from PIL import Image
 from torch import Tensor
 
+from datacomp_flyt.engines.messages import pack, unpack
 from datacomp_flyt.pool.tar_samples import (
     BAD_IMAGE,
     NO_CAPTION,
@@ -258,7 +258,7 @@ def test_precision_is_what_products_are_computed_in(
 
 def test_scorers_are_pickled_before_they_are_loaded(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "a.tar", map(pair, range(3)))
-    copy: Callable[..., object] = pickle.loads(pickle.dumps(shade_scorer("--batch_size", 2)))
+    copy: Callable[..., object] = unpack(pack(shade_scorer("--batch_size", 2)))
     assert score(copy, tar).values[:, 1].tolist() == [0, 1, 2]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from datacomp_flyt.demo.tour import POOL as DEMO
+from datacomp_flyt.engines.messages import pack, unpack
 from datacomp_flyt.pool.embeddings import BLOCK_ROWS, OTHER_LENGTH, UNUSABLE
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.uids import format_uid
@@ -66,7 +66,7 @@ def metadata(folder: Path, arrays: dict[str, np.ndarray], parts: int = 2) -> lis
 
 def scored(scorer: LinearClassifier, shards: Sequence[ParquetShard]) -> tuple[np.ndarray, Counter]:
     """Scores in the order of POOL.uids, after the trip to a worker; and all counts."""
-    worker = pickle.loads(pickle.dumps(scorer))
+    worker = unpack(pack(scorer))
     worker.load("cpu")
     found: dict[str, float] = {}
     counts: Counter[str] = Counter()

@@ -12,8 +12,8 @@ of at most 0.01 after 500 steps of warm-up. The paper does not state the rest; o
   good examples stay among the negatives.
 
 Two matrix-vector products a step need neither torch nor a GPU: in float64, on one core, a training
-takes seconds to a few minutes, most of it to read the pool. So there are no checkpoints: what was killed is
-run again, and ends in the same bytes on the same machine.
+takes seconds to a few minutes, most of it to read the pool. So there are no checkpoints: what was
+killed is run again, and ends in the same bytes on the same machine.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def _asked(argv: Sequence[str]) -> str | None:
 def _metadata(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, int] | None]:
     if args.metadata_dir is None:
         raise InputError(f"--scorer {args.scorer} wants --metadata_dir: the pool's parquet and npz")
-    shards = open_shards(args.metadata_dir, "--metadata_dir", args.num_workers or 1)
+    shards = open_shards(args.metadata_dir, "--metadata_dir", default_num_workers())
     named = {shard_name(shard.path): shard for shard in shards}
     return named, {name: shard.num_rows for name, shard in named.items()}
 

@@ -7,7 +7,16 @@ import sys
 from types import ModuleType
 
 from datacomp_flyt import __version__
-from datacomp_flyt.cli import check, demo, embed, install, score, train, train_classifier
+from datacomp_flyt.cli import (
+    check,
+    demo,
+    embed,
+    install,
+    score,
+    train,
+    train_classifier,
+    train_clip,
+)
 from datacomp_flyt.errors import exit_on_input_error
 
 COMMANDS: dict[str, ModuleType] = {
@@ -16,6 +25,7 @@ COMMANDS: dict[str, ModuleType] = {
     "score": score,
     "train_classifier": train_classifier,
     "train": train,
+    "train_clip": train_clip,
     "check": check,
     "demo": demo,
 }

@@ -5,7 +5,6 @@ Legend: M examples, k features of each.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,40 +17,19 @@ from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.standardization import mean_and_std
 from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings, npz_path
 from datacomp_flyt.pool.parquet import open_shards
-from datacomp_flyt.pool.pool import Pool, iter_uids, read_pool
-from datacomp_flyt.pool.uid_search import argsort_hashes
-from datacomp_flyt.pool.uids import UID_DTYPE
+from datacomp_flyt.pool.pool import Pool, read_pool, union_of_uids
+from datacomp_flyt.pool.uid_search import UidIndex
 
 
 @dataclass(frozen=True)
-class UidFeatures:
-    """Rows of features by uid. Plain arrays: processes that are forked share them.
+class UidFeatures(UidIndex):
+    """Rows of features by uid.
 
     Attributes:
-        high, low: the halves of the uids, uint64 [M], sorted as pairs, as in a Pool.
         values: float32 [M, k].
     """
 
-    high: NDArray[np.uint64]
-    low: NDArray[np.uint64]
     values: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.high)
-
-    def find(self, uid: str) -> int:
-        """The row of a uid (32 hexadecimal characters), -1 where it has none."""
-        try:
-            high, low = np.uint64(int(uid[:16], 16)), np.uint64(int(uid[16:], 16))
-        except (ValueError, OverflowError):  # no uid at all
-            return -1
-        row = int(self.high.searchsorted(high))
-        # a few uids at most share their first half
-        while row < len(self.high) and self.high[row] == high:
-            if self.low[row] == low:
-                return row if len(uid) == 32 else -1
-            row += 1
-        return -1
 
 
 @dataclass(frozen=True)
@@ -176,16 +154,4 @@ def _pool_of_tables(scores_dir: str, columns: Sequence[str], num_workers: int) -
     """All uids of the score tables that have one of the columns, or of all if none has."""
     shards = open_shards(scores_dir, "--scores_dir", num_workers, recursive=True)
     shards = [shard for shard in shards if not shard.types.keys().isdisjoint(columns)] or shards
-    parts = map_threads(lambda shard: list(iter_uids(shard)), shards, num_workers)
-    uids = np.concatenate([np.empty(0, UID_DTYPE), *itertools.chain.from_iterable(parts)])
-    if not len(uids):
-        raise InputError(f"--scores_dir {scores_dir} holds no example: all files are empty")
-    order = argsort_hashes(uids["f0"])
-    high, low = uids["f0"].take(order), uids["f1"].take(order)
-    same = high[1:] == high[:-1]
-    if (same & (low[1:] < low[:-1])).any():  # then the second halves decide
-        order = np.lexsort((low, high))
-        high, low = high.take(order), low.take(order)
-        same = high[1:] == high[:-1]
-    first = np.concatenate([[True], ~(same & (low[1:] == low[:-1]))])
-    return Pool(high[first], low[first], [], [])
+    return union_of_uids(shards, f"--scores_dir {scores_dir}", num_workers)

@@ -65,18 +65,33 @@ def open_shards(
     if not paths:
         raise InputError(f"{flag} {directory} holds no .parquet file: give the folder that does")
 
-    def describe(path: str) -> ParquetShard:
-        with _readable(path), _open(fs, path) as file:
-            schema = file.schema_arrow
-            types = dict(zip(schema.names, schema.types, strict=True))
-            if "uid" not in types:
-                raise InputError(
-                    f"{path} has no column 'uid' (it has {', '.join(types)}): uids join a score "
-                    "to its example, so write them beside the scores"
-                )
-            return ParquetShard(fs, path, file.metadata.num_rows, types)
+    return map_threads(lambda path: _describe(fs, path), paths, num_workers)
 
-    return map_threads(describe, paths, num_workers)
+
+def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetShard]:
+    """One parquet file with a `uid` column, or those of a folder: see `open_shards`."""
+    if not path.endswith(".parquet"):
+        return open_shards(path, flag, num_workers, recursive=True)
+    try:
+        fs, root = fsspec.core.url_to_fs(path)
+        there, folder = fs.exists(root), fs.isdir(root)
+    except (OSError, ImportError, ValueError) as error:
+        raise InputError(f"{flag} {path} cannot be opened ({_first_line(error)})") from None
+    if not there:
+        raise InputError(f"{flag} {path} is not there: give a .parquet file, or a folder of them")
+    return open_shards(path, flag, num_workers, recursive=True) if folder else [_describe(fs, root)]
+
+
+def _describe(fs: Any, path: str) -> ParquetShard:
+    with _readable(path), _open(fs, path) as file:
+        schema = file.schema_arrow
+        types = dict(zip(schema.names, schema.types, strict=True))
+        if "uid" not in types:
+            raise InputError(
+                f"{path} has no column 'uid' (it has {', '.join(types)}): uids join a score "
+                "to its example, so write them beside the scores"
+            )
+        return ParquetShard(fs, path, file.metadata.num_rows, types)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,6 +86,26 @@ def read_pool(metadata_dir: str, num_workers: int, progress: bool = True) -> Poo
     positions[order] = np.arange(len(order), dtype=order.dtype)
     pa.default_memory_pool().release_unused()
     return Pool(high, low, shards, np.split(positions, ends[:-1]))
+
+
+def union_of_uids(shards: list[ParquetShard], name: str, num_workers: int) -> Pool:
+    """The pool of all uids that some tables name; it has no shards of its own.
+
+    Args:
+        name: what to call the tables in messages: flag and path.
+
+    Raises:
+        InputError: a value that is no uid, or no row at all.
+    """
+    parts = map_threads(lambda shard: list(iter_uids(shard)), shards, num_workers)
+    uids = np.concatenate([np.empty(0, UID_DTYPE), *itertools.chain.from_iterable(parts)])
+    if not len(uids):
+        raise InputError(f"{name} holds no example: all files are empty")
+    high, low = uids["f0"].copy(), uids["f1"].copy()
+    del uids, parts
+    _sort(high, low)
+    first = np.concatenate([[True], (high[1:] != high[:-1]) | (low[1:] != low[:-1])])
+    return Pool(high[first], low[first], [], [])
 
 
 def iter_uids(shard: ParquetShard) -> Iterator[NDArray[np.void]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,35 @@ Hashes = NDArray[np.uint64]
 
 Positions = NDArray[np.signedinteger]
 """Where the rows of a file are in a pool: an index for each, -1 for none."""
+
+
+@dataclass(frozen=True)
+class UidIndex:
+    """Sorted uids, each of which is a row of something. Plain arrays: forked processes share them.
+
+    Attributes:
+        high, low: the halves of the uids, uint64 [M], sorted as pairs, no pair twice.
+    """
+
+    high: Hashes
+    low: Hashes
+
+    def __len__(self) -> int:
+        return len(self.high)
+
+    def find(self, uid: str) -> int:
+        """The row of one uid (32 hexadecimal characters), -1 where it has none."""
+        try:
+            high, low = np.uint64(int(uid[:16], 16)), np.uint64(int(uid[16:], 16))
+        except (ValueError, OverflowError):  # no uid at all
+            return -1
+        row = int(self.high.searchsorted(high))
+        # a few uids at most share their first half
+        while row < len(self.high) and self.high[row] == high:
+            if self.low[row] == low:
+                return row if len(uid) == 32 else -1
+            row += 1
+        return -1
 
 
 def find_uids(high: Hashes, low: Hashes, uids: NDArray[np.void]) -> Positions:

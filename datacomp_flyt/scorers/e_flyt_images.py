@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +101,13 @@ class EFlytImages(ImageScorer):
             )
             for layer in self._head.layers
         ]
+
+    @property
+    def input_sizes(self) -> tuple[tuple[int, int], int]:
+        """Height and width of images, and tokens of a text, that the loaded extractor takes."""
+        model: Any = self._encoder.model
+        size = model.visual.image_size
+        return (size, size) if isinstance(size, int) else tuple(size), int(model.context_length)
 
     def score_batch(self, images: Tensor, texts: Tensor) -> Tensor:
         """Scores [b, 1]; the head computes in float32 whatever the precision."""

@@ -1,0 +1,73 @@
+"""Run open_clip's trainer, or DataComp's train.py, on weighted examples or a subset."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from datacomp_flyt.errors import needs_extra
+
+
+def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    parser.usage = "%(prog)s [flags] -- SCRIPT ARGS...   or   %(prog)s [flags] -- -m MODULE ARGS..."
+    parser.add_argument(
+        "--weights",
+        metavar="W.parquet",
+        help="weight of each example, at least 0: `uid` and a number, a file or a folder",
+    )
+    parser.add_argument(
+        "--scores",
+        metavar="S.parquet",
+        help="or a score of each example, whose softmax over a batch is its weight there",
+    )
+    parser.add_argument("--column", metavar="NAME", help="of several columns of numbers")
+    parser.add_argument(
+        "--missing_value",
+        type=float,
+        metavar="X",
+        help="weight or score of examples that the table lacks (default: stop there)",
+    )
+    parser.add_argument(
+        "--scoring_model",
+        metavar="FILE",
+        help="or flyt.pt, or a .safetensors head trained on features made from images: scores each "
+        "batch as it comes",
+    )
+    parser.add_argument(
+        "--extractor_model",
+        default="ViT-B-32",
+        metavar="NAME",
+        help="model of open_clip that makes these features (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--extractor_checkpoint",
+        metavar="FILE",
+        help="its weights (default: what flyt.pt holds itself)",
+    )
+    parser.add_argument(
+        "--subset",
+        metavar="S.npy",
+        help="train on these uids, each as often as it is there, out of the original shards",
+    )
+    parser.add_argument(
+        "--distinct_in_batch",
+        action="store_true",
+        help="no pair twice in a contrastive batch: copies move to the next one",
+    )
+    parser.add_argument(
+        "--allow_unknown_version", action="store_true", help="of open_clip: try it all the same"
+    )
+    parser.add_argument("script", nargs="+", help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    with needs_extra("train"):
+        import open_clip  # noqa: F401
+        import torch  # noqa: F401
+        import webdataset  # noqa: F401
+    from datacomp_flyt.open_clip_hook.hook import install_hook
+    from datacomp_flyt.open_clip_hook.run_script import run_script
+
+    given = {k: v for k, v in vars(args).items() if k not in ("command", "script")}
+    run_script(args.script, install_hook(**given))
+    return 0

@@ -1,0 +1,89 @@
+"""The trainer's data loader, which tells the loss what each batch weighs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.flyt.gather import rank_and_world_size, sum_over_ranks
+from datacomp_flyt.open_clip_hook.distinct import Batch, distinct_batches
+from datacomp_flyt.open_clip_hook.log_weights import LogWeights
+from datacomp_flyt.open_clip_hook.pending import PendingBatch
+from datacomp_flyt.open_clip_hook.uid_columns import split
+
+
+class WeighedLoader:
+    """A stand-in for the trainer's loader: the same batches, of which the uids were taken off."""
+
+    def __init__(
+        self,
+        loader: Any,
+        log_weights: LogWeights,
+        pending: PendingBatch,
+        context_length: int,
+        group: int,
+        distinct_in_batch: bool,
+        device: str,
+    ) -> None:
+        """
+        Args:
+            loader: the trainer's, whose texts have the uid's two columns.
+            log_weights: what examples weigh.
+            pending: where the loss finds it.
+            context_length: L.
+            group: batches that make a step together (`--accum-freq`).
+            distinct_in_batch: move repeats out of a step's batches.
+            device: of the ranks' messages.
+        """
+        self._loader, self._log_weights, self._pending = loader, log_weights, pending
+        self._context_length, self._group = context_length, group
+        self._distinct_in_batch, self._device = distinct_in_batch, device
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._loader, name)  # num_batches, num_samples
+
+    def __iter__(self) -> Iterator[Any]:
+        """Batches as the trainer knows them: [images, texts], or a dict of them."""
+        self._pending.start_epoch()
+        as_dict: list[bool] = []
+        batches, moved = self._batches(as_dict), [0]
+        if self._distinct_in_batch:
+            batches = distinct_batches(batches, self._group, moved)
+        for batch in batches:
+            log_weights = self._log_weights(batch.uids, batch.images, batch.texts)
+            self._pending.push(log_weights, batch.uids)
+            images, texts = batch.images, batch.texts
+            yield {"image": images, "text": texts} if as_dict[0] else [images, texts]
+        if self._distinct_in_batch:
+            self._report(moved[0])
+
+    def _batches(self, as_dict: list[bool]) -> Iterator[Batch]:
+        try:
+            for batch in self._loader:
+                if not as_dict:
+                    as_dict.append(isinstance(batch, dict))
+                images, texts = (batch["image"], batch["text"]) if as_dict[0] else batch
+                if not isinstance(images, Tensor):
+                    raise InputError(
+                        "images came as no tensor: the hook does not know NaFlex batches"
+                    )
+                tokens, uids = split(texts, self._context_length)
+                yield Batch(images, tokens, uids.copy())
+        except InputError as error:  # a worker's comes with its traceback in front
+            raise InputError(str(error).strip().split("\n")[-1].split("InputError: ")[-1]) from None
+
+    def _report(self, moved: int) -> None:
+        count = torch.tensor(moved, device=self._device)
+        sum_over_ranks([count])
+        if rank_and_world_size()[0] == 0:
+            logging.info(
+                f"distinct_in_batch: {int(count):,} examples moved to a later batch in this epoch; "
+                f"{self._pending.num_masked:,} repeats that could not be moved had weight 0"
+            )

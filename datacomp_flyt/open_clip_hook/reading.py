@@ -1,0 +1,117 @@
+"""Samples of the original shards: each as often as a subset says, with its uid in its caption."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.open_clip_hook.uid_columns import with_uid
+from datacomp_flyt.pool.subset import read_subset
+from datacomp_flyt.pool.tar_samples import Sample, Skip, stored_uid
+from datacomp_flyt.pool.uid_search import UidIndex
+
+_MOST_WITHOUT = 1_000  # shards in a row without an example of the subset
+
+Reader = Callable[..., Iterator[Sample]]
+
+
+@dataclass(frozen=True)
+class SubsetCounts(UidIndex):
+    """How often each example of a subset is drawn.
+
+    Attributes:
+        counts: int32 [n].
+        path: of the subset, for messages.
+    """
+
+    counts: NDArray[np.int32]
+    path: str
+
+    def count(self, uid: str) -> int:
+        """How often an example is drawn, 0 where it is not in the subset."""
+        row = self.find(uid)
+        return int(self.counts[row]) if row >= 0 else 0
+
+
+def open_subset(path: str | Path) -> SubsetCounts:
+    """Read a uid subset. Raises InputError where the resharder would not take it either."""
+    uids, counts = read_subset(path)
+    high, low = np.ascontiguousarray(uids["f0"]), np.ascontiguousarray(uids["f1"])
+    return SubsetCounts(high, low, counts.astype(np.int32), str(path))
+
+
+class SubsetReader:
+    """What the trainer calls in place of its `tarfile_to_samples_nothrow`, in its workers.
+
+    Examples that the subset lacks are dropped before anything is decoded. Copies follow each other
+    here; the trainer's shuffle buffer of 5,000 samples, which comes next, spreads them.
+    """
+
+    def __init__(
+        self,
+        read: Reader,
+        subset: SubsetCounts | None,
+        carries_uids: bool,
+        drops_empty_captions: bool,
+    ) -> None:
+        """
+        Args:
+            read: the trainer's own function.
+            subset: None for every example once.
+            carries_uids: put the uid before the caption.
+            drops_empty_captions: the trainer will, so leave them empty.
+        """
+        self._read, self._subset, self._carries_uids = read, subset, carries_uids
+        self._drops_empty_captions = drops_empty_captions
+
+    def __call__(self, src: Iterable[Any], *args: Any, **kwargs: Any) -> Iterator[Sample]:
+        """Samples of the tars that `src` names.
+
+        Raises:
+            InputError: the subset has none of the examples of `src`, or of 1,000 shards in a row.
+        """
+        found = self._subset is None
+        shard, without = None, 0  # shards in a row that had nothing
+        for sample in self._read(src, *args, **kwargs):
+            if sample["__url__"] != shard:
+                shard, without = sample["__url__"], without + 1
+                if without > _MOST_WITHOUT and self._subset is not None:
+                    raise self._nothing(f"the last {_MOST_WITHOUT:,} shards")
+            try:
+                uid = stored_uid(sample)
+            except Skip as error:
+                logging.warning(
+                    f"{sample['__url__']}: example {sample['__key__']} has {error.reason}. "
+                    "Ignoring."
+                )
+                continue
+            number = 1 if self._subset is None else self._subset.count(uid)
+            if not number:
+                continue
+            found, without = True, 0
+            if self._carries_uids and not self._stays_empty(sample):
+                sample["txt"] = with_uid(uid, sample["txt"])
+            for _ in range(number):
+                yield dict(sample)
+        if not found:
+            raise self._nothing("all shards")
+
+    def _nothing(self, where: str) -> InputError:
+        assert self._subset is not None
+        return InputError(
+            f"--subset {self._subset.path} has none of the examples of {where} that a data loader "
+            "worker read: give the shards of the pool that it was selected from, or fewer --workers"
+        )
+
+    def _stays_empty(self, sample: Sample) -> bool:
+        """Whether the trainer will leave the example out for its caption."""
+        if "txt" not in sample:
+            return True
+        return self._drops_empty_captions and not sample["txt"].strip()

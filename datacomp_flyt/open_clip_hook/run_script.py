@@ -1,0 +1,81 @@
+"""Running a trainer script, unmodified, with the hook in place."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.open_clip_hook.hook import Hook
+from datacomp_flyt.open_clip_hook.trainer import PACKAGES
+
+
+def run_script(words: Sequence[str], hook: Hook) -> None:
+    """Run `SCRIPT ARGS...` or `-m MODULE ARGS...` as Python itself would.
+
+    Raises:
+        InputError: no such script or module, or one that ended without using the hook.
+    """
+    alias_packages(hook.trainer.package)
+    main = f"{hook.trainer.package}.main"
+    if words[0] == "-m":
+        if len(words) < 2:
+            raise InputError("-m wants a module, such as open_clip_train.main")
+        module, arguments = words[1], list(words[2:])
+        if module in {f"{package}.main" for package in PACKAGES}:
+            _run_main(hook, arguments)
+        elif _is_there(module):
+            sys.argv = [module, *arguments]
+            sys.path.insert(0, os.getcwd())
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            raise InputError(f"there is no module {module} (nor could {main} be meant)")
+    else:
+        script, arguments = words[0], list(words[1:])
+        if not os.path.isfile(script):
+            raise InputError(
+                f"{script} is not a file: after -- comes a script such as DataComp's train.py, or "
+                f"-m {main}"
+            )
+        if os.path.samefile(script, str(hook.trainer.main.__file__)):
+            _run_main(hook, arguments)
+        else:
+            sys.argv = [script, *arguments]
+            sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
+            runpy.run_path(script, run_name="__main__")
+    if not hook.was_used:
+        raise InputError(
+            f"{' '.join(words[:2])} ended without training through {hook.trainer.package}: what it "
+            "trained, if anything, was neither weighted nor a subset"
+        )
+
+
+def alias_packages(package: str) -> None:
+    """Make the trainer's modules known under the name of older releases, or of newer ones.
+
+    DataComp's train.py imports `training.main`. Both names mean the same module objects, or what
+    was put into the one would be missing in the other.
+    """
+    for other in PACKAGES:
+        if other == package or _is_there(f"{other}.main"):
+            continue
+        for name, module in list(sys.modules.items()):
+            if name == package or name.startswith(f"{package}."):
+                sys.modules[other + name.removeprefix(package)] = module
+
+
+def _run_main(hook: Hook, arguments: list[str]) -> None:
+    """The trainer's own main: run as a script it would be another module than the hooked one."""
+    sys.argv = [str(hook.trainer.main.__file__), *arguments]
+    hook.trainer.main.main(arguments)
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import functools
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.batches import WeighedLoader
 from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
 from datacomp_flyt.open_clip_hook.log_weights import (
-    EqualWeights,
     LogWeights,
     ScoringModelWeights,
     read_scores,
@@ -27,7 +24,12 @@ from datacomp_flyt.open_clip_hook.log_weights import (
 from datacomp_flyt.open_clip_hook.loss import WeightedClipLoss
 from datacomp_flyt.open_clip_hook.pending import PendingBatch
 from datacomp_flyt.open_clip_hook.reading import SubsetReader, open_subset
-from datacomp_flyt.open_clip_hook.trainer import Trainer, check_arguments, find_trainer
+from datacomp_flyt.open_clip_hook.trainer import (
+    HOOKED,
+    Trainer,
+    check_arguments,
+    find_trainer,
+)
 from datacomp_flyt.open_clip_hook.uid_columns import UidTokenizer
 from datacomp_flyt.pool.uids import UID_DTYPE
 
@@ -41,22 +43,22 @@ class Hook:
         self,
         trainer: Trainer,
         subset: str | Path | None,
-        make_log_weights: Callable[[str], LogWeights] | None,
+        log_weights: LogWeights | None,
         distinct_in_batch: bool,
     ) -> None:
         """
         Args:
             trainer: whose functions to take the place of.
             subset: a uid subset to read; None for all.
-            make_log_weights: log weights, given the device; None to leave the loss alone.
+            log_weights: None to leave the loss alone.
             distinct_in_batch: no pair twice in a batch.
         """
         self.trainer = trainer
         self._subset = None if subset is None else open_subset(subset)
-        self._make_log_weights = make_log_weights
+        self._log_weights = log_weights
         self._distinct_in_batch = distinct_in_batch
         self._pending = PendingBatch()
-        self._reads, self._weighs = False, make_log_weights is None
+        self._reads, self._weighs = False, log_weights is None
         self._stock: dict[str, Any] = {}
 
     @property
@@ -73,22 +75,22 @@ class Hook:
             for module, name in ((data, "tarfile_to_samples_nothrow"), (main, "get_data"))
         }
         self._stock[maker] = getattr(main, maker)
-        if any(isinstance(getattr(f, "__self__", None), Hook) for f in self._stock.values()):
-            raise InputError("open_clip's trainer has the hook already: remove() that one first")
         reader = SubsetReader(
             self._stock["tarfile_to_samples_nothrow"],
             self._subset,
-            self._make_log_weights is not None,
+            self._log_weights is not None,
             self.trainer.drops_empty_captions,
         )
+        setattr(data, HOOKED, True)
         data.tarfile_to_samples_nothrow = reader  # type: ignore[attr-defined]
         main.get_data = self._get_data  # type: ignore[attr-defined]
-        if self._make_log_weights is not None:
+        if self._log_weights is not None:
             setattr(main, maker, self._make_loss)
 
     def remove(self) -> None:
         """Give the trainer its own functions back."""
         stock, self._stock = self._stock, {}
+        delattr(self.trainer.data, HOOKED)
         for name, function in stock.items():
             module = self.trainer.data if name.startswith("tarfile") else self.trainer.main
             setattr(module, name, function)
@@ -101,29 +103,28 @@ class Hook:
         tokenizer: Any = None,
         **others: Any,
     ) -> dict[str, Any]:
-        """The trainer's data, of which the training part is ours."""
+        """The trainer's data, of which the training part is ours.
+
+        Made apart, since all of it gets the same tokenizer.
+        """
         make = self._stock["get_data"]
-        only_train, the_rest = copy.copy(args), copy.copy(args)
-        only_train.val_data = only_train.imagenet_val = only_train.imagenet_v2 = None
-        the_rest.train_data = None
-        evaluation = make(the_rest, preprocess_fns, epoch, tokenizer, **others)
-        if not args.train_data:
-            return dict(evaluation)
+        if not args.train_data and not args.dataset_type.startswith("synthetic"):
+            return dict(make(args, preprocess_fns, epoch, tokenizer, **others))
         self._check_data(args)
-        log_weights = None
-        if self._make_log_weights is not None:
-            log_weights = self._make_log_weights(str(args.device))
         urls, _ = self.trainer.data.expand_urls(args.train_data)
-        stock_reader = self._stock["tarfile_to_samples_nothrow"]
-        check_first_shards(stock_reader, list(urls), self._subset, log_weights)
-        if log_weights is None:
-            training = make(only_train, preprocess_fns, epoch, tokenizer, **others)
+        read = self._stock["tarfile_to_samples_nothrow"]
+        check_first_shards(read, list(urls), self._subset, self._log_weights)
+        training, evaluation = copy.copy(args), copy.copy(args)
+        training.val_data = training.imagenet_val = training.imagenet_v2 = None
+        evaluation.train_data = None
+        if self._log_weights is None:
+            data = make(training, preprocess_fns, epoch, tokenizer, **others)
         else:
-            uid_tokenizer = UidTokenizer(tokenizer)
-            training = make(only_train, preprocess_fns, epoch, uid_tokenizer, **others)
-            training["train"].dataloader = WeighedLoader(
-                training["train"].dataloader,
-                log_weights,
+            self._log_weights.load(str(args.device))
+            data = make(training, preprocess_fns, epoch, UidTokenizer(tokenizer), **others)
+            data["train"].dataloader = WeighedLoader(
+                data["train"].dataloader,
+                self._log_weights,
                 self._pending,
                 tokenizer("").shape[1],
                 args.accum_freq,
@@ -131,14 +132,14 @@ class Hook:
                 str(args.device),
             )
         self._reads = True
-        return {**training, **evaluation}
+        return {**data, **make(evaluation, preprocess_fns, epoch, tokenizer, **others)}
 
     def _check_data(self, args: Namespace) -> None:
         data = self.trainer.data
         if data.get_dataset_fn(args.train_data, args.dataset_type) is not data.get_wds_dataset:
             raise InputError(
-                f"--dataset-type {args.dataset_type} of {args.train_data} is no webdataset: the "
-                "hook reads uids out of tars, so give those"
+                f"--dataset-type {args.dataset_type} is no webdataset: the hook reads uids out of "
+                "tars, so give those to --train-data"
             )
         for name in ("use_naflex", "variable_text", "json_text_key"):
             if getattr(args, name, None):
@@ -193,9 +194,8 @@ def _check_equal_weights(clip_loss: type[nn.Module], trainer: Trainer) -> None:
     features = torch.randn(2, 8, 4, generator=generator)
     images, texts = F.normalize(features, dim=2)
     scale = torch.tensor(5.0)
-    log_weights = EqualWeights()
     uids = np.zeros(8, UID_DTYPE)
-    pending.push(log_weights(uids, images, texts), uids)
+    pending.push(LogWeights()(uids, images, texts), uids)
     ours = WeightedClipLoss(clip_loss(), pending, False)(images, texts, scale)
     theirs = clip_loss()(images, texts, scale)
     if not torch.allclose(ours, theirs, rtol=1e-5):
@@ -254,21 +254,15 @@ def install_hook(
         if value is not None and weights is None and scores is None:
             raise InputError(f"{flag} is for --weights or --scores: give one of them")
 
-    make: Callable[[str], LogWeights] | None = None
+    log_weights: LogWeights | None = None
     if weights is not None:
-        make = _always(read_weights(weights, column, missing_value))
+        log_weights = read_weights(weights, column, missing_value)
     elif scores is not None:
-        make = _always(read_scores(scores, column, missing_value))
+        log_weights = read_scores(scores, column, missing_value)
     elif scoring_model is not None:
-        make = functools.partial(
-            ScoringModelWeights, scoring_model, extractor_model, extractor_checkpoint
-        )
+        log_weights = ScoringModelWeights(scoring_model, extractor_model, extractor_checkpoint)
     elif distinct_in_batch:
-        make = _always(EqualWeights())
-    hook = Hook(find_trainer(allow_unknown_version), subset, make, distinct_in_batch)
+        log_weights = LogWeights()
+    hook = Hook(find_trainer(allow_unknown_version), subset, log_weights, distinct_in_batch)
     hook.install()
     return hook
-
-
-def _always(log_weights: LogWeights) -> Callable[[str], LogWeights]:
-    return lambda device: log_weights

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,27 +20,24 @@ from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import decode_uids, format_uid
 
 
-class LogWeights(Protocol):
-    """log w of examples, up to a constant: the loss divides by the sum over its batch."""
+class LogWeights:
+    """log w of examples, up to a constant: the loss divides by the sum over its batch.
+
+    This one weighs all alike.
+    """
+
+    def load(self, device: str) -> None:
+        """Make ready, in the process that trains on `device`."""
 
     def check(self, uids: Sequence[str], shard: str) -> None:
         """Raise InputError where a shard's examples have no weight."""
 
     def __call__(self, uids: NDArray[np.void], images: Tensor, texts: Tensor) -> Tensor:
         """log w [b], float32, -inf for weight 0, of uids [b], images [b, 3, H, W], texts [b, L]."""
-
-
-class EqualWeights:
-    """Every example the same: the stock loss."""
-
-    def check(self, uids: Sequence[str], shard: str) -> None:
-        return
-
-    def __call__(self, uids: NDArray[np.void], images: Tensor, texts: Tensor) -> Tensor:
         return torch.zeros(len(uids))
 
 
-class TableWeights:
+class TableWeights(LogWeights):
     """Weights, or scores whose softmax over the batch they are, by uid."""
 
     def __init__(
@@ -84,32 +80,30 @@ class TableWeights:
         return log_weights
 
 
-class ScoringModelWeights:
+class ScoringModelWeights(LogWeights):
     """Softmax over the batch of the scores that E-FLYT gives to its images and texts."""
 
-    def __init__(self, scoring_model: str, model: str, checkpoint: str | None, device: str) -> None:
+    def __init__(self, scoring_model: str, model: str, checkpoint: str | None) -> None:
         """
         Args:
-            scoring_model, model, checkpoint: see `EFlytImages`.
-            device: where the scores are computed.
+            scoring_model, model, checkpoint: see `EFlytImages`, whose InputErrors are raised.
         """
         from datacomp_flyt.scorers.e_flyt_images import EFlytImages
 
         self._scorer = EFlytImages(scoring_model, model, checkpoint)
-        self._scorer.load(device)
-        self._device, self._name = device, f"--scoring_model {scoring_model}"
-        self._inputs = self._scorer.input_sizes
+        self._name = f"--scoring_model {scoring_model}"
 
-    def check(self, uids: Sequence[str], shard: str) -> None:
-        return
+    def load(self, device: str) -> None:
+        self._scorer.load(device)
+        self._device = device
 
     def __call__(self, uids: NDArray[np.void], images: Tensor, texts: Tensor) -> Tensor:
-        sizes = (tuple(images.shape[-2:]), texts.shape[1])
-        if sizes != self._inputs:
+        given, wanted = (tuple(images.shape[-2:]), texts.shape[1]), self._scorer.input_sizes
+        if given != wanted:
             raise InputError(
-                f"{self._name} takes images of {self._inputs[0]} and texts of {self._inputs[1]} "
-                f"tokens, and this training makes {sizes[0]} and {sizes[1]}: name an extractor "
-                "that takes what the trained model takes"
+                f"{self._name} takes images of {wanted[0]} and texts of {wanted[1]} tokens, and "
+                f"this training makes {given[0]} and {given[1]}: name an extractor that takes what "
+                "the trained model takes"
             )
         with torch.no_grad():
             images = images.to(self._device, torch.float32)

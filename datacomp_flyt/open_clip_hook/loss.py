@@ -1,9 +1,9 @@
 """FLYT's weighted CLIP loss (Eq. 3) out of the parts of open_clip's own ClipLoss.
 
 With a_ij the logits, w weights of sum 1, the loss is -sum_i w_i log(w_i e^a_ii / sum_j w_j e^a_ij)
-for images and the same for texts, halved. Up to a constant that is a cross entropy of the logits
-a_ij + log w_j in which class i, which is the label of row i, weighs w_i. So it differs from
-`ClipLoss.forward` in one sum and one argument, and with equal weights not in a single bit.
+for images and the same for texts, halved. That is the cross entropy of the logits a_ij + log w_j in
+which class i, which is the label of row i, weighs w_i. So it differs from `ClipLoss.forward` in one
+sum and one argument, and with equal weights not in a single bit.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from datacomp_flyt.errors import InputError
 FIRST, LAST = "2.16.1", "3.3.0"
 DEVELOPMENT = "4.2.0.dev0"
 PACKAGES = ("open_clip_train", "training")
+HOOKED = "datacomp_flyt_hook"  # set in the trainer's `data` while the hook is in
 _RENAMED = (2, 26)  # the first release with `open_clip_train`
 
 _ARGUMENTS = {
@@ -93,6 +94,8 @@ def find_trainer(allow_unknown_version: bool = False) -> Trainer:
         raise InputError(
             f"{package} cannot be imported ({error}): pip install 'open_clip_torch[training]'"
         ) from None
+    if hasattr(data, HOOKED):
+        raise InputError(f"{package} has the hook already: remove() that one first")
     trainer = Trainer(version, package, data, main, hasattr(main, "create_task"))
     _check(trainer)
     return trainer

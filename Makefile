@@ -13,7 +13,8 @@ demo: $(VENV)/.installed
 test: lint
 	$(PYTEST)
 
-test-all: lint
+test-all: export OPEN_CLIP_2_16 ?= $(abspath $(VENV))/open_clip-2.16.1
+test-all: lint $(VENV)/open_clip-2.16.1
 	$(PYTEST) -m "slow or not slow"
 
 lint: $(VENV)/.installed-dev
@@ -30,6 +31,10 @@ $(VENV)/.installed-dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,train,ray]'
 	touch $@ $(VENV)/.installed
+
+# the open_clip that DataComp pins, for tests to put before the installed one
+$(VENV)/open_clip-2.16.1: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ open_clip_torch==2.16.1
 
 clean:
 	rm -rf $(VENV)

@@ -5,21 +5,33 @@
 The first argument goes to `install_hook` (`null` for the stock trainer). The sample shuffle, which
 open_clip seeds with process id and time, is seeded by the data loader's worker and the epoch, and
 training images get the evaluation transform: then two runs differ only in what the test varies.
+
+The argument `then` begins another training in the same process, which saves its start. Three flags
+are the script's own: `--dump DIR` (with `--name`) writes the model before and after training and
+what each batch held, with it `--stop-after N` gives up after N batches, `--float64` trains in it.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import hashlib
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+import torch.distributed as dist
 import webdataset
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 CONFIGS = Path(__file__).parent / "model_configs"
 
@@ -61,17 +73,97 @@ class CpuDistributedDataParallel(torch.nn.parallel.DistributedDataParallel):
         super().__init__(module, **settings)
 
 
+class Stopped(Exception):
+    """As many batches as `--stop-after` says."""
+
+
+class RecordedLoader:
+    """The trainer's loader, which notes what each batch holds: [epoch][batch][row] digests."""
+
+    def __init__(self, loader: Any, stop_after: int) -> None:
+        self.loader, self.stop_after = loader, stop_after
+        self.epochs: list[list[list[str]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.epochs.append([])
+        for batch in self.loader:
+            if sum(map(len, self.epochs)) == self.stop_after:
+                raise Stopped
+            parts = (batch["image"], batch["text"]) if isinstance(batch, dict) else batch
+            self.epochs[-1].append([digest(image, text) for image, text in zip(*parts)])  # noqa: B905
+            yield batch
+
+
+def digest(image: Tensor, text: Tensor) -> str:
+    """Of an image [3, H, W] and tokens [L], as they go into the model."""
+    content = image.contiguous().numpy().tobytes() + text.contiguous().numpy().tobytes()
+    return hashlib.md5(content).hexdigest()
+
+
+def train(main: Any, settings: dict[str, Any] | None, arguments: list[str]) -> None:
+    """One training, after which the trainer is as before."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--dump", type=Path)
+    parser.add_argument("--float64", action="store_true")
+    parser.add_argument("--stop-after", type=int, default=-1)
+    own, arguments = parser.parse_known_args(arguments)
+    hook = None
+    if settings is not None:
+        from datacomp_flyt.open_clip_hook import install_hook
+
+        hook = install_hook(**settings)
+    create, get_data = main.create_model_and_transforms, main.get_data
+    models: list[nn.Module] = []
+    loaders: list[RecordedLoader] = []
+    target = ""
+    if own.dump:
+        name = arguments[arguments.index("--name") + 1]
+        target = f"{own.dump}/{name}.{os.environ.get('RANK', '0')}"
+
+    def create_model(*args: Any, **kwargs: Any) -> Any:
+        model, *transforms = create(*args, **kwargs)
+        if own.float64:
+            model.double().visual.register_forward_pre_hook(lambda _, args: (args[0].double(),))
+        if target:
+            save_file(model.state_dict(), f"{target}.first.safetensors")
+        models.append(model)
+        return model, *transforms
+
+    def get_recorded_data(*args: Any, **kwargs: Any) -> Any:
+        data = get_data(*args, **kwargs)
+        if target:
+            loaders.append(RecordedLoader(data["train"].dataloader, own.stop_after))
+            data["train"].dataloader = loaders[0]
+        return data
+
+    main.create_model_and_transforms, main.get_data = create_model, get_recorded_data
+    logging.root.handlers.clear()
+    with contextlib.suppress(Stopped):
+        main.main(arguments)
+    main.create_model_and_transforms, main.get_data = create, get_data
+    if hook is not None:
+        hook.remove()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if target:
+        save_file(models[0].state_dict(), f"{target}.final.safetensors")
+        Path(f"{target}.batches.json").write_text(json.dumps(loaders[0].epochs))
+
+
 if __name__ == "__main__":
     torch.nn.parallel.DistributedDataParallel = CpuDistributedDataParallel  # type: ignore[misc]
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     open_clip.add_model_config(CONFIGS)
-    main = trainer()
-    settings, *arguments = sys.argv[1:]
-    if json.loads(settings) is not None:
-        from datacomp_flyt.open_clip_hook import install_hook
-
-        install_hook(**json.loads(settings))
-    make_deterministic(main)
     os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # of our own checkpoints
-    main.main(arguments)
+    main = trainer()
+    make_deterministic(main)
+    words = sys.argv[1:]
+    while words:
+        end = words.index("then") if "then" in words else len(words)
+        settings, *arguments = words[:end]
+        train(main, json.loads(settings), arguments)
+        words = words[end + 1 :]

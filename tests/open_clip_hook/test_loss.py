@@ -1,0 +1,170 @@
+"""The loss out of ClipLoss's parts, against Eq. 3 and against the stock loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("open_clip")
+from open_clip import ClipLoss
+from torch import Tensor
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.flyt import weighted_clip_loss
+from datacomp_flyt.open_clip_hook.loss import LoggedLosses, WeightedClipLoss
+from datacomp_flyt.open_clip_hook.pending import PendingBatch
+from tests.open_clip_hook.made import uids_of
+
+Features = tuple[Tensor, Tensor, Tensor]
+
+
+def features_of(rows: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    images, texts = torch.randn(2, rows, 8, generator=generator).to(dtype)
+    parts = (
+        torch.nn.functional.normalize(images, dim=1),
+        torch.nn.functional.normalize(texts, dim=1),
+        torch.tensor(14.0, dtype=dtype),
+    )
+    images, texts, scale = (part.requires_grad_() for part in parts)
+    return images, texts, scale
+
+
+def hooked(
+    log_weights: Tensor, features: Features, numbers: list[int] | None = None
+) -> LoggedLosses:
+    pending = PendingBatch()
+    pending.push(log_weights, uids_of(numbers or list(range(len(log_weights)))))
+    loss = WeightedClipLoss(ClipLoss(), pending, distinct_in_batch=numbers is not None)
+    losses = loss(*features, output_dict=True)
+    assert isinstance(losses, LoggedLosses)
+    return losses
+
+
+def gradients(loss: Tensor, features: Features) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, features))
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.7, -90.0])
+def test_equal_weights_are_the_stock_loss_to_the_bit(constant: float) -> None:
+    features = features_of(33)
+    ours = hooked(torch.full((33,), constant), features)["contrastive_loss"]
+    theirs = ClipLoss()(*features)
+    assert torch.equal(ours, theirs)
+    for mine, stock in zip(gradients(ours, features), gradients(theirs, features), strict=True):
+        assert torch.equal(mine, stock)
+
+
+@pytest.mark.parametrize("spread", [0.5, 5.0, 60.0])
+def test_equation_3(spread: float) -> None:
+    features = features_of(24, seed=1, dtype=torch.float64)
+    log_weights = spread * torch.randn(24, generator=torch.Generator().manual_seed(2))
+    logs = torch.log_softmax(log_weights.double(), 0)
+    ours = hooked(log_weights, features)["contrastive_loss"]
+    theirs = weighted_clip_loss(*features, logs)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6, abs=1e-6)
+    for mine, wanted in zip(gradients(ours, features), gradients(theirs, features), strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_weight_0_takes_an_example_out() -> None:
+    features = features_of(12, dtype=torch.float64)
+    log_weights = torch.zeros(12)
+    log_weights[::3] = -torch.inf
+    kept = torch.isfinite(log_weights)
+    ours = hooked(log_weights, features)["contrastive_loss"]
+    images, texts, scale = features
+    theirs = ClipLoss()(images[kept], texts[kept], scale)
+    torch.testing.assert_close(ours, theirs)
+    for mine, wanted in zip(gradients(ours, features), gradients(theirs, features), strict=True):
+        torch.testing.assert_close(mine, wanted)
+    assert torch.equal(
+        gradients(hooked(log_weights, features)["contrastive_loss"], features)[0][::3],
+        torch.zeros(4, 8, dtype=torch.float64),
+    )
+
+
+def test_a_batch_of_nothing_has_loss_0_and_no_gradient() -> None:
+    features = features_of(5)
+    losses = hooked(torch.full((5,), -torch.inf), features)
+    assert losses["contrastive_loss"].item() == 0
+    assert losses["effective_examples"].item() == 0
+    for gradient in gradients(losses["contrastive_loss"], features):
+        assert not gradient.any()
+
+
+def test_distinct_keeps_the_first_copy_alone() -> None:
+    features = features_of(6, dtype=torch.float64)
+    losses = hooked(torch.zeros(6), features, numbers=[1, 2, 1, 3, 2, 1])
+    kept = torch.tensor([0, 1, 3])
+    images, texts, scale = features
+    wanted = ClipLoss()(images[kept], texts[kept], scale)
+    torch.testing.assert_close(losses["contrastive_loss"], wanted)
+    assert losses["effective_examples"].item() == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_features(dtype: torch.dtype) -> None:
+    images, texts, scale = features_of(32, dtype=torch.float64)
+    log_weights = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    ours = hooked(log_weights, (images.to(dtype), texts.to(dtype), scale.to(dtype)))
+    exact = hooked(log_weights, (images, texts, scale))
+    assert ours["contrastive_loss"].dtype == torch.float32
+    assert ours["contrastive_loss"].item() == pytest.approx(
+        exact["contrastive_loss"].item(), rel=0.03
+    )
+
+
+def test_the_effective_number_of_examples() -> None:
+    losses = hooked(torch.tensor([1.0, 2.0, 3.0]).log(), features_of(3))
+    assert losses["effective_examples"].item() == pytest.approx(36 / 14)
+
+
+def test_the_trainer_adds_up_losses_and_logs_all() -> None:
+    losses = hooked(torch.zeros(4), features_of(4))
+    total = sum(losses.values())
+    assert total is not 0  # noqa: F632
+    assert torch.equal(total, losses["contrastive_loss"])
+    losses["loss"] = total
+    assert list(dict(losses.items())) == ["contrastive_loss", "effective_examples", "loss"]
+
+
+def test_accumulated_batches_serve_each_call() -> None:
+    pending = PendingBatch()
+    loss = WeightedClipLoss(ClipLoss(), pending, distinct_in_batch=True)
+    features = features_of(8)
+    for step in range(2):
+        logs = torch.randn(8, generator=torch.Generator().manual_seed(step))
+        pending.push(logs[:4], uids_of([0, 1, 2, 3]))
+        pending.push(logs[4:], uids_of([0, 5, 6, 7]))
+        values = {loss(*features).item() for _ in range(2)}
+        assert values == {
+            hooked(logs, features, [0, 1, 2, 3, 0, 5, 6, 7])["contrastive_loss"].item()
+        }
+    assert pending.num_masked == 2
+
+
+def test_leftovers_of_an_epoch_are_forgotten() -> None:
+    pending = PendingBatch()
+    pending.push(torch.zeros(4), uids_of(range(4)))
+    pending.start_epoch()
+    pending.push(torch.zeros(3), uids_of(range(3)))
+    assert len(pending.take(3, torch.device("cpu"))[0]) == 3
+
+
+@pytest.mark.parametrize("announced", [0, 3, 8])
+def test_a_row_count_mismatch_stops(announced: int) -> None:
+    pending = PendingBatch()
+    if announced:
+        pending.push(torch.zeros(announced), uids_of(range(announced)))
+    loss = WeightedClipLoss(ClipLoss(), pending, distinct_in_batch=False)
+    with pytest.raises(InputError, match=f"features of 4 examples after .* given {announced}:"):
+        loss(*features_of(4))
+
+
+def test_keys_tell_uids_apart() -> None:
+    pending = PendingBatch()
+    pending.push(torch.zeros(2000), uids_of(range(2000)))
+    _, keys = pending.take(2000, torch.device("cpu"))
+    assert len(np.unique(keys.numpy())) == 2000

@@ -1,0 +1,133 @@
+"""Reading a subset from the original shards: copies, skips, and what is said of bad ones."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("open_clip")
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
+from datacomp_flyt.open_clip_hook.log_weights import read_weights
+from datacomp_flyt.open_clip_hook.reading import SubsetReader, open_subset
+from datacomp_flyt.pool.tar_samples import UnreadableShard, read_tar
+from tests.flyt.tars import pair, uid_of, write_pairs, write_tar
+from tests.open_clip_hook.made import write_counts, write_table
+
+
+def stock(src: Iterator[Any], *args: Any) -> Iterator[Any]:
+    """Like the trainer's reader, which is in the tests of whole trainings, but closes its files."""
+    for source in src:
+        with contextlib.suppress(UnreadableShard):
+            yield from read_tar(source["url"])
+
+
+def read(urls: list[str], counts: Path | None, carries_uids: bool = False) -> list[Any]:
+    subset = None if counts is None else open_subset(counts)
+    reader = SubsetReader(stock, subset, carries_uids, drops_empty_captions=False)
+    return list(reader({"url": url} for url in urls))
+
+
+def captions(samples: list[Any]) -> list[str]:
+    return [sample["txt"].decode() for sample in samples]
+
+
+def test_each_as_often_as_the_subset_says(tmp_path: Path) -> None:
+    urls = write_pairs(tmp_path, shards=3, rows=4)
+    counts = write_counts(tmp_path / "s.npy", {1: 2, 5: 1, 10: 3, 99: 7})
+    found = captions(read(urls, counts))
+    assert found == [f"caption {n}" for n in (1, 1, 5, 10, 10, 10)]
+
+
+def test_copies_are_apart(tmp_path: Path) -> None:
+    """What a later stage does to one leaves the other."""
+    urls = write_pairs(tmp_path, shards=1, rows=2)
+    first, second = read(urls, write_counts(tmp_path / "s.npy", {1: 2}))
+    first["txt"] = b"changed"
+    assert second["txt"] == b"caption 1"
+
+
+def test_uids_go_before_captions(tmp_path: Path) -> None:
+    urls = write_pairs(tmp_path, shards=1, rows=3)
+    assert captions(read(urls, None, carries_uids=True)) == [
+        f"{uid_of(n)}caption {n}" for n in range(3)
+    ]
+    assert captions(read(urls, None)) == [f"caption {n}" for n in range(3)]
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_empty_captions(drops: bool, tmp_path: Path) -> None:
+    """Prefixed they would be no longer empty for a trainer that drops such."""
+    samples = [{**pair(0), "txt": b" "}, {k: v for k, v in pair(1).items() if k != "txt"}]
+    url = str(write_tar(tmp_path / "0.tar", samples))
+    reader = SubsetReader(stock, None, carries_uids=True, drops_empty_captions=drops)
+    first, second = reader(iter([{"url": url}]))
+    assert first["txt"] == (b" " if drops else f"{uid_of(0)} ".encode())
+    assert "txt" not in second
+
+
+@pytest.mark.parametrize("json", [None, b"{}", b"no json", b'{"uid": 5}', b"[1]"])
+def test_an_example_without_uid_is_left_out(
+    json: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = {k: v for k, v in {**pair(1), "json": json}.items() if v is not None}
+    url = str(write_tar(tmp_path / "0.tar", [pair(0), broken, pair(2)]))
+    with caplog.at_level(logging.WARNING):
+        assert captions(read([url], None)) == ["caption 0", "caption 2"]
+    assert f"{url}: example 000001 has no uid in its json. Ignoring." in caplog.text
+
+
+def test_a_pass_without_any_example_stops(tmp_path: Path) -> None:
+    urls = write_pairs(tmp_path, shards=2, rows=2)
+    counts = write_counts(tmp_path / "s.npy", {99: 1})
+    with pytest.raises(InputError, match=r"--subset .*s.npy has none of the examples of all shard"):
+        read(urls, counts)
+
+
+def test_a_thousand_shards_without_any_stop_an_endless_source(tmp_path: Path) -> None:
+    urls = write_pairs(tmp_path, shards=2, rows=1)
+    counts = open_subset(write_counts(tmp_path / "s.npy", {99: 1}))
+    reader = SubsetReader(stock, counts, False, False)
+    with pytest.raises(InputError, match="none of the examples of the last 1,000 shards"):
+        list(reader({"url": urls[number % 2]} for number in range(10_000)))
+
+
+def test_first_shards_that_are_right(tmp_path: Path) -> None:
+    urls = ["missing.tar", *write_pairs(tmp_path, shards=5, rows=3)]
+    weights = read_weights(
+        write_table(tmp_path / "w.parquet", {"uid": [0, 1, 2], "w": [1.0, 1.0, 2.0]}), None, None
+    )
+    check_first_shards(stock, urls, None, weights)
+    check_first_shards(stock, urls, open_subset(write_counts(tmp_path / "s.npy", {8: 1})), weights)
+
+
+def test_first_shards_that_are_wrong(tmp_path: Path) -> None:
+    urls = write_pairs(tmp_path, shards=5, rows=4)
+    late = open_subset(write_counts(tmp_path / "s.npy", {12: 1}))
+    with pytest.raises(InputError, match=r"none of the examples of 00000000.tar, .*, 00000002.tar"):
+        check_first_shards(stock, urls, late, None)
+    table = write_table(tmp_path / "w.parquet", {"uid": [0, 1, 3], "w": [1.0, 1.0, 2.0]})
+    weights = read_weights(table, None, None)
+    with pytest.raises(InputError, match=r"lacks 1 of the first 4 examples of .*00.tar \(25.0%"):
+        check_first_shards(stock, urls, None, weights)
+    with pytest.raises(InputError, match=r"no example of missing.tar and the other 0 shards"):
+        check_first_shards(stock, ["missing.tar"], late, None)
+
+
+def test_shards_without_uids(tmp_path: Path) -> None:
+    bare = [{"jpg": pair(n)["jpg"], "txt": b"a"} for n in range(10)]
+    url = str(write_tar(tmp_path / "0.tar", bare))
+    with pytest.raises(InputError, match=r"0.tar have no json beside the image, and no uid"):
+        check_first_shards(stock, [url], None, None)
+    url = str(write_tar(tmp_path / "1.tar", [{**sample, "json": b"{}"} for sample in bare]))
+    with pytest.raises(InputError, match=r"1.tar: example 000009 has no uid in its json, as ten"):
+        check_first_shards(stock, [url], None, None)
+    url = str(write_tar(tmp_path / "2.tar", bare[:3]))
+    with pytest.raises(InputError, match="no example of"):
+        check_first_shards(stock, [url], None, None)

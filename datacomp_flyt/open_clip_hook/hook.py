@@ -24,6 +24,7 @@ from datacomp_flyt.open_clip_hook.log_weights import (
 from datacomp_flyt.open_clip_hook.loss import WeightedClipLoss
 from datacomp_flyt.open_clip_hook.pending import PendingBatch
 from datacomp_flyt.open_clip_hook.reading import SubsetReader, open_subset
+from datacomp_flyt.open_clip_hook.tar_blocks import reader_of_blocks
 from datacomp_flyt.open_clip_hook.trainer import (
     HOOKED,
     Trainer,
@@ -75,8 +76,9 @@ class Hook:
             for module, name in ((data, "tarfile_to_samples_nothrow"), (main, "get_data"))
         }
         self._stock[maker] = getattr(main, maker)
+        read = self._stock["tarfile_to_samples_nothrow"]
         reader = SubsetReader(
-            self._stock["tarfile_to_samples_nothrow"],
+            read if self._subset is None else reader_of_blocks(data),
             self._subset,
             self._log_weights is not None,
             self.trainer.drops_empty_captions,

@@ -29,7 +29,7 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,train,ray]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,train,ray,report]'
 	touch $@ $(VENV)/.installed
 
 # the open_clip that DataComp pins, for tests to put before the installed one

@@ -12,6 +12,7 @@ from datacomp_flyt.cli import (
     demo,
     embed,
     install,
+    report,
     score,
     train,
     train_classifier,
@@ -27,6 +28,7 @@ COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "train_clip": train_clip,
     "check": check,
+    "report": report,
     "demo": demo,
 }
 """Each module's docstring is the command's help; it has `add_arguments` and `run`.

@@ -8,6 +8,10 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.hook import Hook
@@ -21,6 +25,7 @@ def run_script(words: Sequence[str], hook: Hook) -> None:
         InputError: no such script or module, or one that ended without using the hook.
     """
     alias_packages(hook.trainer.package)
+    accept_numpy_scalars()
     main = f"{hook.trainer.package}.main"
     if words[0] == "-m":
         if len(words) < 2:
@@ -66,6 +71,19 @@ def alias_packages(package: str) -> None:
         for name, module in list(sys.modules.items()):
             if name == package or name.startswith(f"{package}."):
                 sys.modules[other + name.removeprefix(package)] = module
+
+
+def accept_numpy_scalars() -> None:
+    """Let checkpoints be resumed in which the learning rate is a NumPy scalar.
+
+    open_clip writes such up to 2.27; torch from 2.6 on refuses what it does not know.
+    """
+    if not hasattr(torch.serialization, "add_safe_globals"):
+        return
+    scalar: Any = np.float64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    kinds = [np.dtype, np.float64, type(np.dtype(np.float64))]
+    torch.serialization.add_safe_globals([*kinds, *[(scalar, name) for name in names]])
 
 
 def _run_main(hook: Hook, arguments: list[str]) -> None:

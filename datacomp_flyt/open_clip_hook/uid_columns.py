@@ -7,6 +7,7 @@ int64 columns; and `split` takes those off before the trainer sees the batch.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -39,9 +40,8 @@ class UidTokenizer:
             InputError: the caption has no uid before it, or the tokens are no int64 [1, L].
         """
         try:
-            halves = np.frombuffer(bytes.fromhex(text[:_LENGTH]), ">u8").astype(np.uint64)
-            uid = torch.from_numpy(halves.view(np.int64)).reshape(1, 2)
-        except (ValueError, RuntimeError, TypeError):
+            uid = torch.tensor([struct.unpack(">qq", bytes.fromhex(text[:_LENGTH]))])
+        except (ValueError, TypeError, struct.error):
             raise InputError(
                 f"a caption came to the tokenizer without its uid ({str(text)[:_LENGTH]!r}): this "
                 "trainer reads its tars in a way that the hook does not know"

@@ -41,8 +41,8 @@ HOOKS = {
     "both": ("weights", "subset", "distinct"),
 }
 STOCK: tuple[str, ...] = ()
-SEEDS = (1, 2, 3)
-T_4 = 8.61  # Student's t with 4 degrees of freedom is beyond it once in 1,000 times
+SEEDS = range(1, 9)
+T_7 = 5.41  # Student's t with 7 degrees of freedom is beyond it once in 1,000 times
 EPOCHS, SAMPLES = 24, 1_024
 
 
@@ -178,7 +178,10 @@ def resharded(tmp_path_factory: pytest.TempPathFactory) -> Resharded:
 def test_training_from_the_pool_is_training_after_the_resharder(
     resharded: Resharded, tmp_path: Path
 ) -> None:
-    """DataComp's train.py, three seeds each, shuffled as open_clip does (by process and time)."""
+    """DataComp's train.py, eight seeds each, shuffled as open_clip does (by process and time).
+
+    Compared seed by seed, since models of one seed start alike.
+    """
     env = environment("installed", DATACOMP_DIR=datacomp_dir())
     uids = tmp_path / "uids.txt"
     uids.write_text("\n".join(resharded.counts))
@@ -189,19 +192,18 @@ def test_training_from_the_pool_is_training_after_the_resharder(
             ("resharder", [], resharded.shards),
         ):
             output = tmp_path / f"{way}-{seed}"
-            checkpoint = train(flags, env, output, data, samples=6_400, seed=seed)
+            checkpoint = train(flags, env, output, data, samples=3_200, seed=seed)
             results[way].append(zero_shot(checkpoint, env, uids))
     untrained = zero_shot(None, env, uids)
     print(json.dumps({**results, "untrained": untrained}, indent=1))
-    for metric, fraction in (("their_loss", 0.1), ("top5", 0.5)):
+    for metric in ("their_loss", "top5"):
         hook, other = (np.array([r[metric] for r in results[way]]) for way in results)
-        difference = abs(hook.mean() - other.mean())
-        improvement = abs(other.mean() - untrained[metric])
-        error = np.sqrt((hook.var(ddof=1) + other.var(ddof=1)) / len(SEEDS))
+        difference = float((hook - other).mean())
+        error = float((hook - other).std(ddof=1)) / np.sqrt(len(SEEDS))
+        improvement = float(abs(other.mean() - untrained[metric]))
         print(f"{metric}: {difference=:.4f} {error=:.4f} {improvement=:.4f}")
-        assert improvement > 10 * error / np.sqrt(len(SEEDS)), "nothing was learned"
-        assert difference < fraction * improvement
-        assert difference < T_4 * error
+        assert improvement > 5 * error, "nothing was learned, or too little to compare"
+        assert abs(difference) < min(T_7 * error, improvement / 4)
 
 
 def samples_seen(

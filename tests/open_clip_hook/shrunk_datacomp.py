@@ -63,6 +63,4 @@ if __name__ == "__main__":
     open_clip.add_model_config(CONFIGS)
     use_cpu()
     make_training_importable()
-    # of checkpoints of our own, which open_clip up to 2.27.1 writes with a numpy number
-    os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     runpy.run_path(os.path.join(checkout, "train.py"), run_name="__main__")

@@ -1,0 +1,85 @@
+"""One HTML page of what was selected and why: scores, repetitions, pictures, words."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from datacomp_flyt.engines.threads import default_num_workers
+from datacomp_flyt.errors import needs_extra
+
+_PENALTIES = (0.1, 0.15, 0.3, 0.6)  # the range of FLYT's Figure 3
+
+
+def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    add = parser.add_argument
+    add("--metadata_dir", required=True, help="the pool: a folder of parquet, local or cloud")
+    add("--scores_dir", help="folder (local or cloud) of score tables: parquet with a uid column")
+    add(
+        "--subset",
+        required=True,
+        nargs="+",
+        metavar="[NAME=]FILE",
+        help="selections to compare, .npy files; named by the file where no name is given",
+    )
+    add(
+        "--shards_dir",
+        metavar="TARS",
+        help="the pool's tars, for pictures: a folder, a pattern with braces, or what webdataset "
+        "opens; a parquet of img2dataset beside a tar saves looking for uids in it",
+    )
+    add(
+        "--score_columns",
+        nargs="+",
+        metavar="COLUMN",
+        help="scores to show (default: all of --scores_dir, and the metadata's CLIP scores)",
+    )
+    add(
+        "--scoring_model",
+        help="the mixing model: 'paper', a .safetensors file of ours, or the published mflyt.pt",
+    )
+    add(
+        "--score",
+        metavar="COLUMN",
+        help="the score that orders examples (default: the mixed score of --scoring_model, else "
+        "the first column)",
+    )
+    add(
+        "--repetition_penalties",
+        nargs="+",
+        type=float,
+        default=_PENALTIES,
+        metavar="ALPHA",
+        help="alphas of the counts against score (default: 0.1 0.15 0.3 0.6)",
+    )
+    add(
+        "--max_rows",
+        type=int,
+        default=200_000,
+        help="about how many of the pool's examples to read scores and captions of "
+        "(default: %(default)s)",
+    )
+    add(
+        "--max_tars",
+        type=int,
+        default=8,
+        help="tars to choose shown examples from (default: %(default)s)",
+    )
+    add("--examples", type=int, default=8, help="pictures in each group (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the sample (default: 0)")
+    add("--num_workers", type=int, default=default_num_workers(), help="threads")
+    add("--out", required=True, metavar="FOLDER", help="write index.html here")
+    parser.set_defaults(argv=list(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page.
+
+    Raises:
+        InputError: something given is wrong, or a package is missing.
+    """
+    with needs_extra("report"):
+        from datacomp_flyt.report.report import write_report
+    path = write_report(args, args.argv)
+    print(f"saved {path}")
+    return 0

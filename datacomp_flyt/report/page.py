@@ -1,0 +1,84 @@
+"""The page out of its sections: a Jinja template with escaping on, and how numbers look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+
+from datacomp_flyt.report.provenance import digest_of_all
+
+_TEMPLATE = "index.html.j2"
+_BLUE, _ORANGE = (0, 114, 178), (213, 94, 0)  # Okabe and Ito's, told apart by the sign in print
+_EITHER = 0.179  # luminance on which black and white letters stand out alike, 4.6 to 1
+
+
+def render(page: dict[str, Any]) -> str:
+    """The whole HTML document."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("datacomp_flyt.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "count": count,
+        "percent": percent,
+        "number": number,
+        "signed": signed,
+        "shade": shade,
+        "digest_of_all": digest_of_all,
+    }
+    return environment.get_template(_TEMPLATE).render(page)
+
+
+def count(value: float) -> str:
+    """`1234567` -> `1,234,567`."""
+    return f"{round(value):,}"
+
+
+def percent(share: float) -> str:
+    """Three digits: `0.0123` -> `1.23%`; 0% and 100% are said of nothing else."""
+    if share in (0.0, 1.0) or not math.isfinite(share):
+        return f"{share:.0%}"
+    share = min(100 * share, 99.9)
+    return f"{share:.{min(max(2 - math.floor(math.log10(share)), 1), 4)}f}%"
+
+
+def number(value: float, digits: int = 3, fixed: bool = False) -> str:
+    """A few digits, `fixed` with zeros at the end, and a real minus sign; a dash for NaN."""
+    if not math.isfinite(value):
+        return "–"
+    if abs(value) < 1e-12:  # a mean of standardised numbers is 0 but for rounding
+        value = 0.0
+    return f"{value:{'#' if fixed else ''}.{digits}g}".replace("-", "−")
+
+
+def signed(value: float, decimals: int = 2) -> str:
+    """With its sign, unless it rounds to 0; a dash for NaN."""
+    if not math.isfinite(value):
+        return "–"
+    text = f"{value:+.{decimals}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def shade(value: float) -> str:
+    """CSS of a cell for a value from -1 to 1: blue above 0, orange below, white at 0."""
+    if not math.isfinite(value):
+        return "background:#fff;color:#000"
+    strength = min(abs(value), 1.0)
+    hue = _BLUE if value >= 0 else _ORANGE
+    parts = [round(255 + strength * (part - 255)) for part in hue]
+    color = "#000" if _luminance(parts) > _EITHER else "#fff"
+    return f"background:#{parts[0]:02x}{parts[1]:02x}{parts[2]:02x};color:{color}"
+
+
+def _luminance(parts: Sequence[int]) -> float:
+    """Relative luminance of red, green and blue (WCAG 2), from 0 to 1."""
+    shares = (part / 255 for part in parts)
+    linear = (s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares)
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

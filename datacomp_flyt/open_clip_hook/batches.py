@@ -65,25 +65,20 @@ class WeighedLoader:
             self._report(moved[0])
 
     def _batches(self, as_dict: list[bool]) -> Iterator[Batch]:
-        try:
-            for batch in self._loader:
-                if not as_dict:
-                    as_dict.append(isinstance(batch, dict))
-                images, texts = (batch["image"], batch["text"]) if as_dict[0] else batch
-                if not isinstance(images, Tensor):
-                    raise InputError(
-                        "images came as no tensor: the hook does not know NaFlex batches"
-                    )
-                tokens, uids = split(texts, self._context_length)
-                yield Batch(images, tokens, uids.copy())
-        except InputError as error:  # a worker's comes with its traceback in front
-            raise InputError(str(error).strip().split("\n")[-1].split("InputError: ")[-1]) from None
+        for batch in self._loader:
+            if not as_dict:
+                as_dict.append(isinstance(batch, dict))
+            images, texts = (batch["image"], batch["text"]) if as_dict[0] else batch
+            if not isinstance(images, Tensor):
+                raise InputError("images came as no tensor: the hook does not know NaFlex batches")
+            tokens, uids = split(texts, self._context_length)
+            yield Batch(images, tokens, uids.copy())
 
     def _report(self, moved: int) -> None:
         count = torch.tensor(moved, device=self._device)
         sum_over_ranks([count])
         if rank_and_world_size()[0] == 0:
             logging.info(
-                f"distinct_in_batch: {int(count):,} examples moved to a later batch in this epoch; "
-                f"{self._pending.num_masked:,} repeats that could not be moved had weight 0"
+                f"distinct_in_batch: {int(count):,} moves of an example to the next batch in this "
+                f"epoch; {self._pending.num_masked:,} repeats that could not be moved had weight 0"
             )

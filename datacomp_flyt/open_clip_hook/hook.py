@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
+import logging
 from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.batches import WeighedLoader
+from datacomp_flyt.open_clip_hook.checks import check_data, check_loss
 from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
 from datacomp_flyt.open_clip_hook.log_weights import (
     LogWeights,
@@ -23,16 +23,14 @@ from datacomp_flyt.open_clip_hook.log_weights import (
 )
 from datacomp_flyt.open_clip_hook.loss import WeightedClipLoss
 from datacomp_flyt.open_clip_hook.pending import PendingBatch
-from datacomp_flyt.open_clip_hook.reading import SubsetReader, open_subset
-from datacomp_flyt.open_clip_hook.tar_blocks import reader_of_blocks
+from datacomp_flyt.open_clip_hook.reading import StockReader, SubsetReader, open_subset
+from datacomp_flyt.open_clip_hook.tar_blocks import BlockReader
 from datacomp_flyt.open_clip_hook.trainer import (
     HOOKED,
     Trainer,
-    check_arguments,
     find_trainer,
 )
 from datacomp_flyt.open_clip_hook.uid_columns import UidTokenizer
-from datacomp_flyt.pool.uids import UID_DTYPE
 
 MODEL = "ViT-B-32"
 
@@ -60,7 +58,7 @@ class Hook:
         self._distinct_in_batch = distinct_in_batch
         self._pending = PendingBatch()
         self._reads, self._weighs = False, log_weights is None
-        self._stock: dict[str, Any] = {}
+        self._stock: dict[tuple[ModuleType, str], Any] = {}
 
     @property
     def was_used(self) -> bool:
@@ -70,32 +68,24 @@ class Hook:
     def install(self) -> None:
         """Take the place of the trainer's three functions."""
         data, main = self.trainer.data, self.trainer.main
-        maker = self.trainer.loss_maker
         self._stock = {
-            name: getattr(module, name)
-            for module, name in ((data, "tarfile_to_samples_nothrow"), (main, "get_data"))
+            (data, "tarfile_to_samples_nothrow"): data.tarfile_to_samples_nothrow,
+            (main, "get_data"): main.get_data,
         }
-        self._stock[maker] = getattr(main, maker)
-        read = self._stock["tarfile_to_samples_nothrow"]
-        reader = SubsetReader(
-            read if self._subset is None else reader_of_blocks(data),
-            self._subset,
-            self._log_weights is not None,
-            self.trainer.drops_empty_captions,
-        )
         setattr(data, HOOKED, True)
-        data.tarfile_to_samples_nothrow = reader  # type: ignore[attr-defined]
+        data.tarfile_to_samples_nothrow = _refuse_to_read  # type: ignore[attr-defined]
         main.get_data = self._get_data  # type: ignore[attr-defined]
         if self._log_weights is not None:
+            maker = self.trainer.loss_maker
+            self._stock[main, maker] = getattr(main, maker)
             setattr(main, maker, self._make_loss)
 
     def remove(self) -> None:
         """Give the trainer its own functions back."""
-        stock, self._stock = self._stock, {}
-        delattr(self.trainer.data, HOOKED)
-        for name, function in stock.items():
-            module = self.trainer.data if name.startswith("tarfile") else self.trainer.main
+        for (module, name), function in self._stock.items():
             setattr(module, name, function)
+            vars(self.trainer.data).pop(HOOKED, None)
+        self._stock = {}
 
     def _get_data(
         self,
@@ -109,21 +99,26 @@ class Hook:
 
         Made apart, since all of it gets the same tokenizer.
         """
-        make = self._stock["get_data"]
+        make = self._stock[self.trainer.main, "get_data"]
         if not args.train_data and not args.dataset_type.startswith("synthetic"):
             return dict(make(args, preprocess_fns, epoch, tokenizer, **others))
-        self._check_data(args)
+        check_data(args, self.trainer)
         urls, _ = self.trainer.data.expand_urls(args.train_data)
-        read = self._stock["tarfile_to_samples_nothrow"]
+        read = self._stock[self.trainer.data, "tarfile_to_samples_nothrow"]
         check_first_shards(read, list(urls), self._subset, self._log_weights)
         training, evaluation = copy.copy(args), copy.copy(args)
         training.val_data = training.imagenet_val = training.imagenet_v2 = None
         evaluation.train_data = None
+        if self._subset is not None:
+            self._fit_epoch(training)
         if self._log_weights is None:
-            data = make(training, preprocess_fns, epoch, tokenizer, **others)
+            data = self._read_through(make, training, preprocess_fns, epoch, tokenizer, **others)
         else:
-            self._log_weights.load(str(args.device))
-            data = make(training, preprocess_fns, epoch, UidTokenizer(tokenizer), **others)
+            self._log_weights.load(str(args.device), tokenizer, preprocess_fns[0])
+            uid_tokenizer = UidTokenizer(tokenizer)
+            data = self._read_through(
+                make, training, preprocess_fns, epoch, uid_tokenizer, **others
+            )
             data["train"].dataloader = WeighedLoader(
                 data["train"].dataloader,
                 self._log_weights,
@@ -136,25 +131,40 @@ class Hook:
         self._reads = True
         return {**data, **make(evaluation, preprocess_fns, epoch, tokenizer, **others)}
 
-    def _check_data(self, args: Namespace) -> None:
-        data = self.trainer.data
-        if data.get_dataset_fn(args.train_data, args.dataset_type) is not data.get_wds_dataset:
-            raise InputError(
-                f"--dataset-type {args.dataset_type} is no webdataset: the hook reads uids out of "
-                "tars, so give those to --train-data"
+    def _read_through(self, make: Any, *args: Any, **others: Any) -> dict[str, Any]:
+        """Data that the trainer makes while our reader is in the place of its own."""
+        host: Any = self.trainer.data
+        stock = self._stock[host, "tarfile_to_samples_nothrow"]
+        host.tarfile_to_samples_nothrow = SubsetReader(
+            StockReader(stock) if self._subset is None else BlockReader(host.__name__),
+            self._subset,
+            self._log_weights is not None,
+            self.trainer.drops_empty_captions,
+        )
+        try:
+            return dict(make(*args, **others))
+        finally:
+            host.tarfile_to_samples_nothrow = _refuse_to_read
+
+    def _fit_epoch(self, args: Namespace) -> None:
+        """The trainer would take the pool's length for the subset's."""
+        assert self._subset is not None
+        draws = int(self._subset.counts.sum(dtype=np.int64))
+        if args.train_num_samples is None:
+            args.train_num_samples = draws
+            logging.info(f"An epoch is {draws:,} samples, the draws of {self._subset.path}.")
+        if not args.dataset_resampled and args.workers * args.world_size > 1:
+            logging.warning(
+                "Without --dataset-resampled each data loader worker makes as many batches as the "
+                "others, of the shards that it has: pairs of a worker with few of the subset's "
+                "come more often than it says."
             )
-        for name in ("use_naflex", "variable_text", "json_text_key"):
-            if getattr(args, name, None):
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag}: the hook does not know such batches, train without")
-        if getattr(args, "text_key", None) not in (None, "txt"):
-            raise InputError(f"--text-key {args.text_key}: the hook knows captions in .txt alone")
 
     def _make_loss(self, args: Namespace, *others: Any, **named: Any) -> Any:
         """The trainer's loss, or the task that it belongs to, with our loss in it."""
-        made = self._stock[self.trainer.loss_maker](args, *others, **named)
+        made = self._stock[self.trainer.main, self.trainer.loss_maker](args, *others, **named)
         stock = made.loss if self.trainer.makes_tasks else made
-        self._check_loss(args, stock)
+        check_loss(args, stock, self.trainer)
         weighted = WeightedClipLoss(stock, self._pending, self._distinct_in_batch)
         self._weighs = True
         if not self.trainer.makes_tasks:
@@ -162,50 +172,12 @@ class Hook:
         made.loss = weighted
         return made
 
-    def _check_loss(self, args: Namespace, stock: Any) -> None:
-        from open_clip import ClipLoss
 
-        if type(stock) is not ClipLoss:
-            raise InputError(
-                f"this training's loss is {type(stock).__name__}, and the weighted loss stands in "
-                "for ClipLoss alone: train a plain CLIP model, or leave out weights and "
-                "--distinct_in_batch (a --subset alone works with any loss)"
-            )
-        for name in ("forward", "get_logits", "get_ground_truth"):
-            check_arguments(getattr(type(stock), name), self.trainer)
-        if getattr(stock, "use_horovod", False):
-            raise InputError("--horovod: the hook knows torch.distributed alone, so use torchrun")
-        if stock.world_size > 1 and stock.local_loss and not stock.gather_with_grad:
-            raise InputError(
-                "--local-loss without --gather-with-grad: on several ranks its gradient is wrong "
-                "(open_clip's own by half); add --gather-with-grad"
-            )
-        strategy = getattr(args, "torchcompile_strategy", "model")
-        if getattr(args, "torchcompile", False) and strategy != "model":
-            raise InputError(
-                f"--torchcompile-strategy {strategy} compiles the loss, whose weights come from "
-                "outside: use --torchcompile-strategy model"
-            )
-        _check_equal_weights(type(stock), self.trainer)
-
-
-def _check_equal_weights(clip_loss: type[nn.Module], trainer: Trainer) -> None:
-    """Raise unless ours with weights 1 is the installed ClipLoss, on a small batch."""
-    pending = PendingBatch()
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(2, 8, 4, generator=generator)
-    images, texts = F.normalize(features, dim=2)
-    scale = torch.tensor(5.0)
-    uids = np.zeros(8, UID_DTYPE)
-    pending.push(LogWeights()(uids, images, texts), uids)
-    ours = WeightedClipLoss(clip_loss(), pending, False)(images, texts, scale)
-    theirs = clip_loss()(images, texts, scale)
-    if not torch.allclose(ours, theirs, rtol=1e-5):
-        raise InputError(
-            f"ClipLoss of open_clip_torch {trainer.version} is {theirs.item():.6f} where the "
-            f"hook's with equal weights is {ours.item():.6f}: it is another loss, so install "
-            "another release"
-        )
+def _refuse_to_read(*args: Any, **named: Any) -> Any:
+    raise InputError(
+        "training data were opened by another way than the trainer's main: they would be neither "
+        "weighted nor a subset, so take get_data from the module of main, or remove() the hook"
+    )
 
 
 def install_hook(

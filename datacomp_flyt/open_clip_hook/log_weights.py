@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +27,12 @@ class LogWeights:
     This one weighs all alike.
     """
 
-    def load(self, device: str) -> None:
-        """Make ready, in the process that trains on `device`."""
+    def load(self, device: str, tokenize: Any, transform: Any) -> None:
+        """Make ready, in the process that trains on `device`.
+
+        Args:
+            tokenize, transform: what makes the texts and images of the training.
+        """
 
     def check(self, uids: Sequence[str], shard: str) -> None:
         """Raise InputError where a shard's examples have no weight."""
@@ -93,22 +98,42 @@ class ScoringModelWeights(LogWeights):
         self._scorer = EFlytImages(scoring_model, model, checkpoint)
         self._name = f"--scoring_model {scoring_model}"
 
-    def load(self, device: str) -> None:
+    def load(self, device: str, tokenize: Any, transform: Any) -> None:
         self._scorer.load(device)
         self._device = device
+        texts = ["a photo of a cat", "two words, and 3 signs!"]
+        ours, theirs = self._scorer.tokenize(texts), tokenize(texts)
+        if ours.shape != theirs.shape or not torch.equal(ours, theirs):
+            raise InputError(
+                f"{self._name} reads texts by another tokenizer, or of another length, than the "
+                "trained model: name an extractor that takes what the trained model takes"
+            )
+        wanted, given = normalization(self._scorer.transform), normalization(transform)
+        if wanted != given:
+            raise InputError(
+                f"{self._name} takes images normalised by mean and std {wanted} and this training "
+                f"makes {given}: name an extractor that takes what the trained model takes"
+            )
 
     def __call__(self, uids: NDArray[np.void], images: Tensor, texts: Tensor) -> Tensor:
-        given, wanted = (tuple(images.shape[-2:]), texts.shape[1]), self._scorer.input_sizes
-        if given != wanted:
+        size = tuple(images.shape[-2:])
+        if size != self._scorer.image_size:
             raise InputError(
-                f"{self._name} takes images of {wanted[0]} and texts of {wanted[1]} tokens, and "
-                f"this training makes {given[0]} and {given[1]}: name an extractor that takes what "
-                "the trained model takes"
+                f"{self._name} takes images of {self._scorer.image_size} and this training makes "
+                f"{size}: name an extractor that takes what the trained model takes"
             )
         with torch.no_grad():
             images = images.to(self._device, torch.float32)
             scores = self._scorer.score_batch(images, texts.to(self._device))
         return scores[:, 0]
+
+
+def normalization(transform: Any) -> tuple[tuple[float, ...], ...] | None:
+    """Mean and std by which a composed transform normalises images, None where it does not say."""
+    for part in reversed(getattr(transform, "transforms", [])):
+        if hasattr(part, "mean") and hasattr(part, "std"):
+            return tuple(tuple(float(x) for x in values) for values in (part.mean, part.std))
+    return None
 
 
 def read_weights(path: str | Path, column: str | None, missing: float | None) -> TableWeights:
@@ -131,7 +156,7 @@ def read_weights(path: str | Path, column: str | None, missing: float | None) ->
     if not weights.any():
         raise InputError(f"{name} is 0 for every example: there would be nothing to train on")
     with np.errstate(divide="ignore"):  # weight 0
-        logs = np.log(weights).astype(np.float32)
+        logs = np.log(weights, out=weights).astype(np.float32, copy=False)
         other = None if missing is None else float(np.log(missing))
     return TableWeights(high, low, logs, other, name)
 
@@ -145,12 +170,14 @@ def read_scores(path: str | Path, column: str | None, missing: float | None) -> 
     if missing is not None and not np.isfinite(missing):
         raise InputError(f"--missing_value is {missing}, wanted a score: a finite number")
     high, low, scores = _read(str(path), "--scores", column)
-    return TableWeights(high, low, scores.astype(np.float32), missing, f"--scores {path}")
+    return TableWeights(
+        high, low, scores.astype(np.float32, copy=False), missing, f"--scores {path}"
+    )
 
 
 def _read(
     path: str, flag: str, column: str | None
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.floating]]:
     """uids, sorted, and their numbers [M]."""
     shards = open_file_or_folder(path, flag, default_num_workers())
     table = ScoreTable(shards, f"{flag} {path}")
@@ -167,7 +194,7 @@ def _read(
             f"missing (the first is of uid {format_uid(pool.uids_of(wrong[:1])[0])}): mend them, "
             "or leave those rows out and say what they count with --missing_value"
         )
-    return pool.high, pool.low, values.astype(np.float64)
+    return pool.high, pool.low, values
 
 
 def _column(table: ScoreTable, column: str | None, name: str) -> str:

@@ -35,6 +35,8 @@ class LoggedLosses(dict[str, Tensor]):
 class WeightedClipLoss(nn.Module):
     """Takes the place of a ClipLoss, with the weights that the loader announced."""
 
+    _shared: Tensor  # log weights [B] of the step under way
+
     def __init__(self, stock: Any, pending: PendingBatch, distinct_in_batch: bool) -> None:
         """
         Args:
@@ -86,13 +88,16 @@ class WeightedClipLoss(nn.Module):
 
     def _log_weights(self, rows: int, device: torch.device) -> Tensor:
         """log w [B] of the batch over all ranks, of which the largest is 0."""
-        log_weights, keys = self._pending.take(rows, device)
-        log_weights = self._gather(log_weights).clamp_min(_NOTHING)
+        local, keys, first = self._pending.take(rows)
+        if not first:  # the same step again, with --accum-freq
+            return self._shared
+        log_weights = self._gather(local.to(device, non_blocking=True)).clamp_min(_NOTHING)
         if self._distinct_in_batch:
-            repeated = _repeats(self._gather(keys))
+            repeated = _repeats(self._gather(keys.to(device, non_blocking=True)))
             self._pending.count_masked(repeated.sum())
             log_weights = log_weights.masked_fill(repeated, _NOTHING)
-        return log_weights - log_weights.max().clamp_min(_NOTHING / 2)
+        self._shared = log_weights - log_weights.max().clamp_min(_NOTHING / 2)
+        return self._shared
 
     def _gather(self, values: Tensor) -> Tensor:
         if self._world_size == 1:

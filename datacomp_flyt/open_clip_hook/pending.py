@@ -20,7 +20,7 @@ class PendingBatch:
     def __init__(self) -> None:
         self._log_weights: list[Tensor] = []
         self._keys: list[Tensor] = []
-        self._used = self._counted = False
+        self._used = False
         self._num_masked: Tensor | int = 0
 
     def start_epoch(self) -> None:
@@ -36,8 +36,9 @@ class PendingBatch:
         # uids are hashes, so 64 bits tell a batch's examples apart
         self._keys.append(torch.from_numpy((uids["f0"] ^ uids["f1"]).view(np.int64)))
 
-    def take(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Log weights [rows], float32, and keys of the examples [rows], int64.
+    def take(self, rows: int) -> tuple[Tensor, Tensor, bool]:
+        """Log weights [rows], float32, keys of the examples [rows], int64, and whether for the
+        first time.
 
         Raises:
             InputError: not so many were announced.
@@ -48,16 +49,12 @@ class PendingBatch:
                 f"the loss got features of {rows} examples after the loader had given "
                 f"{announced}: this trainer makes its steps in a way that the hook does not know"
             )
-        self._used = True
-        self._log_weights = [torch.cat([part.to(device) for part in self._log_weights])]
-        self._keys = [torch.cat([part.to(device) for part in self._keys])]
-        return self._log_weights[0], self._keys[0]
+        first, self._used = not self._used, True
+        return torch.cat(self._log_weights), torch.cat(self._keys), first
 
     def count_masked(self, number: Tensor) -> None:
-        """Note, once a step, how many repeats the loss gave weight 0."""
-        if not self._counted:
-            self._num_masked = self._num_masked + number
-            self._counted = True
+        """Note how many repeats of a step the loss gave weight 0."""
+        self._num_masked = self._num_masked + number
 
     @property
     def num_masked(self) -> int:
@@ -65,4 +62,4 @@ class PendingBatch:
         return int(self._num_masked)
 
     def _forget(self) -> None:
-        self._log_weights, self._keys, self._used, self._counted = [], [], False, False
+        self._log_weights, self._keys, self._used = [], [], False

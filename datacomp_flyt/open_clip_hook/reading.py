@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +16,39 @@ from numpy.typing import NDArray
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.uid_columns import with_uid
 from datacomp_flyt.pool.subset import read_subset
-from datacomp_flyt.pool.tar_samples import Sample, Skip, stored_uid
+from datacomp_flyt.pool.tar_samples import NO_UID, Sample, Skip, stored_uid
 from datacomp_flyt.pool.uid_search import UidIndex
 
 _MOST_WITHOUT = 1_000  # shards in a row without an example of the subset
 
+_UID = re.compile("[0-9a-fA-F]{32}")
+
 Reader = Callable[..., Iterator[Sample]]
+
+
+def usable_uid(sample: Sample) -> str:
+    """The uid in a sample's json. Raises Skip where there is none, or what is there is none."""
+    uid = stored_uid(sample)
+    if not _UID.fullmatch(uid):
+        raise Skip(f"{NO_UID} but {uid!r}")
+    return uid
+
+
+class StockReader:
+    """The trainer's own reader, which a spawned worker finds by name: there it has no stand-in."""
+
+    def __init__(self, read: Reader) -> None:
+        self._read = read
+
+    def __call__(self, src: Iterable[Any], *args: Any, **kwargs: Any) -> Iterator[Sample]:
+        return self._read(src, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _stock_reader, (self._read.__module__, self._read.__name__)
+
+
+def _stock_reader(module: str, name: str) -> StockReader:
+    return StockReader(getattr(importlib.import_module(module), name))
 
 
 @dataclass(frozen=True)
@@ -85,7 +114,7 @@ class SubsetReader:
                 if without > _MOST_WITHOUT and self._subset is not None:
                     raise self._nothing(f"the last {_MOST_WITHOUT:,} shards")
             try:
-                uid = stored_uid(sample)
+                uid = usable_uid(sample)
             except Skip as error:
                 logging.warning(
                     f"{sample['__url__']}: example {sample['__key__']} has {error.reason}. "
@@ -114,4 +143,4 @@ class SubsetReader:
         """Whether the trainer will leave the example out for its caption."""
         if "txt" not in sample:
             return True
-        return self._drops_empty_captions and not sample["txt"].strip()
+        return self._drops_empty_captions and not sample["txt"].decode(errors="replace").strip()

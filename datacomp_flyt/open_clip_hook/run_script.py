@@ -23,40 +23,58 @@ def run_script(words: Sequence[str], hook: Hook) -> None:
 
     Raises:
         InputError: no such script or module, or one that ended without using the hook.
+        SystemExit: of the script.
     """
-    alias_packages(hook.trainer.package)
     accept_numpy_scalars()
-    main = f"{hook.trainer.package}.main"
-    if words[0] == "-m":
-        if len(words) < 2:
-            raise InputError("-m wants a module, such as open_clip_train.main")
-        module, arguments = words[1], list(words[2:])
-        if module in {f"{package}.main" for package in PACKAGES}:
-            _run_main(hook, arguments)
-        elif _is_there(module):
-            sys.argv = [module, *arguments]
-            sys.path.insert(0, os.getcwd())
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        if words[0] == "-m":
+            _run_module(words[1:], hook)
         else:
-            raise InputError(f"there is no module {module} (nor could {main} be meant)")
-    else:
-        script, arguments = words[0], list(words[1:])
-        if not os.path.isfile(script):
-            raise InputError(
-                f"{script} is not a file: after -- comes a script such as DataComp's train.py, or "
-                f"-m {main}"
-            )
-        if os.path.samefile(script, str(hook.trainer.main.__file__)):
-            _run_main(hook, arguments)
-        else:
-            sys.argv = [script, *arguments]
-            sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
-            runpy.run_path(script, run_name="__main__")
+            _run_file(words, hook)
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
+    except InputError as error:  # a data loader worker's comes with its traceback in front
+        text = str(error).strip().split("\n")[-1]
+        raise InputError(text.split("InputError: ")[-1]) from None
     if not hook.was_used:
         raise InputError(
             f"{' '.join(words[:2])} ended without training through {hook.trainer.package}: what it "
             "trained, if anything, was neither weighted nor a subset"
         )
+
+
+def _run_module(words: Sequence[str], hook: Hook) -> None:
+    if not words:
+        raise InputError(f"-m wants a module, such as {hook.trainer.package}.main")
+    sys.path.insert(0, os.getcwd())
+    alias_packages(hook.trainer.package)
+    module, *arguments = words
+    if module in {f"{package}.main" for package in PACKAGES}:
+        _run_main(hook, arguments)
+    elif _is_there(module):
+        sys.argv = [module, *arguments]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        raise InputError(
+            f"there is no module {module}: name one, such as {hook.trainer.package}.main"
+        )
+
+
+def _run_file(words: Sequence[str], hook: Hook) -> None:
+    script, *arguments = words
+    if not os.path.isfile(script):
+        raise InputError(
+            f"{script} is not a file: after -- comes a script such as DataComp's train.py, or -m "
+            f"{hook.trainer.package}.main"
+        )
+    sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
+    alias_packages(hook.trainer.package)
+    if os.path.samefile(script, str(hook.trainer.main.__file__)):
+        _run_main(hook, arguments)
+    else:
+        sys.argv = [script, *arguments]
+        runpy.run_path(script, run_name="__main__")
 
 
 def alias_packages(package: str) -> None:
@@ -78,7 +96,7 @@ def accept_numpy_scalars() -> None:
 
     open_clip writes such up to 2.27; torch from 2.6 on refuses what it does not know.
     """
-    if not hasattr(torch.serialization, "add_safe_globals"):
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
         return
     scalar: Any = np.float64(0).__reduce__()[0]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")

@@ -8,11 +8,11 @@ compressed and cut-off tars: what becomes of those, and what is said of them, st
 
 from __future__ import annotations
 
+import importlib
 import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from types import ModuleType
 from typing import Any
 
 from webdataset.tariterators import tar_file_iterator
@@ -35,24 +35,23 @@ _FOLDER.type = tarfile.DIRTYPE
 _NOT_FIRST = _FOLDER.tobuf(tarfile.USTAR_FORMAT)
 
 
-def reader_of_blocks(data: ModuleType) -> Callable[..., Iterator[Sample]]:
-    """The trainer's `tarfile_to_samples_nothrow` with members read in blocks.
+class BlockReader:
+    """The trainer's `tarfile_to_samples_nothrow` with members read in blocks."""
 
-    Args:
-        data: the trainer's module; tars are opened and members grouped by its own functions.
-    """
-    opened, grouped, default = (
-        data.url_opener,
-        data.group_by_keys_nothrow,
-        data.log_and_continue,
-    )
+    def __init__(self, module: str) -> None:
+        """
+        Args:
+            module: the trainer's `data`; tars are opened and members grouped by its functions.
+        """
+        self._module = module
 
-    def read(src: Iterable[Any], handler: Handler = default) -> Iterator[Sample]:
-        members = iter_members(opened(src, handler=handler), handler)
-        samples: Iterator[Sample] = grouped(members, handler=handler)
+    def __call__(self, src: Iterable[Any], handler: Handler | None = None) -> Iterator[Sample]:
+        """Samples of the tars that `src` names; errors go to `handler`, or are logged."""
+        data: Any = importlib.import_module(self._module)
+        handler = handler or data.log_and_continue
+        members = iter_members(data.url_opener(src, handler=handler), handler)
+        samples: Iterator[Sample] = data.group_by_keys_nothrow(members, handler=handler)
         return samples
-
-    return read
 
 
 def iter_members(sources: Iterable[Member], handler: Handler) -> Iterator[Member]:

@@ -78,8 +78,8 @@ def find_trainer(allow_unknown_version: bool = False) -> Trainer:
     version = _version()
     if not allow_unknown_version and not _is_known(version):
         raise InputError(
-            f"open_clip_torch {version} is not known to the hook, which was tested from {FIRST} to "
-            f"{LAST} and with {DEVELOPMENT}: install one of these, or try --allow_unknown_version"
+            f"open_clip_torch {version} is not known to the hook, which knows {FIRST} to {LAST} "
+            f"and {DEVELOPMENT}: install one of these, or try --allow_unknown_version"
         )
     package = package_of(version)
     if not _ships_trainer(package):

@@ -103,11 +103,11 @@ class EFlytImages(ImageScorer):
         ]
 
     @property
-    def input_sizes(self) -> tuple[tuple[int, int], int]:
-        """Height and width of images, and tokens of a text, that the loaded extractor takes."""
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of images that the loaded extractor takes."""
         model: Any = self._encoder.model
         size = model.visual.image_size
-        return (size, size) if isinstance(size, int) else tuple(size), int(model.context_length)
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     def score_batch(self, images: Tensor, texts: Tensor) -> Tensor:
         """Scores [b, 1]; the head computes in float32 whatever the precision."""

@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("open_clip")
 from torch import Tensor
+from torchvision.transforms import Compose, Normalize
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.log_weights import (
@@ -122,9 +123,9 @@ def test_a_scoring_model_looks_at_the_batch(tmp_path: Path) -> None:
     save_glu_head(made_head(32, 24, 1, arrays=None), head)
     torch.save(small_weights(model), clip)
     weights = ScoringModelWeights(str(head), str(model), str(clip))
-    weights.load("cpu")
-    weights.check([uid_of(1)], "0.tar")
     encoder = ClipEncoder(str(model), str(clip)).load("cpu")
+    weights.load("cpu", encoder.tokenize, encoder.transform)
+    weights.check([uid_of(1)], "0.tar")
     images = torch.randn(5, 3, 32, 32)
     texts = encoder.tokenize(["a", "b", "c d", "e", ""])
     found = weights(uids_of(range(5)), images, texts)
@@ -132,5 +133,13 @@ def test_a_scoring_model_looks_at_the_batch(tmp_path: Path) -> None:
     layers = listed(made_head(32, 24, 1, arrays=None))
     wanted = [e_flyt_score(layers, *pair) for pair in zip(*features, strict=True)]
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4, atol=1e-5)
-    with pytest.raises(InputError, match=r"head.safetensors takes images of .* makes \(8, 8\) and"):
+
+    with pytest.raises(InputError, match=r"head.safetensors takes images of .* makes \(8, 8\)"):
         weights(uids_of(range(5)), torch.randn(5, 3, 8, 8), texts)
+    with pytest.raises(InputError, match="reads texts by another tokenizer, or of another length"):
+        weights.load("cpu", lambda texts: encoder.tokenize(texts) + 1, encoder.transform)
+    with pytest.raises(InputError, match="another tokenizer, or of another length"):
+        weights.load("cpu", lambda texts: encoder.tokenize(texts)[:, :9], encoder.transform)
+    halves = Compose([Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))])
+    with pytest.raises(InputError, match=r"mean and std \(\(0.48.* makes \(\(0.5, 0.5, 0.5\)"):
+        weights.load("cpu", encoder.tokenize, halves)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
+import pickle
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ pytest.importorskip("open_clip")
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
 from datacomp_flyt.open_clip_hook.log_weights import read_weights
-from datacomp_flyt.open_clip_hook.reading import SubsetReader, open_subset
+from datacomp_flyt.open_clip_hook.reading import StockReader, SubsetReader, open_subset
+from datacomp_flyt.open_clip_hook.tar_blocks import BlockReader
+from datacomp_flyt.open_clip_hook.trainer import find_trainer
 from datacomp_flyt.pool.tar_samples import UnreadableShard, read_tar
 from tests.flyt.tars import pair, uid_of, write_pairs, write_tar
 from tests.open_clip_hook.made import write_counts, write_table
@@ -72,7 +77,18 @@ def test_empty_captions(drops: bool, tmp_path: Path) -> None:
     assert "txt" not in second
 
 
-@pytest.mark.parametrize("json", [None, b"{}", b"no json", b'{"uid": 5}', b"[1]"])
+BAD = [
+    None,
+    b"{}",
+    b"no json",
+    b'{"uid": 5}',
+    b"[1]",
+    b'{"uid": ""}',
+    b'{"uid": "%s"}' % (b"a" * 30),
+]
+
+
+@pytest.mark.parametrize("json", BAD)
 def test_an_example_without_uid_is_left_out(
     json: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -80,7 +96,7 @@ def test_an_example_without_uid_is_left_out(
     url = str(write_tar(tmp_path / "0.tar", [pair(0), broken, pair(2)]))
     with caplog.at_level(logging.WARNING):
         assert captions(read([url], None)) == ["caption 0", "caption 2"]
-    assert f"{url}: example 000001 has no uid in its json. Ignoring." in caplog.text
+    assert f"{url}: example 000001 has no uid in its json" in caplog.text
 
 
 def test_a_pass_without_any_example_stops(tmp_path: Path) -> None:
@@ -101,7 +117,9 @@ def test_a_thousand_shards_without_any_stop_an_endless_source(tmp_path: Path) ->
 def test_first_shards_that_are_right(tmp_path: Path) -> None:
     urls = ["missing.tar", *write_pairs(tmp_path, shards=5, rows=3)]
     weights = read_weights(
-        write_table(tmp_path / "w.parquet", {"uid": [0, 1, 2], "w": [1.0, 1.0, 2.0]}), None, None
+        write_table(tmp_path / "w.parquet", {"uid": [0, 1, 2, 8], "w": [1.0, 1.0, 2.0, 2.0]}),
+        None,
+        None,
     )
     check_first_shards(stock, urls, None, weights)
     check_first_shards(stock, urls, open_subset(write_counts(tmp_path / "s.npy", {8: 1})), weights)
@@ -116,18 +134,57 @@ def test_first_shards_that_are_wrong(tmp_path: Path) -> None:
     weights = read_weights(table, None, None)
     with pytest.raises(InputError, match=r"lacks 1 of the first 4 examples of .*00.tar \(25.0%"):
         check_first_shards(stock, urls, None, weights)
-    with pytest.raises(InputError, match=r"no example of missing.tar and the other 0 shards"):
+    with pytest.raises(
+        InputError, match=r"could be read of missing.tar and .* \(1 of 1 were tried"
+    ):
         check_first_shards(stock, ["missing.tar"], late, None)
+    with pytest.raises(InputError, match=r"\(20 of 12,896 were tried\)"):
+        check_first_shards(stock, ["missing.tar"] * 12_896, late, None)
+
+
+def test_weights_are_wanted_of_what_the_subset_has(tmp_path: Path) -> None:
+    urls = write_pairs(tmp_path, shards=3, rows=4)
+    subset = open_subset(write_counts(tmp_path / "s.npy", {5: 1, 6: 2, 11: 1}))
+    table = write_table(tmp_path / "w.parquet", {"uid": [5, 6, 11], "w": [1.0, 1.0, 2.0]})
+    weights = read_weights(table, None, None)
+    check_first_shards(stock, urls, subset, weights)
+    with pytest.raises(InputError, match="lacks 4 of the first 4"):
+        check_first_shards(stock, urls, None, weights)
+
+
+def test_shards_are_looked_at_from_the_first_to_the_last(tmp_path: Path) -> None:
+    """Several pools are named one after the other."""
+    urls = write_pairs(tmp_path, shards=2, rows=1)
+    subset = open_subset(write_counts(tmp_path / "s.npy", {1: 1}))
+    check_first_shards(stock, [urls[0]] + ["none.tar"] * 98 + [urls[1]] * 30, subset, None)
+
+
+def test_a_spawned_worker_gets_the_reader(tmp_path: Path) -> None:
+    """What is pickled finds the trainer's functions by name."""
+    data: Any = find_trainer().data
+    urls = write_pairs(tmp_path, shards=2, rows=4)
+    subset = open_subset(write_counts(tmp_path / "s.npy", {1: 2, 5: 1}))
+    for read in (BlockReader(data.__name__), StockReader(data.tarfile_to_samples_nothrow)):
+        reader = SubsetReader(read, subset, carries_uids=False, drops_empty_captions=True)
+        copied = pickle.loads(pickle.dumps(reader))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # of the trainer's open files
+            assert captions(copied(iter({"url": url} for url in urls))) == [
+                "caption 1",
+                "caption 1",
+                "caption 5",
+            ]
+            gc.collect()
 
 
 def test_shards_without_uids(tmp_path: Path) -> None:
     bare = [{"jpg": pair(n)["jpg"], "txt": b"a"} for n in range(10)]
     url = str(write_tar(tmp_path / "0.tar", bare))
-    with pytest.raises(InputError, match=r"0.tar have no json beside the image, and no uid"):
+    with pytest.raises(InputError, match=r"0.tar: example 000009 has no json beside its image"):
         check_first_shards(stock, [url], None, None)
     url = str(write_tar(tmp_path / "1.tar", [{**sample, "json": b"{}"} for sample in bare]))
-    with pytest.raises(InputError, match=r"1.tar: example 000009 has no uid in its json, as ten"):
+    with pytest.raises(InputError, match=r"1.tar: example 000009 has no uid in its json, as 10"):
         check_first_shards(stock, [url], None, None)
     url = str(write_tar(tmp_path / "2.tar", bare[:3]))
-    with pytest.raises(InputError, match="no example of"):
+    with pytest.raises(InputError, match="no example could be read"):
         check_first_shards(stock, [url], None, None)

@@ -19,7 +19,7 @@ pytest.importorskip("open_clip")
 import webdataset
 
 from datacomp_flyt.open_clip_hook import tar_blocks
-from datacomp_flyt.open_clip_hook.tar_blocks import reader_of_blocks
+from datacomp_flyt.open_clip_hook.tar_blocks import BlockReader
 from datacomp_flyt.open_clip_hook.trainer import find_trainer
 
 DATA: Any = find_trainer().data
@@ -110,7 +110,7 @@ def outcome(read: Callable[..., Any], url: str) -> tuple[list[dict[str, Any]], l
 def test_like_the_trainers_reader(seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
     path = tmp_path / "0.tar"
-    read, num_samples, num_errors = reader_of_blocks(DATA), 0, 0
+    read, num_samples, num_errors = BlockReader(DATA.__name__), 0, 0
     for number in range(40):
         # pax headers with fractions of a second are the usual case
         kind = rng.choice((tarfile.PAX_FORMAT, *FORMATS)) if number % 2 else tarfile.PAX_FORMAT
@@ -140,7 +140,7 @@ def test_usual_tars_never_come_to_tarfile(tmp_path: Path, monkeypatch: pytest.Mo
 
     wanted = outcome(DATA.tarfile_to_samples_nothrow, path)
     monkeypatch.setattr(tar_blocks, "tar_file_iterator", refuse)
-    assert outcome(reader_of_blocks(DATA), path) == wanted
+    assert outcome(BlockReader(DATA.__name__), path) == wanted
     assert len(wanted[0]) == 30
 
 
@@ -148,7 +148,7 @@ def test_usual_tars_never_come_to_tarfile(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_missing_tar_is_said_and_the_next_is_read(tmp_path: Path) -> None:
     path = tmp_path / "0.tar"
     path.write_bytes(made_tar(random.Random(1), tarfile.PAX_FORMAT, odd=False))
-    read, said = reader_of_blocks(DATA), []
+    read, said = BlockReader(DATA.__name__), []
     sources = [{"url": str(tmp_path / "none.tar")}, {"url": str(path)}]
     samples = list(read(iter(sources), lambda error: not said.append(error)))
     assert len(said) == 1

@@ -16,6 +16,7 @@ from torch import nn
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook import install_hook
+from datacomp_flyt.open_clip_hook.checks import check_loss
 from datacomp_flyt.open_clip_hook.run_script import alias_packages
 from datacomp_flyt.open_clip_hook.trainer import find_trainer, package_of
 from tests.open_clip_hook.made import write_table
@@ -172,42 +173,41 @@ class OtherLoss(nn.Module):
         ),
     ],
 )
-def test_losses_that_are_refused(
-    stock: nn.Module,
-    args: dict[str, Any],
-    message: str,
-    weights: Path,
-) -> None:
+def test_losses_that_are_refused(stock: nn.Module, args: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_loss(Namespace(**args), stock, TRAINER)
+
+
+def test_a_changed_loss_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_loss(Namespace(), open_clip.ClipLoss(), TRAINER)
+    forward = open_clip.ClipLoss.forward
+
+    def smoothed(
+        self: Any,
+        image_features: Any,
+        text_features: Any,
+        logit_scale: Any,
+        logit_bias: Any = None,
+        output_dict: bool = False,
+    ) -> Any:
+        return 1.01 * forward(self, image_features, text_features, logit_scale)
+
+    smoothed.__name__ = "forward"
+    monkeypatch.setattr(open_clip.ClipLoss, "forward", smoothed)
+    with pytest.raises(InputError, match="it is another loss"):
+        check_loss(Namespace(), open_clip.ClipLoss(), TRAINER)
+
+
+def test_data_by_another_way_are_refused(weights: Path) -> None:
+    """As a script of one's own might open them: captions would come with uids in front."""
     hook = install_hook(weights=weights)
     try:
-        with pytest.raises(InputError, match=message):
-            hook._check_loss(Namespace(**args), stock)
+        with pytest.raises(InputError, match="opened by another way than the trainer's main"):
+            TRAINER.data.tarfile_to_samples_nothrow(iter([]))
     finally:
         hook.remove()
-
-
-def test_a_changed_loss_is_refused(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hook = install_hook(weights=weights)
-    try:
-        hook._check_loss(Namespace(), open_clip.ClipLoss())
-        forward = open_clip.ClipLoss.forward
-
-        def smoothed(
-            self: Any,
-            image_features: Any,
-            text_features: Any,
-            logit_scale: Any,
-            logit_bias: Any = None,
-            output_dict: bool = False,
-        ) -> Any:
-            return 1.01 * forward(self, image_features, text_features, logit_scale)
-
-        smoothed.__name__ = "forward"
-        monkeypatch.setattr(open_clip.ClipLoss, "forward", smoothed)
-        with pytest.raises(InputError, match="it is another loss"):
-            hook._check_loss(Namespace(), open_clip.ClipLoss())
-    finally:
         hook.remove()
+    assert list(TRAINER.data.tarfile_to_samples_nothrow(iter([]))) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""What of a training the hook does not know, and so refuses."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from open_clip import ClipLoss
+from torch import nn
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.open_clip_hook.log_weights import LogWeights
+from datacomp_flyt.open_clip_hook.loss import WeightedClipLoss
+from datacomp_flyt.open_clip_hook.pending import PendingBatch
+from datacomp_flyt.open_clip_hook.trainer import Trainer, check_arguments
+from datacomp_flyt.pool.uids import UID_DTYPE
+
+
+def check_data(args: Namespace, trainer: Trainer) -> None:
+    """Raise InputError unless the training data are tars with captions as the hook reads them."""
+    data: Any = trainer.data
+    if data.get_dataset_fn(args.train_data, args.dataset_type) is not data.get_wds_dataset:
+        raise InputError(
+            f"--dataset-type {args.dataset_type} is no webdataset: the hook reads uids out of "
+            "tars, so give those to --train-data"
+        )
+    for name in ("use_naflex", "variable_text", "json_text_key"):
+        if getattr(args, name, None):
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag}: the hook does not know such batches, train without")
+    if getattr(args, "text_key", None) not in (None, "txt"):
+        raise InputError(f"--text-key {args.text_key}: the hook knows captions in .txt alone")
+
+
+def check_loss(args: Namespace, stock: Any, trainer: Trainer) -> None:
+    """Raise InputError unless the trainer's loss is the ClipLoss that ours stands in for."""
+    if type(stock) is not ClipLoss:
+        raise InputError(
+            f"this training's loss is {type(stock).__name__}, and the weighted loss stands in "
+            "for ClipLoss alone: train a plain CLIP model, or leave out weights and "
+            "--distinct_in_batch (a --subset alone works with any loss)"
+        )
+    for name in ("forward", "get_logits", "get_ground_truth"):
+        check_arguments(getattr(type(stock), name), trainer)
+    if getattr(stock, "use_horovod", False):
+        raise InputError("--horovod: the hook knows torch.distributed alone, so use torchrun")
+    if stock.world_size > 1 and stock.local_loss and not stock.gather_with_grad:
+        raise InputError(
+            "--local-loss without --gather-with-grad: on several ranks its gradient is wrong "
+            "(open_clip's own by half); add --gather-with-grad"
+        )
+    strategy = getattr(args, "torchcompile_strategy", "model")
+    if getattr(args, "torchcompile", False) and strategy != "model":
+        raise InputError(
+            f"--torchcompile-strategy {strategy} compiles the loss, whose weights come from "
+            "outside: use --torchcompile-strategy model"
+        )
+    _check_equal_weights(type(stock), trainer)
+
+
+def _check_equal_weights(clip_loss: type[nn.Module], trainer: Trainer) -> None:
+    """Raise unless ours with weights 1 is the installed ClipLoss, on a small batch."""
+    pending = PendingBatch()
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 8, 4, generator=generator)
+    images, texts = F.normalize(features, dim=2)
+    scale = torch.tensor(5.0)
+    uids = np.zeros(8, UID_DTYPE)
+    pending.push(LogWeights()(uids, images, texts), uids)
+    ours = WeightedClipLoss(clip_loss(), pending, False)(images, texts, scale)
+    theirs = clip_loss()(images, texts, scale)
+    if not torch.allclose(ours, theirs, rtol=1e-5):
+        raise InputError(
+            f"ClipLoss of open_clip_torch {trainer.version} is {theirs.item():.6f} where the "
+            f"hook's with equal weights is {ours.item():.6f}: it is another loss, so install "
+            "another release"
+        )

@@ -80,7 +80,7 @@ def train(
     env: dict[str, str],
     output: Path,
     data: Path = SHARDS,
-    samples: int = 2_048,
+    samples: int = 4_096,
     seed: int = 0,
 ) -> Path:
     """Run DATACOMP_DIR's train.py, with the hook where there are flags: its checkpoint."""

@@ -46,7 +46,7 @@ def check_epochs(outcome: Outcome, counts: dict[int, int]) -> None:
 
 def numbers_logged(log: str) -> list[tuple[int, int]]:
     """Of each epoch, the examples moved and the repeats with weight 0."""
-    pattern = r"distinct_in_batch: ([\d,]+) examples moved .*; ([\d,]+) repeats that"
+    pattern = r"distinct_in_batch: ([\d,]+) moves .*; ([\d,]+) repeats that"
     return [(int(a.replace(",", "")), int(b.replace(",", ""))) for a, b in re.findall(pattern, log)]
 
 

@@ -37,7 +37,7 @@ import training.main, training.distributed, training.data
 import open_clip
 print(json.dumps({
     "name": __name__, "file": __file__, "argv": sys.argv, "path": sys.path[0],
-    "beside": beside.__file__, "reader": type(training.data.tarfile_to_samples_nothrow).__name__,
+    "beside": beside.__file__, "reader": training.data.tarfile_to_samples_nothrow.__name__,
     "main": __name__ in sys.modules and hasattr(training.main, "main"),
 }))
 sys.exit(int(sys.argv[-1]))
@@ -101,7 +101,7 @@ def test_a_script_runs_as_python_would_run_it(open_clip: str, subset: Path, tmp_
     assert Path(tmp_path, told["file"]) == script
     assert told["path"] == str(tmp_path)
     assert Path(told["beside"]) == tmp_path / "beside.py"
-    assert told["reader"] == "SubsetReader"  # `training` is the trainer that has the hook
+    assert told["reader"] == "_refuse_to_read"  # `training` is the trainer that has the hook
     assert told["main"]
 
 
@@ -204,6 +204,7 @@ def test_the_cluster_script_trains_two_ranks(subset: Path, tmp_path: Path) -> No
         SLURM_JOB_NODELIST="here",
         SLURM_NTASKS="2",
         SLURM_JOB_ID="7",
+        SLURM_CPUS_PER_TASK="1",
     )
     command = ["bash", str(tmp_path / "job.sh")]
     ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.parquet import ParquetShard
 
 BLOCK_ROWS = 2048
@@ -132,12 +133,7 @@ def _open_array(shard: ParquetShard, name: str, stack: contextlib.ExitStack) -> 
                 "these embeddings, or what was made for those"
             )
         member = stack.enter_context(archive.open(f"{name}.npy"))
-        version = np.lib.format.read_magic(member)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, by_columns, dtype = read_header(member)
+        shape, by_columns, dtype = read_npy_header(member)
         if dtype.kind != "f" or len(shape) != 2 or shape[1] < 1 or by_columns:
             order = " in column order" if by_columns else ""
             raise InputError(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.uid_search import Positions, argsort_hashes
 from datacomp_flyt.pool.uids import UID_DTYPE, InvalidUid, decode_uids
@@ -152,12 +153,7 @@ def _check_npz(shard: ParquetShard) -> None:
         with shard.fs.open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             for name in archive.namelist():
                 with archive.open(name) as member:
-                    version = np.lib.format.read_magic(member)
-                    read_header = {
-                        (1, 0): np.lib.format.read_array_header_1_0,
-                        (2, 0): np.lib.format.read_array_header_2_0,
-                    }[version]
-                    shape = read_header(member)[0]
+                    shape = read_npy_header(member)[0]
                 if shape[:1] != (shard.num_rows,):
                     raise InputError(
                         f"{path} has {shape[0] if shape else 'no'} rows in array "

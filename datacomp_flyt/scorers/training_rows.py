@@ -31,14 +31,11 @@ from datacomp_flyt.pool.embeddings import (
     iter_embeddings,
     npz_path,
 )
+from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.scorers.scorer import read_uids
 
 _OPEN_FILES = 8
-_READ_HEADER = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 
 Floats = NDArray[np.float32]
 
@@ -118,8 +115,7 @@ def _describe(fs: Any, path: str, arrays: Sequence[str], flag: str) -> Embedding
             rows = 0
             if f"{arrays[0]}.npy" in archive.namelist():
                 with archive.open(f"{arrays[0]}.npy") as member:
-                    version = np.lib.format.read_magic(member)
-                    rows = (*_READ_HEADER[version](member)[0], 0)[0]
+                    rows = (*read_npy_header(member)[0], 0)[0]
     except Exception as error:  # zipfile, zlib, numpy's header parser and filesystems: a dozen
         raise InputError(f"{path} cannot be read as npz ({error}): write it again") from None
     shard = ParquetShard(fs, path.removesuffix(".npz") + ".parquet", rows, {})

@@ -1,0 +1,25 @@
+"""The header of a .npy array: read by many threads, and still one at a time."""
+
+from __future__ import annotations
+
+import threading
+from typing import IO, Any
+
+import numpy as np
+
+_LOCK = threading.Lock()  # CPython 3.11's parser, which NumPy uses, fails now and then in threads
+
+
+def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether stored by columns, and type of the array that begins here.
+
+    Raises:
+        Exception: half a dozen kinds of NumPy's, where there is no such header.
+    """
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    with _LOCK:
+        return read(file)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import pickle
 import warnings
 from collections.abc import Iterator
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def test_a_spawned_worker_gets_the_reader(tmp_path: Path) -> None:
     subset = open_subset(write_counts(tmp_path / "s.npy", {1: 2, 5: 1}))
     for read in (BlockReader(data.__name__), StockReader(data.tarfile_to_samples_nothrow)):
         reader = SubsetReader(read, subset, carries_uids=False, drops_empty_captions=True)
-        copied = pickle.loads(pickle.dumps(reader))
+        copied = ForkingPickler.loads(ForkingPickler.dumps(reader))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # of the trainer's open files
             assert captions(copied(iter({"url": url} for url in urls))) == [

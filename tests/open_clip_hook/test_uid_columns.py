@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -36,7 +36,9 @@ def test_uid_and_caption_come_through(uid: str, caption: str) -> None:
 
 
 def test_the_tokenizer_is_otherwise_itself() -> None:
-    copied = pickle.loads(pickle.dumps(UidTokenizer(Lengths())))  # as a spawned worker gets it
+    copied = ForkingPickler.loads(
+        ForkingPickler.dumps(UidTokenizer(Lengths()))
+    )  # as a spawned worker gets it
     assert copied.context_length == 3
     with pytest.raises(AttributeError):
         _ = copied.no_such_thing

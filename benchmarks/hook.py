@@ -227,7 +227,7 @@ def measure_loaders(
     }
 
 
-def main() -> None:
+def parse_flags() -> Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hook", description=__doc__)
     add = parser.add_argument
@@ -249,7 +249,12 @@ def main() -> None:
         default=Path(tempfile.gettempdir()) / "datacomp_flyt_benchmarks" / "hook",
         help="where the pool is made, and found again by the next run (default: %(default)s)",
     )
-    flags = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Make the pool, measure, print."""
+    flags = parse_flags()
     work = flags.work_dir.resolve()
     work.mkdir(parents=True, exist_ok=True)
     logging.getLogger().setLevel(logging.WARNING)

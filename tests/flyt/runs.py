@@ -189,6 +189,7 @@ def parse(*words: str) -> argparse.Namespace:
 
 def train(flags: Mapping[str, Any]) -> int:
     """`datacomp-flyt train` in this process; its exit code."""
+    torch.set_num_threads(1)  # as in the processes of their own: the same bits
     return exit_code(lambda: main(["train", *argv(flags)]))
 
 

@@ -24,7 +24,7 @@ lint: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[train,report]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml

@@ -26,7 +26,7 @@ from scipy.stats import rankdata
 
 from benchmarks.corrupted_pool import NOISE, CorruptedPool, make_corrupted_pool
 from benchmarks.measure import ROOT, print_result, say
-from datacomp_flyt.demo.tour import POOL
+from datacomp_flyt.demo import POOL
 from datacomp_flyt.mixing import load_mixing_model, mix
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.uids import format_uid

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from benchmarks.measure import PeakMemory, print_result, run_child, say
-from datacomp_flyt.demo.tour import POOL
+from datacomp_flyt.demo import POOL
 from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.pool.uids import UID_DTYPE, encode_uids
 from datacomp_flyt.scorers.compute import Compute

@@ -29,12 +29,12 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((10000 + SLURM_JOB_ID % 50000))  # two jobs may share a node
 export MASTER_ADDR MASTER_PORT
 
-# --weights W.parquet in place of --subset, or with it; see docs/train_clip.md
+# --weights W.parquet in place of --subset, or with it, and --distinct_in_batch: see
+# docs/train_clip.md. A run for DataComp's leaderboard has neither (docs/submit.md).
 # one rank that stops must stop the others; newer Slurm does not hand the cpus on by itself
 srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --cpu-bind=v --accel-bind=gn \
     python -m datacomp_flyt.cli train_clip \
     --subset "${SUBSET}" \
-    --distinct_in_batch \
     -- "${TRAIN_PY}" \
     --scale "${SCALE}" \
     --data_dir "${DATA_PATH}" \

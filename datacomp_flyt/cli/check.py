@@ -10,12 +10,13 @@ from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import check_subset
 from datacomp_flyt.samplers.scales import SCALES
+from datacomp_flyt.scorers.files import file_digest
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("subset", type=Path, help="the .npy file")
     parser.add_argument("--metadata_dir", help="the pool, to check that every uid is in it")
-    parser.add_argument("--scale", choices=list(SCALES), help="compare with what training sees")
+    parser.add_argument("--scale", choices=list(SCALES), help="say how often training sees it")
     parser.add_argument("--num_workers", type=int, default=default_num_workers())
 
 
@@ -24,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     num_samples = SCALES[args.scale].num_samples if args.scale else None
     report = check_subset(args.subset, pool_uids, num_samples)
     print(args.subset)
+    print(f"  {args.subset.stat().st_size:,} bytes, sha256 {file_digest(args.subset)}")
     for fact in report.facts:
         print(f"  {fact}")
     for problem in report.problems:

@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         help="no pair twice in a contrastive batch: copies move to the next one",
     )
     parser.add_argument(
+        "--model_config",
+        metavar="FILE.json",
+        help="a model that open_clip does not know: its stem is the --model of the script",
+    )
+    parser.add_argument(
         "--allow_unknown_version", action="store_true", help="of open_clip: try it all the same"
     )
     parser.add_argument("script", nargs="+", help=argparse.SUPPRESS)

@@ -1,1 +1,5 @@
-"""The embedded demo pool, and the tour over it."""
+"""A pool small enough to be embedded, a noisy one made of it, and tours over both."""
+
+from pathlib import Path
+
+POOL = Path(__file__).parent / "pool"

@@ -1,80 +1,106 @@
-"""The tour: select from the embedded pool with several methods, check, and look at the result."""
+"""The tour: everything from a noisy pool to models trained on selections, and which was best."""
 
 from __future__ import annotations
 
-import shlex
+import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from baselines_plugin.__main__ import select
-from datacomp_flyt.pool.pool import read_pool
-from datacomp_flyt.pool.subset import check_subset
+from datacomp_flyt.demo.evaluate import METRICS
+from datacomp_flyt.demo.experiment import CLIP_SCORE, UNFILTERED, Experiment, mixed, single
+from datacomp_flyt.demo.noisy_pool import NOISE
+from datacomp_flyt.demo.steps import Step, run_steps
+from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.pool.uids import decode_uids
 
-POOL = Path(__file__).parent / "pool"
-_CLIP_SCORES = ("clip_b32_similarity_score", "clip_l14_similarity_score")
-_SCS = ("--num_samples", "420", "--repetition_penalty", "0.15", "--seed", "0")
-
-STEPS: dict[str, tuple[str, ...]] = {
-    "The 30% with the highest CLIP score, as DataComp's own baseline": (
-        *("--name", "top_fraction", "--score", "clip_l14_similarity_score"),
-        *("--fraction", "0.3"),
-    ),
-    "Soft Cap Sampling of both CLIP scores, standardised and added up": (
-        *("--name", "standardized_sum", "--score_columns", *_CLIP_SCORES),
-        *("--sampling", "scs", *_SCS),
-    ),
-    "The same with a hard cap of 5 instead": (
-        *("--name", "standardized_sum", "--score_columns", *_CLIP_SCORES),
-        *("--sampling", "hcs", "--frequency_limit", "5", "--num_samples", "420"),
-    ),
-    "The paper's mixing weights, for the two of its twelve scores that a bare pool has": (
-        *("--name", "m_flyt", "--scoring_model", "paper", "--allow_missing_scores"),
-        *("--sampling", "scs", *_SCS),
-    ),
+TITLES = {
+    UNFILTERED: "all of the pool",
+    "clip_score": "CLIP score, top 30%",
+    "m_flyt_scs": "M-FLYT + Soft Cap Sampling",
 }
 
 
-def run(work_dir: Path) -> int:
-    """Run all steps, each printed as a user would type it; subsets go to `work_dir`.
+def steps_of(experiment: Experiment) -> list[Step]:
+    """The tour over one pool."""
+    clip_score, ours = list(TITLES)[1:]
+    return [
+        *experiment.pool(),
+        *experiment.scores(),
+        experiment.m_flyt("m_flyt", "M-FLYT learns how to mix the score columns"),
+        experiment.select(clip_score, "The 30% with the highest CLIP score", *single(CLIP_SCORE)),
+        experiment.select(
+            ours, "Soft Cap Sampling of M-FLYT's mix", *mixed(), *experiment.soft_cap()
+        ),
+        experiment.train(UNFILTERED, "CLIP from scratch on the whole pool, as long as below", ()),
+        experiment.train(clip_score, "CLIP from scratch on the top 30%"),
+        experiment.train(ours, "CLIP from scratch on what M-FLYT and Soft Cap Sampling chose"),
+        experiment.evaluate(list(TITLES)),
+        experiment.report([clip_score, ours], "m_flyt/scoring_model.safetensors"),
+    ]
+
+
+def run(work_dir: Path, experiments: Sequence[Experiment]) -> int:
+    """Run the tour for each experiment, in `work_dir/seed_S`, and print what came of it.
 
     Returns:
-        0 if every subset is valid, else 1.
+        0, the exit code.
+
+    Raises:
+        InputError: a step failed.
     """
-    metadata_dir = str(POOL / "metadata")
-    print(f"the pool: {metadata_dir}\n420 pairs of an emoji's drawing and its name, in 4 shards")
-    pool_uids = read_pool(metadata_dir, num_workers=1, progress=False).uids
-    problems: list[str] = []
-    for number, (title, flags) in enumerate(STEPS.items(), 1):
-        save_path = work_dir / f"subset_{number}.npy"
-        where = ("--metadata_dir", metadata_dir, "--save_path", str(save_path))
-        command = shlex.join(["python", "-m", "baselines_plugin", *flags, *where])
-        print(f"\n=== {number}. {title}\n$ {command}")
-        select([*flags, *where])
-        report = check_subset(save_path, pool_uids)
-        problems += report.problems
-        print("  not valid: " + "; ".join(report.problems) if report.problems else "  valid")
-        _show(save_path)
-    print(
-        f"\nThe subsets are in {work_dir}. DataComp's resharder takes them as they are:\n"
-        f"$ mkdir out && python resharder.py -i {POOL / 'shards'} -o out -s {save_path}"
-    )
-    return 1 if problems else 0
+    # One thread beside one loader process: with more, two cores wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    results, seconds = [], 0.0
+    for experiment in experiments:
+        folder = work_dir / f"seed_{experiment.seed}"
+        print(f"\nin {folder}:")
+        seconds += sum(run_steps(steps_of(experiment), folder).values())
+        results.append(json.loads((folder / "results.json").read_text()))
+        results[-1] = {name: results[-1][name] | _contents(folder, name) for name in TITLES}
+    print(f"\n{_table(results)}\n")
+    page = work_dir / f"seed_{experiments[0].seed}" / "report" / "index.html"
+    print(f"What was selected, as a page: {page}")
+    print(f"Work done here: {seconds:.0f} s. A second run only shows this again.")
+    return 0
 
 
-def _show(save_path: Path) -> None:
-    """Print the captions drawn most often, and the lowest CLIP scores among those never drawn."""
-    captions: dict[bytes, tuple[float, str]] = {}
-    for path in sorted((POOL / "metadata").glob("*.parquet")):
-        table = pq.read_table(path, columns=["uid", "text", _CLIP_SCORES[1]])
-        rows = zip(table[_CLIP_SCORES[1]].to_pylist(), table["text"].to_pylist(), strict=True)
-        uids = decode_uids(table["uid"])
-        captions |= {uid.tobytes(): row for uid, row in zip(uids, rows, strict=True)}
-    drawn, times = np.unique(np.load(save_path, allow_pickle=False), return_counts=True)
-    order = np.argsort(-times, kind="stable")[:6]
-    often = [f"{captions[drawn[i].tobytes()][1]} x{times[i]}" for i in order]
-    never = sorted(captions[uid] for uid in set(captions) - {uid.tobytes() for uid in drawn})
-    print(f"  chosen most:  {', '.join(often)}")
-    print(f"  never chosen, lowest score first: {', '.join(text for _, text in never[:6])}")
+def _contents(folder: Path, name: str) -> dict[str, float]:
+    """How many pairs a selection has, and the spoiled share of its draws."""
+    table = pq.read_table(folder / "kinds.parquet")
+    uids, kinds = decode_uids(table["uid"]), np.array(table["kind"].to_pylist())
+    counts = np.ones(len(uids), np.int64)
+    if name != UNFILTERED:
+        drawn, repeats = read_subset(folder / "subsets" / f"{name}.npy")
+        counts = np.zeros(len(uids), np.int64)
+        order = np.argsort(uids)
+        counts[order[np.searchsorted(uids[order], drawn)]] = repeats
+    spoiled = np.isin(kinds, list(NOISE))
+    return {
+        "pairs": float(np.count_nonzero(counts)),
+        "spoiled": float(counts[spoiled].sum() / counts.sum()),
+    }
+
+
+def _table(results: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
+    """Mean over seeds, with its standard error where there are several."""
+    forms = {"pairs": "{:,.0f}", "spoiled": "{:.0%}", **dict.fromkeys(METRICS, "{:.1%}")}
+    rows = [("trained on", *forms)]
+    for name, title in TITLES.items():
+        cells = []
+        for column, form in forms.items():
+            values = np.array([result[name][column] for result in results])
+            cells.append(form.format(values.mean()))
+            if column in METRICS and len(values) > 1:
+                error = values.std(ddof=1) / len(values) ** 0.5
+                cells[-1] += f" ± {form.format(error)}"
+        rows.append((title, *cells))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(map(str.rjust, row[1:], widths[1:]))]) for row in rows
+    ]
+    best = max(TITLES, key=lambda name: sum(result[name]["accuracy"] for result in results))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", f"Best: {TITLES[best]}."])

@@ -31,6 +31,7 @@ from datacomp_flyt.open_clip_hook.trainer import (
     find_trainer,
 )
 from datacomp_flyt.open_clip_hook.uid_columns import UidTokenizer
+from datacomp_flyt.scorers.clip_models import known_name
 
 MODEL = "ViT-B-32"
 
@@ -191,6 +192,7 @@ def install_hook(
     extractor_checkpoint: str | None = None,
     subset: str | Path | None = None,
     distinct_in_batch: bool = False,
+    model_config: str | None = None,
     allow_unknown_version: bool = False,
 ) -> Hook:
     """Make open_clip's trainer weigh its examples, read a subset, or both.
@@ -208,6 +210,7 @@ def install_hook(
             `flyt.pt` is in it.
         subset: a uid subset (.npy): only its examples, each as often as it says.
         distinct_in_batch: no pair twice in a contrastive batch.
+        model_config: a JSON file whose stem the trainer's `--model` may then name.
         allow_unknown_version: of open_clip.
 
     Raises:
@@ -218,11 +221,13 @@ def install_hook(
     given = [flag for flag, value in kinds.items() if value is not None]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)}: weights come from one of them")
-    if not given and subset is None and not distinct_in_batch:
+    if not given and subset is None and not distinct_in_batch and model_config is None:
         raise InputError(
-            "nothing to do: give --weights, --scores or --scoring_model, --subset, or "
-            "--distinct_in_batch"
+            "nothing to do: give --weights, --scores or --scoring_model, --subset, "
+            "--distinct_in_batch, or --model_config"
         )
+    if model_config is not None:
+        known_name(model_config, "--model_config")
     tables = {"--column": column, "--missing_value": missing_value}
     for flag, value in tables.items():
         if value is not None and weights is None and scores is None:

@@ -145,7 +145,8 @@ def check_subset(
     Args:
         path: the .npy file.
         pool_uids: sorted uids of the pool [M]; None to leave membership unchecked.
-        num_samples: samples that the scale's training sees; None to leave out the comparison.
+        num_samples: samples that the scale's training sees, and the size of its pool; None to leave
+            out what follows from it.
 
     Raises:
         InputError: the file is not there or not a .npy array.
@@ -178,10 +179,7 @@ def check_subset(
     repeats = np.diff(np.append(starts, len(subset)))
     report.facts += describe_counts(repeats)
     if num_samples is not None:
-        report.facts.append(
-            f"{len(subset) / num_samples:.3f} of the {num_samples:,} samples that training sees"
-            + (": it will not see all" if len(subset) > num_samples else "")
-        )
+        report.facts.append(describe_training(repeats, num_samples))
     if pool_uids is not None:
         distinct = np.asarray(subset[starts])
         places = np.searchsorted(np.ascontiguousarray(pool_uids["f0"]), high[starts])
@@ -195,8 +193,35 @@ def check_subset(
             )
         else:
             share = len(distinct) / len(pool_uids)
-            report.facts.append(f"all in the pool, of which they are {share:.1%}")
+            report.facts.append(
+                f"all in the pool of {len(pool_uids):,} examples, of which they are {share:.1%}"
+            )
+        if num_samples is not None and len(pool_uids) > num_samples:
+            report.facts.append(
+                f"the pool is larger than this scale's {num_samples:,}: is it another scale's?"
+            )
     return report
+
+
+def describe_training(repeats: NDArray[np.integer], num_samples: int) -> str:
+    """How often training sees the examples of a subset, in expectation: it samples shards anew.
+
+    Args:
+        repeats: how often each example is drawn [n].
+        num_samples: samples that training sees.
+    """
+    passes = num_samples / int(repeats.sum(dtype=np.int64))
+    return (
+        f"training sees {num_samples:,} samples: on average each draw {_times(passes)} times, each "
+        f"example {_times(num_samples / len(repeats))}, the one drawn most "
+        f"{_times(passes * int(repeats.max()))}"
+        + ("; some draws are never seen" if passes < 1 else "")
+    )
+
+
+def _times(number: float) -> str:
+    """Three digits that count, or the whole number."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def describe_counts(repeats: NDArray[np.integer]) -> list[str]:

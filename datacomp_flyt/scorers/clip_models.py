@@ -66,7 +66,7 @@ def load_clip_model(
             f"{init_flag} is missing: give the checkpoint of a CLIP model trained on the "
             "unfiltered pool (as the paper does), a weights tag of open_clip, or 'random'"
         )
-    given, name = name, _known_name(name, model_flag)
+    given, name = name, known_name(name, model_flag)
     tag = init if init in open_clip.list_pretrained_tags_by_model(name) else None
     path = Path(init)
     if tag is None and init != "random" and not path.is_file():
@@ -159,8 +159,12 @@ _CLIP = "clip_model."
 _NOT_OF_THE_MODEL = ("position_ids", "downstream_logit_scale")
 
 
-def _known_name(name: str, flag: str) -> str:
-    """The name under which open_clip knows the model; a file's or one of ours is added to it."""
+def known_name(name: str, flag: str) -> str:
+    """The name under which open_clip knows the model; a file's or one of ours is added to it.
+
+    Raises:
+        InputError: naming `flag`: no such model, or a file that describes none.
+    """
     path = OWN_CONFIGS / f"{name}.json" if not name.endswith(".json") else Path(name)
     if path.is_file():
         try:

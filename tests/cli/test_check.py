@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -49,9 +50,21 @@ def test_a_valid_subset(capsys: pytest.CaptureFixture[str], subset: Path, metada
     assert out.splitlines()[-1] == "valid"
     assert "40 draws of 20 examples, each at most 2 times" in out
     assert "effective number of examples 20" in out
-    assert "of the 12,800,000 samples that training sees" in out
-    assert "all in the pool, of which they are 66.7%" in out
+    assert "training sees 12,800,000 samples: on average each draw 320,000 times" in out
+    assert "all in the pool of 30 examples, of which they are 66.7%" in out
     assert "NOT VALID" not in out
+
+
+def test_size_and_hash_name_the_file(
+    capsys: pytest.CaptureFixture[str], subset: Path, tmp_path: Path
+) -> None:
+    """So that the resharder's `sample_ids.npy` and the uploaded file can be compared with it."""
+    copy = tmp_path / "sample_ids.npy"
+    copy.write_bytes(subset.read_bytes())
+    lines = [run(capsys, "check", path)[1].splitlines()[1] for path in (subset, copy)]
+    digest = hashlib.sha256(subset.read_bytes()).hexdigest()
+    assert lines == [f"  {subset.stat().st_size:,} bytes, sha256 {digest}"] * 2
+    assert subset.stat().st_size == 128 + 40 * 16
 
 
 def test_membership_is_said_to_be_unchecked_without_a_pool(

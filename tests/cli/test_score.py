@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("webdataset")
 
 from datacomp_flyt.cli import main
-from datacomp_flyt.demo.tour import POOL
+from datacomp_flyt.demo import POOL
 from datacomp_flyt.scorers import save_glu_head
 from datacomp_flyt.scorers.classifier_file import LinearModel, save_classifier
 from datacomp_flyt.scorers.clip_models import load_clip_model

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datacomp_flyt.cli import train_classifier
-from datacomp_flyt.demo.tour import POOL as DEMO
+from datacomp_flyt.demo import POOL as DEMO
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.subset import write_subset
 from datacomp_flyt.scorers.classifier_file import load_classifier

@@ -16,6 +16,7 @@ from datacomp_flyt.pool.subset import (
     check_save_path,
     check_subset,
     describe_counts,
+    describe_training,
     write_subset,
 )
 from tests.conftest import hex_uids, refusal, sorted_uids
@@ -144,11 +145,46 @@ def test_facts_of_a_valid_subset_by_hand(tmp_path: Path) -> None:
         "27 draws of 7 examples, each at most 12 times",
         "effective number of examples 3",
         "drawn 1 times: 3; 2 times: 1; 3 times: 1; 5-9 times: 1; 10-12 times: 1",
-        "0.270 of the 100 samples that training sees",
-        "all in the pool, of which they are 17.5%",
+        "training sees 100 samples: on average each draw 3.7 times, each example 14.3, "
+        "the one drawn most 44.4",
+        "all in the pool of 40 examples, of which they are 17.5%",
     ]
     assert check_subset(path).facts == report.facts[:3]
-    assert check_subset(path, None, 26).facts[3].endswith("training sees: it will not see all")
+    assert (
+        check_subset(path, None, 26)
+        .facts[3]
+        .endswith("the one drawn most 11.6; some draws are never seen")
+    )
+
+
+def test_a_pool_larger_than_the_scale_is_told(tmp_path: Path) -> None:
+    path = saved(tmp_path, POOL_UIDS[:5])
+    assert len(check_subset(path, POOL_UIDS, len(POOL_UIDS)).facts) == 5
+    report = check_subset(path, POOL_UIDS, len(POOL_UIDS) - 1)
+    assert report.facts[5] == ("the pool is larger than this scale's 39: is it another scale's?")
+    assert report.problems == []
+
+
+@pytest.mark.parametrize(
+    ("counts", "num_samples", "said"),
+    [
+        ([1] * 8, 8, "each draw 1 times, each example 1, the one drawn most 1"),
+        ([8], 8, "each draw 1 times, each example 8, the one drawn most 8"),
+        (
+            [1, 3],
+            1_000_000,
+            "each draw 250,000 times, each example 500,000, the one drawn most 750,000",
+        ),
+        (
+            [1000, 999],
+            2,
+            "each draw 0.001 times, each example 1, the one drawn most 1; some draws",
+        ),
+        ([2**31 - 1] * 2, 2**32 - 2, "each draw 1 times, each example 2,147,483,647, the one"),
+    ],
+)
+def test_how_often_training_sees_an_example(counts: list[int], num_samples: int, said: str) -> None:
+    assert said in describe_training(np.array(counts, np.int32), num_samples)
 
 
 @pytest.mark.parametrize(

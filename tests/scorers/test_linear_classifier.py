@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from datacomp_flyt.demo.tour import POOL as DEMO
+from datacomp_flyt.demo import POOL as DEMO
 from datacomp_flyt.engines.messages import pack, unpack
 from datacomp_flyt.pool.embeddings import BLOCK_ROWS, OTHER_LENGTH, UNUSABLE
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards

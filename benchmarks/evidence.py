@@ -1,0 +1,173 @@
+"""Does it help to train on what M-FLYT and Soft Cap Sampling select?
+
+The tour's experiment (`datacomp_flyt.demo.experiment`) over several seeds and two noise levels: a
+pool of real drawings with the faults of web pools, scores made by a reference CLIP trained on it,
+selections, and for each a CLIP model trained from scratch by open_clip's own trainer at equal
+samples seen. A seed decides pool, reference, M-FLYT and training. Compared by zero-shot accuracy
+and retrieval on pictures of drawings that are not in the pool; differences are paired by seed.
+
+Goes on where it was when killed. `--table` only makes the table of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.measure import print_result, say
+from datacomp_flyt.demo.evaluate import METRICS
+from datacomp_flyt.demo.experiment import (
+    COLUMNS,
+    UNFILTERED,
+    Experiment,
+    mixed,
+    single,
+    top,
+)
+from datacomp_flyt.demo.noisy_pool import FACTS, RANDOM
+from datacomp_flyt.demo.steps import Step, run_steps
+
+OURS = "m_flyt_scs"
+ALIGNMENT, LIKENESS = ("clip_score_ref", "negCLIPLoss"), ("normsim_inf", "vas", "IN1K-Classifier")
+
+MIXES: dict[str, tuple[Sequence[str], Mapping[str, str | None]]] = {
+    "not_standardized": (COLUMNS, {"--no_standardize": None}),
+    "without_alignment": ((*LIKENESS, *FACTS), {}),
+    "without_likeness": ((*ALIGNMENT, *FACTS), {}),
+    "without_facts": ((*ALIGNMENT, *LIKENESS), {}),
+    "ce_temperature": (COLUMNS, {"--downstream_loss": "cross_entropy_temperature"}),
+    "clip_loss": (COLUMNS, {"--downstream_loss": "clip", "--captions": "txt"}),
+    "random_reference": (COLUMNS, {"--reference_init": "random"}),
+}
+
+
+def selections_of(experiment: Experiment) -> dict[str, tuple[str, ...]]:
+    """What is compared, as flags of the plugin."""
+    everything = ("--name", "standardized_sum", "--score_columns", *COLUMNS)
+    return {
+        "clip_score_30": single("clip_score_ref"),
+        "negCLIPLoss_30": single("negCLIPLoss"),
+        "normsim_30": single("normsim_inf"),
+        "classifier_30": single("IN1K-Classifier"),
+        "sum_scs": (*everything, *experiment.soft_cap()),
+        "m_flyt_20": (*mixed(), *top(0.2)),
+        OURS: (*mixed(), *experiment.soft_cap()),
+    }
+
+
+def samplings_of(experiment: Experiment) -> dict[str, tuple[str, ...]]:
+    """Other ways to sample what M-FLYT learned (Figure 3, and Hard Cap Sampling)."""
+    draws = ("--num_samples", str(experiment.samples_seen))
+    hard_cap = ("--sampling", "hcs", "--frequency_limit", "10", *draws)
+    penalties = {f"alpha_{a}": (*mixed(), *experiment.soft_cap(a)) for a in (0.05, 0.3, 0.6)}
+    return {**penalties, "hcs": (*mixed(), *hard_cap)}
+
+
+def steps_of(experiment: Experiment, ablations: bool) -> list[Step]:
+    """The comparison, or the ablations, of one seed and noise level."""
+    steps = [*experiment.pool(), *experiment.scores(), experiment.m_flyt("m_flyt", "M-FLYT")]
+    if not ablations:
+        steps.append(experiment.train(UNFILTERED, UNFILTERED, ()))
+        steps.append(experiment.train(RANDOM, RANDOM))
+        selections = selections_of(experiment)
+        names = ["reference", UNFILTERED, RANDOM, *selections]
+        for name, flags in selections.items():
+            steps += [experiment.select(name, name, *flags), experiment.train(name, name)]
+        return [*steps, experiment.evaluate(names)]
+    selections = samplings_of(experiment)
+    for name, (columns, changes) in MIXES.items():
+        steps.append(experiment.m_flyt(f"m_flyt_{name}", name, columns, changes))
+        selections[name] = (*mixed(f"m_flyt_{name}"), *experiment.soft_cap())
+    for name, flags in selections.items():
+        steps += [experiment.select(name, name, *flags), experiment.train(name, name)]
+    return [*steps, experiment.evaluate(list(selections), "ablations")]
+
+
+def run(folder: Path, noise: float, seed: int, ablations: bool) -> None:
+    """One seed at one noise level."""
+    place = folder / f"noise_{noise}" / f"seed_{seed}"
+    seconds = run_steps(steps_of(Experiment(noise, seed), ablations), place, quiet=True)
+    say(f"noise {noise}, seed {seed}: {sum(seconds.values()):.0f} s")
+
+
+def summary(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """Mean and standard error of each selection, and of what ours has more, paired by seed."""
+    found: dict[str, Any] = {}
+    for name in runs[0]:
+        found[name] = {"seeds": len([run for run in runs if name in run])}
+        for metric in METRICS:
+            both = [run for run in runs if name in run]
+            values = np.array([run[name][metric] for run in both])
+            less = np.array([run[OURS][metric] for run in both]) - values
+            found[name][metric] = {"mean": values.mean(), "standard_error": _error(values)}
+            found[name][f"{metric}_below_ours"] = {
+                "mean": less.mean(),
+                "standard_error": _error(less),
+                "by_seed": less.tolist(),
+            }
+    return found
+
+
+def _error(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def read_runs(folder: Path, noise: float) -> list[dict[str, Any]]:
+    """By seed, what each selection reached; ablations are with it where they have been run."""
+    runs = []
+    for path in sorted((folder / f"noise_{noise}").glob("seed_*/results.json")):
+        ablations = path.with_name("ablations.json")
+        more = json.loads(ablations.read_text()) if ablations.exists() else {}
+        runs.append(json.loads(path.read_text()) | more)
+    return sorted(runs, key=len, reverse=True)
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """As the README has it."""
+    lines = [
+        "| selection | seeds | accuracy | less than ours | retrieval | less than ours |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, of in found.items():
+        cells = [
+            f"{of[metric]['mean']:.3f} ± {of[metric]['standard_error']:.3f}"
+            for both in METRICS
+            for metric in (both, f"{both}_below_ours")
+        ]
+        lines.append(" | ".join([f"| {name}", str(of["seeds"]), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print one JSON line, and tables before it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--folder", type=Path, default=Path("evidence_output"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.35, 0.5])
+    parser.add_argument("--ablation_seeds", type=int, default=3, help="at the last noise level")
+    parser.add_argument("--parallel", type=int, default=2, help="seeds at a time")
+    parser.add_argument("--table", action="store_true", help="only of what is there")
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    jobs = [(noise, seed, False) for seed in range(args.seeds) for noise in args.noise[::-1]]
+    jobs += [(args.noise[-1], seed, True) for seed in range(args.ablation_seeds)]
+    if not args.table:
+        with ThreadPoolExecutor(args.parallel) as executor:
+            list(executor.map(lambda job: run(args.folder, *job), jobs))
+    levels = {}
+    for noise in args.noise:
+        levels[str(noise)] = summary(read_runs(args.folder, noise))
+        say(f"noise {noise}\n{table(levels[str(noise)])}\n")
+    print_result("evidence", {"noise": levels})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The quick tour: select from the embedded pool with several methods, check, and look."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from baselines_plugin.__main__ import select
+from datacomp_flyt.demo import POOL
+from datacomp_flyt.pool.pool import read_pool
+from datacomp_flyt.pool.subset import check_subset
+from datacomp_flyt.pool.uids import decode_uids
+
+_CLIP_SCORES = ("clip_b32_similarity_score", "clip_l14_similarity_score")
+_SCS = ("--num_samples", "420", "--repetition_penalty", "0.15", "--seed", "0")
+
+STEPS: dict[str, tuple[str, ...]] = {
+    "The 30% with the highest CLIP score, as DataComp's own baseline": (
+        *("--name", "top_fraction", "--score", "clip_l14_similarity_score"),
+        *("--fraction", "0.3"),
+    ),
+    "Soft Cap Sampling of both CLIP scores, standardised and added up": (
+        *("--name", "standardized_sum", "--score_columns", *_CLIP_SCORES),
+        *("--sampling", "scs", *_SCS),
+    ),
+    "The same with a hard cap of 5 instead": (
+        *("--name", "standardized_sum", "--score_columns", *_CLIP_SCORES),
+        *("--sampling", "hcs", "--frequency_limit", "5", "--num_samples", "420"),
+    ),
+    "The paper's mixing weights, for the two of its twelve scores that a bare pool has": (
+        *("--name", "m_flyt", "--scoring_model", "paper", "--allow_missing_scores"),
+        *("--sampling", "scs", *_SCS),
+    ),
+}
+
+
+def run(work_dir: Path) -> int:
+    """Run all steps, each printed as a user would type it; subsets go to `work_dir`.
+
+    Returns:
+        0 if every subset is valid, else 1.
+    """
+    metadata_dir = str(POOL / "metadata")
+    print(f"the pool: {metadata_dir}\n420 pairs of an emoji's drawing and its name, in 4 shards")
+    pool_uids = read_pool(metadata_dir, num_workers=1, progress=False).uids
+    problems: list[str] = []
+    for number, (title, flags) in enumerate(STEPS.items(), 1):
+        save_path = work_dir / f"subset_{number}.npy"
+        where = ("--metadata_dir", metadata_dir, "--save_path", str(save_path))
+        command = shlex.join(["python", "-m", "baselines_plugin", *flags, *where])
+        print(f"\n=== {number}. {title}\n$ {command}")
+        select([*flags, *where])
+        report = check_subset(save_path, pool_uids)
+        problems += report.problems
+        print("  not valid: " + "; ".join(report.problems) if report.problems else "  valid")
+        _show(save_path)
+    print(
+        f"\nThe subsets are in {work_dir}. DataComp's resharder takes them as they are:\n"
+        f"$ mkdir out && python resharder.py -i {POOL / 'shards'} -o out -s {save_path}"
+    )
+    return 1 if problems else 0
+
+
+def _show(save_path: Path) -> None:
+    """Print the captions drawn most often, and the lowest CLIP scores among those never drawn."""
+    captions: dict[bytes, tuple[float, str]] = {}
+    for path in sorted((POOL / "metadata").glob("*.parquet")):
+        table = pq.read_table(path, columns=["uid", "text", _CLIP_SCORES[1]])
+        rows = zip(table[_CLIP_SCORES[1]].to_pylist(), table["text"].to_pylist(), strict=True)
+        uids = decode_uids(table["uid"])
+        captions |= {uid.tobytes(): row for uid, row in zip(uids, rows, strict=True)}
+    drawn, times = np.unique(np.load(save_path, allow_pickle=False), return_counts=True)
+    order = np.argsort(-times, kind="stable")[:6]
+    often = [f"{captions[drawn[i].tobytes()][1]} x{times[i]}" for i in order]
+    never = sorted(captions[uid] for uid in set(captions) - {uid.tobytes() for uid in drawn})
+    print(f"  chosen most:  {', '.join(often)}")
+    print(f"  never chosen, lowest score first: {', '.join(text for _, text in never[:6])}")

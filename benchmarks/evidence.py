@@ -34,6 +34,7 @@ from datacomp_flyt.demo.experiment import (
 )
 from datacomp_flyt.demo.noisy_pool import FACTS, RANDOM
 from datacomp_flyt.demo.steps import Step, run_steps
+from datacomp_flyt.demo.tour import folder_of
 
 OURS = "m_flyt_scs"
 ALIGNMENT, LIKENESS = ("clip_score_ref", "negCLIPLoss"), ("normsim_inf", "vas", "IN1K-Classifier")
@@ -93,8 +94,9 @@ def steps_of(experiment: Experiment, ablations: bool) -> list[Step]:
 
 def run(folder: Path, noise: float, seed: int, ablations: bool) -> None:
     """One seed at one noise level."""
-    place = folder / f"noise_{noise}" / f"seed_{seed}"
-    seconds = run_steps(steps_of(Experiment(noise, seed), ablations), place, quiet=True)
+    experiment = Experiment(noise, seed)
+    place = folder_of(folder, experiment)
+    seconds = run_steps(steps_of(experiment, ablations), place, quiet=True)
     say(f"noise {noise}, seed {seed}: {sum(seconds.values()):.0f} s")
 
 

@@ -1,8 +1,8 @@
 """The tour's steps as commands that a user would type, and running them one after the other.
 
-What a step has done is remembered in `done/`: a step is run again only if its command, or one
-before it, is another than last time. A step that was killed goes on from where it was, where its
-command can.
+That a step is done is remembered in `done/`, and it is not done again. A step that was killed is
+given again, and goes on from where it was where its command can. Files of other commands would be
+taken for its own, so a folder is for one list of steps.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def run_steps(steps: Iterable[Step], folder: Path, quiet: bool = False) -> dict[
         Seconds that each step took when it was run.
 
     Raises:
-        InputError: a step failed; with the end of what it said.
+        InputError: a step failed, with the end of what it said; or `folder` is of other steps.
     """
     (folder / "done").mkdir(parents=True, exist_ok=True)
     (folder / "logs").mkdir(exist_ok=True)
@@ -75,7 +75,12 @@ def run_steps(steps: Iterable[Step], folder: Path, quiet: bool = False) -> dict[
         if not quiet:
             print(f"\n=== {number}. {step.title}\n$ {step.command}", flush=True)
         remembered = _remembered(done)
-        if remembered.get("key") == key:
+        if remembered and remembered["key"] != key:
+            raise InputError(
+                f"{folder} holds step {step.name} as another command, or one before it, made it: "
+                "remove the folder, or name another"
+            )
+        if remembered:
             seconds[step.name] = float(remembered["seconds"])
             if not quiet:
                 print("  done before")

@@ -44,7 +44,7 @@ def steps_of(experiment: Experiment) -> list[Step]:
 
 
 def run(work_dir: Path, experiments: Sequence[Experiment]) -> int:
-    """Run the tour for each experiment, in `work_dir/seed_S`, and print what came of it.
+    """Run the tour for each experiment in a folder of its own, and print what came of it.
 
     Returns:
         0, the exit code.
@@ -56,16 +56,21 @@ def run(work_dir: Path, experiments: Sequence[Experiment]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     results, seconds = [], 0.0
     for experiment in experiments:
-        folder = work_dir / f"seed_{experiment.seed}"
+        folder = folder_of(work_dir, experiment)
         print(f"\nin {folder}:")
         seconds += sum(run_steps(steps_of(experiment), folder).values())
         results.append(json.loads((folder / "results.json").read_text()))
         results[-1] = {name: results[-1][name] | _contents(folder, name) for name in TITLES}
     print(f"\n{_table(results)}\n")
-    page = work_dir / f"seed_{experiments[0].seed}" / "report" / "index.html"
+    page = folder_of(work_dir, experiments[0]) / "report" / "index.html"
     print(f"What was selected, as a page: {page}")
     print(f"Work done here: {seconds:.0f} s. A second run only shows this again.")
     return 0
+
+
+def folder_of(work_dir: Path, experiment: Experiment) -> Path:
+    """Where an experiment's files are."""
+    return work_dir / f"noise_{experiment.noise}" / f"seed_{experiment.seed}"
 
 
 def _contents(folder: Path, name: str) -> dict[str, float]:

@@ -51,6 +51,9 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "help": "m_flyt: 'paper' for Table 2 of the FLYT paper (standardised over this pool), a "
         ".safetensors file of ours, or the published mflyt.pt; flyt: a .safetensors file of ours"
     },
+    "--run_dir": {
+        "help": "self_filtering: the folder of a finished run, --out of `datacomp-flyt self_filter`"
+    },
     "--save_scoring_model": {
         "metavar": "FILE",
         "help": "also save the mixing model, with the means and standard deviations of this pool, "

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from baselines_plugin.sampling import Counts, Sampler
 from datacomp_flyt import mixing
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.published import HYPE_COLUMNS, PUBLISHED_COLUMNS
+from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.samplers import top_fraction_counts
 from datacomp_flyt.scorers.e_flyt import check_features, e_flyt_scores
 from datacomp_flyt.scorers.glu_head_file import load_glu_head
+from datacomp_flyt.self_filtering.finished import final_mix
+from datacomp_flyt.self_filtering.mix import counts_in
 
 Scored = tuple[NDArray[np.floating], mixing.LinearMixingModel | None]
 """Scores [M] and the mixing model that made them, if one did. NaN is for examples to leave out,
@@ -92,6 +97,26 @@ def flyt(args: argparse.Namespace) -> Scorer:
         e_flyt_scores(head, columns.pool, columns.num_workers, args.drop_nonfinite, source=source),
         None,
     )
+
+
+def self_filtering(args: argparse.Namespace) -> Scorer:
+    """How often the last mix of a finished run draws each example."""
+    if args.run_dir is None:
+        raise InputError(
+            "--name self_filtering wants --run_dir: --out of `datacomp-flyt self_filter`"
+        )
+    path = final_mix(Path(args.run_dir))
+    read_subset(path)
+    return lambda columns: (counts_in(columns.pool, path).astype(np.float64), None)
+
+
+def as_counted(args: argparse.Namespace) -> Sampler:
+    """The scores are the counts."""
+
+    def sample(scores: NDArray[np.floating], uids: NDArray[np.void], pool_size: int) -> Counts:
+        return scores.astype(np.int32)
+
+    return sample
 
 
 def plain_sum(args: argparse.Namespace) -> Scorer:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from baselines_plugin import methods
+from baselines_plugin.sampling import Sampler
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Method:
         make_scorer: from the flags to what scores the examples; checks the flags.
         flags: those of our flags, beyond the ones of all methods, that it reads.
         sampling: its sampling, where `--sampling` is not free.
+        make_sampler: its own sampler, of no name, where it takes no `--sampling` at all.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Method:
     make_scorer: Callable[[argparse.Namespace], methods.Scorer]
     flags: tuple[str, ...]
     sampling: str | None = None
+    make_sampler: Callable[[argparse.Namespace], Sampler] | None = None
 
 
 METHODS: dict[str, Method] = {}
@@ -78,3 +81,12 @@ register(Method("scs", "Soft Cap Sampling of --score", methods.one_column, _ONE,
 register(Method("hcs", "Hard Cap Sampling of --score", methods.one_column, _ONE, "hcs"))
 register(Method("no_cap", "--score with replacement", methods.one_column, _ONE, "no_cap"))
 register(Method("top_fraction", "highest --score", methods.one_column, _ONE, "top_fraction"))
+register(
+    Method(
+        "self_filtering",
+        "the last mix of a finished `datacomp-flyt self_filter`",
+        methods.self_filtering,
+        ("run_dir",),
+        make_sampler=methods.as_counted,
+    )
+)

@@ -44,7 +44,8 @@ def run(method: Method, args: argparse.Namespace) -> None:
         InputError: something given is wrong; no file is written then.
     """
     sampling = _check_flags(method, args)
-    scorer, sampler = method.make_scorer(args), SAMPLINGS[sampling][0](args)
+    make_sampler = method.make_sampler or SAMPLINGS[sampling][0]
+    scorer, sampler = method.make_scorer(args), make_sampler(args)
     paths = _check_save_paths(args)
 
     print(f"running: {args.name}")
@@ -96,14 +97,20 @@ def _check_flags(method: Method, args: argparse.Namespace) -> str:
             f"--name {method.name} always samples by {method.sampling}: leave out "
             f"--sampling {args.sampling}, or name {args.sampling}"
         )
+    if method.make_sampler and args.sampling:
+        raise InputError(
+            f"--name {method.name} says itself how often each example is drawn: leave out "
+            f"--sampling {args.sampling}"
+        )
     sampling = method.sampling or args.sampling or "scs"
-    read = {*method.flags, *SAMPLINGS[sampling][1]}
+    read = {*method.flags, *(() if method.make_sampler else SAMPLINGS[sampling][1])}
     for flag in sorted(_METHOD_FLAGS | _SAMPLING_FLAGS | _HOST_ONLY_FLAGS):
         value = getattr(args, flag, None)
         if flag not in read and value is not None and value is not False:
             raise InputError(
-                f"--{flag} has no meaning for --name {method.name} with sampling {sampling}: "
-                "leave it out"
+                f"--{flag} has no meaning for --name {method.name}"
+                + ("" if method.make_sampler else f" with sampling {sampling}")
+                + ": leave it out"
             )
     if args.num_workers < 1:
         raise InputError(f"--num_workers is {args.num_workers}, wanted 1 or more")

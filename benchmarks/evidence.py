@@ -33,8 +33,8 @@ from datacomp_flyt.demo.experiment import (
     top,
 )
 from datacomp_flyt.demo.noisy_pool import FACTS, RANDOM
-from datacomp_flyt.demo.steps import Step, run_steps
 from datacomp_flyt.demo.tour import folder_of
+from datacomp_flyt.engines.steps import Step, run_steps
 
 OURS = "m_flyt_scs"
 ALIGNMENT, LIKENESS = ("clip_score_ref", "negCLIPLoss"), ("normsim_inf", "vas", "IN1K-Classifier")

@@ -60,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         help="a model that open_clip does not know: its stem is the --model of the script",
     )
     parser.add_argument(
+        "--shuffle_seed",
+        type=int,
+        metavar="N",
+        help="seed what open_clip leaves to the clock, its sample shuffle, and the crops of loader "
+        "processes: two runs see the same batches, a resumed one those that it would have seen",
+    )
+    parser.add_argument(
         "--allow_unknown_version", action="store_true", help="of open_clip: try it all the same"
     )
     parser.add_argument("script", nargs="+", help=argparse.SUPPRESS)

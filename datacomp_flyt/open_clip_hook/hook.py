@@ -24,6 +24,7 @@ from datacomp_flyt.open_clip_hook.log_weights import (
 from datacomp_flyt.open_clip_hook.loss import WeightedClipLoss
 from datacomp_flyt.open_clip_hook.pending import PendingBatch
 from datacomp_flyt.open_clip_hook.reading import StockReader, SubsetReader, open_subset
+from datacomp_flyt.open_clip_hook.seeded import seeded_shuffles
 from datacomp_flyt.open_clip_hook.tar_blocks import BlockReader
 from datacomp_flyt.open_clip_hook.trainer import (
     HOOKED,
@@ -45,6 +46,7 @@ class Hook:
         subset: str | Path | None,
         log_weights: LogWeights | None,
         distinct_in_batch: bool,
+        shuffle_seed: int | None = None,
     ) -> None:
         """
         Args:
@@ -52,8 +54,10 @@ class Hook:
             subset: a uid subset to read; None for all.
             log_weights: None to leave the loss alone.
             distinct_in_batch: no pair twice in a batch.
+            shuffle_seed: of the sample shuffle; None for the trainer's own, by the clock.
         """
         self.trainer = trainer
+        self._shuffle_seed = shuffle_seed
         self._subset = None if subset is None else open_subset(subset)
         self._log_weights = log_weights
         self._distinct_in_batch = distinct_in_batch
@@ -143,7 +147,13 @@ class Hook:
             self.trainer.drops_empty_captions,
         )
         try:
-            return dict(make(*args, **others))
+            if self._shuffle_seed is None:
+                return dict(make(*args, **others))
+            with seeded_shuffles(self._shuffle_seed, args[0].rank) as shuffles:
+                data = dict(make(*args, **others))
+            for shuffle in shuffles:
+                shuffle.epoch = data["train"].shared_epoch
+            return data
         finally:
             host.tarfile_to_samples_nothrow = _refuse_to_read
 
@@ -193,6 +203,7 @@ def install_hook(
     subset: str | Path | None = None,
     distinct_in_batch: bool = False,
     model_config: str | None = None,
+    shuffle_seed: int | None = None,
     allow_unknown_version: bool = False,
 ) -> Hook:
     """Make open_clip's trainer weigh its examples, read a subset, or both.
@@ -211,6 +222,8 @@ def install_hook(
         subset: a uid subset (.npy): only its examples, each as often as it says.
         distinct_in_batch: no pair twice in a contrastive batch.
         model_config: a JSON file whose stem the trainer's `--model` may then name.
+        shuffle_seed: decides the sample shuffle and, in loader processes, the crops: two runs see
+            the same batches, and a resumed one those that it would have seen.
         allow_unknown_version: of open_clip.
 
     Raises:
@@ -221,10 +234,11 @@ def install_hook(
     given = [flag for flag, value in kinds.items() if value is not None]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)}: weights come from one of them")
-    if not given and subset is None and not distinct_in_batch and model_config is None:
+    others = (subset, model_config, shuffle_seed)
+    if not given and not distinct_in_batch and all(value is None for value in others):
         raise InputError(
             "nothing to do: give --weights, --scores or --scoring_model, --subset, "
-            "--distinct_in_batch, or --model_config"
+            "--distinct_in_batch, --model_config, or --shuffle_seed"
         )
     if model_config is not None:
         known_name(model_config, "--model_config")
@@ -242,6 +256,7 @@ def install_hook(
         log_weights = ScoringModelWeights(scoring_model, extractor_model, extractor_checkpoint)
     elif distinct_in_batch:
         log_weights = LogWeights()
-    hook = Hook(find_trainer(allow_unknown_version), subset, log_weights, distinct_in_batch)
+    trainer = find_trainer(allow_unknown_version)
+    hook = Hook(trainer, subset, log_weights, distinct_in_batch, shuffle_seed)
     hook.install()
     return hook

@@ -10,15 +10,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -35,6 +32,7 @@ from datacomp_flyt.pool.tar_samples import (
     stored_image,
     stored_uid,
 )
+from datacomp_flyt.pool.tar_uids import uids_of_tar
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids, encode_uids
 from datacomp_flyt.report.scores import Ranking
 from datacomp_flyt.report.selections import Selection
@@ -95,7 +93,7 @@ def find_candidates(
         return hashlib.sha256(f"{seed} {shard_name(tar)}".encode()).digest()
 
     chosen = sorted(sorted(tars, key=lot)[:max_tars])
-    found = map_threads(_uids_of, chosen, num_workers, "finding pictures", "tar")
+    found = map_threads(uids_of_tar, chosen, num_workers, "finding pictures", "tar")
     texts = pa.chunked_array([pa.array(uids, pa.large_string()) for uids, _, _ in found])
     problems = [
         f"{tar}: {problem}" for tar, (*_, problem) in zip(chosen, found, strict=True) if problem
@@ -210,31 +208,6 @@ def examples_section(
         "opened": sorted({*opened, *candidates.opened}),
         "unreadable": candidates.unreadable,
     }
-
-
-def _uids_of(tar: str) -> tuple[list[str], bool, str | None]:
-    """uids in a tar; whether it was opened for that; and what was wrong."""
-    table = os.path.splitext(tar)[0] + ".parquet"
-    if os.path.isfile(table):
-        try:
-            columns = pq.ParquetFile(table).schema_arrow.names
-            if "uid" in columns:
-                rows = pq.read_table(table, columns=[c for c in ("uid", "status") if c in columns])
-                if "status" in columns:  # img2dataset also lists what it could not download
-                    rows = rows.filter(pc.equal(rows["status"], "success"))
-                return rows["uid"].drop_null().to_pylist(), False, None
-        except (pa.ArrowException, OSError):
-            pass  # the tar itself says the same
-    uids: list[str] = []
-    try:
-        for sample in read_tar(tar):
-            try:
-                uids.append(stored_uid(sample))
-            except Skip:
-                continue
-    except UnreadableShard as error:
-        return uids, True, str(error)
-    return uids, True, None
 
 
 def _read_tar(tar: str, wanted: dict[str, int]) -> dict[int, Picture]:

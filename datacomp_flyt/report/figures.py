@@ -119,6 +119,18 @@ def counts_by_score(scores: Floats, lines: Sequence[Floats], label: str, caption
     return _inline(svg, caption)
 
 
+def by_round(lines: Sequence[Sequence[float]], caption: str) -> Markup:
+    """Shares between 0 and 1 by round, one line each; NaN leaves a gap."""
+    with _figure(caption) as (figure, axes, svg):
+        for style, values in zip(STYLES, lines, strict=False):
+            axes.plot(range(len(values)), values, marker="o", markersize=3.5, **_line(style))
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(min([0.0, *(v for line in lines for v in line if v == v)]), 1.02)
+        _save(figure, svg)
+    return _inline(svg, f"{caption}, by round")
+
+
 def contributions(inputs: Sequence[Contribution]) -> Markup:
     """Each input's contribution to the mixed score: 5% to 95% of the pool, and its median."""
     height = 0.55 + 0.26 * len(inputs)

@@ -10,13 +10,22 @@ import jinja2
 
 from datacomp_flyt.report.provenance import digest_of_all
 
-_TEMPLATE = "index.html.j2"
+_TEMPLATE, _ROUNDS = "index.html.j2", "rounds.html.j2"
 _BLUE, _ORANGE = (0, 114, 178), (213, 94, 0)  # Okabe and Ito's, told apart by the sign in print
 _EITHER = 0.179  # luminance on which black and white letters stand out alike, 4.6 to 1
 
 
 def render(page: dict[str, Any]) -> str:
-    """The whole HTML document."""
+    """The whole HTML document of a selection report."""
+    return _render(_TEMPLATE, page)
+
+
+def render_rounds(page: dict[str, Any]) -> str:
+    """The same of a run of rounds (`self_filtering.page`)."""
+    return _render(_ROUNDS, page)
+
+
+def _render(template: str, page: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("datacomp_flyt.report", ""),
         autoescape=True,
@@ -33,7 +42,7 @@ def render(page: dict[str, Any]) -> str:
         "shade": shade,
         "digest_of_all": digest_of_all,
     }
-    return environment.get_template(_TEMPLATE).render(page)
+    return environment.get_template(template).render(page)
 
 
 def count(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The tour's steps as commands that a user would type, and running them one after the other.
+"""Long work as commands that a user would type, run one after the other.
 
 That a step is done is remembered in `done/`, and it is not done again. A step that was killed is
 given again, and goes on from where it was where its command can. Files of other commands would be
@@ -14,6 +14,8 @@ import os
 import re
 import runpy
 import shlex
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -40,25 +42,41 @@ class Step:
         name: of its log and of what is remembered of it.
         title: what it does, for people.
         words: the command: `datacomp-flyt ...`, or `python -m MODULE ...`.
+        launcher: what starts it in place of this Python, such as `torchrun --nproc_per_node 8`.
+            It is no part of what is remembered: a run may go on on another number of GPUs.
+        aside: no later step reads what it makes, so with another command it is done again, where
+            another step would be refused.
     """
 
     name: str
     title: str
     words: tuple[str, ...]
+    launcher: tuple[str, ...] = ()
+    aside: bool = False
+
+    @property
+    def module(self) -> tuple[str, ...]:
+        """The module to run and its arguments."""
+        if self.words[0] == "datacomp-flyt":
+            return ("datacomp_flyt.cli", *self.words[1:])
+        return self.words[2:]  # python -m MODULE
 
     @property
     def command(self) -> str:
         """As typed."""
-        return shlex.join(self.words)
+        return shlex.join((*self.launcher, "-m", *self.module) if self.launcher else self.words)
 
 
-def run_steps(steps: Iterable[Step], folder: Path, quiet: bool = False) -> dict[str, float]:
-    """Run in `folder` what has not been run there before, and say so.
+def run_steps(
+    steps: Iterable[Step], folder: Path, quiet: bool = False, cwd: Path | None = None
+) -> dict[str, float]:
+    """Run what has not been run before, and say so.
 
     Args:
         steps: in order.
-        folder: their working directory; logs go to `logs/`.
+        folder: what is done is remembered in `done/`, and logs go to `logs/`.
         quiet: print nothing.
+        cwd: working directory of the commands; `folder` if None.
 
     Returns:
         Seconds that each step took when it was run.
@@ -70,11 +88,16 @@ def run_steps(steps: Iterable[Step], folder: Path, quiet: bool = False) -> dict[
     (folder / "logs").mkdir(exist_ok=True)
     seconds, before = {}, hashlib.sha256()
     for number, step in enumerate(steps, 1):
-        before.update(f"{step.command}\n".encode())
-        key, done = before.hexdigest(), folder / "done" / f"{step.name}.json"
+        upto = before.copy()
+        upto.update(f"{shlex.join(step.words)}\n".encode())
+        key, done = upto.hexdigest(), folder / "done" / f"{step.name}.json"
+        if not step.aside:
+            before = upto
         if not quiet:
             print(f"\n=== {number}. {step.title}\n$ {step.command}", flush=True)
         remembered = _remembered(done)
+        if remembered and remembered["key"] != key and step.aside:
+            remembered = {}
         if remembered and remembered["key"] != key:
             raise InputError(
                 f"{folder} holds step {step.name} as another command, or one before it, made it: "
@@ -86,7 +109,7 @@ def run_steps(steps: Iterable[Step], folder: Path, quiet: bool = False) -> dict[
                 print("  done before")
             continue
         began = time.perf_counter()
-        _run(step, folder, quiet)
+        _run(step, folder, folder if cwd is None else cwd, quiet)
         seconds[step.name] = time.perf_counter() - began
         with atomic_write(done) as file:
             file.write(json.dumps({"key": key, "seconds": seconds[step.name]}).encode())
@@ -101,13 +124,13 @@ def _remembered(path: Path) -> dict[str, str]:
         return {}
 
 
-def _run(step: Step, folder: Path, quiet: bool) -> None:
+def _run(step: Step, folder: Path, cwd: Path, quiet: bool) -> None:
     log = folder / "logs" / f"{step.name}.log"
     log.write_bytes(b"")
     # One process has imported torch, which takes seconds, and each step is a fork of it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOADED))
-    process = context.Process(target=_work, args=(step.words, str(folder), str(log)))
+    process = context.Process(target=_work, args=(step, str(cwd), str(log)))
     process.start()
     try:
         _watch(process, log, step.name, quiet)
@@ -143,25 +166,39 @@ def _progress(log: Path) -> Iterator[int]:
     yield from (100 * int(step) // int(last) for step, last in _STEP.findall(end)[-1:])
 
 
-def _work(words: tuple[str, ...], folder: str, log: str) -> None:
+def _work(step: Step, cwd: str, log: str) -> None:
     """In a process of its own: the command, as `python -m` would run it."""
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    os.chdir(cwd)
+    if step.launcher:
+        sys.exit(_launch((*step.launcher, "-m", *step.module)))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     multiprocessing.set_start_method(None, force=True)  # the command is to choose for itself
-    os.chdir(folder)
-    if words[0] == "datacomp-flyt":
-        module, arguments = "datacomp_flyt.cli", words[1:]
-    else:  # python -m MODULE
-        module, arguments = words[2], words[3:]
+    module, *arguments = step.module
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _end_with_parent() -> None:
-    """A tour that is killed outright leaves nothing that goes on writing."""
+def _launch(words: tuple[str, ...]) -> int:
+    """The exit code of a program, which ends when this process is told to, or its parent ends."""
+    try:
+        process = subprocess.Popen(words)
+    except OSError as error:
+        print(f"{words[0]} cannot be started ({error.strerror})", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    threading.Thread(target=_end_with_parent, args=(process,), daemon=True).start()
+    return process.wait()
+
+
+def _end_with_parent(launched: subprocess.Popen[bytes] | None = None) -> None:
+    """A run that is killed outright leaves nothing that goes on writing."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        if launched is not None:
+            launched.terminate()  # torchrun takes its workers along
+            launched.wait()
         os._exit(1)

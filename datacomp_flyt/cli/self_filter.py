@@ -1,0 +1,207 @@
+"""Self-Filtering-style rounds: train CLIP on the mix, score the pool with it, mix anew."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.pool.shard_names import resolved
+from datacomp_flyt.self_filtering.settings import (
+    RANDOM_SHARE,
+    SCHEDULES,
+    SCORES,
+    SELECTORS,
+    Settings,
+)
+from datacomp_flyt.self_filtering.trainer_command import TrainerCommand, split_words
+
+if TYPE_CHECKING:
+    from datacomp_flyt.self_filtering.rounds import Run
+
+_CLOSED_LOOP = ("downstream_dir", "scores_dir", "score_columns", "flyt_flags", "repetition_penalty")
+
+
+def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    parser.usage = "%(prog)s [flags] -- -m open_clip_train.main ARGS...   or   -- train.py ARGS..."
+    default = {field.name: field.default for field in dataclasses.fields(Settings)}
+    add = parser.add_argument
+    add("--shards_dir", required=True, metavar="TARS", help="the pool: a folder, or a pattern")
+    add("--out", required=True, metavar="RUN", help="folder of the run; the same command goes on")
+    add("--rounds", type=int, default=default["rounds"], help="(default: %(default)s)")
+    add("--samples_per_round", type=int, metavar="N", help="that training sees, and draws of a mix")
+    scores = "; ".join(f"{name}: {text}" for name, text in SCORES.items())
+    add("--score", choices=list(SCORES), default="alignment", help=f"{scores} (alignment)")
+    add("--confident_fraction", type=float, metavar="F", help="of the pool, by score (0.3)")
+    add(
+        "--random_share",
+        type=float,
+        metavar="R",
+        help=f"of a mix's draws, from the whole pool ({RANDOM_SHARE}; closed loop: 0)",
+    )
+    add("--random_schedule", choices=SCHEDULES, default="constant", help="(default: constant)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--restart", action="store_true", help="train each round from scratch (the default)"
+    )
+    start.add_argument(
+        "--continue", dest="continued", action="store_true", help="from the last round's weights"
+    )
+    add("--train_last", action="store_true", help="also train on the last mix, as rounds do")
+    add("--model", help="of open_clip, that the trainer trains (default: its --model)")
+    add("--model_config", metavar="FILE.json", help="a model that open_clip does not know")
+    add("--distinct_in_batch", action="store_true", help="no pair twice in a contrastive batch")
+    add("--temperature", type=float, help="info_nce: another than the model's own")
+    add("--info_nce_batch", type=int, default=4096, help="info_nce: pairs of a batch")
+    add("--info_nce_partitions", type=int, default=3, help="info_nce: K random partitions")
+    add("--seed", type=int, default=0, help="of halves, shares and shuffles (default: 0)")
+    add(
+        "--launcher",
+        metavar="WORDS",
+        help="what starts trainings, in quotes, such as 'torchrun --nproc_per_node 8' (default: "
+        "this Python); this command itself is started once",
+    )
+    add("--keep_embeddings", action="store_true", help="do not remove a round's npz")
+    add("--no_reports", action="store_true", help="no pages, which want the report extra")
+    group = parser.add_argument_group("to judge by, where some noise is known")
+    group.add_argument("--labels", metavar="FILE", help="parquet of `uid` and `kind`")
+    group.add_argument("--noise_kinds", nargs="+", default=[], help="kinds that are noise")
+    group = parser.add_argument_group("closed-loop FLYT")
+    group.add_argument(
+        "--selector",
+        choices=SELECTORS,
+        default="self_filtering",
+        help="m_flyt and e_flyt learn a scoring model in each round, whose reference is the "
+        "round's model (default: self_filtering)",
+    )
+    group.add_argument("--downstream_dir", help="labelled tars, as `datacomp-flyt train` has them")
+    group.add_argument(
+        "--scores_dir", help="m_flyt: score tables beside those of the round's model"
+    )
+    group.add_argument("--score_columns", nargs="+", metavar="COLUMN", help="m_flyt: of these")
+    group.add_argument("--flyt_flags", help="flags of `datacomp-flyt train`, in quotes")
+    group.add_argument("--repetition_penalty", type=float, help="of Soft Cap Sampling (0.15)")
+    add("script", nargs="*", help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the rounds that are not done yet; 0 when all are.
+
+    Raises:
+        InputError: a flag is wrong, or a step failed.
+    """
+    if any(int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK")):
+        raise InputError(
+            "self_filter is started once, not by torchrun: give --launcher 'torchrun "
+            "--nproc_per_node 8', which then starts the trainings"
+        )
+    with needs_extra("train"):
+        import open_clip  # noqa: F401
+        import webdataset  # noqa: F401
+
+        from datacomp_flyt.engines.steps import run_steps
+    if not args.no_reports:
+        with needs_extra("report"):
+            import jinja2  # noqa: F401
+            import matplotlib  # noqa: F401
+    planned = plan(args)
+    steps = list(planned.steps())
+    folder = Path(args.out)
+    _note(folder, planned)
+    try:
+        run_steps(steps, folder, cwd=Path.cwd())
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"\nThe last mix: {folder / 'mix.npy'}")
+    if planned.reports:
+        print(f"All rounds as a page: {folder / 'report' / 'index.html'}")
+    return 0
+
+
+def plan(args: argparse.Namespace) -> Run:
+    """The run that the flags describe.
+
+    Raises:
+        InputError: flags that are missing, wrong or do not go together.
+    """
+    from datacomp_flyt.pool.tar_shards import list_shards
+    from datacomp_flyt.scorers.clip_models import known_name
+    from datacomp_flyt.self_filtering.rounds import Run
+
+    closed = args.selector != "self_filtering"
+    trainer = TrainerCommand(tuple(args.script), args.shards_dir)
+    for name in _CLOSED_LOOP:
+        if getattr(args, name) is not None and not closed:
+            raise InputError(f"--{name} is for --selector m_flyt or e_flyt: leave it out")
+    given: dict[str, Any] = {
+        name: getattr(args, name)
+        for name in (field.name for field in dataclasses.fields(Settings))
+        if getattr(args, name) is not None
+    }
+    given["samples_per_round"] = trainer.samples_per_round(args.samples_per_round)
+    if closed and args.random_share is None:
+        given["random_share"] = 0.0
+    if closed and args.confident_fraction is not None:
+        raise InputError("--confident_fraction has no meaning for the closed loop: leave it out")
+    settings = Settings(**given)
+    if closed and args.downstream_dir is None:
+        raise InputError(f"--selector {args.selector} wants --downstream_dir: labelled tars")
+    if (args.scores_dir is None) != (args.score_columns is None):
+        raise InputError("--scores_dir and --score_columns belong together: give both or neither")
+    if args.scores_dir is not None and args.selector != "m_flyt":
+        raise InputError("--scores_dir is for --selector m_flyt: leave it out")
+    if args.labels is not None and not args.noise_kinds:
+        raise InputError("--labels wants --noise_kinds: which of its kinds are noise")
+    list_shards(args.shards_dir, "--shards_dir")
+    model = args.model_config or args.model or trainer.value_of("--model")
+    if not model:
+        raise InputError("--model is missing: which model of open_clip the trainer trains")
+    known_name(model, "--model")
+    return Run(
+        out=args.out,
+        settings=settings,
+        trainer=trainer,
+        model=model,
+        model_config=args.model_config or (model if _is_ours(model) else None),
+        hook=("--distinct_in_batch",) if args.distinct_in_batch else (),
+        launcher=split_words(args.launcher, "--launcher") if args.launcher else (),
+        downstream_dir=args.downstream_dir,
+        scores_dir=args.scores_dir,
+        score_columns=tuple(args.score_columns or ()),
+        flyt_flags=split_words(args.flyt_flags, "--flyt_flags") if args.flyt_flags else (),
+        labels=args.labels,
+        noise_kinds=tuple(args.noise_kinds),
+        train_last=args.train_last,
+        keep_embeddings=args.keep_embeddings,
+        reports=not args.no_reports,
+    )
+
+
+def _is_ours(model: str) -> bool:
+    """Whether it is a model that this project makes known to open_clip."""
+    from datacomp_flyt.scorers.clip_models import OWN_CONFIGS
+
+    return (OWN_CONFIGS / f"{model}.json").is_file()
+
+
+def _note(folder: Path, planned: Run) -> None:
+    """Write what was asked for, to be read; and refuse a folder that holds another pool's rounds.
+
+    Rounds may be added later, so they are no part of what has to be the same.
+    """
+    from datacomp_flyt.scorers.settings_file import check_settings
+
+    settings = dataclasses.asdict(planned.settings)
+    if planned.settings.random_schedule == "constant":
+        del settings["rounds"]
+    settings["pool"] = resolved(planned.trainer.shards_dir)
+    settings["trainer"] = list(planned.trainer.words)
+    settings["model"] = planned.model
+    check_settings(folder, json.loads(json.dumps(settings)), "give another --out")

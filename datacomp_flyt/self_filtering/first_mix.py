@@ -1,0 +1,77 @@
+"""The mix of round 0: the whole pool, as its tars have it.
+
+python -m datacomp_flyt.self_filtering.first_mix --shards_dir shards --draws 25600 --out round_0
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from datacomp_flyt.engines.threads import default_num_workers, map_threads
+from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.pool.subset import check_save_path, describe_counts, write_subset
+from datacomp_flyt.pool.tar_shards import list_shards
+from datacomp_flyt.pool.tar_uids import uids_of_tar
+from datacomp_flyt.pool.uids import InvalidUid, decode_uids, format_uid
+from datacomp_flyt.self_filtering.mix import MIX, spread, write_halves
+
+
+def read_uids(shards_dir: str) -> NDArray[np.void]:
+    """The uids in the tars of a pool, `u8,u8` array [M], sorted. Unreadable tars are named.
+
+    Raises:
+        InputError: no uid in any of them, a value that is none, or one uid twice.
+    """
+    found = map_threads(
+        uids_of_tar, list_shards(shards_dir, "--shards_dir"), default_num_workers(), "uids", "tar"
+    )
+    for _, _, problem in found:
+        if problem:
+            print(f"not read to its end: {problem}")
+    words = [uid for uids, _, _ in found for uid in uids]
+    if not words:
+        raise InputError(f"--shards_dir {shards_dir} has no sample with a uid in its json")
+    try:
+        uids = decode_uids(pa.array(words, pa.string()))
+    except InvalidUid as error:
+        raise InputError(
+            f"--shards_dir {shards_dir} has a sample with uid {error.value!r}: a uid is 32 "
+            "hexadecimal characters"
+        ) from None
+    uids = uids[np.lexsort((uids["f1"], uids["f0"]))]
+    twice = np.flatnonzero(uids[1:] == uids[:-1])
+    if len(twice):
+        raise InputError(
+            f"--shards_dir {shards_dir} has uid {format_uid(uids[twice[0]])} twice "
+            f"({len(twice):,} such pairs): remove the second copy"
+        )
+    return uids
+
+
+def main() -> None:
+    """The command above: each pair once, or evenly more often where there are more draws."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--shards_dir", required=True)
+    parser.add_argument("--draws", type=int, required=True, help="at least; each pair once if more")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--halves", action="store_true", help="also of two models")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    with exit_on_input_error("datacomp_flyt.self_filtering.first_mix"):
+        check_save_path(args.out / MIX, "--out")
+        uids = read_uids(args.shards_dir)
+        counts = spread(max(args.draws, len(uids)), uids, 0, args.seed)
+        if args.halves:
+            write_halves(args.out, uids, counts, args.seed)
+        write_subset(args.out / MIX, uids, counts)
+        for fact in describe_counts(counts):
+            print(f"  {fact}")
+
+
+if __name__ == "__main__":
+    main()

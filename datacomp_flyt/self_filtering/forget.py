@@ -1,0 +1,26 @@
+"""Remove a round's embeddings, which are as large as the pool times the model is wide.
+
+    python -m datacomp_flyt.self_filtering.forget round_0
+
+Its metadata, scores and checkpoints stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main() -> None:
+    """The command above."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("round", type=Path, help="folder of the round")
+    paths = sorted(parser.parse_args().round.glob("metadata/*.npz"))
+    size = sum(path.stat().st_size for path in paths)
+    for path in paths:
+        path.unlink()
+    print(f"{len(paths):,} npz removed, {size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The user's trainer command, and what a round adds to it: data, where the run goes, how long.
+
+Two trainers are known by their flags: open_clip's own (`-m open_clip_train.main`, or a script that
+hands its flags on), and DataComp's `train.py`, which has others and takes from `--scale` what a
+round would set.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.tar_shards import tars_in
+from datacomp_flyt.samplers.scales import SCALES
+
+_OURS = {
+    True: ("--data_dir", "--output_dir", "--exp_name", "--resume"),
+    False: ("--train-data", "--name", "--logs", "--resume", "--train-num-samples"),
+}
+_LONGEST = 100_000  # characters of an argument; Linux takes 131,072
+
+
+@dataclass(frozen=True)
+class TrainerCommand:
+    """What came after `--`.
+
+    Attributes:
+        words: `-m open_clip_train.main ARGS`, or `train.py ARGS`.
+        shards_dir: of the pool, as given.
+    """
+
+    words: tuple[str, ...]
+    shards_dir: str
+
+    def __post_init__(self) -> None:
+        """Raises InputError where nothing came, or flags that a round sets itself."""
+        if not self.words:
+            raise InputError(
+                "the trainer's command is missing: end with -- -m open_clip_train.main ARGS, or "
+                "-- train.py ARGS"
+            )
+        for flag in _OURS[self.is_datacomp]:
+            if self.value_of(flag) is not None:
+                raise InputError(
+                    f"{flag} is set anew in each round: leave it out of the trainer's command"
+                    + (" (see --samples_per_round)" if flag == "--train-num-samples" else "")
+                )
+
+    @property
+    def is_datacomp(self) -> bool:
+        """Whether it is DataComp's `train.py`."""
+        return os.path.basename(self.words[0]) == "train.py"
+
+    def value_of(self, flag: str) -> str | None:
+        """What follows a flag, the last time that it is given; spelt with - or _, or with =."""
+        wanted, found = flag.replace("_", "-"), None
+        for word, following in zip(self.words, [*self.words[1:], ""], strict=True):
+            name, equals, value = word.partition("=")
+            if name.startswith("--") and name.replace("_", "-") == wanted:
+                found = value if equals else following
+        return found
+
+    def samples_per_round(self, given: int | None) -> int:
+        """Samples that training sees in a round.
+
+        Raises:
+            InputError: neither `--samples_per_round` nor a scale says it, or both do.
+        """
+        scale = self.value_of("--scale") if self.is_datacomp else None
+        if scale in SCALES:
+            if given is not None:
+                raise InputError(
+                    f"--samples_per_round {given} with train.py --scale {scale}: there the scale "
+                    "says it, so leave one of them out"
+                )
+            return SCALES[scale].num_samples
+        if given is None:
+            raise InputError("--samples_per_round is missing: how many samples a round trains on")
+        return given
+
+    def train(self, name: str, folder: str, samples: int, start: str | None) -> tuple[str, ...]:
+        """The whole command of one training, which goes on where it was when it is given again.
+
+        Args:
+            name: of the run in `folder`.
+            samples: that it is to see; DataComp's train.py knows them by its scale.
+            start: a checkpoint to take weights from; None for what the command itself says.
+
+        Raises:
+            InputError: no tar, or `train.py` and a checkpoint to start from.
+        """
+        if self.is_datacomp:
+            if start is not None:
+                raise InputError(
+                    "--continue wants a trainer that can start from a checkpoint, and DataComp's "
+                    "train.py has no flag for that: leave it out, or use -m open_clip_train.main"
+                )
+            places = ("--data_dir", self.shards_dir, "--output_dir", folder, "--exp_name", name)
+            return (*self.words, *places)
+        epochs = self.value_of("--epochs")
+        number = 1 if epochs is None else _positive("--epochs", epochs)
+        return (
+            *self.words,
+            *("--train-data", train_data(self.shards_dir)),
+            *("--train-num-samples", str(max(samples // number, 1))),
+            *(() if epochs else ("--epochs", "1")),
+            *(() if start is None else ("--pretrained", start)),
+            *("--save-most-recent", "--logs", folder, "--name", name, "--resume", "latest"),
+        )
+
+
+def checkpoint_of(folder: str, name: str) -> str:
+    """Where both trainers leave the last weights of a run."""
+    return f"{folder}/{name}/checkpoints/epoch_latest.pt"
+
+
+def train_data(shards_dir: str) -> str:
+    """Tars as open_clip's `--train-data` takes them: a folder becomes a pattern.
+
+    Raises:
+        InputError: a folder without a tar, or with more than a pattern can name.
+    """
+    if not Path(shards_dir).is_dir():
+        return shards_dir
+    stems = [os.path.basename(tar)[: -len(".tar")] for tar in tars_in(shards_dir)]
+    if not stems:
+        raise InputError(f"--shards_dir {shards_dir} holds no .tar file: give the folder that does")
+    folder = shards_dir.rstrip("/")
+    if len(stems) == 1:
+        return f"{folder}/{stems[0]}.tar"
+    width = len(stems[0])
+    if all(re.fullmatch(r"\d+", stem) and len(stem) == width for stem in stems):
+        numbers = [int(stem) for stem in stems]
+        if numbers == list(range(numbers[0], numbers[-1] + 1)):
+            return f"{folder}/{{{stems[0]}..{stems[-1]}}}.tar"
+    pattern = f"{folder}/{{{','.join(stems)}}}.tar"
+    if len(pattern) > _LONGEST or re.search(r"[{},:]", "".join(stems)):
+        raise InputError(
+            f"--shards_dir {shards_dir} has {len(stems):,} tars whose names are no row of numbers: "
+            "give a pattern such as {00000000..00012895}.tar"
+        )
+    return pattern
+
+
+def _positive(flag: str, value: str) -> int:
+    if not value.isdigit() or int(value) < 1:
+        raise InputError(f"{flag} {value} of the trainer's command is no number of epochs")
+    return int(value)
+
+
+def split_words(text: str, flag: str) -> tuple[str, ...]:
+    """A quoted command line as words.
+
+    Raises:
+        InputError: a quote without its partner.
+    """
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise InputError(f"{flag} {text} is no command line ({error})") from None

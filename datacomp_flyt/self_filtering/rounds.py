@@ -198,11 +198,12 @@ class Run:
     def _learn(self, number: int) -> Iterator[Step]:
         """Closed loop: score columns by the round's model, a scoring model, Soft Cap Sampling."""
         settings, folder = self.settings, self.folder(number)
-        selector, pool = settings.selector, ("--metadata_dir", f"{folder}/metadata")
+        selector = settings.selector
+        pool: tuple[str, ...] = ("--metadata_dir", f"{folder}/metadata")
         if selector == "m_flyt":
             yield from self._columns(number)
             pool = (*pool, "--scores_dir", f"{folder}/scores")
-            features = ("--scores_dir", f"{folder}/scores", "--score_columns", *self.columns)
+            features: tuple[str, ...] = (*pool[2:], "--score_columns", *self.columns)
         else:
             arrays = ("--embedding_arrays", "model_img", "model_txt")
             features = ("--features", "embeddings", *pool, *arrays)

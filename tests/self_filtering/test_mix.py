@@ -121,9 +121,7 @@ def test_halves_are_the_mix_taken_apart(tmp_path: Path) -> None:
     metadata, scores = write(tmp_path, 2, 1)
     run("--metadata_dir", metadata, "--scores_dir", scores, "--draws", 200, "--round", 1,
         "--halves", "--out", tmp_path)  # fmt: skip
-    whole, a, b = (
-        np.load(tmp_path / name) for name in ("mix.npy", "mix_a.npy", "mix_b.npy")
-    )
+    whole, a, b = (np.load(tmp_path / name) for name in ("mix.npy", "mix_a.npy", "mix_b.npy"))
     assert np.sort(np.concatenate([a, b])).tolist() == whole.tolist()
     assert in_first_half(a, 0).all()
     assert not in_first_half(b, 0).any()

@@ -1,0 +1,78 @@
+"""`--name self_filtering`: the last mix of a finished run as a subset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datacomp_flyt.pool.subset import write_subset
+from datacomp_flyt.self_filtering.finished import finish
+from tests.baselines_plugin.job import Job, in_process
+from tests.conftest import make_pool
+from tests.oracles.selection import parse_uid, uid_array
+
+POOL = make_pool()
+COUNTS = np.random.default_rng(0).integers(0, 4, len(POOL.uids))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(POOL, tmp_path).write(parts=2, seed=1)
+
+
+def run_dir(folder: Path, counts: np.ndarray = COUNTS) -> Path:
+    """A run of one round that has ended."""
+    uids = uid_array(map(parse_uid, POOL.uids))
+    order = np.argsort(uids)
+    for number in (0, 1):
+        (folder / f"round_{number}").mkdir(parents=True)
+    write_subset(folder / "round_1" / "mix.npy", uids[order], counts[order])
+    finish(folder, 1)
+    return folder
+
+
+def flags(job: Job, run: Path, *more: object) -> list[str]:
+    return job.flags("--name", "self_filtering", "--run_dir", run, *more, table=False)
+
+
+def test_the_mix_is_the_subset(job: Job) -> None:
+    run = run_dir(job.folder / "run")
+    assert in_process(*flags(job, run)).code == 0
+    assert job.subset_is(COUNTS)
+    assert job.save_path.read_bytes() == (run / "mix.npy").read_bytes()
+
+
+def test_refusals(job: Job) -> None:
+    run = run_dir(job.folder / "run")
+    cases: list[tuple[list[str], str]] = [
+        (job.flags("--name", "self_filtering", table=False), "--run_dir"),
+        (flags(job, job.folder), "no run of"),
+        (flags(job, run, "--sampling", "scs"), "--sampling"),
+        (flags(job, run, "--num_samples", 5), "--num_samples"),
+        (flags(job, run, "--score", "FLYT"), "--score"),
+        (job.flags("--name", "scs", "--run_dir", run), "--run_dir"),
+    ]
+    (run / "finished.json").rename(run / "hidden")
+    assert_refused(flags(job, run), "is not finished")
+    (run / "hidden").rename(run / "finished.json")
+    for words, named in cases:
+        assert_refused(words, named)
+    assert not job.save_path.exists()
+    (run / "mix.npy").write_bytes((run / "mix.npy").read_bytes()[:-16])
+    assert_refused(flags(job, run), "is not the mix")
+
+
+def test_a_mix_of_another_pool(job: Job) -> None:
+    run = run_dir(job.folder / "run")
+    other = Job(make_pool(tag="other"), job.folder / "other").write()
+    assert_refused(flags(other, run), "not in the pool")
+    assert not other.save_path.exists()
+
+
+def assert_refused(words: list[str], named: str) -> None:
+    code, _, stderr = in_process(*words)
+    assert code == 2
+    assert named in stderr
+    assert len(stderr.splitlines()) == 1

@@ -1,0 +1,144 @@
+"""The whole loop on a tiny pool, with open_clip's trainer; killed outright, it ends the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("open_clip_train", reason="pip install 'datacomp-flyt[train]'")
+from datacomp_flyt.demo.noisy_pool import MODEL, NOISE, make_pairs, write_labelled, write_pool
+from tests.conftest import REPOSITORY
+
+PAIRS, SAMPLES = 200, 256
+TRAINER = (
+    "-m", "open_clip_train.main", "--model", MODEL, "--dataset-type", "webdataset",
+    "--dataset-resampled", "--batch-size", "32", "--epochs", "2", "--warmup", "2", "--lr", "3e-3",
+    "--workers", "2", "--precision", "fp32", "--seed", "3",
+)  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    write_pool(tmp_path, make_pairs(PAIRS, 0.4, 0), "loop")
+    return tmp_path
+
+
+def start(
+    place: Path, out: str, *flags: str, trainer: tuple[str, ...] = TRAINER
+) -> subprocess.Popen[str]:
+    """`datacomp-flyt self_filter` in the pool's folder."""
+    words = ("-m", "datacomp_flyt.cli", "self_filter", "--shards_dir", "shards", "--out", out)
+    budget = ("--samples_per_round", str(SAMPLES))
+    return subprocess.Popen(
+        [sys.executable, *words, *budget, *flags, "--", *trainer],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, said = process.communicate(timeout=500)
+    assert process.returncode == 0, said[-2000:]
+
+
+def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """kill -9 as soon as a condition holds."""
+    end = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+
+
+def said_by(log: Path, text: str) -> bool:
+    return log.exists() and text in log.read_text(errors="replace")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_between_and_inside_rounds(place: Path) -> None:
+    flags = ("--rounds", "2", "--score", "cross_fitted", "--no_reports")
+    finish(start(place, "whole", *flags))
+    run = place / "killed"
+    moments: tuple[Callable[[], bool], ...] = (
+        # inside the second epoch of a training, which goes on from the first one's checkpoint
+        lambda: said_by(run / "logs" / "train_0_b.log", "Train Epoch: 1"),
+        lambda: (run / "logs" / "embed_0.log").exists(),
+        lambda: (run / "done" / "mix_1.json").exists(),  # between two rounds
+        lambda: said_by(run / "logs" / "train_1_a.log", "Train Epoch: 0"),
+    )
+    for moment in moments:
+        kill_when(start(place, "killed", *flags), moment)
+        assert not (run / "finished.json").exists()
+    finish(start(place, "killed", *flags))
+    for name in ("round_1/mix.npy", "round_1/mix_a.npy", "mix.npy"):
+        assert (run / name).read_bytes() == (place / "whole" / name).read_bytes(), name
+    assert np.load(run / "mix.npy").shape == (SAMPLES,)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_more_rounds_and_judging(place: Path) -> None:
+    """A round more goes on where the run has ended; the judge's flags may come later."""
+    finish(start(place, "run", "--rounds", "1", "--no_reports"))
+    first = (place / "run" / "mix.npy").read_bytes()
+    judge = ("--labels", "kinds.parquet", "--noise_kinds", *NOISE)
+    began = time.time()
+    finish(start(place, "run", "--rounds", "2", *judge))
+    run = place / "run"
+    assert (run / "round_1" / "mix.npy").read_bytes() == first != (run / "mix.npy").read_bytes()
+    assert (run / "round_0" / "metadata" / "00000000.parquet").stat().st_mtime < began
+    found = json.loads((run / "round_1" / "diagnostics.json").read_text())
+    assert 0 < found["mix"]["clean_precision"] < 1
+    assert (run / "report" / "index.html").exists()
+    assert not list(run.glob("round_*/metadata/*.npz"))
+    refused = start(place, "run", "--rounds", "2", "--score", "info_nce")
+    said = refused.communicate()[1]
+    assert refused.returncode == 2
+    assert "settings" not in said
+    assert "score" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("selector", ["m_flyt", "e_flyt"])
+def test_closed_loop(place: Path, selector: str) -> None:
+    write_labelled(place / "downstream", "downstream", 0)
+    columns = ("--scores_dir", "scores", "--score_columns", "caption_length")
+    finish(
+        start(
+            place, "run", "--rounds", "1", "--selector", selector, "--downstream_dir", "downstream",
+            *(columns if selector == "m_flyt" else ()), "--random_share", "0.25", "--no_reports",
+            "--flyt_flags", "--preset tiny --num_steps 2 --downstream_batch_size 100",
+        )
+    )  # fmt: skip
+    assert np.load(place / "run" / "mix.npy").shape == (SAMPLES,)
+    assert np.load(place / "run" / "round_0" / "selected.npy").shape == (SAMPLES * 3 // 4,)
+
+
+def test_what_is_wrong_is_said_before_anything_is_done(place: Path) -> None:
+    cases: list[tuple[tuple[str, ...], str]] = [
+        (("--selector", "m_flyt"), "--downstream_dir"),
+        (("--downstream_dir", "downstream"), "--selector"),
+        (("--labels", "kinds.parquet"), "--noise_kinds"),
+        (("--rounds", "0"), "--rounds"),
+    ]
+    for flags, named in cases:
+        process = start(place, "run", *flags)
+        said = process.communicate()[1]
+        assert process.returncode == 2, said
+        assert named in said.splitlines()[-1]
+    assert not (place / "run").exists()

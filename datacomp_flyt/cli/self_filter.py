@@ -20,7 +20,6 @@ from datacomp_flyt.self_filtering.settings import (
     SELECTORS,
     Settings,
 )
-from datacomp_flyt.self_filtering.trainer_command import TrainerCommand, split_words
 
 if TYPE_CHECKING:
     from datacomp_flyt.self_filtering.rounds import Run
@@ -96,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: a flag is wrong, or a step failed.
     """
-    if any(int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK")):
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         raise InputError(
             "self_filter is started once, not by torchrun: give --launcher 'torchrun "
             "--nproc_per_node 8', which then starts the trainings"
@@ -134,6 +133,7 @@ def plan(args: argparse.Namespace) -> Run:
     from datacomp_flyt.pool.tar_shards import list_shards
     from datacomp_flyt.scorers.clip_models import known_name
     from datacomp_flyt.self_filtering.rounds import Run
+    from datacomp_flyt.self_filtering.trainer_command import TrainerCommand, split_words
 
     closed = args.selector != "self_filtering"
     trainer = TrainerCommand(tuple(args.script), args.shards_dir)

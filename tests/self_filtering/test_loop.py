@@ -142,3 +142,12 @@ def test_what_is_wrong_is_said_before_anything_is_done(place: Path) -> None:
         assert process.returncode == 2, said
         assert named in said.splitlines()[-1]
     assert not (place / "run").exists()
+
+
+def test_torchrun_is_for_trainings_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    process = start(place, "run")
+    said = process.communicate()[1]
+    assert process.returncode == 2
+    assert "--launcher" in said

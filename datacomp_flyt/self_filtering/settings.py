@@ -51,7 +51,7 @@ class Settings:
             round with the round's model as its reference, and Soft Cap Sampling.
         temperature: of info_nce; None for the model's own, which its loss had in training.
         info_nce_batch: pairs of a batch of info_nce. 4,096: DataComp's training batch up to medium.
-        info_nce_partitions: K. 3: the scorer's own tests change little beyond.
+        info_nce_partitions: K. 3, as in the tour: each costs as much as the first.
         repetition_penalty: of Soft Cap Sampling, 0.15 as the paper's at medium scale.
         seed: of halves, shares and shuffles.
     """

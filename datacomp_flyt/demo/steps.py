@@ -156,7 +156,10 @@ def _work(words: tuple[str, ...], folder: str, log: str) -> None:
     else:  # python -m MODULE
         module, arguments = words[2], words[3:]
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        sys.stdout.flush()  # before the traceback, whose last line is told of a failed step
 
 
 def _end_with_parent() -> None:

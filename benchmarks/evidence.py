@@ -37,6 +37,7 @@ from datacomp_flyt.demo.tour import folder_of
 from datacomp_flyt.engines.steps import Step, run_steps
 
 OURS = "m_flyt_scs"
+FEW = ("clip_score_30", "normsim_30", "sum_scs", OURS)
 ALIGNMENT, LIKENESS = ("clip_score_ref", "negCLIPLoss"), ("normsim_inf", "vas", "IN1K-Classifier")
 
 MIXES: dict[str, tuple[Sequence[str], Mapping[str, str | None]]] = {
@@ -50,10 +51,10 @@ MIXES: dict[str, tuple[Sequence[str], Mapping[str, str | None]]] = {
 }
 
 
-def selections_of(experiment: Experiment) -> dict[str, tuple[str, ...]]:
-    """What is compared, as flags of the plugin."""
+def selections_of(experiment: Experiment, few: bool = False) -> dict[str, tuple[str, ...]]:
+    """What is compared, as flags of the plugin; `few` for a level that takes less time."""
     everything = ("--name", "standardized_sum", "--score_columns", *COLUMNS)
-    return {
+    found = {
         "clip_score_30": single("clip_score_ref"),
         "negCLIPLoss_30": single("negCLIPLoss"),
         "normsim_30": single("normsim_inf"),
@@ -62,6 +63,7 @@ def selections_of(experiment: Experiment) -> dict[str, tuple[str, ...]]:
         "m_flyt_20": (*mixed(), *top(0.2)),
         OURS: (*mixed(), *experiment.soft_cap()),
     }
+    return {name: flags for name, flags in found.items() if not few or name in FEW}
 
 
 def samplings_of(experiment: Experiment) -> dict[str, tuple[str, ...]]:
@@ -72,13 +74,13 @@ def samplings_of(experiment: Experiment) -> dict[str, tuple[str, ...]]:
     return {**penalties, "hcs": (*mixed(), *hard_cap)}
 
 
-def steps_of(experiment: Experiment, ablations: bool) -> list[Step]:
+def steps_of(experiment: Experiment, ablations: bool, few: bool = False) -> list[Step]:
     """The comparison, or the ablations, of one seed and noise level."""
     steps = [*experiment.pool(), *experiment.scores(), experiment.m_flyt("m_flyt", "M-FLYT")]
     if not ablations:
         steps.append(experiment.train(UNFILTERED, UNFILTERED, ()))
         steps.append(experiment.train(RANDOM, RANDOM))
-        selections = selections_of(experiment)
+        selections = selections_of(experiment, few)
         names = ["reference", UNFILTERED, RANDOM, *selections]
         for name, flags in selections.items():
             steps += [experiment.select(name, name, *flags), experiment.train(name, name)]
@@ -92,18 +94,18 @@ def steps_of(experiment: Experiment, ablations: bool) -> list[Step]:
     return [*steps, experiment.evaluate(list(selections), "ablations")]
 
 
-def run(folder: Path, noise: float, seed: int, ablations: bool) -> None:
+def run(folder: Path, noise: float, seed: int, ablations: bool, few: bool = False) -> None:
     """One seed at one noise level."""
     experiment = Experiment(noise, seed)
     place = folder_of(folder, experiment)
-    seconds = run_steps(steps_of(experiment, ablations), place, quiet=True)
+    seconds = run_steps(steps_of(experiment, ablations, few), place, quiet=True)
     say(f"noise {noise}, seed {seed}: {sum(seconds.values()):.0f} s")
 
 
 def summary(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
     """Mean and standard error of each selection, and of what ours has more, paired by seed."""
     found: dict[str, Any] = {}
-    for name in runs[0]:
+    for name in runs[0] if runs else ():
         found[name] = {"seeds": len([run for run in runs if name in run])}
         for metric in METRICS:
             both = [run for run in runs if name in run]
@@ -153,14 +155,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("evidence_output"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.35, 0.5])
+    parser.add_argument(
+        "--noise",
+        type=float,
+        nargs="+",
+        default=[0.35, 0.5],
+        help="levels; the last gets all selections, the others a few",
+    )
     parser.add_argument("--ablation_seeds", type=int, default=3, help="at the last noise level")
     parser.add_argument("--parallel", type=int, default=2, help="seeds at a time")
     parser.add_argument("--table", action="store_true", help="only of what is there")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    jobs = [(noise, seed, False) for seed in range(args.seeds) for noise in args.noise[::-1]]
-    jobs += [(args.noise[-1], seed, True) for seed in range(args.ablation_seeds)]
+    last = args.noise[-1]
+    jobs = [
+        (noise, seed, False, noise != last)
+        for seed in range(args.seeds)
+        for noise in args.noise[::-1]
+    ]
+    jobs += [(last, seed, True, False) for seed in range(args.ablation_seeds)]
     if not args.table:
         with ThreadPoolExecutor(args.parallel) as executor:
             list(executor.map(lambda job: run(args.folder, *job), jobs))

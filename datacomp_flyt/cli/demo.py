@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,8 +38,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--noise {args.noise} leaves no good pairs: give 0 to 0.8")
     try:
         args.work_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.work_dir).close()
     except OSError as error:
-        raise InputError(f"--work_dir {args.work_dir} cannot be made ({error.strerror})") from None
+        raise InputError(
+            f"--work_dir {args.work_dir} cannot be written ({error.strerror}): choose another place"
+        ) from None
     if args.quick:
         from datacomp_flyt.demo import selection_tour  # builds the parser of all methods
 

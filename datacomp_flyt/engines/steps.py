@@ -178,7 +178,10 @@ def _work(step: Step, cwd: str, log: str) -> None:
     multiprocessing.set_start_method(None, force=True)  # the command is to choose for itself
     module, *arguments = step.module
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        sys.stdout.flush()  # before the traceback, whose last line is told of a failed step
 
 
 def _launch(words: tuple[str, ...]) -> int:

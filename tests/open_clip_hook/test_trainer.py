@@ -145,6 +145,8 @@ def test_aliases_are_the_same_modules() -> None:
         ({"distinct_in_batch": True, "missing_value": 1.0}, "--missing_value is for --weights"),
         ({"subset": "no.npy"}, "no.npy cannot be read as .npy"),
         ({"scoring_model": "no.pt"}, "no.pt is not a file"),
+        ({"model_config": "no.json"}, "--model_config no.json is no model of open_clip"),
+        ({"model_config": "ViT-no"}, "--model_config ViT-no is no model of open_clip"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:

@@ -1,0 +1,186 @@
+"""The evidence's arithmetic against plain loops, and what it reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("open_clip")
+pytest.importorskip("webdataset")
+
+from benchmarks import evidence
+from datacomp_flyt.demo.experiment import Experiment
+
+OURS = "m_flyt_scs"
+NAMES = ("no_filter", "clip_score_30", OURS)
+ABLATIONS = ("hcs", "clip_loss")
+Results = dict[str, dict[str, float]]
+
+
+def results_of(seed: int, names: tuple[str, ...] = NAMES) -> Results:
+    rng = random.Random(f"{seed} {names}")
+    return {name: {"accuracy": rng.random(), "retrieval": rng.random()} for name in names}
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    squares = sum((value - mean) ** 2 for value in values)
+    return mean, math.sqrt(squares / (len(values) - 1) / len(values))
+
+
+def summary_by_loops(runs: list[Results], name: str, metric: str) -> dict[str, Any]:
+    """What `summary` says of a selection by a metric."""
+    values, less = [], []
+    for run in runs:
+        if name in run:
+            values.append(run[name][metric])
+            less.append(run[OURS][metric] - run[name][metric])
+    mean, error = mean_and_error(values)
+    mean_less, error_less = mean_and_error(less)
+    return {
+        metric: {"mean": mean, "standard_error": error},
+        f"{metric}_below_ours": {
+            "mean": mean_less,
+            "standard_error": error_less,
+            "by_seed": less,
+        },
+    }
+
+
+def test_summary_against_loops() -> None:
+    """Five seeds, of which three have ablations."""
+    runs = [results_of(seed) | results_of(seed, ABLATIONS) for seed in range(3)]
+    runs += [results_of(seed) for seed in (3, 4)]
+    found = evidence.summary(runs)
+    assert list(found) == [*NAMES, *ABLATIONS]
+    for name, of in found.items():
+        assert of.pop("seeds") == (3 if name in ABLATIONS else 5)
+        expected = {}
+        for metric in ("accuracy", "retrieval"):
+            expected |= summary_by_loops(runs, name, metric)
+        assert of.keys() == expected.keys()
+        for key in expected:
+            assert of[key].keys() == expected[key].keys()
+            for figure, value in expected[key].items():
+                assert of[key][figure] == pytest.approx(value, rel=1e-12, abs=1e-15), (name, key)
+    # what every seed has more of counts, however much the seeds differ
+    assert found[OURS]["accuracy_below_ours"]["by_seed"] == [0] * 5
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """Seeds differ by ten times of what selections do, by as much in each."""
+    runs = [
+        {name: dict.fromkeys(("accuracy", "retrieval"), 0.1 * seed + 0.01 * place)
+         for place, name in enumerate(NAMES)}
+        for seed in range(4)
+    ]  # fmt: skip
+    found = evidence.summary(runs)["no_filter"]
+    assert found["accuracy_below_ours"]["mean"] == pytest.approx(0.02)
+    assert found["accuracy_below_ours"]["standard_error"] == pytest.approx(0, abs=1e-12)
+    assert found["accuracy"]["standard_error"] > 0.05
+
+
+def test_one_seed_has_no_error() -> None:
+    found = evidence.summary([results_of(0)])
+    assert all(math.isnan(of["accuracy"]["standard_error"]) for of in found.values())
+    assert evidence.table(found).count("± nan") == 4 * len(NAMES)
+
+
+def write_runs(folder: Path, noise: float) -> list[Results]:
+    """Files of seeds 0 to 3, ablations of 1 and 2 only; what reading them is to give."""
+    expected = {}
+    for seed in range(4):
+        place = folder / f"noise_{noise}" / f"seed_{seed}"
+        place.mkdir(parents=True)
+        expected[seed] = results_of(seed)
+        (place / "results.json").write_text(json.dumps(expected[seed]))
+        if seed in (1, 2):
+            more = results_of(seed, ABLATIONS)
+            (place / "ablations.json").write_text(json.dumps(more))
+            expected[seed] = expected[seed] | more
+    unfinished = folder / f"noise_{noise}" / "seed_4"
+    unfinished.mkdir()
+    (unfinished / "ablations.json").write_text(json.dumps(results_of(4, ABLATIONS)))
+    return [expected[seed] for seed in (1, 2, 0, 3)]  # those that have all names first
+
+
+def test_runs_are_read_with_their_ablations(tmp_path: Path) -> None:
+    expected = write_runs(tmp_path, 0.5)
+    (tmp_path / "noise_0.35").mkdir()
+    assert evidence.read_runs(tmp_path, 0.5) == expected
+    found = evidence.summary(expected)
+    assert {name: of["seeds"] for name, of in found.items()} == {
+        **dict.fromkeys(NAMES, 4), **dict.fromkeys(ABLATIONS, 2),
+    }  # fmt: skip
+    assert evidence.read_runs(tmp_path, 0.35) == []
+
+
+def test_table() -> None:
+    runs = [results_of(seed) for seed in range(3)]
+    lines = evidence.table(evidence.summary(runs)).splitlines()
+    columns = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert columns == [
+        "selection", "seeds", "accuracy", "less than ours", "retrieval", "less than ours",
+    ]  # fmt: skip
+    assert lines[1] == "|" + "---|" * len(columns)
+    assert len(lines) == 2 + len(NAMES)
+    for line, name in zip(lines[2:], NAMES, strict=True):
+        cells = [name, "3"]
+        for metric in ("accuracy", "retrieval"):
+            for figures in summary_by_loops(runs, name, metric).values():
+                cells.append(f"{figures['mean']:.3f} ± {figures['standard_error']:.3f}")
+        assert line == f"| {' | '.join(cells)} |"
+
+
+def test_the_table_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the other noise level has nothing yet; nothing is run."""
+    monkeypatch.setattr(evidence, "run_steps", None)
+    runs = write_runs(tmp_path, 0.5)
+    words = ["evidence", "--table", "--folder", str(tmp_path), "--noise", "0.35", "0.5"]
+    monkeypatch.setattr(sys, "argv", words)
+    evidence.main()
+    out, err = capsys.readouterr()
+    assert evidence.table(evidence.summary(runs)) in err
+    result = json.loads(out)
+    assert result["benchmark"] == "evidence"
+    assert result["noise"]["0.35"] == {}
+    found = result["noise"]["0.5"]["no_filter"]["accuracy"]["mean"]
+    assert found == pytest.approx(sum(run["no_filter"]["accuracy"] for run in runs) / 4, rel=1e-3)
+
+
+@pytest.mark.parametrize("ablations", [False, True])
+def test_steps_use_what_earlier_ones_have_made(ablations: bool) -> None:
+    steps = evidence.steps_of(Experiment(0.5, 0), ablations)
+    names = [step.name for step in steps]
+    assert len(set(names)) == len(names)
+    # what needs no step of its own: the pool has a random subset, no_filter takes all
+    trained, selected = set(), {"random_30"}
+    for step in steps:
+        words = step.words
+        if step.name.startswith("select_"):
+            selected.add(words[words.index("--save_path") + 1].split("/")[1].removesuffix(".npy"))
+        elif step.name.startswith("train_") and "--name" in words:
+            trained.add(words[words.index("--name") + 1])
+            if "--subset" in words:
+                subset = words[words.index("--subset") + 1]
+                assert subset.split("/")[1].removesuffix(".npy") in selected
+    evaluated = {word.split("=")[0] for word in steps[-1].words if word.endswith(".pt")}
+    assert evaluated == trained - ({"reference"} if ablations else set())
+
+
+def test_comparison_and_ablations_share_a_folder() -> None:
+    """They begin alike, and no step has the name of another one."""
+    experiment = Experiment(0.5, 0)
+    both = [evidence.steps_of(experiment, ablations) for ablations in (False, True)]
+    shared = next(place for place, (a, b) in enumerate(zip(*both, strict=False)) if a != b)
+    assert both[0][shared - 1].name == "m_flyt"
+    first, second = ({step.name for step in steps[shared:]} for steps in both)
+    assert not first & second

@@ -1,0 +1,160 @@
+"""`datacomp-flyt demo`: its flags, and the quick tour without torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datacomp_flyt.cli import main
+from datacomp_flyt.demo import POOL
+from datacomp_flyt.pool.pool import read_pool
+from datacomp_flyt.pool.subset import check_subset
+from tests.conftest import REPOSITORY
+
+# what the extras [train], [report] and [ray] bring
+EXTRAS = ("torch", "torchvision", "open_clip", "webdataset", "jinja2", "matplotlib", "ray")
+PROGRAM = f"""
+import sys
+sys.modules.update(dict.fromkeys({EXTRAS!r}))
+from datacomp_flyt.cli import main
+main()
+"""
+
+
+def without_extras(*words: object) -> subprocess.CompletedProcess[str]:
+    """The command where nothing but the package's own needs is installed."""
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, "demo", *map(str, words)],
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one sentence of a command that ends with 2."""
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", *map(str, words)])
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith("datacomp-flyt demo: error: ")
+    return err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--seeds", 0), "--seeds 0 is none: give 1 or more"),
+        (("--seeds", -3), "--seeds -3 is none"),
+        (("--noise", 2), "--noise 2.0 leaves no good pairs: give 0 to 0.8"),
+        (("--noise", 0.81), "--noise 0.81 leaves"),
+        (("--noise", -0.1), "--noise -0.1 leaves"),
+        (("--noise", "nan"), "--noise nan leaves"),
+    ],
+)
+def test_bad_numbers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[object, ...], said: str
+) -> None:
+    assert said in refused(capsys, *words, "--work_dir", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("quick", [(), ("--quick",)])
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_work_dir_that_cannot_be(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, place: str, quick: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").touch()
+    said = refused(capsys, "--work_dir", tmp_path / place, *quick)
+    assert f"--work_dir {tmp_path / place} cannot be written" in said
+
+
+def test_a_work_dir_that_is_write_protected(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The administrator, as whom tests may run, may write everywhere: so by what is raised."""
+
+    def no(*_: object, dir: Path, **__: object) -> Any:
+        assert dir == tmp_path
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", no)
+    said = refused(capsys, "--work_dir", tmp_path)
+    assert f"--work_dir {tmp_path} cannot be written (Permission denied)" in said
+
+
+def test_quick_needs_no_extra(tmp_path: Path) -> None:
+    work = tmp_path / "new" / "work"
+    ended = without_extras("--quick", "--work_dir", work)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    pool = read_pool(str(POOL / "metadata"), num_workers=1, progress=False).uids
+    subsets = sorted(work.iterdir())
+    assert [path.name for path in subsets] == [f"subset_{number}.npy" for number in (1, 2, 3, 4)]
+    for path in subsets:
+        assert check_subset(path, pool).problems == []
+    draws = [len(np.load(path)) for path in subsets]
+    assert draws == [126, 420, 420, 420]  # 30% of 420, and as many draws as asked for
+    assert ended.stdout.splitlines().count("  valid") == 4
+    assert ended.stdout.count("\n$ python -m baselines_plugin --name ") == 4
+
+
+def test_without_quick_extras_are_asked_for(tmp_path: Path) -> None:
+    ended = without_extras("--work_dir", tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "datacomp-flyt demo: error: jinja2 is not installed: "
+        "pip install 'datacomp-flyt[train,report]'\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+class Tours:
+    """In place of the tour: what it was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
+        for name in ("jinja2", "matplotlib", "open_clip"):
+            pytest.importorskip(name)
+        self.asked: list[tuple[Path, list[tuple[float, int]]]] = []
+        self.error = error
+        monkeypatch.setattr("datacomp_flyt.demo.tour.run", self)
+
+    def __call__(self, work_dir: Path, experiments: list[Any]) -> int:
+        self.asked.append((work_dir, [(each.noise, each.seed) for each in experiments]))
+        if self.error is not None:
+            raise self.error
+        return 0
+
+
+def test_flags_reach_the_tour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tours = Tours(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    for words in ([], ["--work_dir", "w", "--seeds", "3", "--noise", "0.25"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["demo", *words])
+        assert ended.value.code == 0
+    assert tours.asked == [
+        (Path("demo_output"), [(0.5, 0)]),
+        (Path("w"), [(0.25, 0), (0.25, 1), (0.25, 2)]),
+    ]
+
+
+def test_stopped_by_its_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Tours(monkeypatch, KeyboardInterrupt())
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", "--work_dir", str(tmp_path)])
+    assert ended.value.code == 130
+    assert "goes on from here" in capsys.readouterr().err

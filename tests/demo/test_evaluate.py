@@ -1,0 +1,293 @@
+"""Zero-shot accuracy and retrieval against loops, and of models whose figures are known."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("open_clip")
+pytest.importorskip("webdataset")
+from PIL import Image
+from torch import Tensor, nn
+
+from datacomp_flyt.demo import evaluate as module
+from datacomp_flyt.demo.evaluate import evaluate
+from datacomp_flyt.scorers.clip_models import ClipModel, load_clip_model
+from tests.conftest import refusal
+from tests.demo import drawn
+from tests.flyt.tars import write_tar
+
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+TEMPLATES = ("the number {c}", "a handwritten {c}")
+Row = tuple[int, int]  # digit and ink
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Not lossy, and read all the same under another name."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_set(
+    folder: Path, rows: list[Row], picture: Callable[[int, Row], np.ndarray], shards: int = 3
+) -> Path:
+    """An evaluation set: row n shows `picture(n, row)`."""
+    inks = list(drawn.INKS)
+    samples = [
+        {
+            "jpg": png(picture(number, row)),
+            "cls": str(row[0]).encode(),
+            "txt": f"a {inks[row[1]]} digit {WORDS[row[0]]}".encode(),
+        }
+        for number, row in enumerate(rows)
+    ]
+    for shard, part in enumerate(np.array_split(np.arange(len(rows)), shards)):
+        write_tar(folder / f"{shard:08d}.tar", [samples[number] for number in part])
+    (folder / "classnames.txt").write_text("\n".join(WORDS) + "\n")
+    text = "\n".join(TEMPLATES) + "\n"
+    (folder / "zeroshot_classification_templates.txt").write_text(text)
+    return folder
+
+
+# --- a model of open_clip, against loops
+
+
+def unlike(number: int, row: Row) -> np.ndarray:
+    """Pictures that a random network tells apart: coarse noise in strong colours."""
+    rng = np.random.default_rng(number)
+    coarse = rng.integers(0, 2, (4, 4, 3)) * 255
+    return np.kron(coarse, np.ones((8, 8, 1))).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def random_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Captions of different numbers of pictures: two of some, four of others."""
+    rows = [(d, ink) for d in range(10) for ink in range(3) for _ in range(2 + (d + ink) % 3)]
+    order = np.random.default_rng(0).permutation(len(rows))
+    return write_set(tmp_path_factory.mktemp("set"), [rows[i] for i in order], unlike)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Of random models, as open_clip's trainer saves them."""
+    folder, found = tmp_path_factory.mktemp("checkpoints"), {}
+    for seed, name in enumerate(("a", "b")):
+        clip = load_clip_model("flyt-demo", "random", "reference", seed)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in clip.model.parameters():  # far from zero, lest all embeddings be alike
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+        found[name] = folder / f"{name}.pt"
+        state = {f"module.{key}": value for key, value in clip.model.state_dict().items()}
+        torch.save({"epoch": 1, "state_dict": state}, found[name])
+    return found
+
+
+def unit(vector: list[float]) -> list[float]:
+    length = sum(x * x for x in vector) ** 0.5
+    return [x / length for x in vector]
+
+
+def nearest(vector: list[float], others: list[list[float]]) -> int:
+    """Which of the others has the largest inner product, none of them as large."""
+    products = [sum(a * b for a, b in zip(vector, other, strict=True)) for other in others]
+    first, second = sorted(products, reverse=True)[:2]
+    assert first - second > 1e-6  # or rounding would decide
+    return products.index(first)
+
+
+@torch.no_grad()
+def slow_figures(checkpoint: Path, folder: Path) -> dict[str, float]:
+    """Both figures: pictures and texts one by one, everything after the towers in float64."""
+    clip = load_clip_model("flyt-demo", str(checkpoint), "reference")
+    model: Any = clip.model.double().eval()
+    samples = [s for path in sorted(folder.glob("*.tar")) for s in read(path)]
+    images, labels, captions = [], [], []
+    for sample in samples:
+        with Image.open(io.BytesIO(sample["jpg"])) as picture:
+            pixels = clip.eval_transform(picture).double()
+        images.append(unit(model.encode_image(pixels[None])[0].tolist()))
+        labels.append(int(sample["cls"]))
+        captions.append(sample["txt"].decode())
+
+    def text(words: str) -> list[float]:
+        return unit(model.encode_text(clip.tokenize([words]))[0].tolist())
+
+    classes = []
+    for word in WORDS:
+        prompts = [text(template.replace("{c}", word)) for template in TEMPLATES]
+        classes.append(unit([sum(values) / len(values) for values in zip(*prompts, strict=True)]))
+    right = [nearest(image, classes) == label for image, label in zip(images, labels, strict=True)]
+
+    distinct = sorted(set(captions))
+    texts = [text(caption) for caption in distinct]
+    hits = []
+    for place in range(min(captions.count(caption) for caption in distinct)):
+        gallery = []
+        for caption in distinct:
+            own = [row for row, other in enumerate(captions) if other == caption]
+            gallery.append(images[own[place]])
+        hits += [nearest(image, texts) == number for number, image in enumerate(gallery)]
+        hits += [nearest(each, gallery) == number for number, each in enumerate(texts)]
+    return {"accuracy": sum(right) / len(right), "retrieval": sum(hits) / len(hits)}
+
+
+def read(path: Path) -> list[dict[str, bytes]]:
+    """Samples of a tar, by hand."""
+    samples: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, extension = member.name.split(".")
+            content = tar.extractfile(member)
+            assert content is not None
+            samples.setdefault(key, {})[extension] = content.read()
+    return list(samples.values())
+
+
+def test_figures_against_loops(random_set: Path, checkpoints: dict[str, Path]) -> None:
+    figures = []
+    for path in checkpoints.values():
+        clip = load_clip_model("flyt-demo", str(path), "reference")
+        clip.model.train()  # batch norms would make a picture's embedding depend on others
+        figures.append(evaluate(clip, random_set))
+        assert figures[-1] == pytest.approx(slow_figures(path, random_set), abs=1e-12)
+    assert figures[0] != figures[1]
+    assert min(figure for each in figures for figure in each.values()) > 0
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words)])
+    module.main()
+
+
+def test_the_command(
+    random_set: Path,
+    checkpoints: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [f"{name}={path}" for name, path in checkpoints.items()]
+    where = ("--evaluation_dir", random_set, "--out", tmp_path / "results.json")
+    run(monkeypatch, *where, "--checkpoint", *given)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results) == ["a", "b"]
+    for name, path in checkpoints.items():
+        clip = load_clip_model("flyt-demo", str(path), "reference")
+        assert results[name] == evaluate(clip, random_set)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split() == [
+        "a", "accuracy", f"{results['a']['accuracy']:.3f}",
+        "retrieval", f"{results['a']['retrieval']:.3f}",
+    ]  # fmt: skip
+    assert len(said) == 2
+
+
+def test_a_checkpoint_of_another_model(
+    random_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = load_clip_model("flyt-tiny", "random", "reference")
+    torch.save({"state_dict": clip.model.state_dict()}, tmp_path / "tiny.pt")
+    where = ("--evaluation_dir", random_set, "--out", tmp_path / "results.json")
+    said = refusal(run, monkeypatch, *where, "--checkpoint", f"t={tmp_path / 'tiny.pt'}")
+    assert f"--checkpoint {tmp_path / 'tiny.pt'} is not a flyt-demo" in said
+    assert not (tmp_path / "results.json").exists()
+    run(monkeypatch, *where, "--checkpoint", f"t={tmp_path / 'tiny.pt'}", "--model", "flyt-tiny")
+    assert list(json.loads((tmp_path / "results.json").read_text())) == ["t"]
+
+
+# --- models by hand
+
+
+def flat(number: int, row: Row) -> np.ndarray:
+    """A picture that says digit and ink outright, as red and green."""
+    return np.full((4, 4, 3), (10 * row[0], 10 * row[1], 0), np.uint8)
+
+
+def look(picture: Any) -> Tensor:
+    return torch.tensor(np.array(picture)[0, 0]).double() / 10
+
+
+def spell(texts: list[str]) -> Tensor:
+    """Digit and ink of each text; 3 where it names no ink."""
+    inks = [*drawn.INKS]
+    rows = []
+    for words in map(str.split, texts):
+        ink = next((inks.index(word) for word in words if word in inks), 3)
+        rows.append([next(WORDS.index(word) for word in words if word in WORDS), ink])
+    return torch.tensor(rows)
+
+
+class ByHand(nn.Module):
+    """Embeds digit and ink; `sees` is what it takes a picture's for."""
+
+    def __init__(self, sees: Callable[[int, int], Row] = lambda digit, ink: (digit, ink)) -> None:
+        super().__init__()
+        self.sees = sees
+
+    def embed(self, rows: list[Row], normalize: bool) -> Tensor:
+        assert normalize
+        vectors = torch.zeros(len(rows), 13, dtype=torch.float64)
+        for vector, (digit, ink) in zip(vectors, rows, strict=True):
+            vector[digit] = 1
+            if ink < 3:
+                vector[10 + ink] = 0.5
+        return nn.functional.normalize(vectors, dim=1)
+
+    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
+        return self.embed([self.sees(int(row[0]), int(row[1])) for row in images], normalize)
+
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        return self.embed([(int(row[0]), int(row[1])) for row in tokens], normalize)
+
+
+ALL = [(digit, ink) for digit in range(10) for ink in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("sees", "accuracy", "retrieval"),
+    [
+        (lambda digit, ink: (digit, ink), 1.0, 1.0),
+        # one class of ten, one caption of thirty both ways
+        (lambda digit, ink: (0, 0), 0.1, 1 / 30),
+        # 6 for 9: 27 pictures find their captions; captions of 9 find those of another digit, and
+        # those of 6 two pictures that are alike, of which the first, their own, counts
+        (lambda digit, ink: (6 if digit == 9 else digit, ink), 0.9, 27 / 30),
+        # 9 for 0: captions of 9 find the pictures of 0 first, which look alike
+        (lambda digit, ink: (9 if digit == 0 else digit, ink), 0.9, (27 + 24) / 60),
+        # inks taken for one another do not matter to the digit
+        (lambda digit, ink: (digit, (ink + 1) % 3), 1.0, 0.0),
+        (lambda digit, ink: ((digit + 1) % 10, ink), 0.0, 0.0),
+    ],
+)
+def test_figures_by_hand(
+    tmp_path: Path, sees: Callable[[int, int], Row], accuracy: float, retrieval: float
+) -> None:
+    write_set(tmp_path, ALL * 2, flat)
+    clip = ClipModel(ByHand(sees), look, spell, look)
+    assert evaluate(clip, tmp_path) == pytest.approx(
+        {"accuracy": accuracy, "retrieval": retrieval}, abs=1e-12
+    )
+
+
+def test_galleries_are_no_longer_than_the_rarest_caption(tmp_path: Path) -> None:
+    """Second pictures of other captions than (0, 0) are left out: it has none."""
+    seen: list[int] = []
+
+    def sees(digit: int, ink: int) -> Row:
+        seen.append(digit)
+        wrong = digit == 5 and seen.count(5) > 3  # the second ones
+        return (6 if wrong else digit, ink)
+
+    write_set(tmp_path, [*ALL, *ALL[1:]], flat)
+    figures = evaluate(ClipModel(ByHand(sees), look, spell, look), tmp_path)
+    assert figures == {"accuracy": pytest.approx(56 / 59), "retrieval": 1.0}

@@ -1,144 +1,324 @@
-"""Steps that are remembered: what is done once, again, or refused."""
+"""Steps: in order, remembered, refused where others were, and stopped with whoever runs them."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from datacomp_flyt.engines.steps import Step
-from tests.conftest import REPOSITORY
-
-NOTING = """
-import os, sys, time
-text, *more = sys.argv[1:]
-with open("notes.txt", "a") as file:
-    file.write(text + os.environ.get("LAUNCHED", "") + "\\n")
-if "fail" in more:
-    sys.exit("it went wrong")
-if "wait" in more:
-    with open("pid.txt", "w") as file:
-        file.write(str(os.getpid()))
-    time.sleep(60)
-"""
-
-SCRIPT = """
-from pathlib import Path
+from datacomp_flyt import __version__
 from datacomp_flyt.engines import steps
 from datacomp_flyt.engines.steps import Step, run_steps
-from datacomp_flyt.errors import exit_on_input_error
-steps._PRELOADED = ()  # no step here wants torch
-if __name__ == "__main__":
-    with exit_on_input_error("steps"):
-        run_steps({steps}, Path("{folder}"), quiet=True, cwd=Path("."))
+from tests.conftest import REPOSITORY, refusal
+
+MODULES = {
+    # notes that it ran
+    "note": """
+import sys
+open("ran", "a").write(" ".join(sys.argv[1:]) + "\\n")
+""",
+    # fails in its second half until somebody mends the cause
+    "fragile": """
+import os
+open("ran", "a").write("fragile\\n")
+print("first half done")  # still in a buffer when the second half fails
+if not os.path.exists("mended"):
+    raise ValueError("the cause is\\nnot mended")
+""",
+    "exits": """
+import sys
+print("step 1/4\\ncannot go on")
+sys.exit(3)
+""",
+    "tells": """
+import json, multiprocessing, os, sys
+told = [__name__, sys.argv[1:], os.getcwd(), multiprocessing.get_start_method(allow_none=True)]
+json.dump(told, open("told.json", "w"))
+print("to stdout")
+print("to stderr", file=sys.stderr)
+""",
+    # counts to 400, from where it was, in 20 seconds if nobody makes haste
+    "counts": """
+import os, time
+with open("counted", "a+") as file:
+    file.seek(0)
+    for number in range(len(file.readlines()), 400):
+        if not os.path.exists("haste"):
+            time.sleep(0.05)
+        file.write(f"{number}\\n")
+        file.flush()
+""",
+}
+RUNNING = """
+import sys
+from pathlib import Path
+from datacomp_flyt.engines import steps
+steps._PRELOADED = ()
+step = steps.Step("counts", "Count", ("python", "-m", "counts"))
+steps.run_steps([step], Path(sys.argv[1]), quiet=True)
 """
-
-
-def step(
-    name: str, text: str, *more: str, launcher: tuple[str, ...] = (), aside: bool = False
-) -> Step:
-    return Step(name, text, ("python", "-m", "noting", text, *more), launcher, aside)
-
-
-class Folder:
-    """A working directory with a module that notes what it was told."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        (place / "noting.py").write_text(NOTING)
-
-    def start(self, *steps: Step, folder: str = "run") -> subprocess.Popen[str]:
-        script = self.place / "script.py"
-        script.write_text(SCRIPT.format(steps=list(steps), folder=folder))
-        path = os.pathsep.join([str(REPOSITORY), str(self.place)])
-        return subprocess.Popen(
-            [sys.executable, str(script)], cwd=self.place, text=True, stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
-
-    def run(self, *steps: Step) -> str:
-        """What it said on stderr."""
-        process = self.start(*steps)
-        said = process.communicate()[1]
-        assert process.returncode == (2 if said else 0)
-        return said
-
-    @property
-    def notes(self) -> list[str]:
-        return (self.place / "notes.txt").read_text().split()
+COUNTS = Step("counts", "Count", ("python", "-m", "counts"))
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return Folder(tmp_path)
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of tiny modules that steps find, and no waiting for torch."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    for name, text in MODULES.items():
+        (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(steps, "_PRELOADED", ())
+    return folder
 
 
-def test_once(folder: Folder) -> None:
-    for _ in range(2):
-        assert folder.run(step("one", "a"), step("two", "b")) == ""
-    assert folder.notes == ["a", "b"]
-    assert folder.run(step("one", "a"), step("two", "b"), step("three", "c")) == ""
-    assert folder.notes == ["a", "b", "c"]
+@pytest.fixture
+def work(tmp_path: Path, modules: Path) -> Path:
+    return tmp_path / "work"
 
 
-def test_another_command_is_refused(folder: Folder) -> None:
-    folder.run(step("one", "a"), step("two", "b"))
-    assert "step one" in folder.run(step("one", "x"), step("two", "b"))
-    assert "step two" in folder.run(step("zero", "z"), step("two", "b"))
-    assert folder.notes == ["a", "b", "z"]
+def note(name: str, *words: str) -> Step:
+    return Step(name, f"Note {name}", ("python", "-m", "note", name, *words))
 
 
-def test_a_step_aside_is_done_again_and_changes_nothing_else(folder: Folder) -> None:
-    folder.run(step("one", "a"), step("page", "p", aside=True), step("two", "b"))
-    assert folder.run(step("one", "a"), step("page", "q", aside=True), step("two", "b")) == ""
-    assert folder.run(step("one", "a"), step("two", "b")) == ""
-    assert folder.notes == ["a", "p", "b", "q"]
+def ran(work: Path) -> list[str]:
+    """What has been noted since last asked."""
+    lines = (work / "ran").read_text().splitlines() if (work / "ran").exists() else []
+    (work / "ran").write_text("")
+    return lines
 
 
-def test_a_step_that_fails_is_named_with_what_it_said(folder: Folder) -> None:
-    said = folder.run(step("one", "a"), step("two", "b", "fail"))
-    assert "step two" in said
-    assert "it went wrong" in said
-    folder.run(step("one", "a"), step("two", "b", "fail"))
-    assert folder.notes == ["a", "b", "b"]
+def test_in_order_and_once(work: Path) -> None:
+    three = [note("b"), note("a", "two words"), note("c")]
+    first = run_steps(three, work, quiet=True)
+    assert ran(work) == ["b", "a two words", "c"]
+    assert list(first) == ["b", "a", "c"]
+    assert min(first.values()) > 0
+    # nothing is left to do, and the seconds are those of back then
+    assert run_steps(iter(three), work, quiet=True) == first
+    assert ran(work) == []
 
 
-def test_launcher_is_no_part_of_what_is_remembered(folder: Folder) -> None:
-    launcher = ("env", "LAUNCHED=!", sys.executable)
-    assert folder.run(step("one", "a", launcher=launcher)) == ""
-    assert folder.run(step("one", "a")) == ""
-    assert folder.notes == ["a!"]
-    assert "cannot be started" in folder.run(step("two", "b", launcher=("no-such-program",)))
+def assert_refused(work: Path, steps: list[Step], name: str) -> None:
+    """At the step called so; what is remembered stays as it is."""
+    before = {path: path.read_bytes() for path in work.rglob("*.json")}
+    said = refusal(run_steps, steps, work, quiet=True)
+    assert said.startswith(f"{work} holds step {name} as another command, or one before it, made")
+    assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize("launcher", [(), (sys.executable,)])
-def test_killed_outright_it_leaves_nothing_running(
-    folder: Folder, launcher: tuple[str, ...]
-) -> None:
-    process = folder.start(step("one", "a"), step("two", "b", "wait", launcher=launcher))
-    pid = folder.place / "pid.txt"
-    wait_for(lambda: pid.exists() and pid.read_text() != "")
-    process.kill()
-    process.communicate()
-    wait_for(lambda: not is_running(int(pid.read_text())))
-    assert folder.run(step("one", "a"), step("two", "b")) == ""
-    assert folder.notes == ["a", "b", "b"]
+@pytest.mark.parametrize("changed", [0, 1, 2, 3])
+def test_what_another_command_has_made_is_refused(work: Path, changed: int) -> None:
+    """Models and scores of other data would be taken for the new ones."""
+    names = ["a", "b", "c", "d"]
+    run_steps(map(note, names), work, quiet=True)
+    ran(work)
+    other = [note(name, *["changed"] * (place == changed)) for place, name in enumerate(names)]
+    assert_refused(work, other, names[changed])
+    assert ran(work) == []
+    run_steps(map(note, names), work, quiet=True)
+    assert ran(work) == []
 
 
-def wait_for(condition: object, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+def test_what_comes_after_a_change_is_refused(work: Path) -> None:
+    run_steps([note("a"), note("c")], work, quiet=True)
+    assert ran(work) == ["a", "c"]
+    assert_refused(work, [note("a"), note("b"), note("c")], "c")
+    assert ran(work) == ["b"]  # which was new
+    assert_refused(work, [note("c")], "c")
+    assert ran(work) == []
+
+
+def test_steps_can_be_added_at_the_end(work: Path) -> None:
+    """Lists that begin alike share a folder."""
+    run_steps([note("a"), note("b")], work, quiet=True)
+    run_steps([note("a"), note("b"), note("c")], work, quiet=True)
+    assert ran(work) == ["a", "b", "c"]
+    run_steps([note("a"), note("b"), note("d")], work, quiet=True)
+    run_steps([note("a"), note("b")], work, quiet=True)
+    assert ran(work) == ["d"]
+
+
+def test_titles_are_no_part_of_a_step(work: Path) -> None:
+    run_steps([note("a")], work, quiet=True)
+    run_steps([Step("a", "Another title", note("a").words)], work, quiet=True)
+    assert ran(work) == ["a"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff"])
+def test_a_damaged_memory_is_none(work: Path, content: bytes) -> None:
+    run_steps([note("a"), note("b")], work, quiet=True)
+    ran(work)
+    (work / "done" / "a.json").write_bytes(content)
+    run_steps([note("a"), note("b")], work, quiet=True)
+    assert ran(work) == ["a"]
+
+
+def test_a_command_runs_as_python_would_run_it(work: Path) -> None:
+    step = Step("tells", "Tell", ("python", "-m", "tells", "--flag", "two words"))
+    run_steps([step], work, quiet=True)
+    told = json.loads((work / "told.json").read_text())
+    assert told == ["__main__", ["--flag", "two words"], str(work), None]
+    log = (work / "logs" / "tells.log").read_text()
+    assert sorted(log.splitlines()) == ["to stderr", "to stdout"]
+
+
+def test_own_commands(work: Path) -> None:
+    run_steps([Step("version", "Version", ("datacomp-flyt", "--version"))], work, quiet=True)
+    assert (work / "logs" / "version.log").read_text() == f"datacomp-flyt {__version__}\n"
+    bad = Step("bad", "Bad", ("datacomp-flyt", "check", "absent.npy"))
+    said = refusal(run_steps, [bad], work, quiet=True)
+    assert "step bad ended with exit code 2 (datacomp-flyt check: error: " in said
+    assert "absent.npy" in said
+
+
+def test_a_step_that_fails(work: Path) -> None:
+    fragile = Step("fragile", "Break", ("python", "-m", "fragile"))
+    three = [note("before"), fragile, note("after")]
+    for attempt in range(2):
+        said = refusal(run_steps, three, work, quiet=True)
+        assert said == (
+            "step fragile ended with exit code 1 (not mended); "
+            f"all that it said is in {work / 'logs' / 'fragile.log'}"
+        )
+        assert ran(work) == [*["before"][attempt:], "fragile"]
+        log = (work / "logs" / "fragile.log").read_text()
+        assert log.count("first half done\n") == 1  # of this attempt alone
+        assert "ValueError: the cause is\n" in log
+    (work / "mended").touch()
+    run_steps(three, work, quiet=True)
+    assert ran(work) == ["fragile", "after"]
+    run_steps(three, work, quiet=True)
+    assert ran(work) == []
+
+
+def test_a_failure_without_traceback(work: Path) -> None:
+    said = refusal(run_steps, [Step("e", "", ("python", "-m", "exits"))], work, quiet=True)
+    assert said.startswith("step e ended with exit code 3 (cannot go on); ")
+    said = refusal(run_steps, [Step("n", "", ("python", "-m", "absent"))], work, quiet=True)
+    assert "(ImportError: No module named absent)" in said
+
+
+def test_the_bar_follows_the_step(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To a quarter, where it fails; whole is a bar only of what is done."""
+    refusal(run_steps, [Step("e", "", ("python", "-m", "exits"))], work)
+    err = capsys.readouterr().err
+    assert "e  25%|" in err
+    assert "100%" not in err
+
+
+def test_what_is_said(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two = [note("a", "two words"), note("b")]
+    run_steps(two, work)
+    out, err = capsys.readouterr()
+    assert out == (
+        "\n=== 1. Note a\n$ python -m note a 'two words'\n\n=== 2. Note b\n$ python -m note b\n"
+    )
+    assert "a 100%|" in err
+    run_steps([*two, note("c")], work)
+    out, err = capsys.readouterr()
+    assert out.splitlines().count("  done before") == 2
+    assert "c 100%|" in err
+    assert "a 100%" not in err
+    run_steps([*two, note("c"), note("d")], work, quiet=True)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("log", "percent"),
+    [
+        ("", 0),
+        ("2026 | INFO | Train Epoch: 0 [ 1280/25600 (5%)] Data (t): 0.1 Loss: 4.8 (100.2)", 5),
+        ("[ 1280/25600 (5%)]\nTrain Epoch: 0 [25600/25600 (100%)] Data", 100),
+        ("embed:  45%|████▌     | 9/20 [00:01<00:02,  5.1it/s]", 45),
+        ("\rembed:   0%|   | 0/2\rembed:  50%|█  | 1/2\rembed: 100%|██| 2/2", 100),
+        ("step 3/200  loss 1.25", 1),
+        ("step 3/200  loss 1.25\nstep 150/200  loss 1.2", 75),
+        ("kept 30% of the pool, 0.5 of 100", 0),  # no progress
+        ("10%|x|\n" + "." * 3000 + "\nstep 4/8", 50),  # the end alone is read
+        ("90%|x|\n" + "é" * 3000, 0),  # cut in the middle of a character
+    ],
+)
+def test_progress(tmp_path: Path, log: str, percent: int) -> None:
+    (tmp_path / "log").write_text(log, encoding="utf-8")
+    assert max([0, *steps._progress(tmp_path / "log")]) == percent
+
+
+def counted(work: Path) -> list[int]:
+    path = work / "counted"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
-def is_running(pid: int) -> bool:
+def assert_still(work: Path) -> None:
+    """Nobody counts any more; who has just been killed may still do so for a moment."""
+    before = -1
+    for _ in range(10):
+        before, now = len(counted(work)), before
+        if before == now:
+            break
+        time.sleep(1)
+    assert before == now
+    assert 0 < before < 400  # it did not just come to its end
+
+
+def test_killed_and_run_again(work: Path, modules: Path) -> None:
+    """Who runs the steps is killed outright: the step ends too, and goes on next time."""
+    path = os.pathsep.join([str(REPOSITORY), str(modules)])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", RUNNING, str(work)], env={**os.environ, "PYTHONPATH": path}
+    )
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+        wait_for(lambda: len(counted(work)) > 3)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert_still(work)
+    assert not (work / "done" / "counts.json").exists()
+    (work / "haste").touch()
+    run_steps([COUNTS], work, quiet=True)
+    assert counted(work) == list(range(400))  # none twice
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_step_ends_with_an_exception_here(
+    work: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def watch(*_: object) -> None:
+        wait_for(lambda: len(counted(work)) > 3)
+        raise error
+
+    monkeypatch.setattr(steps, "_watch", watch)
+    with pytest.raises(error):
+        run_steps([COUNTS], work, quiet=True)
+    assert_still(work)
+    assert not (work / "done" / "counts.json").exists()
+
+
+def test_a_step_that_is_killed_has_failed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernel for its memory, say: nobody takes that for its end."""
+    watch = steps._watch
+
+    def kill_and_watch(process: steps.BaseProcess, *others: object) -> None:
+        wait_for(lambda: len(counted(work)) > 3)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        watch(process, *others)
+
+    monkeypatch.setattr(steps, "_watch", kill_and_watch)
+    said = refusal(run_steps, [COUNTS], work, quiet=True)
+    assert f"step counts ended with exit code {-signal.SIGKILL} " in said
+    assert not (work / "done" / "counts.json").exists()

@@ -48,19 +48,24 @@ def start(
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    _, said = process.communicate(timeout=500)
+    try:
+        _, said = process.communicate(timeout=900)
+    finally:
+        process.kill()  # nothing where it has ended; else its steps would go on
     assert process.returncode == 0, said[-2000:]
 
 
 def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
     """kill -9 as soon as a condition holds."""
     end = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
+    try:
+        while not condition():
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def said_by(log: Path, text: str) -> bool:

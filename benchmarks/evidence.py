@@ -105,7 +105,7 @@ def run(folder: Path, noise: float, seed: int, ablations: bool, few: bool = Fals
 def summary(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
     """Mean and standard error of each selection, and of what ours has more, paired by seed."""
     found: dict[str, Any] = {}
-    for name in runs[0] if runs else ():
+    for name in max(runs, key=len, default={}):
         found[name] = {"seeds": len([run for run in runs if name in run])}
         for metric in METRICS:
             both = [run for run in runs if name in run]
@@ -131,7 +131,7 @@ def read_runs(folder: Path, noise: float) -> list[dict[str, Any]]:
         ablations = path.with_name("ablations.json")
         more = json.loads(ablations.read_text()) if ablations.exists() else {}
         runs.append(json.loads(path.read_text()) | more)
-    return sorted(runs, key=len, reverse=True)
+    return runs
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -105,7 +105,7 @@ def run(folder: Path, noise: float, seed: int, ablations: bool, few: bool = Fals
 def summary(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
     """Mean and standard error of each selection, and of what ours has more, paired by seed."""
     found: dict[str, Any] = {}
-    for name in runs[0] if runs else ():
+    for name in max(runs, key=len, default={}):
         found[name] = {"seeds": len([run for run in runs if name in run])}
         for metric in METRICS:
             both = [run for run in runs if name in run]
@@ -120,18 +120,21 @@ def summary(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]
     return found
 
 
-def _error(values: NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+def _error(values: NDArray[np.float64]) -> float | None:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
-def read_runs(folder: Path, noise: float) -> list[dict[str, Any]]:
+def read_runs(folder: Path, noise: float, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """By seed, what each selection reached; ablations are with it where they have been run."""
     runs = []
-    for path in sorted((folder / f"noise_{noise}").glob("seed_*/results.json")):
+    for seed in seeds:
+        path = folder_of(folder, Experiment(noise, seed)) / "results.json"
+        if not path.exists():
+            continue
         ablations = path.with_name("ablations.json")
         more = json.loads(ablations.read_text()) if ablations.exists() else {}
         runs.append(json.loads(path.read_text()) | more)
-    return sorted(runs, key=len, reverse=True)
+    return runs
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -141,20 +144,23 @@ def table(found: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, of in found.items():
-        cells = [
-            f"{of[metric]['mean']:.3f} ± {of[metric]['standard_error']:.3f}"
-            for both in METRICS
-            for metric in (both, f"{both}_below_ours")
-        ]
+        cells = [_cell(of[metric]) for both in METRICS for metric in (both, f"{both}_below_ours")]
         lines.append(" | ".join([f"| {name}", str(of["seeds"]), *cells]) + " |")
     return "\n".join(lines)
+
+
+def _cell(of: Mapping[str, Any]) -> str:
+    error = of["standard_error"]
+    return f"{of['mean']:.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def main() -> None:
     """Print one JSON line, and tables before it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("evidence_output"))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="0 is what it was tuned on"
+    )
     parser.add_argument(
         "--noise",
         type=float,
@@ -169,17 +175,15 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     last = args.noise[-1]
     jobs = [
-        (noise, seed, False, noise != last)
-        for seed in range(args.seeds)
-        for noise in args.noise[::-1]
+        (noise, seed, False, noise != last) for seed in args.seeds for noise in args.noise[::-1]
     ]
-    jobs += [(last, seed, True, False) for seed in range(args.ablation_seeds)]
+    jobs += [(last, seed, True, False) for seed in args.seeds[: args.ablation_seeds]]
     if not args.table:
         with ThreadPoolExecutor(args.parallel) as executor:
             list(executor.map(lambda job: run(args.folder, *job), jobs))
     levels = {}
     for noise in args.noise:
-        levels[str(noise)] = summary(read_runs(args.folder, noise))
+        levels[str(noise)] = summary(read_runs(args.folder, noise, args.seeds))
         say(f"noise {noise}\n{table(levels[str(noise)])}\n")
     print_result("evidence", {"noise": levels})
 

@@ -31,6 +31,7 @@ from PIL import Image
 
 from datacomp_flyt.demo import POOL
 from datacomp_flyt.pool.subset import write_subset
+from datacomp_flyt.pool.tar_samples import decode, read_tar
 from datacomp_flyt.pool.uids import decode_uids
 
 DIGITS = Path(__file__).parent / "digits"
@@ -104,12 +105,9 @@ def emoji() -> list[tuple[Pixels, str]]:
     """The embedded pool's pictures, made as small as the digits, and their names."""
     found = []
     for path in sorted((POOL / "shards").glob("*.tar")):
-        with tarfile.open(path) as tar:
-            files = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
-        for name in sorted(name for name in files if name.endswith(".jpg")):
-            with Image.open(io.BytesIO(files[name])) as picture:
-                small = np.array(picture.convert("RGB").resize((SIDE, SIDE)))
-            found.append((small, files[name.replace(".jpg", ".txt")].decode()))
+        for sample in read_tar(str(path)):
+            small = decode(sample["jpg"], lambda picture: picture.resize((SIDE, SIDE)))
+            found.append((np.array(small), sample["txt"].decode()))
     return found
 
 

@@ -27,6 +27,16 @@ main()
 """
 
 
+@pytest.fixture(autouse=True)
+def no_tour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ought to be refused fails at once, instead of a tour of half an hour."""
+    try:
+        from datacomp_flyt.demo import tour
+    except ImportError:  # no extras: then there is none to be afraid of
+        return
+    monkeypatch.setattr(tour, "run", lambda *_: pytest.fail("the tour has begun"))
+
+
 def without_extras(*words: object) -> subprocess.CompletedProcess[str]:
     """The command where nothing but the package's own needs is installed."""
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])

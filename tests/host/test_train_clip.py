@@ -108,11 +108,9 @@ def assert_learned_half(checkpoint: Path, half: Half, env: dict[str, str]) -> No
 
 def test_the_stand_in_trains_on_a_weighted_subset(tmp_path: Path) -> None:
     env, half = environment("installed", DATACOMP_DIR=STAND_IN), Half(tmp_path)
-    checkpoint = train(half.flags(HOOKS["both"]), env, tmp_path / "out", samples=768)
-    result = zero_shot(checkpoint, env, half.uids)
-    print(result)
-    assert result["their_loss"] < 3.95, result  # ln 60 = 4.1 where nothing is known
-    assert result["others_loss"] > result["their_loss"] + 0.1, result
+    # with 768 samples one run in many had learned nothing yet: the trainer's shuffle is its own
+    checkpoint = train(half.flags(HOOKS["both"]), env, tmp_path / "out", samples=2304)
+    assert_learned_half(checkpoint, half, env)
 
 
 @pytest.mark.slow

@@ -87,6 +87,7 @@ def test_names_of_other_models(tmp_path: Path) -> None:
     assert f"--model_config {path} has the name of another model of open_clip" in said
 
 
+@pytest.mark.slow
 def test_trained_as_open_clip_trains_it(tmp_path: Path) -> None:
     """Bit by bit as the stock trainer, which knows the same configuration under another name."""
     path = write_config(tmp_path / "hook-other.json")

@@ -22,6 +22,7 @@ Goes on where it was when killed. `--table` only makes the tables of what is the
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -125,10 +126,7 @@ class Plan:
     def variant_steps(self, name: str) -> tuple[list[Step], str]:
         """The steps of a variant, and its final checkpoint."""
         run, experiment = self.run(name), self.experiment
-        steps = [
-            Step(f"{name}_{step.name}", step.title, step.words, step.launcher, step.aside)
-            for step in run.steps()
-        ]
+        steps = [dataclasses.replace(step, name=f"{name}_{step.name}") for step in run.steps()]
         if run.train_last:
             return steps, checkpoint_of(f"{run.folder(self.rounds)}/runs", "model")
         last = round(self.total * VARIANTS[name].last_share)

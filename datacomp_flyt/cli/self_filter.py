@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,12 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     add("--info_nce_batch", type=int, default=4096, help="info_nce: pairs of a batch")
     add("--info_nce_partitions", type=int, default=3, help="info_nce: K random partitions")
     add("--seed", type=int, default=0, help="of halves, shares and shuffles (default: 0)")
-    add(
-        "--launcher",
-        metavar="WORDS",
-        help="what starts trainings, in quotes, such as 'torchrun --nproc_per_node 8' (default: "
-        "this Python); this command itself is started once",
-    )
     add("--keep_embeddings", action="store_true", help="do not remove a round's npz")
     add("--no_reports", action="store_true", help="no pages, which want the report extra")
     group = parser.add_argument_group("to judge by, where some noise is known")
@@ -95,26 +88,25 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: a flag is wrong, or a step failed.
     """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        raise InputError(
-            "self_filter is started once, not by torchrun: give --launcher 'torchrun "
-            "--nproc_per_node 8', which then starts the trainings"
-        )
     with needs_extra("train"):
         import open_clip  # noqa: F401
         import webdataset  # noqa: F401
 
-        from datacomp_flyt.engines.steps import run_steps
+        from datacomp_flyt.engines.ranks import ranks_of_torchrun
+        from datacomp_flyt.engines.steps import follow_steps, run_steps
     if not args.no_reports:
         with needs_extra("report"):
             import jinja2  # noqa: F401
             import matplotlib  # noqa: F401
     planned = plan(args)
     steps = list(planned.steps())
-    folder = Path(args.out)
-    _note(folder, planned)
+    folder, ranks = Path(args.out), ranks_of_torchrun()
     try:
-        run_steps(steps, folder, cwd=Path.cwd())
+        if ranks and ranks.rank:
+            follow_steps(steps, folder, Path.cwd(), ranks)
+            return 0
+        _note(folder, planned)
+        run_steps(steps, folder, cwd=Path.cwd(), ranks=ranks)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -171,7 +163,6 @@ def plan(args: argparse.Namespace) -> Run:
         model=model,
         model_config=args.model_config or (model if _is_ours(model) else None),
         hook=("--distinct_in_batch",) if args.distinct_in_batch else (),
-        launcher=split_words(args.launcher, "--launcher") if args.launcher else (),
         downstream_dir=args.downstream_dir,
         scores_dir=args.scores_dir,
         score_columns=tuple(args.score_columns or ()),

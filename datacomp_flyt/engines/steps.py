@@ -14,8 +14,6 @@ import os
 import re
 import runpy
 import shlex
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -26,6 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from datacomp_flyt.engines.ranks import Ranks, alone
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.subset import atomic_write
 
@@ -42,8 +41,8 @@ class Step:
         name: of its log and of what is remembered of it.
         title: what it does, for people.
         words: the command: `datacomp-flyt ...`, or `python -m MODULE ...`.
-        launcher: what starts it in place of this Python, such as `torchrun --nproc_per_node 8`.
-            It is no part of what is remembered: a run may go on on another number of GPUs.
+        together: under torchrun it is work for all ranks. How many is no part of what is
+            remembered: a run may go on on another number of GPUs.
         aside: no later step reads what it makes, so with another command it is done again, where
             another step would be refused.
     """
@@ -51,7 +50,7 @@ class Step:
     name: str
     title: str
     words: tuple[str, ...]
-    launcher: tuple[str, ...] = ()
+    together: bool = False
     aside: bool = False
 
     @property
@@ -64,11 +63,15 @@ class Step:
     @property
     def command(self) -> str:
         """As typed."""
-        return shlex.join((*self.launcher, "-m", *self.module) if self.launcher else self.words)
+        return shlex.join(self.words)
 
 
 def run_steps(
-    steps: Iterable[Step], folder: Path, quiet: bool = False, cwd: Path | None = None
+    steps: Iterable[Step],
+    folder: Path,
+    quiet: bool = False,
+    cwd: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Run what has not been run before, and say so.
 
@@ -77,6 +80,7 @@ def run_steps(
         folder: what is done is remembered in `done/`, and logs go to `logs/`.
         quiet: print nothing.
         cwd: working directory of the commands; `folder` if None.
+        ranks: under torchrun, rank 0's; the others `follow_steps`.
 
     Returns:
         Seconds that each step took when it was run.
@@ -109,11 +113,27 @@ def run_steps(
                 print("  done before")
             continue
         began = time.perf_counter()
-        _run(step, folder, folder if cwd is None else cwd, quiet)
+        together = ranks is not None and step.together
+        environment = ranks.call(step.name) if ranks and together else alone(os.environ)
+        _run(step, folder / "logs" / f"{step.name}.log", cwd or folder, quiet, environment)
         seconds[step.name] = time.perf_counter() - began
         with atomic_write(done) as file:
             file.write(json.dumps({"key": key, "seconds": seconds[step.name]}).encode())
+    if ranks:
+        ranks.dismiss()
     return seconds
+
+
+def follow_steps(steps: Iterable[Step], folder: Path, cwd: Path, ranks: Ranks) -> None:
+    """The part of ranks other than 0 in `run_steps` of the same steps, in the same folders.
+
+    Raises:
+        InputError: a step failed here.
+    """
+    named = {step.name: step for step in steps}
+    for name, environment in ranks.calls():
+        log = folder / "logs" / f"{name}.rank{ranks.rank}.log"
+        _run(named[name], log, cwd, True, environment)
 
 
 def _remembered(path: Path) -> dict[str, str]:
@@ -124,13 +144,12 @@ def _remembered(path: Path) -> dict[str, str]:
         return {}
 
 
-def _run(step: Step, folder: Path, cwd: Path, quiet: bool) -> None:
-    log = folder / "logs" / f"{step.name}.log"
+def _run(step: Step, log: Path, cwd: Path, quiet: bool, environment: dict[str, str]) -> None:
     log.write_bytes(b"")
     # One process has imported torch, which takes seconds, and each step is a fork of it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOADED))
-    process = context.Process(target=_work, args=(step, str(cwd), str(log)))
+    process = context.Process(target=_work, args=(step, str(cwd), str(log), environment))
     process.start()
     try:
         _watch(process, log, step.name, quiet)
@@ -166,15 +185,15 @@ def _progress(log: Path) -> Iterator[int]:
     yield from (100 * int(step) // int(last) for step, last in _STEP.findall(end)[-1:])
 
 
-def _work(step: Step, cwd: str, log: str) -> None:
+def _work(step: Step, cwd: str, log: str, environment: dict[str, str]) -> None:
     """In a process of its own: the command, as `python -m` would run it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(cwd)
-    if step.launcher:
-        sys.exit(_launch((*step.launcher, "-m", *step.module)))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.clear()
+    os.environ.update(environment)
     multiprocessing.set_start_method(None, force=True)  # the command is to choose for itself
     module, *arguments = step.module
     sys.argv = [module, *arguments]
@@ -184,24 +203,9 @@ def _work(step: Step, cwd: str, log: str) -> None:
         sys.stdout.flush()  # before the traceback, whose last line is told of a failed step
 
 
-def _launch(words: tuple[str, ...]) -> int:
-    """The exit code of a program, which ends when this process is told to, or its parent ends."""
-    try:
-        process = subprocess.Popen(words)
-    except OSError as error:
-        print(f"{words[0]} cannot be started ({error.strerror})", file=sys.stderr)
-        return 2
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    threading.Thread(target=_end_with_parent, args=(process,), daemon=True).start()
-    return process.wait()
-
-
-def _end_with_parent(launched: subprocess.Popen[bytes] | None = None) -> None:
+def _end_with_parent() -> None:
     """A run that is killed outright leaves nothing that goes on writing."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        if launched is not None:
-            launched.terminate()  # torchrun takes its workers along
-            launched.wait()
         os._exit(1)

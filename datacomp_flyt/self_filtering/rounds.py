@@ -38,7 +38,6 @@ class Run:
         model: of open_clip, or a JSON file: what the trainer trains.
         model_config: the JSON file that `train_clip` is to make known, or None.
         hook: more flags of `train_clip`.
-        launcher: of trainings, such as `torchrun --nproc_per_node 8`; () for this Python.
         downstream_dir: closed loop: labelled tars.
         scores_dir, score_columns: closed loop: score tables from elsewhere, and which columns.
         flyt_flags: closed loop: more flags of `datacomp-flyt train`.
@@ -54,7 +53,6 @@ class Run:
     model: str
     model_config: str | None = None
     hook: tuple[str, ...] = ()
-    launcher: tuple[str, ...] = ()
     downstream_dir: str | None = None
     scores_dir: str | None = None
     score_columns: tuple[str, ...] = ()
@@ -137,7 +135,7 @@ class Run:
             words = ("train_clip", *config, "--subset", f"{folder}/{mix}", *seed, *self.hook)
             yield Step(
                 f"train_{number}_{model}", f"Round {number}: {which}, trained on its mix",
-                ("datacomp-flyt", *words, "--", *command), self.launcher,
+                ("datacomp-flyt", *words, "--", *command), together=True,
             )  # fmt: skip
 
     def _embed(self, number: int) -> Step:
@@ -219,7 +217,7 @@ class Run:
                 "--reference_init", checkpoint_of(f"{folder}/runs", "model"),
                 "--output_dir", f"{folder}/flyt", "--resume",
             ),
-            self.launcher,
+            together=True,
         )  # fmt: skip
         draws = settings.samples_per_round
         draws -= round(settings.random_share_of(number + 1) * draws)

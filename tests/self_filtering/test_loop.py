@@ -32,13 +32,13 @@ def place(tmp_path: Path) -> Path:
 
 
 def start(
-    place: Path, out: str, *flags: str, trainer: tuple[str, ...] = TRAINER
+    place: Path, out: str, *flags: str, launcher: tuple[str, ...] = ()
 ) -> subprocess.Popen[str]:
     """`datacomp-flyt self_filter` in the pool's folder."""
     words = ("-m", "datacomp_flyt.cli", "self_filter", "--shards_dir", "shards", "--out", out)
     budget = ("--samples_per_round", str(SAMPLES))
     return subprocess.Popen(
-        [sys.executable, *words, *budget, *flags, "--", *trainer],
+        [sys.executable, *launcher, *words, *budget, *flags, "--", *TRAINER],
         cwd=place,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -148,10 +148,12 @@ def test_what_is_wrong_is_said_before_anything_is_done(place: Path) -> None:
     assert not (place / "run").exists()
 
 
-def test_torchrun_is_for_trainings_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    process = start(place, "run")
-    said = process.communicate()[1]
-    assert process.returncode == 2
-    assert "--launcher" in said
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_ranks(place: Path) -> None:
+    """The same command under torchrun: both ranks train, and the run ends as runs do."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    finish(start(place, "run", "--rounds", "1", "--no_reports", launcher=torchrun))
+    assert np.load(place / "run" / "mix.npy").shape == (SAMPLES,)
+    said = (place / "run" / "logs" / "train_0_model.log").read_text()
+    assert "total 2" in said

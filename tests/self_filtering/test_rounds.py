@@ -67,13 +67,10 @@ def test_more_rounds_begin_with_the_same_commands() -> None:
     assert [few[name] for name in common] == [many[name] for name in common]
 
 
-def test_launcher_starts_trainings_alone() -> None:
-    found = steps({"rounds": 1}, launcher=("torchrun", "--nproc_per_node", "8"))
-    assert [name for name, step in found.items() if step.launcher] == ["train_0_model"]
-    assert found["train_0_model"].command.startswith(
-        "torchrun --nproc_per_node 8 -m datacomp_flyt.cli train_clip "
-    )
-    assert found["train_0_model"].words == steps({"rounds": 1})["train_0_model"].words
+def test_trainings_are_work_for_all_ranks() -> None:
+    found = steps({"rounds": 1, "selector": "m_flyt"}, downstream_dir="none")
+    together = [name for name, step in found.items() if step.together]
+    assert together == ["train_0_model", "learn_0"]
 
 
 def test_closed_loop(tmp_path: Path) -> None:

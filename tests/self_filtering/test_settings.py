@@ -120,5 +120,5 @@ def test_no_pattern(tmp_path: Path) -> None:
 
 
 def test_quotes() -> None:
-    assert split_words("torchrun --x 'a b'", "--launcher") == ("torchrun", "--x", "a b")
-    assert "--launcher" in refusal(split_words, "torchrun 'a", "--launcher")
+    assert split_words("--preset 'a b'", "--flyt_flags") == ("--preset", "a b")
+    assert "--flyt_flags" in refusal(split_words, "--preset 'a", "--flyt_flags")

@@ -36,11 +36,17 @@ from datacomp_flyt.demo.noisy_pool import FACTS, RANDOM
 from datacomp_flyt.demo.tour import folder_of
 from datacomp_flyt.engines.steps import Step, run_steps
 
+PARTS = {"all": "results", "few": "results", "longer": "longer", "ablations": "ablations"}
+"""What is run of a seed, and the stem of the file that has its results."""
+
 OURS = "m_flyt_scs"
 FEW = ("clip_score_30", "normsim_30", "sum_scs", OURS)
 ALIGNMENT, LIKENESS = ("clip_score_ref", "negCLIPLoss"), ("normsim_inf", "vas", "IN1K-Classifier")
 
-MIXES: dict[str, tuple[Sequence[str], Mapping[str, str | None]]] = {
+Mixes = Mapping[str, tuple[Sequence[str], Mapping[str, str | None]]]
+"""Columns that M-FLYT mixes, and what differs from the experiment's settings."""
+
+MIXES: Mixes = {
     "not_standardized": (COLUMNS, {"--no_standardize": None}),
     "without_alignment": ((*LIKENESS, *FACTS), {}),
     "without_likeness": ((*ALIGNMENT, *FACTS), {}),
@@ -49,10 +55,12 @@ MIXES: dict[str, tuple[Sequence[str], Mapping[str, str | None]]] = {
     "clip_loss": (COLUMNS, {"--downstream_loss": "clip", "--captions": "txt"}),
     "random_reference": (COLUMNS, {"--reference_init": "random"}),
 }
+LONGER: Mixes = {"longer": (COLUMNS, {"--num_steps": "800"})}
+"""M-FLYT four times as long."""
 
 
-def selections_of(experiment: Experiment, few: bool = False) -> dict[str, tuple[str, ...]]:
-    """What is compared, as flags of the plugin; `few` for a level that takes less time."""
+def selections_of(experiment: Experiment, part: str) -> dict[str, tuple[str, ...]]:
+    """What is compared, as flags of the plugin."""
     everything = ("--name", "standardized_sum", "--score_columns", *COLUMNS)
     found = {
         "clip_score_30": single("clip_score_ref"),
@@ -63,7 +71,7 @@ def selections_of(experiment: Experiment, few: bool = False) -> dict[str, tuple[
         "m_flyt_20": (*mixed(), *top(0.2)),
         OURS: (*mixed(), *experiment.soft_cap()),
     }
-    return {name: flags for name, flags in found.items() if not few or name in FEW}
+    return {name: flags for name, flags in found.items() if part == "all" or name in FEW}
 
 
 def samplings_of(experiment: Experiment) -> dict[str, tuple[str, ...]]:
@@ -74,32 +82,33 @@ def samplings_of(experiment: Experiment) -> dict[str, tuple[str, ...]]:
     return {**penalties, "hcs": (*mixed(), *hard_cap)}
 
 
-def steps_of(experiment: Experiment, ablations: bool, few: bool = False) -> list[Step]:
-    """The comparison, or the ablations, of one seed and noise level."""
+def steps_of(experiment: Experiment, part: str) -> list[Step]:
+    """One of PARTS, of one seed and noise level."""
     steps = [*experiment.pool(), *experiment.scores(), experiment.m_flyt("m_flyt", "M-FLYT")]
-    if not ablations:
+    names: list[str] = []
+    selections: dict[str, tuple[str, ...]] = {}
+    mixes: Mixes = {}
+    if part in ("all", "few"):
         steps.append(experiment.train(UNFILTERED, UNFILTERED, ()))
         steps.append(experiment.train(RANDOM, RANDOM))
-        selections = selections_of(experiment, few)
-        names = ["reference", UNFILTERED, RANDOM, *selections]
-        for name, flags in selections.items():
-            steps += [experiment.select(name, name, *flags), experiment.train(name, name)]
-        return [*steps, experiment.evaluate(names)]
-    selections = samplings_of(experiment)
-    for name, (columns, changes) in MIXES.items():
+        names, selections = ["reference", UNFILTERED, RANDOM], selections_of(experiment, part)
+    elif part == "longer":
+        mixes = LONGER
+    else:
+        selections, mixes = samplings_of(experiment), MIXES
+    for name, (columns, changes) in mixes.items():
         steps.append(experiment.m_flyt(f"m_flyt_{name}", name, columns, changes))
         selections[name] = (*mixed(f"m_flyt_{name}"), *experiment.soft_cap())
     for name, flags in selections.items():
         steps += [experiment.select(name, name, *flags), experiment.train(name, name)]
-    return [*steps, experiment.evaluate(list(selections), "ablations")]
+    return [*steps, experiment.evaluate([*names, *selections], PARTS[part])]
 
 
-def run(folder: Path, noise: float, seed: int, ablations: bool, few: bool = False) -> None:
-    """One seed at one noise level."""
+def run(folder: Path, noise: float, seed: int, part: str) -> None:
+    """One part of one seed at one noise level."""
     experiment = Experiment(noise, seed)
-    place = folder_of(folder, experiment)
-    seconds = run_steps(steps_of(experiment, ablations, few), place, quiet=True)
-    say(f"noise {noise}, seed {seed}: {sum(seconds.values()):.0f} s")
+    seconds = run_steps(steps_of(experiment, part), folder_of(folder, experiment), quiet=True)
+    say(f"noise {noise}, seed {seed}, {part}: {sum(seconds.values()):.0f} s")
 
 
 def summary(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
@@ -125,15 +134,15 @@ def _error(values: NDArray[np.float64]) -> float | None:
 
 
 def read_runs(folder: Path, noise: float, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """By seed, what each selection reached; ablations are with it where they have been run."""
+    """By seed, what each selection reached, in all parts that have been run."""
     runs = []
     for seed in seeds:
-        path = folder_of(folder, Experiment(noise, seed)) / "results.json"
-        if not path.exists():
+        place = folder_of(folder, Experiment(noise, seed))
+        if not (place / "results.json").exists():
             continue
-        ablations = path.with_name("ablations.json")
-        more = json.loads(ablations.read_text()) if ablations.exists() else {}
-        runs.append(json.loads(path.read_text()) | more)
+        parts = [place / f"{stem}.json" for stem in dict.fromkeys(PARTS.values())]
+        found = [json.loads(path.read_text()) for path in parts if path.exists()]
+        runs.append({name: of for part in found for name, of in part.items()})
     return runs
 
 
@@ -175,9 +184,12 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     last = args.noise[-1]
     jobs = [
-        (noise, seed, False, noise != last) for seed in args.seeds for noise in args.noise[::-1]
+        (noise, seed, "all" if noise == last else "few")
+        for seed in args.seeds
+        for noise in args.noise[::-1]
     ]
-    jobs += [(last, seed, True, False) for seed in args.seeds[: args.ablation_seeds]]
+    jobs += [(last, seed, "longer") for seed in args.seeds]
+    jobs += [(last, seed, "ablations") for seed in args.seeds[: args.ablation_seeds]]
     if not args.table:
         with ThreadPoolExecutor(args.parallel) as executor:
             list(executor.map(lambda job: run(args.folder, *job), jobs))

@@ -157,9 +157,9 @@ def test_the_table_alone(
     assert found == pytest.approx(sum(run["no_filter"]["accuracy"] for run in runs) / 4, rel=1e-3)
 
 
-@pytest.mark.parametrize("ablations", [False, True])
-def test_steps_use_what_earlier_ones_have_made(ablations: bool) -> None:
-    steps = evidence.steps_of(Experiment(0.5, 0), ablations)
+@pytest.mark.parametrize("part", evidence.PARTS)
+def test_steps_use_what_earlier_ones_have_made(part: str) -> None:
+    steps = evidence.steps_of(Experiment(0.5, 0), part)
     names = [step.name for step in steps]
     assert len(set(names)) == len(names)
     # what needs no step of its own: the pool has a random subset, no_filter takes all
@@ -174,13 +174,17 @@ def test_steps_use_what_earlier_ones_have_made(ablations: bool) -> None:
                 subset = words[words.index("--subset") + 1]
                 assert subset.split("/")[1].removesuffix(".npy") in selected
     evaluated = {word.split("=")[0] for word in steps[-1].words if word.endswith(".pt")}
-    assert evaluated == trained - ({"reference"} if ablations else set())
+    assert evaluated == trained - (set() if part in ("all", "few") else {"reference"})
 
 
-def test_comparison_and_ablations_share_a_folder() -> None:
+@pytest.mark.parametrize(
+    "parts",
+    [("all", "longer"), ("all", "ablations"), ("few", "ablations"), ("longer", "ablations")],
+)
+def test_parts_share_a_folder(parts: tuple[str, str]) -> None:
     """They begin alike, and no step has the name of another one."""
     experiment = Experiment(0.5, 0)
-    both = [evidence.steps_of(experiment, ablations) for ablations in (False, True)]
+    both = [evidence.steps_of(experiment, part) for part in parts]
     shared = next(place for place, (a, b) in enumerate(zip(*both, strict=False)) if a != b)
     assert both[0][shared - 1].name == "m_flyt"
     first, second = ({step.name for step in steps[shared:]} for steps in both)

@@ -73,6 +73,11 @@ class Experiment:
             *("--repetition_penalty", str(repetition_penalty)),
         )
 
+    @property
+    def shards(self) -> str:
+        """The pool's tars, as open_clip's trainer takes them."""
+        return f"shards/{{{0:08d}..{(self.pairs - 1) // PAIRS_PER_SHARD:08d}}}.tar"
+
     def pool(self) -> list[Step]:
         """Make the pool."""
         flags = ("--noise", str(self.noise), "--seed", str(self.seed), "--pairs", str(self.pairs))
@@ -170,11 +175,10 @@ class Experiment:
     ) -> Step:
         """CLIP from scratch on a subset, by open_clip's own trainer; `runs/NAME`."""
         hook = ("--subset", f"subsets/{name}.npy") if hook is None else hook
-        shards = f"shards/{{{0:08d}..{(self.pairs - 1) // PAIRS_PER_SHARD:08d}}}.tar"
         return ours(
             f"train_{name}", title,
             "train_clip", "--model_config", MODEL, *hook, "--", "-m", "open_clip_train.main",
-            "--model", MODEL, "--train-data", shards, "--dataset-type", "webdataset",
+            "--model", MODEL, "--train-data", self.shards, "--dataset-type", "webdataset",
             "--dataset-resampled", "--train-num-samples", str(samples_seen or self.samples_seen),
             "--batch-size", str(BATCH_SIZE), "--epochs", "1", "--warmup", "30", "--lr", "3e-3",
             "--beta1", "0.9", "--beta2", "0.98", "--eps", "1e-6", "--wd", "0.1",

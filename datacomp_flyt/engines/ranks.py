@@ -29,16 +29,18 @@ class Ranks:
 
     def __init__(self) -> None:
         """From the variables that torchrun sets."""
-        from torch.distributed import PrefixStore, TCPStore
+        import torch.distributed as dist
 
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        store = TCPStore(
+        store = dist.TCPStore(  # type: ignore[attr-defined]
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
             is_master=self.rank == 0 and not by_torchrun, timeout=_FOREVER, wait_for_workers=False,
         )  # fmt: skip
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = PrefixStore(f"datacomp_flyt/ranks/{attempt}", store)
+        self._store = dist.PrefixStore(  # type: ignore[attr-defined]
+            f"datacomp_flyt/ranks/{attempt}", store
+        )
         self._calls = 0
 
     def call(self, name: str) -> dict[str, str]:

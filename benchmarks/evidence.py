@@ -19,11 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from benchmarks.measure import print_result, say
-from datacomp_flyt.demo.evaluate import METRICS
+from benchmarks.seeds import compare, table
 from datacomp_flyt.demo.experiment import (
     COLUMNS,
     UNFILTERED,
@@ -111,28 +108,6 @@ def run(folder: Path, noise: float, seed: int, part: str) -> None:
     say(f"noise {noise}, seed {seed}, {part}: {sum(seconds.values()):.0f} s")
 
 
-def summary(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
-    """Mean and standard error of each selection, and of what ours has more, paired by seed."""
-    found: dict[str, Any] = {}
-    for name in max(runs, key=len, default={}):
-        found[name] = {"seeds": len([run for run in runs if name in run])}
-        for metric in METRICS:
-            both = [run for run in runs if name in run]
-            values = np.array([run[name][metric] for run in both])
-            less = np.array([run[OURS][metric] for run in both]) - values
-            found[name][metric] = {"mean": values.mean(), "standard_error": _error(values)}
-            found[name][f"{metric}_below_ours"] = {
-                "mean": less.mean(),
-                "standard_error": _error(less),
-                "by_seed": less.tolist(),
-            }
-    return found
-
-
-def _error(values: NDArray[np.float64]) -> float | None:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-
-
 def read_runs(folder: Path, noise: float, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """By seed, what each selection reached, in all parts that have been run."""
     runs = []
@@ -144,23 +119,6 @@ def read_runs(folder: Path, noise: float, seeds: Sequence[int]) -> list[dict[str
         found = [json.loads(path.read_text()) for path in parts if path.exists()]
         runs.append({name: of for part in found for name, of in part.items()})
     return runs
-
-
-def table(found: Mapping[str, Any]) -> str:
-    """As the README has it."""
-    lines = [
-        "| selection | seeds | accuracy | less than ours | retrieval | less than ours |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, of in found.items():
-        cells = [_cell(of[metric]) for both in METRICS for metric in (both, f"{both}_below_ours")]
-        lines.append(" | ".join([f"| {name}", str(of["seeds"]), *cells]) + " |")
-    return "\n".join(lines)
-
-
-def _cell(of: Mapping[str, Any]) -> str:
-    error = of["standard_error"]
-    return f"{of['mean']:.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def main() -> None:
@@ -195,7 +153,7 @@ def main() -> None:
             list(executor.map(lambda job: run(args.folder, *job), jobs))
     levels = {}
     for noise in args.noise:
-        levels[str(noise)] = summary(read_runs(args.folder, noise, args.seeds))
+        levels[str(noise)] = compare(read_runs(args.folder, noise, args.seeds), OURS)
         say(f"noise {noise}\n{table(levels[str(noise)])}\n")
     print_result("evidence", {"noise": levels})
 

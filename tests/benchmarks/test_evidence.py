@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("open_clip")
 pytest.importorskip("webdataset")
 
-from benchmarks import evidence
+from benchmarks import evidence, seeds
 from datacomp_flyt.demo.experiment import Experiment
 
 OURS = "m_flyt_scs"
@@ -34,8 +34,8 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return mean, math.sqrt(squares / (len(values) - 1) / len(values))
 
 
-def summary_by_loops(runs: list[Results], name: str, metric: str) -> dict[str, Any]:
-    """What `summary` says of a selection by a metric."""
+def compared_by_loops(runs: list[Results], name: str, metric: str) -> dict[str, Any]:
+    """What `compare` says of a selection by a metric."""
     values, less = [], []
     for run in runs:
         if name in run:
@@ -44,7 +44,7 @@ def summary_by_loops(runs: list[Results], name: str, metric: str) -> dict[str, A
     mean, error = mean_and_error(values)
     mean_less, error_less = mean_and_error(less)
     return {
-        metric: {"mean": mean, "standard_error": error},
+        metric: {"mean": mean, "standard_error": error, "by_seed": values},
         f"{metric}_below_ours": {
             "mean": mean_less,
             "standard_error": error_less,
@@ -53,17 +53,17 @@ def summary_by_loops(runs: list[Results], name: str, metric: str) -> dict[str, A
     }
 
 
-def test_summary_against_loops() -> None:
+def test_comparison_against_loops() -> None:
     """Five seeds, of which three have ablations."""
     runs = [results_of(seed) | results_of(seed, ABLATIONS) for seed in range(3)]
     runs += [results_of(seed) for seed in (3, 4)]
-    found = evidence.summary(runs)
+    found = seeds.compare(runs, OURS)
     assert list(found) == [*NAMES, *ABLATIONS]
     for name, of in found.items():
         assert of.pop("seeds") == (3 if name in ABLATIONS else 5)
         expected = {}
         for metric in ("accuracy", "retrieval"):
-            expected |= summary_by_loops(runs, name, metric)
+            expected |= compared_by_loops(runs, name, metric)
         assert of.keys() == expected.keys()
         for key in expected:
             assert of[key].keys() == expected[key].keys()
@@ -80,16 +80,16 @@ def test_differences_are_paired_by_seed() -> None:
          for place, name in enumerate(NAMES)}
         for seed in range(4)
     ]  # fmt: skip
-    found = evidence.summary(runs)["no_filter"]
+    found = seeds.compare(runs, OURS)["no_filter"]
     assert found["accuracy_below_ours"]["mean"] == pytest.approx(0.02)
     assert found["accuracy_below_ours"]["standard_error"] == pytest.approx(0, abs=1e-12)
     assert found["accuracy"]["standard_error"] > 0.05
 
 
 def test_one_seed_has_no_error() -> None:
-    found = evidence.summary([results_of(0)])
+    found = seeds.compare([results_of(0)], OURS)
     assert all(of["accuracy"]["standard_error"] is None for of in found.values())
-    assert "±" not in evidence.table(found)
+    assert "±" not in seeds.table(found)
 
 
 def write_runs(folder: Path, noise: float) -> list[Results]:
@@ -115,7 +115,7 @@ def test_runs_are_read_with_their_ablations(tmp_path: Path) -> None:
     (tmp_path / "noise_0.35").mkdir()
     assert evidence.read_runs(tmp_path, 0.5, range(5)) == expected
     assert evidence.read_runs(tmp_path, 0.5, [3, 1]) == [expected[3], expected[1]]
-    found = evidence.summary(expected)
+    found = seeds.compare(expected, OURS)
     assert {name: of["seeds"] for name, of in found.items()} == {
         **dict.fromkeys(NAMES, 4), **dict.fromkeys(ABLATIONS, 2),
     }  # fmt: skip
@@ -124,7 +124,7 @@ def test_runs_are_read_with_their_ablations(tmp_path: Path) -> None:
 
 def test_table() -> None:
     runs = [results_of(seed) for seed in range(3)]
-    lines = evidence.table(evidence.summary(runs)).splitlines()
+    lines = seeds.table(seeds.compare(runs, OURS)).splitlines()
     columns = [cell.strip() for cell in lines[0].strip("|").split("|")]
     assert columns == [
         "selection", "seeds", "accuracy", "less than ours", "retrieval", "less than ours",
@@ -134,7 +134,7 @@ def test_table() -> None:
     for line, name in zip(lines[2:], NAMES, strict=True):
         cells = [name, "3"]
         for metric in ("accuracy", "retrieval"):
-            for figures in summary_by_loops(runs, name, metric).values():
+            for figures in compared_by_loops(runs, name, metric).values():
                 cells.append(f"{figures['mean']:.3f} ± {figures['standard_error']:.3f}")
         assert line == f"| {' | '.join(cells)} |"
 
@@ -149,7 +149,7 @@ def test_the_table_alone(
     monkeypatch.setattr(sys, "argv", [*words, "--seeds", "0", "1", "2", "3"])
     evidence.main()
     out, err = capsys.readouterr()
-    assert evidence.table(evidence.summary(runs)) in err
+    assert seeds.table(seeds.compare(runs, OURS)) in err
     result = json.loads(out)
     assert result["benchmark"] == "evidence"
     assert result["noise"]["0.35"] == {}

@@ -127,7 +127,7 @@ def test_table() -> None:
     lines = seeds.table(seeds.compare(runs, OURS)).splitlines()
     columns = [cell.strip() for cell in lines[0].strip("|").split("|")]
     assert columns == [
-        "selection", "seeds", "accuracy", "less than ours", "retrieval", "less than ours",
+        "trained on", "seeds", "accuracy", "less than ours", "retrieval", "less than ours",
     ]  # fmt: skip
     assert lines[1] == "|" + "---|" * len(columns)
     assert len(lines) == 2 + len(NAMES)

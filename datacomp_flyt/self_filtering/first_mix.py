@@ -27,22 +27,10 @@ def read_uids(shards_dir: str) -> NDArray[np.void]:
     Raises:
         InputError: no uid in any of them, a value that is none, or one uid twice.
     """
-    found = map_threads(
-        uids_of_tar, list_shards(shards_dir, "--shards_dir"), default_num_workers(), "uids", "tar"
-    )
-    for _, _, problem in found:
-        if problem:
-            print(f"not read to its end: {problem}")
-    words = [uid for uids, _, _ in found for uid in uids]
-    if not words:
+    tars = list_shards(shards_dir, "--shards_dir")
+    uids = np.concatenate(map_threads(_uids_of, tars, default_num_workers(), "uids", "tar"))
+    if not len(uids):
         raise InputError(f"--shards_dir {shards_dir} has no sample with a uid in its json")
-    try:
-        uids = decode_uids(pa.array(words, pa.string()))
-    except InvalidUid as error:
-        raise InputError(
-            f"--shards_dir {shards_dir} has a sample with uid {error.value!r}: a uid is 32 "
-            "hexadecimal characters"
-        ) from None
     uids = uids[np.lexsort((uids["f1"], uids["f0"]))]
     twice = np.flatnonzero(uids[1:] == uids[:-1])
     if len(twice):
@@ -51,6 +39,18 @@ def read_uids(shards_dir: str) -> NDArray[np.void]:
             f"({len(twice):,} such pairs): remove the second copy"
         )
     return uids
+
+
+def _uids_of(tar: str) -> NDArray[np.void]:
+    words, _, problem = uids_of_tar(tar)
+    if problem:
+        print(f"not read to its end: {problem}")
+    try:
+        return decode_uids(pa.array(words, pa.string()))
+    except InvalidUid as error:
+        raise InputError(
+            f"{tar} has a sample with uid {error.value!r}: a uid is 32 hexadecimal characters"
+        ) from None
 
 
 def main() -> None:

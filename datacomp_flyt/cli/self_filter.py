@@ -152,7 +152,7 @@ def plan(args: argparse.Namespace) -> Run:
     if args.labels is not None and not args.noise_kinds:
         raise InputError("--labels wants --noise_kinds: which of its kinds are noise")
     list_shards(args.shards_dir, "--shards_dir")
-    model = args.model_config or args.model or trainer.value_of("--model")
+    model = args.model_config or args.model or trainer.model
     if not model:
         raise InputError("--model is missing: which model of open_clip the trainer trains")
     known_name(model, "--model")

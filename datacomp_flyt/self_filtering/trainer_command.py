@@ -15,7 +15,7 @@ from pathlib import Path
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.tar_shards import tars_in
-from datacomp_flyt.samplers.scales import SCALES
+from datacomp_flyt.samplers.scales import SCALES, Scale
 
 _OURS = {
     True: ("--data_dir", "--output_dir", "--exp_name", "--resume"),
@@ -64,20 +64,29 @@ class TrainerCommand:
                 found = value if equals else following
         return found
 
+    @property
+    def scale(self) -> Scale | None:
+        """DataComp's, if it is its `train.py` and the scale is one of the four."""
+        return SCALES.get(self.value_of("--scale") or "") if self.is_datacomp else None
+
+    @property
+    def model(self) -> str | None:
+        """What it trains, as open_clip calls it; None where the command does not say."""
+        return self.scale.model if self.scale else self.value_of("--model")
+
     def samples_per_round(self, given: int | None) -> int:
         """Samples that training sees in a round.
 
         Raises:
             InputError: neither `--samples_per_round` nor a scale says it, or both do.
         """
-        scale = self.value_of("--scale") if self.is_datacomp else None
-        if scale in SCALES:
+        if self.scale:
             if given is not None:
                 raise InputError(
-                    f"--samples_per_round {given} with train.py --scale {scale}: there the scale "
-                    "says it, so leave one of them out"
+                    f"--samples_per_round {given} with train.py --scale "
+                    f"{self.value_of('--scale')}: there the scale says it, so leave one of them out"
                 )
-            return SCALES[scale].num_samples
+            return self.scale.num_samples
         if given is None:
             raise InputError("--samples_per_round is missing: how many samples a round trains on")
         return given

@@ -65,6 +65,7 @@ def test_what_a_round_adds(tmp_path: Path) -> None:
 def test_datacomps_train_py() -> None:
     command = TrainerCommand(DATACOMP, "shards")
     assert command.samples_per_round(None) == 12_800_000
+    assert command.model == "ViT-B-32"
     assert "scale" in refusal(command.samples_per_round, 5)
     words = command.train("a", "runs", 1, None)
     assert words == (

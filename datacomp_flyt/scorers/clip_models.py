@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from open_clip.factory import _MODEL_CONFIGS
@@ -123,7 +125,8 @@ def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
 
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with _with_numpy_scalars():
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise a dozen kinds, safetensors' own among them
         raise InputError(
             f"{what} cannot be read as a checkpoint of tensors ({_first_line(error)})"
@@ -135,6 +138,17 @@ def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
     state = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
     clip = {k.removeprefix(_CLIP): v for k, v in state.items() if k.startswith(_CLIP)}
     return clip or state
+
+
+def _with_numpy_scalars() -> AbstractContextManager[Any]:
+    """In it, files may hold NumPy scalars: the learning rate in checkpoints of open_clip 2.x."""
+    if torch.__version__ < "2.6":  # compared as versions are
+        return nullcontext()
+    kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    allowed: list[Any] = [*names, np.dtype, *kinds]
+    return torch.serialization.safe_globals(allowed)
 
 
 def _load(model: nn.Module, path: Path, what: str, name: str) -> None:

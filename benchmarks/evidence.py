@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.measure import print_result, say
@@ -33,10 +35,18 @@ from datacomp_flyt.demo.noisy_pool import FACTS, RANDOM
 from datacomp_flyt.demo.tour import folder_of
 from datacomp_flyt.engines.steps import Step, run_steps
 
-PARTS = {"all": "results", "few": "results", "longer": "longer", "ablations": "ablations"}
+PARTS = {
+    "all": "results",
+    "few": "results",
+    "again": "again",
+    "few_again": "again",
+    "longer": "longer",
+    "ablations": "ablations",
+}
 """What is run of a seed, and the stem of the file that has its results."""
 
 OURS = "m_flyt_scs"
+_AGAIN = "_again_"
 FEW = ("clip_score_30", "normsim_30", "sum_scs", OURS)
 ALIGNMENT, LIKENESS = ("clip_score_ref", "negCLIPLoss"), ("normsim_inf", "vas", "IN1K-Classifier")
 
@@ -52,6 +62,9 @@ MIXES: Mixes = {
     "clip_loss": (COLUMNS, {"--downstream_loss": "clip", "--captions": "txt"}),
     "random_reference": (COLUMNS, {"--reference_init": "random"}),
 }
+CLOSEST, TRAININGS = ("sum_scs", OURS), 3
+"""Selections that are trained on so often, for they differ by less than two trainings do."""
+
 LONGER: Mixes = {"longer": (COLUMNS, {"--num_steps": "800"})}
 """M-FLYT four times as long."""
 
@@ -81,6 +94,10 @@ def samplings_of(experiment: Experiment) -> dict[str, tuple[str, ...]]:
 
 def steps_of(experiment: Experiment, part: str) -> list[Step]:
     """One of PARTS, of one seed and noise level."""
+    if part.endswith("again"):
+        before = steps_of(experiment, "few" if part == "few_again" else "all")
+        again = trainings_again(experiment, CLOSEST)
+        return [*before, *again.values(), experiment.evaluate(list(again), PARTS[part])]
     steps = [*experiment.pool(), *experiment.scores(), experiment.m_flyt("m_flyt", "M-FLYT")]
     names: list[str] = []
     selections: dict[str, tuple[str, ...]] = {}
@@ -98,7 +115,20 @@ def steps_of(experiment: Experiment, part: str) -> list[Step]:
         selections[name] = (*mixed(f"m_flyt_{name}"), *experiment.soft_cap())
     for name, flags in selections.items():
         steps += [experiment.select(name, name, *flags), experiment.train(name, name)]
-    return [*steps, experiment.evaluate([*names, *selections], PARTS[part])]
+    again = trainings_again(experiment, LONGER if part == "longer" else ())
+    trained = [*names, *selections, *again]
+    return [*steps, *again.values(), experiment.evaluate(trained, PARTS[part])]
+
+
+def trainings_again(experiment: Experiment, names: Iterable[str]) -> dict[str, Step]:
+    """By name, more trainings on the same subsets, with other seeds."""
+    steps = {}
+    for name in names:
+        for number in range(1, TRAININGS):
+            again = f"{name}{_AGAIN}{number}"
+            other = replace(experiment, seed=1000 * number + experiment.seed)
+            steps[again] = other.train(again, name, ("--subset", f"subsets/{name}.npy"))
+    return steps
 
 
 def run(folder: Path, noise: float, seed: int, part: str) -> None:
@@ -109,15 +139,28 @@ def run(folder: Path, noise: float, seed: int, part: str) -> None:
 
 
 def read_runs(folder: Path, noise: float, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """By seed, what each selection reached, in all parts that have been run."""
+    """By seed, what each selection reached, in all parts that have been run; means of trainings."""
     runs = []
     for seed in seeds:
         place = folder_of(folder, Experiment(noise, seed))
         if not (place / "results.json").exists():
             continue
         parts = [place / f"{stem}.json" for stem in dict.fromkeys(PARTS.values())]
-        found = [json.loads(path.read_text()) for path in parts if path.exists()]
-        runs.append({name: of for part in found for name, of in part.items()})
+        trained = [
+            (name.split(_AGAIN)[0], of)
+            for path in parts
+            if path.exists()
+            for name, of in json.loads(path.read_text()).items()
+        ]
+        runs.append(
+            {
+                name: {
+                    metric: fmean(of[metric] for n, of in trained if n == name)
+                    for metric in METRICS
+                }
+                for name, _ in trained
+            }
+        )
     return runs
 
 
@@ -145,6 +188,11 @@ def main() -> None:
         (noise, seed, "all" if noise == last else "few")
         for seed in args.seeds
         for noise in args.noise[::-1]
+    ]
+    jobs += [
+        (noise, seed, "again" if noise == last else "few_again")
+        for seed in args.seeds
+        for noise in args.noise
     ]
     jobs += [(last, seed, "longer") for seed in args.seeds]
     jobs += [(last, seed, "ablations") for seed in args.seeds[: args.ablation_seeds]]

@@ -122,6 +122,20 @@ def test_runs_are_read_with_their_ablations(tmp_path: Path) -> None:
     assert evidence.read_runs(tmp_path, 0.35, range(5)) == []
 
 
+def test_trainings_on_one_selection_are_averaged(tmp_path: Path) -> None:
+    place = tmp_path / "noise_0.5" / "seed_3"
+    place.mkdir(parents=True)
+    (place / "results.json").write_text(json.dumps(results_of(0)))
+    more = {f"{OURS}_again_{k}": {"accuracy": 0.1 * k, "retrieval": 0.2 * k} for k in (1, 2)}
+    (place / "again.json").write_text(json.dumps(more))
+    (run,) = evidence.read_runs(tmp_path, 0.5, [3])
+    assert run.keys() == set(NAMES)
+    first = results_of(0)
+    assert run["no_filter"] == first["no_filter"]
+    assert run[OURS]["accuracy"] == pytest.approx((first[OURS]["accuracy"] + 0.1 + 0.2) / 3)
+    assert run[OURS]["retrieval"] == pytest.approx((first[OURS]["retrieval"] + 0.2 + 0.4) / 3)
+
+
 def test_table() -> None:
     runs = [results_of(seed) for seed in range(3)]
     lines = seeds.table(seeds.compare(runs, OURS)).splitlines()
@@ -174,12 +188,16 @@ def test_steps_use_what_earlier_ones_have_made(part: str) -> None:
                 subset = words[words.index("--subset") + 1]
                 assert subset.split("/")[1].removesuffix(".npy") in selected
     evaluated = {word.split("=")[0] for word in steps[-1].words if word.endswith(".pt")}
-    assert evaluated == trained - (set() if part in ("all", "few") else {"reference"})
+    rest = set() if part in ("all", "few") else {"reference"}
+    if part.endswith("again"):  # after what is evaluated with the first trainings
+        rest = {name for name in trained if "_again_" not in name}
+        assert len(evaluated) == 4
+    assert evaluated == trained - rest
 
 
 @pytest.mark.parametrize(
     "parts",
-    [("all", "longer"), ("all", "ablations"), ("few", "ablations"), ("longer", "ablations")],
+    [("all", "longer"), ("again", "ablations"), ("few_again", "ablations"), ("again", "longer")],
 )
 def test_parts_share_a_folder(parts: tuple[str, str]) -> None:
     """They begin alike, and no step has the name of another one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,15 +27,35 @@ class ParquetShard:
     num_rows: int
     types: dict[str, pa.DataType]
 
+    def version(self) -> tuple[int, str]:
+        """Bytes, and what else changes with the file where its filesystem knows of it.
+
+        Raises:
+            InputError: it is not there any more.
+        """
+        with _readable(self.path):
+            info = self.fs.info(self.path)
+        marks = (info.get(name) for name in ("mtime", "LastModified", "updated", "etag", "ETag"))
+        return int(info["size"]), next((str(mark) for mark in marks if mark), "")
+
     def batches(self, column: str) -> Iterator[pa.Array]:
         """One column, at most 262,144 rows at a time.
 
         Raises:
             InputError: the file turns out to be damaged.
         """
+        for rows in self.rows((column,)):
+            yield rows.column(0)
+
+    def rows(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns side by side, at most 262,144 rows at a time.
+
+        Raises:
+            InputError: the file turns out to be damaged.
+        """
         with _readable(self.path), _open(self.fs, self.path) as file:
-            for batch in file.iter_batches(_BATCH, columns=[column], use_threads=False):
-                yield batch.column(0)
+            for batch in file.iter_batches(_BATCH, columns=list(columns), use_threads=False):
+                yield batch.select(list(columns))
 
 
 def open_shards(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.join_errors import twice_in_pool
 from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.uid_search import Positions, argsort_hashes
@@ -75,14 +76,12 @@ def read_pool(metadata_dir: str, num_workers: int, progress: bool = True) -> Poo
 
     text = "reading uids" if progress else None
     map_threads(read, range(len(shards)), num_workers, text)
-    order = _sort(high, low)
+    order = sort_uids(high, low)
     twice = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1]))
     if len(twice):
         rows = [_place(shards, ends, int(row)) for row in sorted(order[twice[0] : twice[0] + 2])]
-        raise InputError(
-            f"uid {int(high[twice[0]]):016x}{int(low[twice[0]]):016x} is in the pool twice "
-            f"({rows[0]} and {rows[1]}; {len(twice):,} such pairs): remove the second copy"
-        )
+        uid = f"{int(high[twice[0]]):016x}{int(low[twice[0]]):016x}"
+        raise twice_in_pool(uid, f"{rows[0]} and {rows[1]}", len(twice))
     positions = np.empty_like(order)
     positions[order] = np.arange(len(order), dtype=order.dtype)
     pa.default_memory_pool().release_unused()
@@ -104,7 +103,7 @@ def union_of_uids(shards: list[ParquetShard], name: str, num_workers: int) -> Po
         raise InputError(f"{name} holds no example: all files are empty")
     high, low = uids["f0"].copy(), uids["f1"].copy()
     del uids, parts
-    _sort(high, low)
+    sort_uids(high, low)
     first = np.concatenate([[True], (high[1:] != high[:-1]) | (low[1:] != low[:-1])])
     return Pool(high[first], low[first], [], [])
 
@@ -127,7 +126,7 @@ def iter_uids(shard: ParquetShard) -> Iterator[NDArray[np.void]]:
         row += len(batch)
 
 
-def _sort(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.signedinteger]:
+def sort_uids(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.signedinteger]:
     """Sort the pairs (high, low) in place; the permutation that did it."""
     order = argsort_hashes(high)
     in_order = high.take(order)

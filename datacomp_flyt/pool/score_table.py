@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.join_errors import missing, not_finite, repeated
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import Pool, iter_uids
 from datacomp_flyt.pool.uid_search import Positions, find_uids, position_dtype
@@ -40,6 +41,10 @@ class ScoreTable:
             for column, kind in shard.types.items():
                 if pa.types.is_floating(kind) or pa.types.is_integer(kind):
                     self._shards_of[column] = (*self._shards_of.get(column, ()), number)
+
+    def files_of(self, column: str) -> tuple[ParquetShard, ...]:
+        """The files that have a column."""
+        return tuple(self._shards[number] for number in self._shards_of[column])
 
     @property
     def columns(self) -> list[str]:
@@ -101,17 +106,10 @@ class ScoreTable:
             seen[places[places >= 0]] = True
         covered = int(np.count_nonzero(seen))
         if covered < sum(int(np.count_nonzero(places >= 0)) for places in positions):
-            raise InputError(
-                f"{self.name} has more than one {column!r} for some examples "
-                f"({_first_repeated(shards, positions, pool)}): keep one row for each uid"
-            )
-        missing = len(pool) - covered
-        if missing and not (allow_partial and covered):
-            raise InputError(
-                f"{self.name} has no {column!r} for {missing:,} of the pool's {len(pool):,} "
-                f"examples (the first is {_name(pool, int(seen.argmin()))}): score them, "
-                "or leave them out with --allow_partial_scores"
-            )
+            raise repeated(self.name, column, _first_repeated(shards, positions, pool))
+        if covered < len(pool) and not (allow_partial and covered):
+            first = _name(pool, int(seen.argmin()))
+            raise missing(self.name, column, len(pool) - covered, len(pool), first)
         return positions
 
     def _assemble(
@@ -124,8 +122,7 @@ class ScoreTable:
         progress: bool,
     ) -> NDArray[np.floating]:
         shards = [self._shards[number] for number in self._shards_of[column]]
-        narrow = all(shard.types[column] in (pa.float16(), pa.float32()) for shard in shards)
-        dtype = np.dtype(np.float32 if narrow else np.float64)
+        dtype = column_dtype(shards, column)
         values: NDArray[np.floating] = np.full(length, np.nan, dtype)
 
         def place(shard: ParquetShard, positions: Positions) -> tuple[int, int]:
@@ -160,12 +157,14 @@ class ScoreTable:
             shard, row = next(
                 (shard, row) for shard, (count, row) in zip(shards, found, strict=True) if count
             )
-            raise InputError(
-                f"column {column!r} has {wrong:,} scores that are NaN, infinite or missing, the "
-                f"first in {shard.path} row {row}: mend them, or leave those examples out with "
-                "--drop_nonfinite"
-            )
+            raise not_finite(column, wrong, f"the first in {shard.path} row {row}")
         return values
+
+
+def column_dtype(shards: Iterable[ParquetShard], column: str) -> np.dtype[Any]:
+    """float32 where all files have a column in that or less, else float64."""
+    narrow = all(shard.types[column] in (pa.float16(), pa.float32()) for shard in shards)
+    return np.dtype(np.float32 if narrow else np.float64)
 
 
 def _name(pool: Pool, index: int) -> str:

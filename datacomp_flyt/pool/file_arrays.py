@@ -1,0 +1,151 @@
+"""Arrays as long as the pool that lie in files, so that a pool may be larger than memory.
+
+What is computed of an array in a file, block by block, is put into a file beside it: the code is
+the same for both kinds of array, and so are the numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from datacomp_flyt.engines.threads import blocks
+from datacomp_flyt.errors import InputError
+
+_BLOCK = 1 << 20
+_BITS = 16  # of a histogram
+
+
+def open_array(path: Path, length: int, dtype: DTypeLike) -> NDArray[Any]:
+    """A new array in a .npy file, of zeros, whose room on the disk is reserved.
+
+    Raises:
+        InputError: the disk is full, or the place cannot be written.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (length,))
+        with path.open("r+b") as file:
+            _reserve(file.fileno(), path.stat().st_size)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
+    return array
+
+
+def beside(array: NDArray[Any], dtype: DTypeLike, length: int | None = None) -> NDArray[Any]:
+    """Zeros, in memory; where `array` lies in a file, in a file of the same folder, without a name.
+
+    Args:
+        array: any.
+        dtype: of the new one.
+        length: of the new one; that of `array` if None.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    length = len(array) if length is None else length
+    folder = _folder_of(array)
+    if folder is None or not length:
+        return np.zeros(length, dtype)
+    try:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".array.")
+        try:
+            _reserve(handle, length * np.dtype(dtype).itemsize)
+            found = np.memmap(name, dtype, "r+", shape=(length,))
+        finally:
+            os.close(handle)
+            os.unlink(name)
+    except OSError as error:
+        raise InputError(
+            f"{folder} has no room for {length * np.dtype(dtype).itemsize:,} bytes more "
+            f"({error.strerror or error})"
+        ) from None
+    return found
+
+
+def compress(
+    arrays: tuple[NDArray[Any], ...], keep: Callable[[slice], NDArray[np.bool_]]
+) -> tuple[NDArray[Any], ...]:
+    """The rows of equally long arrays that are to be kept; the arrays themselves if all are.
+
+    Args:
+        arrays: [M] each.
+        keep: which of some rows; asked twice.
+    """
+    parts = blocks(len(arrays[0]), _BLOCK)
+    kept = [int(np.count_nonzero(keep(part))) for part in parts]
+    if sum(kept) == len(arrays[0]):
+        return arrays
+    fewer = tuple(beside(array, array.dtype, sum(kept)) for array in arrays)
+    row = 0
+    for part, number in zip(parts, kept, strict=True):
+        chosen = keep(part)
+        for array, of in zip(fewer, arrays, strict=True):
+            array[row : row + number] = of[part][chosen]
+        row += number
+    return fewer
+
+
+def select(values: NDArray[np.floating], rank: int) -> float:
+    """The value of a rank, from 0 for the smallest, as `numpy.partition(values, rank)[rank]`.
+
+    Of an array in a file without a copy of all: histograms of the leading bits say where it is.
+
+    Args:
+        values: floats [M] without NaN.
+        rank: 0 to M - 1.
+    """
+    if _folder_of(values) is None:
+        return float(np.partition(values, rank)[rank])
+    kind = np.dtype(f"u{values.dtype.itemsize}")
+    width = 8 * kind.itemsize
+    low, high = 0, (1 << width) - 1  # the ordered bits that it may have
+    while True:
+        shift = max((high - low).bit_length() - _BITS, 0)
+        counts = np.zeros(((high - low) >> shift) + 1, np.int64)
+        for part in blocks(len(values), _BLOCK):
+            bits = _ordered_bits(values[part], kind)
+            inside = bits[(bits >= low) & (bits <= high)] - kind.type(low)
+            counts += np.bincount((inside >> kind.type(shift)).astype(np.int64), None, len(counts))
+        ends = np.cumsum(counts)
+        bin_ = int(np.searchsorted(ends, rank, "right"))
+        rank -= int(ends[bin_ - 1]) if bin_ else 0
+        low, high = low + (bin_ << shift), min(low + ((bin_ + 1) << shift) - 1, high)
+        if low == high:
+            return _of_ordered_bits(low, values.dtype)
+
+
+def _ordered_bits(values: NDArray[np.floating], kind: np.dtype[Any]) -> NDArray[Any]:
+    """Unsigned integers that are ordered as the floats are; 0.0 and -0.0 are one."""
+    bits = (np.ascontiguousarray(values) + values.dtype.type(0)).view(kind)
+    sign = kind.type(1 << (8 * kind.itemsize - 1))
+    ordered: NDArray[Any] = np.where(bits & sign, ~bits, bits | sign)
+    return ordered
+
+
+def _of_ordered_bits(bits: int, dtype: np.dtype[Any]) -> float:
+    width = 8 * dtype.itemsize
+    sign = 1 << (width - 1)
+    of = bits ^ sign if bits & sign else ~bits & ((1 << width) - 1)
+    return float(np.array(of, f"u{dtype.itemsize}").view(dtype)[()])
+
+
+def _reserve(handle: int, size: int) -> None:
+    """Room on the disk now: written later, a mapped file ends the process where there is none."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+    else:  # macOS
+        os.truncate(handle, size)
+
+
+def _folder_of(array: Any) -> Path | None:
+    while array is not None:
+        if isinstance(array, np.memmap) and array.filename is not None:
+            return Path(array.filename).parent
+        array = getattr(array, "base", None)
+    return None

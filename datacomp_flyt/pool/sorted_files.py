@@ -1,0 +1,398 @@
+"""A pool's uids and score columns in files, in the order of the uids, whatever the memory.
+
+Rows are dealt to slices of the uid order (`uid_slices`), some files at a time; then slices are
+sorted and joined, one at a time, into one array a column. Both kinds of work may be done in any
+order, by any worker, and again: `done/` notes what need not be.
+
+    DIR/job.json              what it is of: refused where that is not what is asked for
+    DIR/dealt/KEY-*           runs of rows; removed in the end
+    DIR/done/KEY.json         rows of each slice in the runs of KEY; what is wrong with a slice
+    DIR/uids.npy, column_*    the result
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datacomp_flyt.engines.engine import Engine
+from datacomp_flyt.engines.shards import run_shards
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool import join_errors
+from datacomp_flyt.pool.file_arrays import open_array
+from datacomp_flyt.pool.parquet import ParquetShard
+from datacomp_flyt.pool.pool import sort_uids
+from datacomp_flyt.pool.subset import atomic_write
+from datacomp_flyt.pool.uid_search import find_uids
+from datacomp_flyt.pool.uid_slices import Rows, read_slice, write_run
+from datacomp_flyt.pool.uids import UID_DTYPE, InvalidUid, decode_uids, format_uid
+
+ROWS = 1 << 21
+"""Of a run, and about as many of a slice: what a worker has in memory, a few times over."""
+
+_MOST_SLICES = 1 << 16
+_RETRIES = 2
+
+Faults = dict[str, tuple[int, str]]
+"""What is wrong with rows, by kind: how often, and the smallest uid of it."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Files, and columns that are in all of them.
+
+    Attributes:
+        name: what to call the files in messages: their flag and folder.
+        shards: the files.
+        columns: dtypes by name.
+    """
+
+    name: str
+    shards: tuple[ParquetShard, ...]
+    columns: Mapping[str, np.dtype[Any]]
+
+    @property
+    def num_rows(self) -> int:
+        """Of all files together."""
+        return sum(shard.num_rows for shard in self.shards)
+
+    def parts(self, rows: int) -> Iterator[Group]:
+        """The same, some files at a time: until they have so many rows."""
+        part: list[ParquetShard] = []
+        for shard in self.shards:
+            part.append(shard)
+            if sum(one.num_rows for one in part) >= rows:
+                yield replace(self, shards=tuple(part))
+                part = []
+        if part:
+            yield replace(self, shards=tuple(part))
+
+    def batches(self) -> Iterator[Rows]:
+        """All rows, some at a time.
+
+        Raises:
+            InputError: a value is not 32 hexadecimal characters, or a file is damaged.
+        """
+        for shard in self.shards:
+            row = 0
+            for batch in shard.rows(("uid", *self.columns)):
+                try:
+                    uids = decode_uids(batch.column(0))
+                except InvalidUid as error:
+                    raise InputError(
+                        f"{shard.path} row {row + error.row} has uid {error.value!r}: "
+                        "a uid is 32 hexadecimal characters"
+                    ) from None
+                values = {
+                    name: batch.column(1 + number).to_numpy(zero_copy_only=False).astype(dtype)
+                    for number, (name, dtype) in enumerate(self.columns.items())
+                }
+                yield Rows(uids["f0"].copy(), uids["f1"].copy(), values)
+                row += len(batch)
+
+    def rows_of(self, uid: str) -> list[str]:
+        """Where the rows of a uid are, as people say it."""
+        found = []
+        for shard in self.shards:
+            row = 0
+            for rows in replace(self, shards=(shard,), columns={}).batches():
+                same = (rows.high == int(uid[:16], 16)) & (rows.low == int(uid[16:], 16))
+                found += [f"{shard.path} row {row + n}" for n in np.flatnonzero(same).tolist()]
+                row += len(rows)
+        return found
+
+
+@dataclass(frozen=True)
+class SortedFiles:
+    """Arrays in files.
+
+    Attributes:
+        uids: `u8,u8` array [M], sorted.
+        columns: by number of the group and name, floats [M]; NaN where there is no number.
+    """
+
+    uids: NDArray[np.void]
+    columns: Mapping[tuple[int, str], NDArray[np.floating]]
+
+
+def sort_into_files(
+    groups: Sequence[Group],
+    folder: Path,
+    engine: Engine,
+    allow_partial: bool,
+    drop_nonfinite: bool,
+    rows_at_once: int = ROWS,
+) -> SortedFiles:
+    """Sort a pool, and join to it what other files have of its examples.
+
+    Args:
+        groups: the pool's own files first, with or without columns.
+        folder: of the arrays; what was done there before for the same files is not done again.
+        engine: its workers see the files and the folder.
+        allow_partial, drop_nonfinite: accept examples without a score, or without a finite one.
+        rows_at_once: of a run and a slice.
+
+    Raises:
+        InputError: as of `read_pool` and `ScoreTable.read`; another job's folder; a full disk.
+    """
+    pool_size = groups[0].num_rows
+    if not pool_size:
+        raise InputError(f"{groups[0].name} holds no example: all files are empty")
+    layout = Layout(folder, groups, min(-(-pool_size // rows_at_once), _MOST_SLICES))
+    layout.check_job()
+    dealt = _deal_all(layout, engine, rows_at_once)
+    faults = _sort_all(layout, engine, dealt)
+    layout.complain(faults, pool_size, allow_partial, drop_nonfinite)
+    for run in (folder / "dealt").glob("*"):
+        run.unlink()
+    return SortedFiles(
+        np.load(layout.uids, mmap_mode="r"),
+        {key: np.load(path, mmap_mode="r") for key, path in layout.columns().items()},
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A job, and where its files are."""
+
+    folder: Path
+    groups: Sequence[Group]
+    num_slices: int
+
+    @property
+    def uids(self) -> Path:
+        return self.folder / "uids.npy"
+
+    def columns(self) -> dict[tuple[int, str], Path]:
+        """By number of the group and name of the column."""
+        keys = [(n, name) for n, group in enumerate(self.groups) for name in group.columns]
+        return {key: self.folder / f"column_{n}.npy" for n, key in enumerate(keys)}
+
+    def run(self, key: str, number: int) -> Path:
+        """A run of a part of a group."""
+        return self.folder / "dealt" / f"{key}-{number}.safetensors"
+
+    def note(self, key: str) -> Path:
+        """What is known of a part or a slice that is done."""
+        return self.folder / "done" / f"{key}.json"
+
+    def check_job(self) -> None:
+        """Make the folders, and note what the job is.
+
+        Raises:
+            InputError: they are another job's, or of files that have changed since.
+        """
+        job = {
+            "slices": self.num_slices,
+            "groups": [
+                {
+                    "columns": {name: dtype.name for name, dtype in group.columns.items()},
+                    "files": [[s.path, s.num_rows, *s.version()] for s in group.shards],
+                }
+                for group in self.groups
+            ],
+        }
+        for name in ("dealt", "done"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        path = self.folder / "job.json"
+        if path.exists():
+            if json.loads(path.read_text()) != job:
+                raise InputError(
+                    f"--work_dir {self.folder} holds a job on other files or columns, or on these "
+                    "before they changed: remove it, or name another"
+                )
+            return
+        with atomic_write(path) as file:
+            file.write(json.dumps(job).encode())
+
+    def write_note(self, key: str, content: Any) -> None:
+        with atomic_write(self.note(key)) as file:
+            file.write(json.dumps(content).encode())
+
+    def complain(
+        self, faults: Faults, pool_size: int, allow_partial: bool, drop_nonfinite: bool
+    ) -> None:
+        """Raise InputError for what is wrong and not allowed."""
+        if "twice" in faults:
+            number, uid = faults["twice"]
+            places = " and ".join(self.groups[0].rows_of(uid)[:2])
+            raise join_errors.twice_in_pool(uid, places, number)
+        for place, group in enumerate(self.groups):
+            column = next(iter(group.columns), "")
+            if fault := faults.get(f"repeated {place}"):
+                rows = " and ".join(group.rows_of(fault[1])[:2])
+                raise join_errors.repeated(group.name, column, f"{fault[1]} in {rows}")
+            number, uid = faults.get(f"missing {place}", (0, ""))
+            if number and not (allow_partial and number < pool_size):
+                raise join_errors.missing(group.name, column, number, pool_size, uid)
+            for column in group.columns:
+                if (fault := faults.get(f"not finite {place} {column}")) and not drop_nonfinite:
+                    where = f"one of them in {group.rows_of(fault[1])[0]}"
+                    raise join_errors.not_finite(column, fault[0], where)
+
+
+def _deal_all(layout: Layout, engine: Engine, rows: int) -> list[dict[str, list[list[int]]]]:
+    """By group and part, the rows of each slice in each of its runs."""
+    items: dict[str, Group] = {}
+    for place, group in enumerate(layout.groups):
+        for number, part in enumerate(group.parts(rows)):
+            items[f"{place}-{number:06d}"] = part
+    left = {key: part for key, part in items.items() if not layout.note(key).exists()}
+    _run(
+        engine, functools.partial(_dealer, layout.folder, layout.num_slices, rows), left, "dealing",
+        lambda key, counts: layout.write_note(key, counts),
+        {key: part.num_rows for key, part in left.items()},
+    )  # fmt: skip
+    found: list[dict[str, list[list[int]]]] = [{} for _ in layout.groups]
+    for key in items:
+        found[int(key.split("-")[0])][key] = json.loads(layout.note(key).read_text())
+    return found
+
+
+def _sort_all(
+    layout: Layout, engine: Engine, dealt: Sequence[Mapping[str, list[list[int]]]]
+) -> Faults:
+    """Sort every slice; what is wrong in any of them."""
+    runs = [
+        [layout.run(key, number) for key, counts in of.items() for number in range(len(counts))]
+        for of in dealt
+    ]
+    rows = np.array([run for counts in dealt[0].values() for run in counts]).sum(axis=0)
+    ends = np.cumsum(rows)
+    arrays = {layout.uids: UID_DTYPE}
+    for (place, name), path in layout.columns().items():
+        arrays[path] = layout.groups[place].columns[name]
+    for path, dtype in arrays.items():
+        if not path.exists():
+            open_array(path, int(ends[-1]), dtype)
+    items = {
+        f"slice-{number:05d}": (number, int(ends[number] - rows[number]))
+        for number in range(layout.num_slices)
+    }
+    left = {key: item for key, item in items.items() if not layout.note(key).exists()}
+    _run(
+        engine, functools.partial(_sorter, layout, runs), left, "sorting",
+        lambda key, faults: layout.write_note(key, faults),
+        {key: int(rows[number]) for key, (number, _) in left.items()},
+    )  # fmt: skip
+    faults: Faults = {}
+    for key in items:
+        for kind, (number, uid) in json.loads(layout.note(key).read_text()).items():
+            before, first = faults.get(kind, (0, uid))
+            faults[kind] = (before + number, min(first, uid))
+    return faults
+
+
+def _run(
+    engine: Engine,
+    make: Callable[[str], Callable[[Any], Any]],
+    items: Mapping[str, Any],
+    label: str,
+    note: Callable[[str, Any], None],
+    num_rows: Mapping[str, int],
+) -> None:
+    def write(key: str, result: Any) -> int:
+        note(key, result)
+        return num_rows[key]
+
+    errors = run_shards(engine, make, items, write, _RETRIES, label, num_rows)
+    for error in errors.values():
+        raise error if isinstance(error, InputError) else InputError(f"{label} failed: {error}")
+
+
+def _dealer(folder: Path, num_slices: int, rows: int, device: str) -> Callable[[Any], Any]:
+    layout = Layout(folder, (), num_slices)
+
+    def deal(item: tuple[str, Group]) -> list[list[int]]:
+        key, group = item
+        return [
+            write_run(layout.run(key, number), run, num_slices).tolist()
+            for number, run in enumerate(_runs(group.batches(), rows))
+        ]
+
+    return deal
+
+
+def _runs(batches: Iterator[Rows], rows: int) -> Iterator[Rows]:
+    """The same, in pieces of at least so many rows but for the last."""
+    parts: list[Rows] = []
+    for batch in batches:
+        parts.append(batch)
+        if sum(map(len, parts)) >= rows:
+            yield Rows.concatenate(parts)
+            parts = []
+    if parts:
+        yield Rows.concatenate(parts)
+
+
+def _sorter(layout: Layout, runs: Sequence[Sequence[Path]], device: str) -> Callable[[Any], Any]:
+    def sort(item: tuple[str, tuple[int, int]]) -> Faults:
+        _, (number, start) = item
+        return sort_slice(layout, runs, number, start)
+
+    return sort
+
+
+def sort_slice(layout: Layout, runs: Sequence[Sequence[Path]], number: int, start: int) -> Faults:
+    """Write a slice of each array.
+
+    Args:
+        runs: of each group.
+        number: of the slice.
+        start: row of its first uid in the arrays.
+    """
+    rows = read_slice(runs[0], number)
+    order = sort_uids(rows.high, rows.low)
+    part = slice(start, start + len(rows))
+    uids = np.load(layout.uids, mmap_mode="r+")
+    uids["f0"][part], uids["f1"][part] = rows.high, rows.low
+    uids.flush()
+    here = np.asarray(uids[part])
+    faults: Faults = {}
+    same = (rows.high[1:] == rows.high[:-1]) & (rows.low[1:] == rows.low[:-1])
+    _note_fault(faults, "twice", here[1:], same)
+    paths = layout.columns()
+    for place in range(len(layout.groups)):
+        if place:
+            values, times = _join(rows, read_slice(runs[place], number))
+        else:
+            values = {name: column.take(order) for name, column in rows.columns.items()}
+            times = np.ones(len(rows), np.int64)
+        _note_fault(faults, f"repeated {place}", here, times > 1)
+        _note_fault(faults, f"missing {place}", here, times == 0)
+        for name, column in values.items():
+            finite = np.isfinite(column)
+            _note_fault(faults, f"not finite {place} {name}", here, ~finite & (times > 0))
+            column[~finite] = np.nan
+            array = np.load(paths[place, name], mmap_mode="r+")
+            array[part] = column
+            array.flush()
+    return faults
+
+
+def _join(pool: Rows, rows: Rows) -> tuple[dict[str, NDArray[np.floating]], NDArray[np.int64]]:
+    """Columns [m] in the order of sorted uids, NaN where there is no row; and how many rows [m]."""
+    if not len(pool):
+        return {name: column[:0] for name, column in rows.columns.items()}, np.zeros(0, np.int64)
+    places = find_uids(pool.high, pool.low, rows.uids)
+    inside = np.flatnonzero(places >= 0)
+    values: dict[str, NDArray[np.floating]] = {}
+    for name, column in rows.columns.items():
+        values[name] = np.full(len(pool), np.nan, column.dtype)
+        values[name][places[inside]] = column[inside]
+    return values, np.bincount(places[inside], minlength=len(pool))
+
+
+def _note_fault(
+    faults: Faults, kind: str, uids: NDArray[np.void], wrong: NDArray[np.bool_]
+) -> None:
+    """Note how many of some sorted uids are wrong, and the first."""
+    if wrong.any():
+        faults[kind] = (int(np.count_nonzero(wrong)), format_uid(uids[int(wrong.argmax())]))

@@ -68,6 +68,12 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "COLUMN=VALUE",
         "help": "in_weighted_sum: accuracy by column (default: the paper's Table 2)",
     },
+    "--work_dir": {
+        "metavar": "DIR",
+        "help": "for pools larger than memory: keep what is as long as the pool in files there "
+        "(100 bytes an example, and 8 a column), with the same result; the same command goes on "
+        "where it was killed",
+    },
     "--sampling": {
         "choices": list(SAMPLINGS),
         "help": "scores to subset: scs (Soft Cap Sampling, the default), hcs (Hard Cap Sampling), "

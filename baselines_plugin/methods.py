@@ -11,15 +11,19 @@ from numpy.typing import NDArray
 
 from baselines_plugin.sampling import Counts, Sampler
 from datacomp_flyt import mixing
+from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.published import HYPE_COLUMNS, PUBLISHED_COLUMNS
+from datacomp_flyt.pool.file_arrays import beside, compress
 from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.samplers import top_fraction_counts
 from datacomp_flyt.scorers.e_flyt import check_features, e_flyt_scores
 from datacomp_flyt.scorers.glu_head_file import load_glu_head
 from datacomp_flyt.self_filtering.finished import final_mix
 from datacomp_flyt.self_filtering.mix import counts_in
+
+_BLOCK = 1 << 20
 
 Scored = tuple[NDArray[np.floating], mixing.LinearMixingModel | None]
 """Scores [M] and the mixing model that made them, if one did. NaN is for examples to leave out,
@@ -65,11 +69,16 @@ def neg_clip_loss_norm_sim(args: argparse.Namespace) -> Scorer:
 
     def score(columns: Columns) -> Scored:
         first, second = columns.read(columns.find(names, otherwise="make both"))
-        scored = ~(np.isnan(first) | np.isnan(second))
-        scores = np.where(scored, -np.inf, np.nan)
-        places = np.flatnonzero(scored)
-        kept = top_fraction_counts(first[places], columns.pool.uids_of(places), fraction) > 0
-        scores[places[kept]] = second[places[kept]]
+        scores, parts = beside(first, np.float64), blocks(len(first), _BLOCK)
+        for part in parts:
+            scores[part] = np.where(np.isnan(second[part]), np.nan, first[part])
+        scored, uids = compress((scores, columns.uids()), lambda some: ~np.isnan(some))
+        kept, row = top_fraction_counts(scored, uids, fraction), 0
+        for part in parts:
+            places = np.flatnonzero(~np.isnan(scores[part])) + part.start
+            chosen = kept[row : row + len(places)] > 0
+            scores[places] = np.where(chosen, second[places], -np.inf)
+            row += len(places)
         return scores, None
 
     return score
@@ -94,7 +103,9 @@ def flyt(args: argparse.Namespace) -> Scorer:
     head, source = load_glu_head(args.scoring_model), f"--scoring_model {args.scoring_model}"
     check_features(head, source)
     return lambda columns: (
-        e_flyt_scores(head, columns.pool, columns.num_workers, args.drop_nonfinite, source=source),
+        e_flyt_scores(
+            head, columns.pool_in_memory(), columns.num_workers, args.drop_nonfinite, source=source
+        ),
         None,
     )
 
@@ -107,7 +118,7 @@ def self_filtering(args: argparse.Namespace) -> Scorer:
         )
     path = final_mix(Path(args.run_dir))
     read_subset(path)
-    return lambda columns: (counts_in(columns.pool, path).astype(np.float64), None)
+    return lambda columns: (counts_in(columns.pool_in_memory(), path).astype(np.float64), None)
 
 
 def as_counted(args: argparse.Namespace) -> Sampler:

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from baselines_plugin.registry import METHODS, Method
 from baselines_plugin.sampling import SAMPLINGS
+from datacomp_flyt.engines.processes import ProcessEngine
 from datacomp_flyt.errors import InputError, exit_on_input_error
 from datacomp_flyt.mixing import save_mixing_model
 from datacomp_flyt.mixing.columns import Columns
+from datacomp_flyt.mixing.columns_in_files import FileColumns
+from datacomp_flyt.pool.file_arrays import compress
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import atomic_write, check_save_path, describe_counts, write_subset
 from datacomp_flyt.pool.uids import encode_uids
@@ -49,32 +52,20 @@ def run(method: Method, args: argparse.Namespace) -> None:
     paths = _check_save_paths(args)
 
     print(f"running: {args.name}")
-    pool = read_pool(args.metadata_dir, args.num_workers)
-    print(f"the pool has {len(pool):,} examples in {len(pool.shards):,} files")
-    columns = Columns(
-        pool,
-        args.metadata_dir,
-        args.scores_dir,
-        args.num_workers,
-        args.allow_partial_scores,
-        args.drop_nonfinite,
-    )
+    columns = _open_columns(args)
+    print(f"the pool has {len(columns.pool):,} examples in {len(columns.pool.shards):,} files")
     scores, model = scorer(columns)
+    uids = columns.uids()
     del columns
-    pool.positions.clear()
-    uids = pool.uids
-    del pool
-    scored = ~np.isnan(scores)
-    if not scored.all():
-        print(f"leaving out {np.count_nonzero(~scored):,} examples without a score")
-        scores, uids = scores[scored], uids[scored]
-    del scored
+    number = len(scores)
+    scores, uids = compress((scores, uids), lambda some: ~np.isnan(some))
+    if len(scores) < number:
+        print(f"leaving out {number - len(scores):,} examples without a score")
     pool_size = len(scores)
-    left = scores > -np.inf  # the others were cut by a stage before: of the pool, and never drawn
-    if not left.all():
-        print(f"the stage before sampling leaves {np.count_nonzero(left):,} examples")
-        scores, uids = scores[left], uids[left]
-    del left
+    # others were cut by a stage before: of the pool, and never drawn
+    scores, uids = compress((scores, uids), lambda some: some > -np.inf)
+    if len(scores) < pool_size:
+        print(f"the stage before sampling leaves {len(scores):,} examples")
     counts = sampler(scores, uids, pool_size)
     if "save_scores" in paths:
         _write_scores(paths["save_scores"], uids, scores, args.name)
@@ -86,8 +77,18 @@ def run(method: Method, args: argparse.Namespace) -> None:
 
     write_subset(paths["save_path"], uids, counts)
     print(f"saved {paths['save_path']}")
-    for fact in describe_counts(counts[counts > 0]):
+    for fact in describe_counts(counts):
         print(f"  {fact}")
+
+
+def _open_columns(args: argparse.Namespace) -> Columns:
+    """The pool's columns, in memory or in files."""
+    places = (args.metadata_dir, args.scores_dir, args.num_workers)
+    allowed = (args.allow_partial_scores, args.drop_nonfinite)
+    if args.work_dir is None:
+        return Columns(read_pool(args.metadata_dir, args.num_workers), *places, *allowed)
+    engine = ProcessEngine(args.num_workers, "cpu")
+    return FileColumns(*places, *allowed, Path(args.work_dir), engine)
 
 
 def _check_flags(method: Method, args: argparse.Namespace) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.published import METADATA_COLUMN_OF, SCORER_OF
 from datacomp_flyt.pool.parquet import open_shards
-from datacomp_flyt.pool.pool import Pool
+from datacomp_flyt.pool.pool import FilePool, Pool
 from datacomp_flyt.pool.score_table import ScoreTable
 
 
@@ -23,7 +23,7 @@ class Columns:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: Pool | FilePool,
         metadata_dir: str | None,
         scores_dir: str | None,
         num_workers: int,
@@ -91,9 +91,31 @@ class Columns:
             if id(table) not in readers:
                 columns = [other[1] for other in places if other and other[0] is table]
                 readers[id(table)] = table.read(
-                    columns, self.pool, self.num_workers, self._allow_partial, self._drop_nonfinite
+                    columns,
+                    self.pool_in_memory(),
+                    self.num_workers,
+                    self._allow_partial,
+                    self._drop_nonfinite,
                 )
             yield next(readers[id(table)])
+
+    def pool_in_memory(self) -> Pool:
+        """The pool, for those who read more than columns.
+
+        Raises:
+            InputError: it is in files.
+        """
+        if isinstance(self.pool, FilePool):
+            raise InputError(
+                "--work_dir is for methods that mix score columns: leave it out, or make a column "
+                "first (datacomp-flyt score) and sample that (--name scs --score COLUMN)"
+            )
+        return self.pool
+
+    def uids(self) -> NDArray[np.void]:
+        """uids [M] in the order of the columns, once these have been read: no more can be."""
+        self.pool.positions.clear()
+        return self.pool.uids
 
     def _locate(self, name: str) -> tuple[ScoreTable, str] | None:
         for table in self._tables:

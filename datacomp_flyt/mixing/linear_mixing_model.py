@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import blocks, map_threads
 from datacomp_flyt.mixing.standardization import mean_and_std
+from datacomp_flyt.pool.file_arrays import beside
 
 _BLOCK = 1 << 16
 
@@ -84,7 +85,8 @@ def mix(
         means.append(mean)
         stds.append(std)
         if scores is None:
-            scores = np.full(len(values), model.bias)
+            scores = beside(values, np.float64)
+            scores += model.bias
         _add(scores, values, mean, model.weights[number] / std, num_workers)
         del values  # before the next column is read
     assert scores is not None, "a model has at least one column"

@@ -69,22 +69,22 @@ def beside(array: NDArray[Any], dtype: DTypeLike, length: int | None = None) -> 
 
 
 def compress(
-    arrays: tuple[NDArray[Any], ...], keep: Callable[[slice], NDArray[np.bool_]]
+    arrays: tuple[NDArray[Any], ...], keep: Callable[[NDArray[Any]], NDArray[np.bool_]]
 ) -> tuple[NDArray[Any], ...]:
     """The rows of equally long arrays that are to be kept; the arrays themselves if all are.
 
     Args:
         arrays: [M] each.
-        keep: which of some rows; asked twice.
+        keep: of some of the first array's values, which to keep; asked twice.
     """
     parts = blocks(len(arrays[0]), _BLOCK)
-    kept = [int(np.count_nonzero(keep(part))) for part in parts]
+    kept = [int(np.count_nonzero(keep(arrays[0][part]))) for part in parts]
     if sum(kept) == len(arrays[0]):
         return arrays
     fewer = tuple(beside(array, array.dtype, sum(kept)) for array in arrays)
     row = 0
     for part, number in zip(parts, kept, strict=True):
-        chosen = keep(part)
+        chosen = keep(arrays[0][part])
         for array, of in zip(fewer, arrays, strict=True):
             array[row : row + number] = of[part][chosen]
         row += number

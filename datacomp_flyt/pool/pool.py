@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +50,24 @@ class Pool:
         uids = np.empty(len(high), UID_DTYPE)
         uids["f0"], uids["f1"] = high, self.low[part]
         return uids
+
+
+@dataclass
+class FilePool:
+    """A pool whose uids come with its columns.
+
+    Attributes:
+        shards: the metadata files.
+        positions: none.
+        uids: `u8,u8` array [M], in a file; empty until columns have been read.
+    """
+
+    shards: list[ParquetShard]
+    positions: list[Positions] = field(default_factory=list)
+    uids: NDArray[np.void] = field(default_factory=lambda: np.empty(0, np.void))
+
+    def __len__(self) -> int:
+        return sum(shard.num_rows for shard in self.shards)
 
 
 def read_pool(metadata_dir: str, num_workers: int, progress: bool = True) -> Pool:

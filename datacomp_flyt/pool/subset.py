@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -225,19 +227,28 @@ def _times(number: float) -> str:
 
 
 def describe_counts(repeats: NDArray[np.integer]) -> list[str]:
-    """Facts about how often each example of a subset is drawn [n]."""
-    draws, most = int(repeats.sum()), int(repeats.max())
-    effective = draws**2 / float(np.square(repeats, dtype=np.float64).sum())
+    """Facts about how often each example of a subset is drawn [n]; those with 0 are not in it."""
+    tally: Counter[int] = Counter()
+    for block in blocks(len(repeats), _BLOCK):
+        values, numbers = np.unique(repeats[block], return_counts=True)
+        tally.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+    del tally[0]
+    distinct, most = sum(tally.values()), max(tally)
+    draws = sum(times * number for times, number in tally.items())
+    effective = draws**2 / sum(times**2 * number for times, number in tally.items())
     edges = [1, 2, 3, 4, 5, 10, 20, 50, 100, 1000]
     edges = [edge for edge in edges if edge <= most] + [most + 1]
-    histogram, _ = np.histogram(repeats, edges)
+    histogram = [
+        sum(number for times, number in tally.items() if low <= times < high)
+        for low, high in itertools.pairwise(edges)
+    ]
     spans = [
         (f"{low}" if high == low + 1 else f"{low}-{high - 1}") + f" times: {number:,}"
         for low, high, number in zip(edges, edges[1:], histogram, strict=False)
         if number
     ]
     return [
-        f"{draws:,} draws of {len(repeats):,} examples, each at most {most:,} times",
+        f"{draws:,} draws of {distinct:,} examples, each at most {most:,} times",
         f"effective number of examples {effective:,.0f}",
         "drawn " + "; ".join(spans),
     ]

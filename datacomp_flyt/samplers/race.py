@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import blocks, map_threads
+from datacomp_flyt.pool.file_arrays import beside
 from datacomp_flyt.samplers.clocks import BLOCK, ClockPool, Clocks, Floats, exponentials
 
 _INSIDE = 1 << 16  # rings that are cheap to collect
@@ -198,7 +199,7 @@ def _race(
     pool: ClockPool, num_samples: int, low: float, high: float, most_inside: int, num_workers: int
 ) -> NDArray[np.int32]:
     """Counts [M] of the `num_samples` earliest rings, the last of which is in (low, high]."""
-    counts = np.zeros(len(pool), np.int32)
+    counts = beside(pool.scores, np.int32)
     below, inside, lock = 0, 0, threading.Lock()
 
     def run(block: slice) -> Rings:
@@ -218,7 +219,7 @@ def _race(
         raise _Missed
     rings = Rings.concatenate(parts)
     last = rings.earliest(num_samples - below, pool.uids)
-    np.add.at(counts, last, np.ones(len(last), np.int32))
+    np.add.at(counts, np.sort(last), np.ones(len(last), np.int32))
     return counts
 
 

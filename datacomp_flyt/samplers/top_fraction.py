@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.file_arrays import beside, select
 from datacomp_flyt.samplers.checks import check_pool
+
+_BLOCK = 1 << 20
 
 
 def top_fraction_counts(
@@ -51,11 +55,14 @@ def top_fraction_counts(
         raise InputError(
             f"fraction {fraction} of {pool_size:,} examples keeps none: raise --fraction"
         )
-    threshold = np.partition(scores, len(scores) - number)[len(scores) - number]
-    if keep_ties:
-        return np.asarray(scores >= threshold, np.int32)
-    kept = scores > threshold
-    tied = np.flatnonzero(scores == threshold)
-    order = np.lexsort((uids["f1"][tied], uids["f0"][tied]))
-    kept[tied[order[: number - np.count_nonzero(kept)]]] = True
-    return np.asarray(kept, np.int32)
+    threshold = select(scores, len(scores) - number)
+    counts, tied = beside(scores, np.int32), []
+    for part in blocks(len(scores), _BLOCK):
+        counts[part] = scores[part] >= threshold if keep_ties else scores[part] > threshold
+        tied.append(np.flatnonzero(scores[part] == threshold) + part.start)
+    if not keep_ties:
+        places = np.concatenate(tied)
+        left = number - int(counts.sum(dtype=np.int64))
+        order = np.lexsort((uids["f1"][places], uids["f0"][places]))
+        counts[np.sort(places[order[:left]])] = 1
+    return counts

@@ -1,0 +1,71 @@
+"""Score columns of a pool that is larger than memory: sorted and joined in files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datacomp_flyt.engines.engine import Engine
+from datacomp_flyt.mixing.columns import Columns
+from datacomp_flyt.pool.parquet import ParquetShard, open_shards
+from datacomp_flyt.pool.pool import FilePool
+from datacomp_flyt.pool.score_table import column_dtype
+from datacomp_flyt.pool.sorted_files import Group, sort_into_files
+
+
+class FileColumns(Columns):
+    """The same columns, as arrays in files."""
+
+    def __init__(
+        self,
+        metadata_dir: str,
+        scores_dir: str | None,
+        num_workers: int,
+        allow_partial: bool,
+        drop_nonfinite: bool,
+        folder: Path,
+        engine: Engine,
+    ) -> None:
+        """
+        Args:
+            metadata_dir, scores_dir, num_workers, allow_partial, drop_nonfinite: as of Columns.
+            folder: for the files.
+            engine: of the sorting.
+        """
+        self.in_files = FilePool(open_shards(metadata_dir, "--metadata_dir", num_workers))
+        super().__init__(
+            self.in_files, metadata_dir, scores_dir, num_workers, allow_partial, drop_nonfinite
+        )
+        self._folder, self._engine = folder, engine
+
+    def read(self, names: Sequence[str]) -> Iterator[NDArray[np.floating]]:
+        """Columns [M] in the order of the pool, all sorted before the first comes."""
+        everything = Group(self._tables[-1].name, tuple(self.in_files.shards), {})
+        groups = {self._key(everything.name, everything.shards): everything}
+        keys = []
+        for name in names:
+            place = self._locate(name)
+            assert place is not None, "find() comes before read()"
+            table, column = place
+            files = table.files_of(column)
+            key = self._key(table.name, files)
+            group = groups.setdefault(key, Group(table.name, files, {}))
+            columns = {**group.columns, column: column_dtype(files, column)}
+            groups[key] = replace(group, columns=columns)
+            keys.append((key, column))
+        found = sort_into_files(
+            list(groups.values()), self._folder, self._engine, self._allow_partial,
+            self._drop_nonfinite,
+        )  # fmt: skip
+        self.in_files.uids = found.uids
+        numbers = {key: number for number, key in enumerate(groups)}
+        for key, column in keys:
+            yield found.columns[numbers[key], column]
+
+    @staticmethod
+    def _key(name: str, files: Sequence[ParquetShard]) -> tuple[str, ...]:
+        return (name, *(file.path for file in files))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,63 @@ def compress(
             array[row : row + number] = of[part][chosen]
         row += number
     return fewer
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some values that a shelf has, their number, and where they are: here, or in its file."""
+
+    length: int
+    values: NDArray[Any] | None
+    start: int = 0
+
+
+class Shelf:
+    """Arrays put aside: in memory, or where `beside` would put one.
+
+    Attributes:
+        in_memory: whether it is there.
+    """
+
+    def __init__(self, array: NDArray[Any], dtype: DTypeLike) -> None:
+        """
+        Args:
+            array: beside which to be.
+            dtype: of what is put here.
+        """
+        folder = _folder_of(array)
+        self.in_memory = folder is None
+        self._folder, self._dtype = folder, np.dtype(dtype)
+        # closed with the shelf
+        self._file = None if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._size = 0
+
+    def put(self, values: NDArray[Any]) -> Piece:
+        """Put a copy aside.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        if self._file is None:
+            return Piece(len(values), values.copy())
+        start, content = self._size, np.ascontiguousarray(values).tobytes()
+        try:
+            self._file.seek(start)
+            self._file.write(content)
+            self._file.flush()
+        except OSError as error:
+            raise InputError(f"{self._folder} cannot be written ({error.strerror})") from None
+        self._size += len(content)
+        return Piece(len(values), None, start)
+
+    def get(self, piece: Piece) -> NDArray[Any]:
+        """What was put aside."""
+        if piece.values is not None:
+            return piece.values
+        assert self._file is not None
+        self._file.seek(piece.start)
+        content = self._file.read(piece.length * self._dtype.itemsize)
+        return np.frombuffer(bytearray(content), self._dtype)
 
 
 def select(values: NDArray[np.floating], rank: int) -> float:

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from datacomp_flyt.engines.threads import blocks, map_threads
+from datacomp_flyt.pool.file_arrays import Piece, Shelf, beside, select
 from datacomp_flyt.samplers.clocks import BLOCK, ClockPool, Clocks, Floats, exponentials
 from datacomp_flyt.samplers.race import Rings, search_log_time
 
@@ -33,6 +34,8 @@ _TIMER = np.dtype(
     [("time", "f8"), ("log_rate", "f8"), ("key", "u8"), ("example", "u4"), ("rings", "u4")]
 )
 _RAW = np.dtype(f"V{_TIMER.itemsize}")
+_COUNT = np.dtype([("example", "u4"), ("rings", "u4")])
+_RANGE_BITS = 24
 _SLAB = 16 * BLOCK  # examples whose first timers are in memory twice
 _MOST = float(np.finfo(np.float64).max)
 _LEAST_IN_BUCKET = 1 << 12  # rings; fewer are not worth a list entry
@@ -62,7 +65,7 @@ def round_counts(
         int32 array [M] that sums to `num_samples`.
     """
     # times are kept relative to a typical score, for a float's precision lies near zero
-    origin = float(np.partition(scores, len(scores) // 2)[len(scores) // 2])
+    origin = select(scores, len(scores) // 2)
     pool = ClockPool(scores, uids, repetition_penalty, num_samples, seed, origin)
     sample = pool.sample()
     share = len(sample) / len(pool)
@@ -73,7 +76,8 @@ def round_counts(
 
     start = min(max(start, -_MOST), stop)  # the same number of rings has a first and a last time
     width = stop - start
-    calendar = _Calendar(start, stop, num_buckets)
+    shelf = Shelf(scores, _RAW)
+    calendar = _Calendar(start, stop, num_buckets, shelf)
     due = _concatenate(
         [calendar.put(part) for part in _first_timers(pool, -math.inf, stop, num_workers)]
     )
@@ -88,7 +92,7 @@ def round_counts(
             next_first = _next_first_time(pool, stop, num_workers)
             start = min([next_first, *(float(part.view(_TIMER)["time"].min()) for part in beyond)])
             before, stop = stop, min(start + width, _MOST)
-            calendar = _Calendar(start, stop, num_buckets)
+            calendar = _Calendar(start, stop, num_buckets, shelf)
             waking = (*beyond, *_first_timers(pool, before, stop, num_workers))
             due = _concatenate([due, *(calendar.put(part) for part in waking)])
             due = calendar.fill(due, wanted)
@@ -102,10 +106,30 @@ def round_counts(
         due = _concatenate([due, calendar.put(ringing)])
 
     bar.close()
-    counts = np.zeros(len(pool), np.int32)
-    for timers in itertools.chain([due], calendar.waiting()):
-        counts[timers["example"]] = timers["rings"]
+    counts = beside(scores, np.int32)
+    _write_counts(counts, itertools.chain([due], calendar.waiting()))
     return counts
+
+
+def _write_counts(counts: NDArray[np.int32], parts: Iterable[Timers]) -> None:
+    """How often clocks have rung; in a file range by range, for pages in any order are slow."""
+    shelf = Shelf(counts, _COUNT)
+    ranges: dict[int, list[Piece]] = {}
+    for timers in parts:
+        if shelf.in_memory:
+            counts[timers["example"]] = timers["rings"]
+            continue
+        found = np.empty(len(timers), _COUNT)
+        found["example"], found["rings"] = timers["example"], timers["rings"]
+        found.sort(order="example")
+        numbers = found["example"] >> np.uint32(_RANGE_BITS)
+        ends = np.flatnonzero(np.diff(numbers.astype(np.int64), append=-1)) + 1
+        for begin, end in itertools.pairwise([0, *ends.tolist()]):
+            ranges.setdefault(int(numbers[begin]), []).append(shelf.put(found[begin:end]))
+    for _, pieces in sorted(ranges.items()):
+        for piece in pieces:
+            found = shelf.get(piece)
+            counts[found["example"]] = found["rings"]
 
 
 def _first_timers(pool: ClockPool, low: float, high: float, num_workers: int) -> Iterator[Timers]:
@@ -181,15 +205,16 @@ def _earliest(
 class _Calendar:
     """Timers in buckets of equal width in log time from `start` to `stop`, and those beyond."""
 
-    def __init__(self, start: float, stop: float, num_buckets: int) -> None:
+    def __init__(self, start: float, stop: float, num_buckets: int, shelf: Shelf) -> None:
         self._start, self._stop, self._num_buckets = start, stop, num_buckets
-        self._buckets: list[list[Timers]] = [[] for _ in range(num_buckets + 1)]
+        self._shelf = shelf
+        self._buckets: list[list[Piece]] = [[] for _ in range(num_buckets + 1)]
         self._next = 0
 
     @property
     def beyond(self) -> list[Timers]:
         """Timers after `stop`."""
-        return self._buckets[-1]
+        return [self._shelf.get(piece) for piece in self._buckets[-1]]
 
     def put(self, timers: Timers) -> Timers:
         """Lay timers into their buckets; those whose bucket was taken out already come back."""
@@ -207,7 +232,7 @@ class _Calendar:
         due = timers[:begin].view(_TIMER)
         for number, end in zip(numbers[ends - 1].tolist(), ends.tolist(), strict=True):
             if number >= self._next:
-                self._buckets[number].append(timers[begin:end].copy())
+                self._buckets[number].append(self._shelf.put(timers[begin:end]))
                 begin = end
         return due
 
@@ -215,12 +240,14 @@ class _Calendar:
         """`due` and the timers of the next buckets, until there are `wanted` or no more."""
         taken, length = [due.view(_RAW)], len(due)
         while length < wanted and self._next < self._num_buckets:
-            taken += self._buckets[self._next]
-            length += sum(map(len, self._buckets[self._next]))
+            taken += [self._shelf.get(piece) for piece in self._buckets[self._next]]
+            length += sum(piece.length for piece in self._buckets[self._next])
             self._buckets[self._next] = []
             self._next += 1
         return np.concatenate(taken).view(_TIMER)
 
     def waiting(self) -> Iterator[Timers]:
         """All timers inside, bucket by bucket."""
-        return (_concatenate(bucket) for bucket in self._buckets if bucket)
+        for bucket in self._buckets:
+            if bucket:
+                yield _concatenate([self._shelf.get(piece) for piece in bucket])

@@ -87,6 +87,8 @@ def _open_columns(args: argparse.Namespace) -> Columns:
     allowed = (args.allow_partial_scores, args.drop_nonfinite)
     if args.work_dir is None:
         return Columns(read_pool(args.metadata_dir, args.num_workers), *places, *allowed)
+    if "://" in args.work_dir:
+        raise InputError(f"--work_dir {args.work_dir} is a cloud path: name a local folder")
     engine = ProcessEngine(args.num_workers, "cpu")
     return FileColumns(*places, *allowed, Path(args.work_dir), engine)
 

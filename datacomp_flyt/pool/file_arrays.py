@@ -6,12 +6,14 @@ the same for both kinds of array, and so are the numbers.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -24,16 +26,21 @@ _BITS = 16  # of a histogram
 
 
 def open_array(path: Path, length: int, dtype: DTypeLike) -> NDArray[Any]:
-    """A new array in a .npy file, of zeros, whose room on the disk is reserved.
+    """A new array in a .npy file, of zeros, which is there only once its room is reserved.
 
     Raises:
         InputError: the disk is full, or the place cannot be written.
     """
+    unfinished = path.with_name(f".{path.name}")
     try:
-        array = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (length,))
-        with path.open("r+b") as file:
-            _reserve(file.fileno(), path.stat().st_size)
+        np.lib.format.open_memmap(unfinished, "w+", np.dtype(dtype), (length,))
+        with unfinished.open("r+b") as file:
+            _reserve(file.fileno(), unfinished.stat().st_size)
+        os.replace(unfinished, path)
+        array: NDArray[Any] = np.lib.format.open_memmap(path, "r+")
     except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
     return array
 
@@ -113,13 +120,21 @@ class Shelf:
         Args:
             array: beside which to be.
             dtype: of what is put here.
+
+        Raises:
+            InputError: the folder cannot be written.
         """
         folder = _folder_of(array)
         self.in_memory = folder is None
         self._folder, self._dtype = folder, np.dtype(dtype)
-        # closed with the shelf
-        self._file = None if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._size = 0
+        self._file = None
+        if folder is not None:
+            try:
+                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            except OSError as error:
+                raise InputError(f"{folder} cannot be written ({error.strerror})") from None
+            weakref.finalize(self, _close, self._file)
 
     def put(self, values: NDArray[Any]) -> Piece:
         """Put a copy aside.
@@ -191,6 +206,11 @@ def _of_ordered_bits(bits: int, dtype: np.dtype[Any]) -> float:
     sign = 1 << (width - 1)
     of = bits ^ sign if bits & sign else ~bits & ((1 << width) - 1)
     return float(np.array(of, f"u{dtype.itemsize}").view(dtype)[()])
+
+
+def _close(file: IO[bytes]) -> None:
+    with contextlib.suppress(OSError):  # what a full disk did not take
+        file.close()
 
 
 def _reserve(handle: int, size: int) -> None:

@@ -55,7 +55,9 @@ class ParquetShard:
         """
         with _readable(self.path), _open(self.fs, self.path) as file:
             for batch in file.iter_batches(_BATCH, columns=list(columns), use_threads=False):
-                yield batch.select(list(columns))
+                places = [batch.schema.get_field_index(column) for column in columns]
+                arrays = [batch.column(place) for place in places]
+                yield pa.RecordBatch.from_arrays(arrays, list(columns))
 
 
 def open_shards(

@@ -29,7 +29,7 @@ from datacomp_flyt.pool import join_errors
 from datacomp_flyt.pool.file_arrays import open_array
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import sort_uids
-from datacomp_flyt.pool.subset import atomic_write
+from datacomp_flyt.pool.subset import atomic_write, check_save_path
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uid_slices import Rows, read_slice, write_run
 from datacomp_flyt.pool.uids import UID_DTYPE, InvalidUid, decode_uids, format_uid
@@ -146,7 +146,7 @@ def sort_into_files(
     if not pool_size:
         raise InputError(f"{groups[0].name} holds no example: all files are empty")
     layout = Layout(folder, groups, min(-(-pool_size // rows_at_once), _MOST_SLICES))
-    layout.check_job()
+    layout.check_job(rows_at_once)
     dealt = _deal_all(layout, engine, rows_at_once)
     faults = _sort_all(layout, engine, dealt)
     layout.complain(faults, pool_size, allow_partial, drop_nonfinite)
@@ -171,8 +171,8 @@ class Layout:
         return self.folder / "uids.npy"
 
     def columns(self) -> dict[tuple[int, str], Path]:
-        """By number of the group and name of the column."""
-        keys = [(n, name) for n, group in enumerate(self.groups) for name in group.columns]
+        """By number of the group and name of the column, the same whatever the columns' order."""
+        keys = [(n, name) for n, group in enumerate(self.groups) for name in sorted(group.columns)]
         return {key: self.folder / f"column_{n}.npy" for n, key in enumerate(keys)}
 
     def run(self, key: str, number: int) -> Path:
@@ -183,13 +183,14 @@ class Layout:
         """What is known of a part or a slice that is done."""
         return self.folder / "done" / f"{key}.json"
 
-    def check_job(self) -> None:
+    def check_job(self, rows: int) -> None:
         """Make the folders, and note what the job is.
 
         Raises:
-            InputError: they are another job's, or of files that have changed since.
+            InputError: they cannot be made, or are of another job or of files that have changed.
         """
         job = {
+            "rows": rows,
             "slices": self.num_slices,
             "groups": [
                 {
@@ -199,9 +200,9 @@ class Layout:
                 for group in self.groups
             ],
         }
+        path = check_save_path(self.folder / "job.json", "--work_dir")
         for name in ("dealt", "done"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        path = self.folder / "job.json"
+            (self.folder / name).mkdir(exist_ok=True)
         if path.exists():
             if json.loads(path.read_text()) != job:
                 raise InputError(
@@ -247,8 +248,7 @@ def _deal_all(layout: Layout, engine: Engine, rows: int) -> list[dict[str, list[
     left = {key: part for key, part in items.items() if not layout.note(key).exists()}
     _run(
         engine, functools.partial(_dealer, layout.folder, layout.num_slices, rows), left, "dealing",
-        lambda key, counts: layout.write_note(key, counts),
-        {key: part.num_rows for key, part in left.items()},
+        layout.write_note, {key: part.num_rows for key, part in left.items()},
     )  # fmt: skip
     found: list[dict[str, list[list[int]]]] = [{} for _ in layout.groups]
     for key in items:
@@ -269,18 +269,19 @@ def _sort_all(
     arrays = {layout.uids: UID_DTYPE}
     for (place, name), path in layout.columns().items():
         arrays[path] = layout.groups[place].columns[name]
-    for path, dtype in arrays.items():
-        if not path.exists():
-            open_array(path, int(ends[-1]), dtype)
     items = {
         f"slice-{number:05d}": (number, int(ends[number] - rows[number]))
         for number in range(layout.num_slices)
     }
     left = {key: item for key, item in items.items() if not layout.note(key).exists()}
+    for path, dtype in arrays.items():
+        if not path.exists():
+            if len(left) < len(items):  # some of it was there
+                raise InputError(f"{path} is gone: remove --work_dir {layout.folder} too")
+            open_array(path, int(ends[-1]), dtype)
     _run(
         engine, functools.partial(_sorter, layout, runs), left, "sorting",
-        lambda key, faults: layout.write_note(key, faults),
-        {key: int(rows[number]) for key, (number, _) in left.items()},
+        layout.write_note, {key: int(rows[number]) for key, (number, _) in left.items()},
     )  # fmt: skip
     faults: Faults = {}
     for key in items:
@@ -323,7 +324,7 @@ def _dealer(folder: Path, num_slices: int, rows: int, device: str) -> Callable[[
 def _runs(batches: Iterator[Rows], rows: int) -> Iterator[Rows]:
     """The same, in pieces of at least so many rows but for the last."""
     parts: list[Rows] = []
-    for batch in batches:
+    for batch in filter(len, batches):
         parts.append(batch)
         if sum(map(len, parts)) >= rows:
             yield Rows.concatenate(parts)

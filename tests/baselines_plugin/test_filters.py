@@ -84,6 +84,21 @@ def test_two_stages_of_other_columns(job: Job) -> None:
     assert job.subset_is(oracle.two_stage(*scores, 0.3, 0.1, job.pairs))
 
 
+def test_two_stages_of_examples_with_both_scores(tmp_path: Path) -> None:
+    scores = {name: values.copy() for name, values in POOL.scores.items() if name != "uid"}
+    gaps = np.argsort(-scores["negCLIPLoss"])[[3, 5, 20, 21]]  # of the best, and one stage each
+    scores["negCLIPLoss"][gaps[:2]] = np.nan
+    scores["normsim_inf"][gaps[2:]] = np.nan
+    job = Job(POOL._replace(scores={"uid": POOL.uids, **scores}), tmp_path).write(2, 3)
+    job.select(*TWO_STAGE, "--fraction", 0.2, "--drop_nonfinite")
+    both = np.isin(np.arange(120), gaps, invert=True)
+    pairs = [pair for pair, kept in zip(job.pairs, both, strict=True) if kept]
+    counts = np.zeros(120, np.int64)
+    stages = (scores["negCLIPLoss"][both], scores["normsim_inf"][both])
+    counts[both] = oracle.two_stage(*stages, 0.3, 0.2, pairs)
+    assert job.subset_is(counts)
+
+
 def test_more_than_the_first_stage_leaves(job: Job) -> None:
     code, _, stderr = in_process(*job.flags(*TWO_STAGE, "--fraction", 0.5))
     assert code == 2

@@ -151,7 +151,9 @@ def test_flags_at_fault(job: Job) -> None:
         (("--save_scoring_model", "m.safetensors"), "--save_scoring_model has no meaning"),
         (("--score", "FLYT"), "--score has no meaning"),
         (("--allow_missing_scores",), "--allow_missing_scores has no meaning"),
+        (("--work_dir", job.folder / "work"), "--work_dir is for methods that mix score columns"),
     ):
         assert_refused(in_process(*flyt(job, *SCS, *flags)), said)
+    assert not (job.folder / "work").exists()
     bare = job.flags("--name", "flyt", *SCS, table=False)
     assert_refused(in_process(*bare), "--name flyt wants --scoring_model")

@@ -52,6 +52,7 @@ def test_refusals(job: Job) -> None:
         (flags(job, run, "--sampling", "scs"), "--sampling"),
         (flags(job, run, "--num_samples", 5), "--num_samples"),
         (flags(job, run, "--score", "FLYT"), "--score"),
+        (flags(job, run, "--work_dir", job.folder / "work"), "--work_dir is for methods that mix"),
         (job.flags("--name", "scs", "--run_dir", run), "--run_dir"),
     ]
     (run / "finished.json").rename(run / "hidden")
@@ -60,6 +61,7 @@ def test_refusals(job: Job) -> None:
     for words, named in cases:
         assert_refused(words, named)
     assert not job.save_path.exists()
+    assert not (job.folder / "work").exists()
     (run / "mix.npy").write_bytes((run / "mix.npy").read_bytes()[:-16])
     assert_refused(flags(job, run), "is not the mix")
 

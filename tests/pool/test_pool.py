@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,33 @@ def test_columns_come_whole_and_in_order_from_several_row_groups(tmp_path: Path)
     values = np.concatenate([b.to_numpy() for b in shard.batches("clip_l14_similarity_score")])
     assert np.array_equal(values, METADATA["clip_l14_similarity_score"])
     assert read(tmp_path).uids.tobytes() == sorted_uids(UIDS).tobytes()
+
+
+@pytest.mark.parametrize("columns", [("uid",), ("clip_l14_similarity_score", "uid", "text")])
+def test_rows_have_the_columns_in_the_order_asked_for(
+    tmp_path: Path, columns: tuple[str, ...]
+) -> None:
+    write_parquet(tmp_path / "a.parquet", METADATA, row_group_size=7)
+    (shard,) = open_shards(str(tmp_path), "--scores_dir", 1)
+    batches = list(shard.rows(columns))
+    assert all(batch.schema.names == list(columns) for batch in batches)
+    for number, name in enumerate(columns):
+        found = [value for batch in batches for value in batch.column(number).to_pylist()]
+        assert found == list(METADATA[name])
+
+
+def test_the_version_of_a_file(tmp_path: Path, memory_folder: str) -> None:
+    path = Path(write_parquet(tmp_path / "a.parquet", METADATA))
+    (shard,) = open_shards(str(tmp_path), "--scores_dir", 1)
+    version = shard.version()
+    assert version == shard.version()
+    assert version[0] == path.stat().st_size
+    os.utime(path, (1, 1))
+    assert shard.version() != version
+    path.unlink()
+    assert str(path) in refusal(shard.version)
+    (cloud,) = open_shards(write_files(memory_folder, METADATA), "--scores_dir", 1)
+    assert cloud.version()[0] == cloud.fs.size(cloud.path)
 
 
 def test_sub_folders_are_read_only_where_asked(folder: Path) -> None:

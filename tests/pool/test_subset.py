@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datacomp_flyt.pool import subset
 from datacomp_flyt.pool.subset import (
     atomic_write,
     check_save_path,
@@ -204,6 +205,18 @@ def test_effective_number_and_histogram(counts: list[int], effective: str, spans
     assert facts[0].startswith(f"{sum(counts):,} draws of {len(counts):,} examples")
     assert facts[1] == f"effective number of examples {effective}"
     assert facts[2].endswith(spans)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+def test_facts_of_a_pool_are_those_of_what_was_drawn(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = np.random.default_rng(3).poisson(0.7, 100).astype(np.int32) ** 3
+    drawn = counts[counts > 0]
+    wanted = describe_counts(np.sort(drawn))
+    assert f" of {len(drawn)} examples" in wanted[0]
+    monkeypatch.setattr(subset, "_BLOCK", block)
+    assert describe_counts(counts) == wanted
 
 
 @settings(max_examples=50, deadline=None)

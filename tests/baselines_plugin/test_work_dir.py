@@ -1,0 +1,214 @@
+"""`--work_dir`: every output byte for byte that of the same command in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from baselines_plugin import methods, run
+from datacomp_flyt.mixing import columns_in_files
+from datacomp_flyt.pool import file_arrays, subset
+from datacomp_flyt.pool.sorted_files import sort_into_files
+from datacomp_flyt.samplers import race, rounds, top_fraction
+from tests.baselines_plugin.job import Job, in_process
+from tests.baselines_plugin.test_bad_input import assert_refused
+from tests.conftest import PUBLISHED, make_pool, take, write_files
+from tests.engines.here import Here
+
+EXAMPLES = 2_000
+POOL = make_pool(EXAMPLES, seed=1)
+OUTPUTS = ("subset.npy", "scores.parquet", "model.safetensors")
+ON_FLYT = ("--score", "FLYT")
+SCS = ("--name", "scs", *ON_FLYT, "--num_samples", 3000, "--repetition_penalty", 0.4)
+ROUNDS = (*SCS, "--sampling_batch_size", 40)
+TOP = ("--name", "top_fraction", *ON_FLYT, "--fraction", 0.3)
+M_FLYT = ("--name", "m_flyt", "--scoring_model", "paper", *SCS[4:])
+TWO_STAGE = ("--name", "neg_clip_loss_norm_sim", "--sampling", "top_fraction", "--fraction", 0.2)
+COMMANDS: dict[str, tuple[object, ...]] = {
+    "scs": SCS,
+    "scs G 40": ROUNDS,
+    "scs all": (*SCS, "--sampling_batch_size", EXAMPLES),
+    "hcs": ("--name", "hcs", *ON_FLYT, "--num_samples", 3000, "--frequency_limit", 5),
+    "no_cap": ("--name", "no_cap", *ON_FLYT, "--num_samples", 3000),
+    "top_fraction": TOP,
+    "top_fraction with ties": (*TOP, "--keep_ties"),
+    "m_flyt": M_FLYT,
+    "m_flyt G 40": (*M_FLYT, "--sampling_batch_size", 40),
+    "sum": ("--name", "sum", "--score_columns", "vas", "vit-l-14", *SCS[4:]),
+    "in_weighted_sum": ("--name", "in_weighted_sum", *SCS[4:]),
+    "two stages": TWO_STAGE,
+    "two stages scs": (*TWO_STAGE[:2], *SCS[4:]),
+    "two stages G 40": (*TWO_STAGE[:2], *ROUNDS[4:]),
+}
+GAPS = ("--allow_partial_scores", "--drop_nonfinite")
+
+
+def spoilt() -> dict[str, object]:
+    """The scores of most of the pool, with ties, and a few that are no numbers."""
+    scores = dict(POOL.scores)
+    scores["FLYT"] = np.round(scores["FLYT"], 1)
+    scores["vas"] = np.arange(EXAMPLES) % 7
+    for seed, name in enumerate(("FLYT", "negCLIPLoss", "normsim_inf")):
+        scores[name] = scores[name].copy()
+        places = np.random.default_rng(seed).choice(EXAMPLES, 9, replace=False)
+        scores[name][places] = [np.nan, np.inf, -np.inf] * 3
+    return take(scores, [row for row in range(EXAMPLES) if row % 31])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    scores = {**POOL.scores, "FLYT": np.round(POOL.scores["FLYT"], 1)}
+    scores["vas"] = np.arange(EXAMPLES) % 7
+    return Job(POOL._replace(scores=scores), tmp_path_factory.mktemp("whole")).write(3, 4)
+
+
+@pytest.fixture(scope="module")
+def gaps(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return Job(POOL._replace(scores=spoilt()), tmp_path_factory.mktemp("gaps")).write(3, 4)
+
+
+@contextlib.contextmanager
+def small_slices() -> Iterator[Here]:
+    """No workers, slices of 150 rows, small blocks, and rounds counted in ranges of 256."""
+    engine = Here()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "ProcessEngine", lambda num_workers, device: engine)
+        small = functools.partial(sort_into_files, rows_at_once=150)
+        patch.setattr(columns_in_files, "sort_into_files", small)
+        for module in (methods, file_arrays, subset, top_fraction):
+            patch.setattr(module, "_BLOCK", 64)
+        for module in (race, rounds):
+            patch.setattr(module, "BLOCK", 100)
+        for name, value in {"_SLAB": 400, "_RANGE_BITS": 8, "_LEAST_IN_BUCKET": 30}.items():
+            patch.setattr(rounds, name, value)
+        yield engine
+
+
+def outputs(job: Job, folder: Path, *flags: object) -> tuple[dict[str, bytes], str]:
+    """Everything that is saved, and what is said but for the places."""
+    folder.mkdir(exist_ok=True)
+    wanted = ["--save_path", folder / OUTPUTS[0], "--save_scores", folder / OUTPUTS[1]]
+    if flags[1] in ("m_flyt", "sum", "in_weighted_sum"):
+        wanted += ["--save_scoring_model", folder / OUTPUTS[2]]
+    words = [str(word) for word in (*job.flags(*flags), *wanted)]
+    code, said, errors = in_process(*words)
+    assert (code, errors) == (0, "")
+    found = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return found, re.sub(r"saved .*", "", said)
+
+
+# ---------------------------------------------------------------------- the same subsets
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_bytes_of_the_whole_pool(whole: Job, tmp_path: Path, case: str) -> None:
+    flags = COMMANDS[case]
+    wanted = outputs(whole, tmp_path / "memory", *flags)
+    with small_slices() as engine:
+        found = outputs(whole, tmp_path / "files", *flags, "--work_dir", tmp_path / "work")
+    assert found == wanted
+    assert len(wanted[0]) in (2, 3)
+    assert sum(name.startswith("slice") for name in engine.names) == 14
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_bytes_of_a_pool_with_gaps(gaps: Job, tmp_path: Path, case: str, workers: int) -> None:
+    flags: tuple[object, ...] = (*COMMANDS[case], *GAPS, "--num_workers", workers)
+    if case == "scs all":
+        flags = (*flags, "--sampling_batch_size", 1500)
+    wanted = outputs(gaps, tmp_path / "memory", *flags)
+    with small_slices():
+        found = outputs(gaps, tmp_path / "files", *flags, "--work_dir", tmp_path / "work")
+    assert found == wanted
+    assert "leaving out" in wanted[1]
+
+
+@pytest.mark.parametrize("allowed", [(), GAPS[:1], GAPS[1:]])
+def test_gaps_are_refused_alike(gaps: Job, tmp_path: Path, allowed: tuple[str, ...]) -> None:
+    flags = (*gaps.flags(*SCS), *allowed)
+    memory = in_process(*flags)
+    with small_slices():
+        files = in_process(*flags, "--work_dir", str(tmp_path / "work"))
+    assert_refused(files, "'FLYT'")
+    sentences = [re.split(", (?:the first|one of them) in", o.stderr)[0] for o in (memory, files)]
+    assert sentences[0] == sentences[1]
+    assert not gaps.save_path.exists()
+
+
+def test_tables_of_one_column_each_and_of_the_metadata(tmp_path: Path) -> None:
+    job = Job(POOL, tmp_path).write(2, 1)
+    for file in job.scores.iterdir():
+        file.unlink()
+    for seed, name in enumerate(PUBLISHED[2:]):
+        columns = {key: POOL.scores[key] for key in ("uid", name)}
+        write_files(job.scores / name, columns, parts=1 + seed % 3, seed=seed)
+    wanted = outputs(job, tmp_path / "memory", *M_FLYT)
+    with small_slices() as engine:
+        found = outputs(job, tmp_path / "files", *M_FLYT, "--work_dir", tmp_path / "work")
+    assert found == wanted
+    groups = {name.split("-")[0] for name in engine.names}
+    assert groups == {"slice", *map(str, range(11))}  # of the metadata, and ten columns'
+
+
+def test_with_workers(whole: Job, tmp_path: Path) -> None:
+    """As people run it: one slice, in a process of its own."""
+    wanted = outputs(whole, tmp_path / "memory", *ROUNDS)
+    assert outputs(whole, tmp_path / "files", *ROUNDS, "--work_dir", tmp_path / "work") == wanted
+    found = sorted(path.name for path in (tmp_path / "work").iterdir())
+    assert found == ["column_0.npy", "dealt", "done", "job.json", "uids.npy"]
+
+
+# ------------------------------------------------------------------------------------ again
+
+
+def test_another_sampling_of_the_same_folder(
+    whole: Job, tmp_path: Path, files_in: Callable[[], dict[str, bytes]]
+) -> None:
+    def in_work() -> dict[str, bytes]:
+        return {name: found for name, found in files_in().items() if name.startswith("work")}
+
+    work = ("--work_dir", tmp_path / "work")
+    with small_slices() as engine:
+        outputs(whole, tmp_path / "first", *SCS, *work)
+    assert engine.names
+    before = in_work()
+    for case in ("scs G 40", "hcs", "no_cap", "top_fraction", "scs"):
+        wanted = outputs(whole, tmp_path / "memory", *COMMANDS[case])
+        with small_slices() as engine:
+            assert outputs(whole, tmp_path / "files", *COMMANDS[case], *work) == wanted
+        assert engine.names == []
+    assert in_work() == before, "a sampling changes nothing and leaves nothing there"
+
+
+def test_columns_in_another_order(whole: Job, tmp_path: Path) -> None:
+    """What the first stage reads and what the second reads is not mixed up."""
+    for names in (("FLYT", "DFN-FT"), ("DFN-FT", "FLYT")):
+        flags = (*TWO_STAGE, "--score_columns", *names)
+        wanted = outputs(whole, tmp_path / "memory", *flags)
+        with small_slices():
+            found = outputs(whole, tmp_path / "files", *flags, "--work_dir", tmp_path / "work")
+        assert found == wanted
+
+
+def test_another_column_in_the_same_folder(whole: Job, tmp_path: Path) -> None:
+    work = ("--work_dir", tmp_path / "work")
+    with small_slices():
+        outputs(whole, tmp_path / "files", *SCS, *work)
+        outcome = in_process(*whole.flags(*SCS, "--score", "DFN-FT", *work))
+    assert_refused(outcome, f"--work_dir {tmp_path / 'work'}", "other files or columns")
+    assert not whole.save_path.exists()
+
+
+def test_places_that_are_no_folder(whole: Job, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"a file")
+    for place in (tmp_path / "file", tmp_path / "file" / "below", "memory://bucket/work"):
+        outcome = in_process(*whole.flags(*SCS, "--work_dir", place))
+        assert_refused(outcome, f"--work_dir {place}")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,146 @@
+"""Sorting into files that was killed, or whose disk was full, goes on; and workers may end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datacomp_flyt.engines.processes import ProcessEngine
+from datacomp_flyt.pool.parquet import ParquetShard, open_shards
+from datacomp_flyt.pool.sorted_files import Group, SortedFiles, sort_into_files
+from tests.conftest import ROWS, refusal
+from tests.engines.here import Here, Killed
+from tests.pool.sorted_job import CLIP, Job, Read
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path).write()
+
+
+# ------------------------------------------------------------------------------ going on
+
+
+def assert_done(job: Job, found: Read) -> None:
+    assert found == job.in_memory("a", "b", CLIP)
+    assert not list((job.work / "dealt").iterdir())
+    engine = Here()
+    assert job.in_files("a", "b", CLIP, engine=engine) == found
+    assert engine.names == []
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_killed_anywhere(job: Job, seed: int) -> None:
+    """After any number of parts and slices, whose notes may be lost; then to the end."""
+    rng, names = np.random.default_rng(seed), ("a", "b", CLIP)
+    done: set[str] = set()
+    for most in rng.integers(1, 8, 2):
+        engine = Here(int(most))
+        with pytest.raises(Killed):
+            job.in_files(*names, engine=engine)
+        assert not done & set(engine.names)
+        done = {path.stem for path in (job.work / "done").iterdir()}
+        lost = rng.permutation(sorted(done))[: rng.integers(0, 3)].tolist()
+        for name in lost:
+            (job.work / "done" / f"{name}.json").unlink()
+        done -= set(lost)
+    for path in (job.work / "dealt").iterdir():
+        if path.name.rpartition("-")[0] not in done:  # its part was half done
+            path.unlink() if seed % 2 else path.write_bytes(b"no run")
+    (job.work / "dealt" / ".0-000000-0.safetensors.x7").write_bytes(b"half a run")
+    engine = Here()
+    assert_done(job, job.in_files(*names, engine=engine))
+    assert not done & set(engine.names)
+
+
+def test_slices_that_were_half_sorted(job: Job) -> None:
+    """What a slice is sorted from stays until all are."""
+    with pytest.raises(Killed):
+        job.in_files("a", "b", CLIP, engine=Here(14))
+    slices = list((job.work / "done").glob("slice-*"))
+    assert len(slices) > 1
+    for path in slices:
+        path.unlink()
+    for path in job.work.glob("*.npy"):
+        content = path.read_bytes()
+        path.write_bytes(content[:128] + b"\xff" * (len(content) - 128))
+    assert_done(job, job.in_files("a", "b", CLIP))
+
+
+def test_a_disk_that_was_full(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int, offset: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    reserve = os.posix_fallocate
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert "cannot be written (No space left" in refusal(job.in_files, "a", "b", CLIP)
+    assert not list(job.work.rglob("*.npy"))
+    reserved: list[int] = []
+    monkeypatch.setattr(
+        os, "posix_fallocate", lambda *of: (reserved.append(of[2]), reserve(*of))[1]
+    )
+    assert_done(job, job.in_files("a", "b", CLIP))
+    assert sorted(reserved) == [128 + 4 * ROWS, *[128 + 8 * ROWS] * 2, 128 + 16 * ROWS]
+
+
+def test_a_file_that_is_gone_at_the_end(job: Job) -> None:
+    """Never a column of zeros."""
+    job.in_files("a")
+    (job.work / "column_0.npy").unlink()
+    assert str(job.work) in refusal(job.in_files, "a")
+
+
+# ------------------------------------------------------------------------------- workers
+
+
+class KillsOnce(ParquetShard):
+    """A file whose first reader is killed."""
+
+    def rows(self, columns: Sequence[str]) -> Any:
+        mark = Path(self.path).with_suffix(".read")
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().rows(columns)
+
+
+class Noting(ProcessEngine):
+    """Keeps what came of the items."""
+
+    def run(self, make: Any, items: Any) -> Any:
+        for outcome in super().run(make, items):
+            self.outcomes = [*getattr(self, "outcomes", []), (outcome.item[0], outcome.error)]
+            yield outcome
+
+
+def test_a_killed_worker_costs_its_part_only(job: Job) -> None:
+    shards = open_shards(str(job.metadata), "--metadata_dir", 1)
+    kills = KillsOnce(shards[1].fs, shards[1].path, shards[1].num_rows, shards[1].types)
+    group = Group("pool", (shards[0], kills, shards[2]), {CLIP: np.dtype("f4")})
+    engine = Noting(1, "cpu")
+    found = sort_into_files([group], job.work, engine, False, False, 40)
+    assert as_read(found) == job.in_memory(CLIP)
+    names = [name for name, _ in engine.outcomes]
+    lost = [name for name, error in engine.outcomes if error is not None]
+    assert lost == ["0-000001"]
+    assert sorted(names) == sorted([*(f"0-{n:06d}" for n in (0, 1, 1, 2)), *slice_names(3)])
+
+
+def slice_names(number: int) -> list[str]:
+    return [f"slice-{n:05d}" for n in range(number)]
+
+
+def as_read(found: SortedFiles) -> Read:
+    columns = [(values.dtype.name, values.tobytes()) for values in found.columns.values()]
+    return Read(found.uids.tobytes(), columns)
+
+
+def test_two_workers(job: Job) -> None:
+    found = job.in_files("a", "b", CLIP, engine=ProcessEngine(2, "cpu"))
+    assert_done(job, found)

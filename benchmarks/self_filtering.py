@@ -12,8 +12,8 @@ together that lead to a final model:
 A run of R rounds spends the same on each, and `last_share` on its last mix. Models go on from the
 weights of the round before, so the final one has seen TOTAL, with a learning rate that rises and
 falls anew in each training; `everything_in_rounds` is that without selection. `restarted` models
-begin anew. A seed decides pool and trainings; differences are paired by seed. Seed 0 is left out: the confident
-fraction and TOTAL were chosen with it.
+begin anew. A seed decides pool and trainings; differences are paired by seed. Seed 0 is left out:
+the confident fraction and TOTAL were chosen with it.
 
 Goes on where it was when killed. `--table` only makes the tables of what is there.
 """

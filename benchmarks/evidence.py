@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.measure import print_result, say
 from benchmarks.seeds import compare, table
+from datacomp_flyt.demo.evaluate import METRICS
 from datacomp_flyt.demo.experiment import (
     COLUMNS,
     UNFILTERED,

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from datacomp_flyt.scorers.clip_models import ClipModel, load_clip_model
+from datacomp_flyt.scorers.clip_models import ClipModel, load_clip_model, read_state_dict
 from tests.conftest import refusal
 from tests.flyt.runs import SMALL_MODEL
 
@@ -235,6 +235,16 @@ def test_a_checkpoint_cannot_run_code(
     message = refusal(load, config, tmp_path / "c.pt")
     assert "--reference_init" in message
     assert not marker.exists()
+
+
+@pytest.mark.skipif(torch.__version__ < "2.6", reason="from torch 2.6 on they are read")
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64])
+def test_learning_rates_of_open_clip_2_are_numpy_scalars(tmp_path: Path, kind: type) -> None:
+    path, weight = tmp_path / "epoch_latest.pt", torch.arange(3.0)
+    torch.save({"state_dict": {"module.w": weight}, "optimizer": [{"lr": kind(1)}]}, path)
+    state = read_state_dict(path, "checkpoint")
+    assert state.keys() == {"w"}
+    assert torch.equal(state["w"], weight)
 
 
 def test_damaged_files(tmp_path: Path, config: Path, trained: State) -> None:

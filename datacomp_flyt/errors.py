@@ -6,9 +6,26 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+_LONGEST = 2000  # characters of a sentence
+
 
 class InputError(ValueError):
-    """Something given is wrong: one sentence that names the file, row or flag, and the way out."""
+    """Something given is wrong: one sentence that names the file, row or flag, and the way out.
+
+    It often quotes the file. What would break the line or steer a terminal is spelled out, and
+    what is too long is cut out of the middle.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        sentence = _shortened(sentence)
+        if not sentence.isprintable():
+            spelled = (c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+            sentence = _shortened("".join(spelled))
+        super().__init__(sentence)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 500]} ... {text[-400:]}"
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -21,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -108,7 +110,7 @@ def run_steps(
                 "remove the folder, or name another"
             )
         if remembered:
-            seconds[step.name] = float(remembered["seconds"])
+            seconds[step.name] = remembered["seconds"]
             if not quiet:
                 print("  done before")
             continue
@@ -136,12 +138,14 @@ def follow_steps(steps: Iterable[Step], folder: Path, cwd: Path, ranks: Ranks) -
         _run(named[name], log, cwd, True, environment)
 
 
-def _remembered(path: Path) -> dict[str, str]:
+def _remembered(path: Path) -> dict[str, Any]:
+    """Key and seconds of a step that was done; nothing where a note does not say both."""
     try:
-        found: dict[str, str] = json.loads(path.read_text())
-        return found
-    except (OSError, ValueError):
+        found = json.loads(path.read_text())
+        key, seconds = str(found["key"]), float(found["seconds"])
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return {}
+    return {"key": key, "seconds": seconds} if math.isfinite(seconds) else {}
 
 
 def _run(step: Step, log: Path, cwd: Path, quiet: bool, environment: dict[str, str]) -> None:

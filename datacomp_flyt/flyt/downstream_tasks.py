@@ -164,6 +164,7 @@ def _lines(path: str, templates: bool) -> tuple[str, ...]:
             lines = [line.strip() for line in file.read().rstrip().split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}): download or write it again") from None
+    first: dict[str, int] = {}
     for row, line in enumerate(lines):
         if not line:
             raise InputError(f"{path} line {row + 1} is empty: take it out")
@@ -172,10 +173,9 @@ def _lines(path: str, templates: bool) -> tuple[str, ...]:
                 f"{path} line {row + 1} is {line!r}, with no {{c}} for the class name: put it in"
             )
         # class names may come twice, as two of ImageNet's do
-        if templates and line in lines[:row]:
-            raise InputError(
-                f"{path} line {row + 1} repeats line {lines.index(line) + 1}: take one out"
-            )
+        if templates and line in first:
+            raise InputError(f"{path} line {row + 1} repeats line {first[line] + 1}: take one out")
+        first[line] = row
     return tuple(lines)
 
 

@@ -101,13 +101,14 @@ class TrainingLog:
     def _drop_lines_from(self, step: int) -> None:
         if not self._path.exists():
             return
-        lines = self._path.read_text().splitlines()
+        lines = self._path.read_text(errors="replace").splitlines()
         kept = []
         for line in lines:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-            except (ValueError, KeyError):  # the last line of a killed run
+            # the last line of a killed run, or what is no line of ours
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
         with atomic_write(self._path) as file:
             file.write("".join(f"{line}\n" for line in kept).encode())

@@ -27,6 +27,10 @@ E_FLYT_KEY = "datacomp_flyt glu head"
 """Keys of a safetensors file's metadata, which tell our two kinds of scoring models apart."""
 
 
+# RecursionError: of JSON in JSON in JSON
+_DAMAGED = (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError)
+
+
 def load_mixing_model(source: str) -> LinearMixingModel:
     """Load a linear mixing model.
 
@@ -69,8 +73,16 @@ def _load_safetensors(path: Path) -> LinearMixingModel:
                 raise _e_flyt(path)
             metadata = json.loads(entries[MIXING_MODEL_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        columns = tuple(str(column) for column in metadata["columns"])
+        if not isinstance(metadata["columns"], list):
+            raise TypeError(f"columns {metadata['columns']!r}")
+        if not isinstance(metadata["standardize"], bool):
+            raise TypeError(f"standardize {metadata['standardize']!r}")
+        columns = tuple(metadata["columns"])
         k = len(columns)
+        if not all(isinstance(column, str) for column in columns) or len({*columns}) != k:
+            raise InputError(f"{path} has column names that are no text, or one twice")
+        if any(tensor.dtype.kind not in "fiu" for tensor in tensors.values()):
+            raise TypeError(", ".join(f"{k} of {v.dtype}" for k, v in tensors.items()))
         values = {
             name: tuple(float(value) for value in tensors[name].reshape(-1))
             for name in ("weights", "means", "stds")
@@ -86,13 +98,13 @@ def _load_safetensors(path: Path) -> LinearMixingModel:
             columns,
             values["weights"],
             float(tensors["bias"].reshape(())),
-            bool(metadata["standardize"]),
+            metadata["standardize"],
             values.get("means"),
             values.get("stds"),
         )
     except InputError:
         raise
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except _DAMAGED as error:
         raise InputError(f"{path} is not a mixing model of datacomp_flyt ({error!r})") from None
 
 

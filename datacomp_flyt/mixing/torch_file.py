@@ -47,6 +47,7 @@ class _Tensor(NamedTuple):
 
 
 _MARK = object()
+_DIMENSIONS = 8
 
 
 def read_torch_file(
@@ -69,7 +70,7 @@ def read_torch_file(
             order = f"{folder}byteorder"
             if order in archive.namelist() and archive.read(order) != b"little":
                 raise TorchFileError("its numbers are not little-endian")
-            content = _interpret(archive.read(pickles[0]))
+            content = _interpret(_stored(archive, pickles[0]))
             if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
                 content = content["state_dict"]
             if not isinstance(content, dict):
@@ -89,13 +90,23 @@ def read_torch_file(
         raise TorchFileError(f"it is damaged ({error!r})") from None
 
 
+def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A member, which torch does not compress: it is no longer than the file."""
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise TorchFileError(f"its {name} is compressed, and torch compresses nothing")
+    return archive.read(name)
+
+
 def _interpret(program: bytes) -> Any:
     """The object that a state dict's pickle describes: dicts, tuples, `_Tensor`s and no more."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
+    marks: list[int] = []  # where they are in the stack
 
     def pop_to_mark() -> list[Any]:
-        start = max(place for place, item in enumerate(stack) if item is _MARK)
+        start = marks.pop()
+        if stack[start] is not _MARK:
+            raise TorchFileError("its pickle takes apart what it has not put together")
         items = stack[start + 1 :]
         del stack[start:]
         return items
@@ -107,6 +118,7 @@ def _interpret(program: bytes) -> Any:
         elif name == "STOP":
             return stack.pop()
         elif name == "MARK":
+            marks.append(len(stack))
             stack.append(_MARK)
         elif name in ("EMPTY_DICT", "EMPTY_TUPLE", "EMPTY_LIST"):
             stack.append({"EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_LIST": list}[name]())
@@ -127,6 +139,8 @@ def _interpret(program: bytes) -> Any:
             kind, storage, key, *_ = stack.pop()
             if kind != "storage" or storage.name.split()[-1] not in _DTYPES:
                 raise TorchFileError(f"it holds a {storage.name}, which this reader does not know")
+            if not isinstance(key, str):
+                raise TorchFileError("it holds a storage without a name")
             stack.append(_Storage(_DTYPES[storage.name.split()[-1]], key))
         elif name == "REDUCE":
             arguments = stack.pop()
@@ -135,15 +149,22 @@ def _interpret(program: bytes) -> Any:
             stack.pop()  # a state dict's `_metadata`
         elif name == "SETITEM":
             value, key = stack.pop(), stack.pop()
-            stack[-1][key] = value
+            stack[-1][_name(key)] = value
         elif name == "SETITEMS":
             items = pop_to_mark()
-            stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            stack[-1].update(zip(map(_name, items[::2]), items[1::2], strict=True))
         elif name in ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"):
             stack.append(argument)
         else:
             raise TorchFileError(f"it holds more than tensors (pickle opcode {name})")
     raise TorchFileError("its pickle has no end")
+
+
+def _name(key: Any) -> str | int:
+    """A key; others may be tuples of tuples of tuples, whose hash takes for ever."""
+    if not isinstance(key, str | int):
+        raise TorchFileError("it holds a dict with keys that are neither text nor numbers")
+    return key
 
 
 def _build(function: _Global, arguments: Any) -> Any:
@@ -157,7 +178,11 @@ def _build(function: _Global, arguments: Any) -> Any:
 
 def _read(tensor: _Tensor, archive: zipfile.ZipFile, folder: str) -> NDArray[Any]:
     storage, offset, shape, strides = tensor
-    values = np.frombuffer(archive.read(f"{folder}data/{storage.key}"), storage.dtype)
+    if len(shape) > _DIMENSIONS:
+        raise TorchFileError(f"a tensor has {len(shape)} dimensions")
+    if not all(type(number) is int for number in (offset, *shape, *strides)):
+        raise TorchFileError("a tensor has sizes that are no numbers")
+    values = np.frombuffer(_stored(archive, f"{folder}data/{storage.key}"), storage.dtype)
     last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
     if (
         any(number < 0 for number in (offset, *shape, *strides))

@@ -27,6 +27,7 @@ BLOCK_ROWS = 2048
 UNUSABLE = "embedding not finite or all zero"
 OTHER_LENGTH = "embedding of another length than 1"
 
+_WIDEST = 1 << 14  # columns: a block of rows is held
 _LENGTH_TOLERANCE = 0.01  # CLIP in float16 on a GPU is off by a tenth of this
 
 
@@ -139,6 +140,11 @@ def _open_array(shard: ParquetShard, name: str, stack: contextlib.ExitStack) -> 
             raise InputError(
                 f"{path} has array {name!r} of {dtype} {list(shape)}{order}: embeddings are "
                 f"floats [{shard.num_rows}, width] in row order"
+            )
+        if shape[1] > _WIDEST:
+            raise InputError(
+                f"{path} has array {name!r} of width {shape[1]:,}: embeddings are at most "
+                f"{_WIDEST:,} wide"
             )
         if shape[0] != shard.num_rows:
             raise InputError(

@@ -53,11 +53,22 @@ class ParquetShard:
         Raises:
             InputError: the file turns out to be damaged.
         """
+        row = 0
         with _readable(self.path), _open(self.fs, self.path) as file:
             for batch in file.iter_batches(_BATCH, columns=list(columns), use_threads=False):
                 places = [batch.schema.get_field_index(column) for column in columns]
                 arrays = [batch.column(place) for place in places]
-                yield pa.RecordBatch.from_arrays(arrays, list(columns))
+                rows = pa.RecordBatch.from_arrays(arrays, list(columns))
+                rows.validate(full=True)  # UTF-8 is not checked before
+                row += len(rows)
+                if row > self.num_rows:
+                    break
+                yield rows
+            if row != self.num_rows:
+                raise InputError(
+                    f"{self.path} has another number of rows than the {self.num_rows:,} that it "
+                    "says: download or write it again"
+                )
 
 
 def open_shards(
@@ -113,7 +124,14 @@ def _describe(fs: Any, path: str) -> ParquetShard:
                 f"{path} has no column 'uid' (it has {', '.join(types)}): uids join a score "
                 "to its example, so write them beside the scores"
             )
-        return ParquetShard(fs, path, file.metadata.num_rows, types)
+        num_rows, size = file.metadata.num_rows, fs.size(path)
+        # no two uids are one, so a row has more than a byte
+        if not 0 <= num_rows <= size:
+            raise InputError(
+                f"{path} says that it has {num_rows:,} rows and has {size:,} bytes: download or "
+                "write it again"
+            )
+        return ParquetShard(fs, path, num_rows, types)
 
 
 @contextlib.contextmanager
@@ -129,7 +147,9 @@ def _open(fs: Any, path: str) -> Iterator[pq.ParquetFile]:
 def _readable(path: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # Arrow and filesystems raise a dozen kinds of damaged files
         raise InputError(
             f"{path} cannot be read as parquet ({_first_line(error)}): download or write it again"
         ) from None

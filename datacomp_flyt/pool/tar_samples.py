@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Callable, Generator
+import math
+import re
+import tarfile
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 from PIL import Image
 from webdataset.gopen import gopen
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
 T = TypeVar("T")
 
@@ -23,7 +26,15 @@ NO_UID = "no uid in its json"
 BAD_IMAGE = "image cannot be decoded"
 
 _BLOCK = 512  # bytes, of a tar
+_META = re.compile(r"__[^/]*__($|/)")  # webdataset's own
 _IMAGES = ("jpg", "png", "webp", "jpeg")
+_LARGEST = 1 << 28  # bytes of a member
+_LARGEST_JSON = 1 << 22  # bytes, of which Python makes a hundred times as many
+_LONGEST = 1000  # sides of an image, in shorter ones: resizing makes the shorter one 224 pixels
+# What people mean by .jpg and the like. Of Pillow's others, EPS would start Ghostscript.
+_FORMATS = (
+    "JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000",
+)  # fmt: skip
 
 
 class Skip(Exception):
@@ -36,6 +47,22 @@ class Skip(Exception):
 
 class UnreadableShard(Exception):
     """A tar that is missing, damaged or cut short."""
+
+
+class _Info(tarfile.TarInfo):
+    """A header; of what follows it, all is read into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Info:
+        """As of the class above. Raises ReadError where it would not fit there."""
+        info = super().frombuf(buf, encoding, errors)
+        _check_size(info)
+        return info
+
+
+def _check_size(info: tarfile.TarInfo) -> None:
+    if info.size > _LARGEST or info.issparse():
+        raise tarfile.ReadError(f"its member {info.name!r} has {info.size:,} bytes")
 
 
 class _Watched:
@@ -64,6 +91,22 @@ class _Watched:
             raise EOFError("it ends before the mark of its end")
 
 
+def _members(stream: Any, url: str) -> Iterator[dict[str, Any]]:
+    """The files of a tar that samples are made of, as webdataset's `tar_file_expander` has them.
+
+    That takes members of any size, and so a file of a kilobyte that is to become terabytes.
+    """
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Info) as archive:
+        for info in archive:
+            if not info.isreg() or _META.match(info.name):
+                continue
+            _check_size(info)  # again, since a header before may have changed its size
+            file = archive.extractfile(info)
+            assert file is not None
+            yield {"fname": info.name, "data": file.read(), "__url__": url}
+            archive.members = []  # type: ignore[attr-defined]
+
+
 def read_tar(url: str) -> Generator[Sample, None, None]:
     """The samples of one tar, a path or what webdataset opens.
 
@@ -73,7 +116,7 @@ def read_tar(url: str) -> Generator[Sample, None, None]:
     try:
         stream, finished = _Watched(gopen(url)), False
         try:
-            yield from group_by_keys(tar_file_expander([{"url": url, "stream": stream}]))
+            yield from group_by_keys(_members(stream, url))
             while stream.read(1 << 20):  # what follows the last member, lest a command be cut off
                 pass
             stream.check_end()
@@ -98,6 +141,11 @@ def decode(content: bytes, transform: Callable[[Image.Image], T]) -> T:
     """The transformed RGB image. Raises Skip where the file is no image or damaged."""
     try:
         with Image.open(io.BytesIO(content)) as image:
+            short, long = sorted(image.size)
+            # Pillow itself only warns of as many pixels
+            large = short * long > (Image.MAX_IMAGE_PIXELS or math.inf)
+            if large or long > _LONGEST * short or image.format not in _FORMATS:
+                raise Skip(BAD_IMAGE)
             rgb = image.convert("RGB")
     except Exception:  # Pillow's readers raise a dozen kinds
         raise Skip(BAD_IMAGE) from None
@@ -115,13 +163,20 @@ def caption(sample: Sample) -> str:
 
 def stored_uid(sample: Sample) -> str:
     """The uid in the sample's json; keys of img2dataset differ between downloads. Raises Skip."""
-    try:
-        uid = json.loads(sample["json"])["uid"]
-    except (KeyError, TypeError, ValueError):
-        uid = None
-    if not isinstance(uid, str):
+    uid = stored_facts(sample).get("uid")
+    if not isinstance(uid, str) or not uid.isascii():
         raise Skip(NO_UID)
     return uid
+
+
+def stored_facts(sample: Sample) -> dict[str, Any]:
+    """The sample's json; empty where it has none that can be read."""
+    content = sample.get("json", b"")
+    try:
+        facts = json.loads(content) if len(content) <= _LARGEST_JSON else None
+    except (ValueError, RecursionError):
+        facts = None
+    return facts if isinstance(facts, dict) else {}
 
 
 def _first_line(error: Exception) -> str:

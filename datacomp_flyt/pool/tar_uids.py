@@ -16,13 +16,14 @@ def uids_of_tar(tar: str) -> tuple[list[str], bool, str | None]:
     table = os.path.splitext(tar)[0] + ".parquet"
     if os.path.isfile(table):
         try:
-            columns = pq.ParquetFile(table).schema_arrow.names
-            if "uid" in columns:
-                rows = pq.read_table(table, columns=[c for c in ("uid", "status") if c in columns])
+            schema = pq.ParquetFile(table).schema_arrow
+            columns = [name for name in ("uid", "status") if name in schema.names]
+            if "uid" in columns and schema.field("uid").type in (pa.string(), pa.large_string()):
+                rows = pq.read_table(table, columns=columns)
                 if "status" in columns:  # img2dataset also lists what it could not download
                     rows = rows.filter(pc.equal(rows["status"], "success"))
                 return rows["uid"].drop_null().to_pylist(), False, None
-        except (pa.ArrowException, OSError):
+        except Exception:  # Arrow raises a dozen kinds of damaged files
             pass  # the tar itself says the same
     uids: list[str] = []
     try:

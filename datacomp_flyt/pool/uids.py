@@ -62,6 +62,13 @@ def format_uid(uid: np.void) -> str:
     return f"{int(uid[0]):016x}{int(uid[1]):016x}"
 
 
+def _value(chunk: pa.Array, row: int) -> object:
+    try:
+        return chunk[row].as_py()
+    except Exception:  # text that is no UTF-8, dates beyond Python's: each type has its own
+        return f"a {chunk.type} that cannot be read"
+
+
 def _decode_chunk(chunk: pa.Array, uids: NDArray[np.void]) -> None:
     if pa.types.is_dictionary(chunk.type):
         chunk = chunk.dictionary_decode()
@@ -70,7 +77,7 @@ def _decode_chunk(chunk: pa.Array, uids: NDArray[np.void]) -> None:
     elif pa.types.is_string(chunk.type):
         offset_dtype = np.int32
     else:
-        raise InvalidUid(0, chunk[0].as_py() if len(chunk) else None)
+        raise InvalidUid(0, _value(chunk, 0) if len(chunk) else None)
     if not len(chunk):
         return
     _, offsets_buffer, characters = chunk.buffers()
@@ -79,7 +86,7 @@ def _decode_chunk(chunk: pa.Array, uids: NDArray[np.void]) -> None:
     if chunk.null_count or len(wrong):
         nulls = np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False))
         row = int(np.concatenate([wrong, nulls]).min())
-        raise InvalidUid(row, chunk[row].as_py())
+        raise InvalidUid(row, _value(chunk, row))
     words = np.frombuffer(characters, np.uint8)[offsets[0] : offsets[-1]].view("<u8")
     halves = uids.view(np.uint64)
     for start in range(0, len(chunk), _BLOCK):
@@ -87,7 +94,7 @@ def _decode_chunk(chunk: pa.Array, uids: NDArray[np.void]) -> None:
         values, valid = _hex_values(digits)
         if not valid.all():
             row = start + int(valid.argmin()) // 4
-            raise InvalidUid(row, chunk[row].as_py())
+            raise InvalidUid(row, _value(chunk, row))
         np.bitwise_or(
             values[0::2] << np.uint64(32),
             values[1::2],

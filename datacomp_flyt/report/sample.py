@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.join_errors import twice_in_pool
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import Pool, iter_uids
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
@@ -114,9 +115,9 @@ def read_sample(
     uids = uids[order]
     twice = np.flatnonzero(uids[1:] == uids[:-1])
     if len(twice):
-        raise InputError(
-            f"uid {format_uid(uids[twice[0]])} is in the pool twice: remove the second copy"
-        )
+        of_row = np.repeat(np.arange(len(shards)), [len(part[0]) for part in parts])
+        files = [shards[number].path for number in of_row[order[twice[0] : twice[0] + 2]]]
+        raise twice_in_pool(format_uid(uids[twice[0]]), " and ".join(sorted(files)), len(twice))
     if not len(uids):
         raise InputError("the sample of the pool holds no example: give a larger --max_rows")
     pool = Pool(uids["f0"].copy(), uids["f1"].copy(), shards, _positions(shards, parts, order))

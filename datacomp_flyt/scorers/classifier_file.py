@@ -27,6 +27,10 @@ LINEAR_CLASSIFIER_KEY = "datacomp_flyt linear classifier"
 """Key of a safetensors file's metadata, which tells it apart from our other models."""
 
 
+# RecursionError: of JSON in JSON in JSON
+_DAMAGED = (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError)
+
+
 @dataclass(frozen=True, eq=False)
 class LinearModel:
     """Logits x . weight + bias of the positive class.
@@ -99,7 +103,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, .
         ):
             raise TypeError(f"arrays {arrays!r}")
         return tensors, tuple(arrays)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except _DAMAGED as error:
         raise InputError(
             f"{path} is not a linear classifier of datacomp_flyt ({error!r}): give one that "
             "datacomp-flyt train_classifier wrote"

@@ -136,8 +136,18 @@ def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content:
         raise InputError(f"{what} holds no state dict: give a checkpoint of open_clip")
     state = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+    for name, tensor in state.items():
+        if not _is_plain(tensor):
+            raise InputError(f"{what} is damaged: {name} is no tensor with numbers of its own")
     clip = {k.removeprefix(_CLIP): v for k, v in state.items() if k.startswith(_CLIP)}
     return clip or state
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether its numbers are all in the file: views may repeat one a billion times."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def _with_numpy_scalars() -> AbstractContextManager[Any]:
@@ -184,7 +194,7 @@ def known_name(name: str, flag: str) -> str:
         try:
             config = json.loads(path.read_text())
             missing = [k for k in ("embed_dim", "vision_cfg", "text_cfg") if k not in config]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{flag} {name} is not JSON ({error})") from None
         if missing:
             raise InputError(f"{flag} {name} has no {missing[0]!r}: see open_clip's own")

@@ -7,7 +7,6 @@ features, row by row: the samples that have a uid, a caption and an image that c
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from datacomp_flyt.pool.subset import atomic_write
-from datacomp_flyt.pool.tar_samples import Sample
+from datacomp_flyt.pool.tar_samples import Sample, stored_facts
 from datacomp_flyt.scorers.clip_encoder import ClipEncoder, LoadedEncoder
 from datacomp_flyt.scorers.image_scorer import (
     Pair,
@@ -137,7 +136,7 @@ def _append(rows: dict[str, list[Any]], pair: Pair[Any], size: tuple[int, int]) 
 
 def _original_size(sample: Sample) -> tuple[int, int] | None:
     """Before img2dataset resized the image; None where the json does not say."""
-    stored = json.loads(sample.get("json", b"{}"))
+    stored = stored_facts(sample)
     width, height = stored.get("original_width"), stored.get("original_height")
     if type(width) is int and type(height) is int:
         return width, height

@@ -24,6 +24,10 @@ from datacomp_flyt.scorers.glu_head import GluHead
 _PREFIX = "glu_model."
 
 
+# RecursionError: of JSON in JSON in JSON
+_DAMAGED = (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError)
+
+
 def load_glu_head(source: str | Path) -> GluHead:
     """Load a scoring head.
 
@@ -68,7 +72,7 @@ def _load_safetensors(path: Path) -> GluHead:
             raise TypeError(f"arrays {arrays!r}")
     except InputError:
         raise
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except _DAMAGED as error:
         raise InputError(
             f"{path} is not a scoring head of datacomp_flyt ({error!r}): give one that was saved "
             "by FLYT training"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
 from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState
 
@@ -115,5 +116,10 @@ def _save(path: Path, arrays: Arrays) -> None:
 
 
 def _load(path: Path) -> Arrays:
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # zipfile, zlib and numpy's header parser raise a dozen kinds
+        raise InputError(
+            f"{path} cannot be read as npz ({error}): remove {path.parent} to begin anew"
+        ) from None

@@ -40,7 +40,7 @@ def check_settings(folder: Path, settings: dict[str, Any], way_out: str) -> None
     try:
         found = json.loads(path.read_bytes())
         other = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise InputError(
             f"{path} cannot be read ({error}): remove {folder} to begin anew"
         ) from None

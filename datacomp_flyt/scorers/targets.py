@@ -82,7 +82,7 @@ def _read(path: Path, array: str) -> NDArray[Any]:
         if path.suffix == ".npy":
             return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as stored, np.load(stored, allow_pickle=False) as archive:
                 return np.asarray(archive[_pick(list(archive.files), array, path)])
         if path.suffix == ".safetensors":
             with safe_open(path, framework="numpy") as file:

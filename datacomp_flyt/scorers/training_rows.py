@@ -134,7 +134,7 @@ def _describe_npy(path: str, arrays: Sequence[str], flag: str) -> EmbeddingFile:
             "all of them"
         )
     try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        stored = np.lib.format.open_memmap(path, mode="r")  # np.load would take a zip, too
     except Exception as error:  # numpy's header parser raises half a dozen kinds
         raise InputError(f"{path} cannot be read as .npy ({error}): write it again") from None
     if stored.dtype.kind != "f" or stored.ndim != 2 or stored.shape[1] < 1:

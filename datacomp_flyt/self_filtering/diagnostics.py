@@ -24,7 +24,7 @@ from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.score_table import ScoreTable
 from datacomp_flyt.pool.subset import atomic_write, check_save_path, read_subset
 from datacomp_flyt.pool.uid_search import find_uids
-from datacomp_flyt.pool.uids import InvalidUid, decode_uids
+from datacomp_flyt.pool.uids import decode_uids
 from datacomp_flyt.report.sample import PoolSample, read_sample
 from datacomp_flyt.report.words import count_words
 from datacomp_flyt.self_filtering.mix import COLUMN, CONFIDENT, MIX
@@ -156,13 +156,20 @@ def read_labels(path: Path) -> tuple[NDArray[np.void], NDArray[np.object_]]:
     """
     try:
         table = pq.read_table(path, columns=["uid", "kind"])
+        table.validate(full=True)  # UTF-8 is not checked before
         uids = decode_uids(table["uid"])
-    except (OSError, ValueError, KeyError, InvalidUid) as error:
+        kinds = np.array(table["kind"].to_pylist(), np.object_)
+    except Exception as error:  # Arrow raises a dozen kinds of damaged files
         raise InputError(
             f"--labels {path} is no parquet file with `uid` and `kind` "
-            f"({str(error).splitlines()[0]})"
+            f"({(str(error) or type(error).__name__).splitlines()[0]})"
         ) from None
-    return uids, np.array(table["kind"].to_pylist(), np.object_)
+    if not len(uids) or not all(isinstance(kind, str) for kind in kinds):
+        raise InputError(f"--labels {path} has no rows, or rows whose `kind` is no text")
+    order = np.sort(uids)
+    if (order[1:] == order[:-1]).any():
+        raise InputError(f"--labels {path} has a uid twice: keep one row for each")
+    return uids, kinds
 
 
 class Scores:

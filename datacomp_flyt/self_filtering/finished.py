@@ -43,7 +43,7 @@ def final_mix(run_dir: Path) -> Path:
     try:
         note = json.loads((run_dir / NOTE).read_bytes())
         wanted = note["mix"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise InputError(
             f"--run_dir {run_dir} is not finished: give the same `datacomp-flyt self_filter` again"
         ) from None

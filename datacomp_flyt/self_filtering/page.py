@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,28 @@ def value_at(found: Mapping[str, Any], path: Sequence[str]) -> float:
     value: Any = found
     for name in path:
         value = value.get(name) if isinstance(value, Mapping) else None
-    return float("nan") if value is None else float(value)
+    return float("nan") if value is None else _number(value)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, OverflowError):
+        raise ValueError(f"{value!r} is no number") from None
+
+
+def _round_of(found: Any) -> dict[str, Any]:
+    """Diagnostics of a round. Raises ValueError where the page cannot be made of them."""
+    if not isinstance(found, dict):
+        raise ValueError("it holds no diagnostics")
+    for name in ("round", "draws", "distinct", "effective", *{"effective_words"} & found.keys()):
+        value = found.get(name)
+        if not isinstance(value, int | float) or not math.isfinite(_number(value)):
+            raise ValueError(f"{name!r} is no number")
+    for _, _, lines in FIGURES:
+        for _, place in lines:
+            value_at(found, place)
+    return found
 
 
 def write_page(run_dir: Path, rounds: int) -> Path:
@@ -84,8 +106,8 @@ def write_page(run_dir: Path, rounds: int) -> Path:
     for number in range(rounds + 1):
         path = run_dir / f"round_{number}" / "diagnostics.json"
         try:
-            found.append(json.loads(path.read_bytes()))
-        except (OSError, ValueError) as error:
+            found.append(_round_of(json.loads(path.read_bytes())))
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{path} cannot be read ({error}): give the same `datacomp-flyt self_filter` again"
             ) from None

@@ -1,0 +1,188 @@
+"""Readers are called in a process of their own: it may hang, crash and run out of memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import resource
+import sys
+import time
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SECONDS = 5.0  # of the processor: other processes may keep ours from it
+PATIENCE = 45.0  # seconds of the clock
+GROWTH = 1 << 30
+_ROOM = 6 << 30  # address space beyond that of the imports
+
+
+class Outcome(NamedTuple):
+    """What a reader did: `kind` is well, refused, wrong, error, hang or crash."""
+
+    kind: str
+    said: str
+    digest: str = ""
+    seconds: float = 0.0
+    growth: int = 0
+
+    @property
+    def finding(self) -> str | None:
+        if self.kind in ("well", "refused"):
+            if self.seconds > SECONDS:
+                return f"slow: {self.seconds:.1f} s"
+            if self.growth > GROWTH:
+                return f"memory: {self.growth / 2**30:.1f} GB more"
+            return None
+        return f"{self.kind}: {self.said}"
+
+
+def digest(value: Any) -> str:
+    """Of nested lists of arrays, text and numbers."""
+    state = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, np.ndarray):
+            state.update(f"{part.dtype}{part.shape}".encode())
+            if part.dtype.kind == "O":
+                add(part.tolist())
+            else:
+                state.update(np.ascontiguousarray(part).tobytes())
+        elif isinstance(part, (list, tuple)):
+            state.update(f"{len(part)}(".encode())
+            for each in part:
+                add(each)
+        else:
+            state.update(repr(part).encode(errors="replace"))
+
+    add(value)
+    return state.hexdigest()
+
+
+class Worker:
+    """Runs one reader after the other; a new process after each that did not come back."""
+
+    def __init__(self) -> None:
+        self._process: Any = None
+        self._pipe: Any = None
+        self._warm: set[str] = set()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._pipe.close()
+        self._process, self._warm = None, set()
+
+    def run(self, reader: str, folder: Path) -> Outcome:
+        """Call a reader, whose modules are loaded: see `warm`."""
+        outcome = self._ask(reader, folder, PATIENCE)
+        if outcome.growth > GROWTH:  # what is not given back would hide the next
+            self.stop()
+        return outcome
+
+    def warm(self, reader: str, folder: Path) -> Outcome | None:
+        """Call it with a valid folder, in time for all imports; None where that was done."""
+        if reader in self._warm and self._process is not None:
+            return None
+        outcome = self._ask(reader, folder, 300.0)
+        self._warm.add(reader)
+        return outcome._replace(seconds=0.0, growth=0)
+
+    def _ask(self, reader: str, folder: Path, patience: float) -> Outcome:
+        if self._process is None:
+            context = multiprocessing.get_context("spawn")
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            self._process.start()
+            theirs.close()
+        self._pipe.send((reader, str(folder), patience > PATIENCE))
+        if not self._pipe.poll(patience):
+            self.stop()
+            return Outcome("hang", f"no answer in {patience:.0f} s")
+        try:
+            answer: Outcome = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            code = self._process.exitcode
+            self.stop()
+            return Outcome("crash", f"exit code {code}")
+        return answer
+
+
+def _serve(pipe: Connection) -> None:
+    from tests.hostile.readers import READERS
+
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    with contextlib.suppress(EOFError):
+        while True:
+            name, folder, first = pipe.recv()
+            if first:  # with imports
+                resource.setrlimit(resource.RLIMIT_AS, (_most(), _most()))
+            outcome = _call(READERS[name], Path(folder))
+            if first:
+                size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096 if _LINUX else 0
+                if size:
+                    resource.setrlimit(resource.RLIMIT_AS, (min(size + _ROOM, _most()), _most()))
+            pipe.send(outcome)
+
+
+_LINUX = sys.platform == "linux"
+
+
+def _most() -> int:
+    return resource.getrlimit(resource.RLIMIT_AS)[1]
+
+
+def _call(reader: Any, folder: Path) -> Outcome:
+    from datacomp_flyt.errors import InputError
+    from datacomp_flyt.mixing.torch_file import TorchFileError
+    from datacomp_flyt.pool.tar_samples import Skip, UnreadableShard
+
+    before, began = _peak(reset=True), time.process_time()
+    kind, said, found = "well", "", ""
+    try:
+        result = reader.call(folder)
+        complaint = reader.check(result)
+        kind, said, found = ("wrong", complaint, "") if complaint else ("well", "", digest(result))
+    except (InputError, Skip, UnreadableShard, TorchFileError) as error:
+        kind, said = "refused", str(error)
+        if isinstance(error, InputError) and (fault := _fault(said, folder)):
+            kind, said = "wrong", f"{fault}: {said[:300]!r}"
+    except BaseException as error:
+        where = traceback.extract_tb(error.__traceback__)
+        ours = [f for f in where if "datacomp_flyt/" in f.filename] or where
+        place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
+        kind, said = "error", f"{type(error).__name__} at {place}: {str(error)[:200]!r}"
+    return Outcome(kind, said, found, time.process_time() - began, max(_peak() - before, 0))
+
+
+def _fault(message: str, folder: Path) -> str | None:
+    if not message.isprintable():
+        return "a message that is not one line of plain text"
+    if len(message) > 5000:
+        return f"a message of {len(message)} characters"
+    return None if str(folder) in message else "a message that does not name the file"
+
+
+def _peak(reset: bool = False) -> int:
+    """Most bytes of memory at once; since the last reset, where the system can tell."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        unit = 1024 if _LINUX else 1
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

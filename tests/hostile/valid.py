@@ -1,0 +1,210 @@
+"""Small valid inputs of the readers."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROWS = 12
+SETTINGS = {"scorer": "clip", "batch_size": 4, "arrays": ["b32_img", "b32_txt"], "file": None}
+
+Make = Callable[[Path], None]
+
+
+def uids(number: int = ROWS, tag: str = "a") -> list[str]:
+    return [hashlib.md5(f"{tag}{row}".encode()).hexdigest() for row in range(number)]
+
+
+def embeddings() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    rows = {name: rng.normal(size=(ROWS, 3)) for name in ("b32_img", "b32_txt")}
+    return {
+        name: (values / np.linalg.norm(values, axis=1)[:, None]).astype(np.float32)
+        for name, values in rows.items()
+    }
+
+
+def pool(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for tag in "ab":
+        scores = {"flyt": rng.normal(size=ROWS).astype(np.float32), "extra": np.arange(ROWS)}
+        columns = {
+            "uid": uids(tag=tag),
+            "text": [f"caption {row}" for row in range(ROWS)],
+            "clip_b32_similarity_score": rng.normal(size=ROWS),
+        }
+        for place, table in (("metadata", columns), ("scores", {"uid": uids(tag=tag), **scores})):
+            (folder / place).mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.table(table), folder / place / f"{tag}.parquet")
+    np.savez(folder / "metadata" / "a.npz", **embeddings())
+
+
+def arrays(folder: Path) -> None:
+    np.savez(folder / "state.npz", **embeddings())
+
+
+def subset(folder: Path) -> None:
+    from datacomp_flyt.pool.subset import write_subset
+    from tests.conftest import sorted_uids
+
+    write_subset(folder / "subset.npy", sorted_uids(uids()), np.arange(1, ROWS + 1))
+
+
+def picture(kind: str, size: int = 40) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size + 9, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def members() -> list[tuple[str, bytes]]:
+    found = []
+    for row, uid in enumerate(uids(4)):
+        about = json.dumps({"uid": uid, "original_width": 3}).encode()
+        files = {"jpg": picture("JPEG", 16), "txt": b"a caption", "json": about}
+        found += [(f"{row:05d}.{name}", content) for name, content in files.items()]
+    return found
+
+
+def tar(folder: Path) -> None:
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for name, content in members():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def table(folder: Path) -> None:
+    tar(folder)
+    status = ["success"] * 3 + ["failed"]
+    pq.write_table(pa.table({"uid": uids(4), "status": status}), folder / "a.parquet")
+
+
+def image(kind: str) -> Make:
+    def make(folder: Path) -> None:
+        (folder / "a.img").write_bytes(picture(kind))
+
+    return make
+
+
+def run(folder: Path) -> None:
+    from datacomp_flyt.scorers.files import file_digest
+
+    (folder / "round_0").mkdir()
+    kinds = {"clean": 0.5, "swapped": 0.5}
+    found = {
+        "round": 0, "draws": 9, "distinct": 7, "effective": 6.5, "effective_words": 3.0,
+        "mix": {"clean_precision": 0.5, "clean_recall": 0.4, "noise_precision": 0.5,
+                "noise_recall": 0.1, "kinds": kinds},
+        "auc": {"score": 0.5}, "overlap": 0.3,
+    }  # fmt: skip
+    (folder / "round_0" / "diagnostics.json").write_text(json.dumps(found))
+    (folder / "mix.npy").write_bytes(b"some mix")
+    note = {"rounds": 0, "mix": file_digest(folder / "mix.npy")}
+    (folder / "finished.json").write_text(json.dumps(note))
+
+
+def notes(folder: Path) -> None:
+    (folder / "settings.json").write_text(json.dumps(SETTINGS))
+    (folder / "note.json").write_text(json.dumps({"key": "ab12", "seconds": 1.5}))
+
+
+def labels(folder: Path) -> None:
+    kinds = ["clean", "swapped", "blank"] * (ROWS // 3)
+    pq.write_table(pa.table({"uid": uids(), "kind": kinds}), folder / "kinds.parquet")
+
+
+def tasks(folder: Path) -> None:
+    place = folder / "tasks" / "t"
+    place.mkdir(parents=True)
+    tar(place)
+    (place / "classnames.txt").write_text("cat\ndog\ntree frog\n")
+    templates = "a photo of a {c}.\nart of a {c}\n"
+    (place / "zeroshot_classification_templates.txt").write_text(templates)
+
+
+def config(folder: Path) -> None:
+    tower = {"width": 64, "layers": 1}
+    text = {"context_length": 8, "vocab_size": 99, "heads": 1, **tower}
+    vision = {"image_size": 32, "patch_size": 16, **tower}
+    about = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}
+    (folder / "mine.json").write_text(json.dumps(about))
+
+
+def checkpoint(folder: Path) -> None:
+    import torch
+
+    from datacomp_flyt.flyt.checkpoint import save_checkpoint
+
+    state = {"w": torch.ones(3, 2), "numbers": [1, 2.5], "names": {"a": "b"}}
+    save_checkpoint(folder, 3, {"batch_size": 4}, state)
+
+
+def model(what: str, name: str) -> Make:
+    """A scoring model, a classifier or a reference set, in one of two formats."""
+
+    def make(folder: Path) -> None:
+        import torch
+        from safetensors.numpy import save_file
+
+        from datacomp_flyt.mixing import LinearMixingModel, save_mixing_model
+        from datacomp_flyt.scorers.classifier_file import LinearModel, save_classifier
+        from datacomp_flyt.scorers.glu_head_file import save_glu_head
+        from tests.scorers.made import made_head
+
+        path, ours = folder / name, name.endswith(".safetensors")
+        rng = np.random.default_rng(0)
+        ones = {"img": np.ones((2, 3), "f4"), "txt": np.ones((4, 3), "f4")}
+        head = made_head(width=4, arrays=("b32_img", "b32_txt"))
+        states = {
+            "mixing": {"layers.0.weight": rng.normal(size=(1, 12)), "layers.0.bias": np.ones(1)},
+            "glu": head.tensors("glu_model."),
+            "classifier": {"weight": rng.normal(size=(1, 5)), "bias": np.ones(1)},
+            "reference": ones,
+        }
+        if not ours:
+            torch.save(
+                {k: torch.from_numpy(np.array(v, "f4")) for k, v in states[what].items()}, path
+            )
+        elif what == "mixing":
+            mixing = LinearMixingModel(("a", "b"), (0.5, 2.0), 1.0, True, (0.0, 1.0), (1.0, 2.0))
+            save_mixing_model(mixing, path)
+        elif what == "glu":
+            save_glu_head(head, path)
+        elif what == "classifier":
+            row = rng.normal(size=4).astype(np.float32)
+            save_classifier(LinearModel(row, np.float32(0.5), ("b32_img",)), path)
+        else:
+            save_file(ones, path)
+
+    return make
+
+
+def targets(name: str) -> Make:
+    """Embeddings of length 1 in one of four formats."""
+
+    def make(folder: Path) -> None:
+        import torch
+        from safetensors.numpy import save_file
+
+        rows, path = embeddings()["b32_img"], folder / name
+        if name.endswith(".npy"):
+            np.save(path, rows)
+        elif name.endswith(".npz"):
+            np.savez(path, b32_img=rows)
+        elif name.endswith(".pt"):
+            torch.save({"image_features": torch.from_numpy(rows)}, path)
+        else:
+            save_file({"b32_img": rows}, path)
+
+    return make

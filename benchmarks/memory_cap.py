@@ -1,0 +1,191 @@
+"""A cap on the memory of a command and all its processes, enforced by the kernel: a cgroup.
+
+What is written to files counts too, as long as the kernel keeps it in memory: at the cap it makes
+room by forgetting that first, and kills where there is nothing to forget.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_JOIN = 'echo $$ > "$0" && exec "$@"'  # of sh: the path of cgroup.procs, and a command
+
+
+class NoCap(Exception):
+    """Nothing on this machine can enforce a cap."""
+
+
+@dataclass(frozen=True)
+class MemoryCap:
+    """A cgroup of version 1 or 2 with a cap, or where systemd makes one for each command.
+
+    Attributes:
+        kind: "cgroup v1", "cgroup v2" or "systemd".
+        folder: of the cgroup; None for systemd's.
+        limit: bytes.
+    """
+
+    kind: str
+    folder: Path | None
+    limit: int
+
+    def command(self, command: Sequence[str]) -> list[str]:
+        """A command that runs another under the cap."""
+        if self.folder is None:
+            return [*_systemd_run(self.limit), *command]
+        return ["sh", "-c", _JOIN, str(self.folder / "cgroup.procs"), *command]
+
+    def of(self, process: int) -> MemoryCap:
+        """The same, with the folder where it is now known: that of a running process."""
+        if self.folder is not None:
+            return self
+        for line in Path(f"/proc/{process}/cgroup").read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0" or "memory" in controllers.split(","):
+                root = Path("/sys/fs/cgroup") / (controllers and "memory")
+                folder = root / path.lstrip("/")
+                if (folder / _FILES[_version(folder)][0]).exists():
+                    return MemoryCap(self.kind, folder, self.limit)
+        return self
+
+    @property
+    def holds(self) -> bool:
+        """Whether the kernel says that this is the cap."""
+        try:
+            assert self.folder is not None
+            return int((self.folder / self._file(0)).read_text()) <= self.limit
+        except (OSError, ValueError, AssertionError):
+            return False
+
+    def peak_bytes(self) -> int | None:
+        """Most that was in memory at once, files included; None where the kernel does not say."""
+        return self._number(self._file(1))
+
+    def anonymous_bytes(self) -> int | None:
+        """What is in memory now and in no file: it cannot be forgotten."""
+        return self._number("memory.stat", "total_rss" if self._version == 1 else "anon")
+
+    def kills(self) -> int | None:
+        """Processes that the kernel has killed to keep to the cap."""
+        name = "memory.oom_control" if self._version == 1 else "memory.events"
+        return self._number(name, "oom_kill")
+
+    @property
+    def _version(self) -> int:
+        return 1 if self.folder is None else _version(self.folder)
+
+    def _file(self, number: int) -> str:
+        return _FILES[self._version][number]
+
+    def _number(self, name: str, field: str | None = None) -> int | None:
+        if self.folder is None:
+            return None
+        try:
+            text = (self.folder / name).read_text()
+        except OSError:
+            return None
+        if field is None:
+            return int(text)
+        fields = dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
+        return int(fields[field]) if field in fields else None
+
+
+# of version 1 and 2: what caps memory, what says its peak, what caps memory and swap together
+_FILES = {
+    1: ("memory.limit_in_bytes", "memory.max_usage_in_bytes", "memory.memsw.limit_in_bytes"),
+    2: ("memory.max", "memory.peak", "memory.swap.max"),
+}
+
+
+@contextlib.contextmanager
+def memory_cap(limit: int, roots: Sequence[Path] | None = None) -> Iterator[MemoryCap]:
+    """A cap for the commands that are run inside, which have ended when this ends.
+
+    Args:
+        limit: bytes.
+        roots: folders of cgroups, in one of which to make one; None for this machine's.
+
+    Raises:
+        NoCap: none can be made here.
+    """
+    name = f"datacomp_flyt_scale_{os.getpid()}_{time.monotonic_ns()}"
+    tried = []
+    for root in _roots() if roots is None else roots:
+        folder = root / name
+        try:
+            folder.mkdir()
+        except OSError as error:
+            tried.append(f"{root}: {error.strerror}")
+            continue
+        try:
+            version = _version(folder)
+            cap, _, with_swap = (folder / file for file in _FILES[version])
+            if not cap.exists():
+                tried.append(f"{root}: no memory controller")
+                continue
+            cap.write_text(str(limit))
+            if with_swap.exists():
+                with_swap.write_text(str(limit if version == 1 else 0))
+            yield MemoryCap(f"cgroup v{version}", folder, limit)
+            return
+        except OSError as error:
+            tried.append(f"{root}: {error.strerror}")
+        finally:
+            _remove(folder)
+    if roots is None and _systemd_works(limit):
+        yield MemoryCap("systemd", None, limit)
+        return
+    raise NoCap(
+        f"no memory cap can be enforced here ({'; '.join(tried) or 'no cgroups'}; systemd-run does "
+        "not work either): run as root, or in a container that may make cgroups"
+    )
+
+
+def _version(folder: Path) -> int:
+    return 1 if (folder / _FILES[1][0]).exists() else 2
+
+
+def _roots() -> list[Path]:
+    """Where cgroups with a memory controller are mounted, and our own ones there."""
+    mounts, own = [], {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            own[controllers] = path.lstrip("/")
+        for line in Path("/proc/mounts").read_text().splitlines():
+            _, folder, kind, options, *_ = line.split()
+            if kind == "cgroup" and "memory" in options.split(","):
+                mounts.append((Path(folder), own.get("memory", "")))
+            elif kind == "cgroup2":
+                mounts.append((Path(folder), own.get("", "")))
+    roots = [root for folder, path in mounts for root in (folder, folder / path)]
+    return list(dict.fromkeys(roots))
+
+
+def _systemd_run(limit: int) -> list[str]:
+    caps = ["-p", f"MemoryMax={limit}", "-p", "MemorySwapMax=0"]
+    return ["systemd-run", "--scope", "--quiet", *caps, "--"]
+
+
+def _systemd_works(limit: int) -> bool:
+    if shutil.which("systemd-run") is None:
+        return False
+    done = subprocess.run([*_systemd_run(limit), "true"], capture_output=True)
+    return done.returncode == 0
+
+
+def _remove(folder: Path) -> None:
+    """A cgroup is gone once its last process is; then its files need no removing."""
+    for _ in range(50):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            return
+        time.sleep(0.1)
+    shutil.rmtree(folder, ignore_errors=True)  # no real one: a folder of a test

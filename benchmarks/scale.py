@@ -73,7 +73,8 @@ class Watch:
 
     Attributes:
         seconds, read_bytes, written_bytes: by phase; bytes are those that went to or from disks.
-        disk_peak: most bytes that its folders had at once.
+        disk_peak: most by which the used room of its file system rose, files without a name (and
+            whatever others write there) included.
         anonymous_peak: most memory in no file, at the moments when it was looked at.
     """
 
@@ -85,6 +86,7 @@ class Watch:
             dict.fromkeys(_PHASES, 0),
         )
         self.disk_peak = self.anonymous_peak = 0
+        self._used = shutil.disk_usage(save_path.parent).used
         self._phase, self._time, self._moved = "start", time.perf_counter(), (0, 0)
 
     def look(self, process: int, cap: MemoryCap) -> None:
@@ -95,14 +97,16 @@ class Watch:
         self.read_bytes[self._phase] += moved[0] - self._moved[0]
         self.written_bytes[self._phase] += moved[1] - self._moved[1]
         self._time, self._moved = now, (moved[0], moved[1])
-        self.disk_peak = max(self.disk_peak, _disk_bytes(self._work, self._save_path.parent))
+        used = shutil.disk_usage(self._save_path.parent).used
+        self.disk_peak = max(self.disk_peak, used - self._used)
         self.anonymous_peak = max(self.anonymous_peak, cap.anonymous_bytes() or 0)
         self._phase = max(self._phase, self._phase_now(), key=_PHASES.index)
 
     def _phase_now(self) -> str:
-        if any(self._save_path.parent.glob(f".{self._save_path.name}.*")):
-            # check_save_path makes and removes one at the start
-            return "writing" if (self._work / "uids.npy").exists() else "start"
+        for unfinished in self._save_path.parent.glob(f".{self._save_path.name}.*"):
+            with contextlib.suppress(OSError):
+                if unfinished.stat().st_size:  # an empty one is but a try at the start
+                    return "writing"
         if not (self._work / "dealt").exists():
             return "start"
         if not (self._work / "uids.npy").exists():
@@ -237,15 +241,6 @@ def _children(process: int) -> Iterator[int]:
             for child in (task / "children").read_text().split():
                 yield int(child)
                 yield from _children(int(child))
-
-
-def _disk_bytes(*folders: Path) -> int:
-    size = 0
-    for folder in folders:
-        for path in folder.rglob("*"):
-            with contextlib.suppress(OSError):
-                size += path.stat().st_blocks * 512
-    return size
 
 
 def main(words: Sequence[str] | None = None) -> None:

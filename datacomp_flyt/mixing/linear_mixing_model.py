@@ -86,8 +86,8 @@ def mix(
         stds.append(std)
         if scores is None:
             scores = beside(values, np.float64)
-            scores += model.bias
-        _add(scores, values, mean, model.weights[number] / std, num_workers)
+        start = 0.0 + model.bias if number == 0 else None
+        _add(scores, start, values, mean, model.weights[number] / std, num_workers)
         del values  # before the next column is read
     assert scores is not None, "a model has at least one column"
     if model.standardize:
@@ -97,17 +97,18 @@ def mix(
 
 def _add(
     scores: NDArray[np.float64],
+    start: float | None,
     values: NDArray[np.floating],
     mean: float,
     scale: float,
     num_workers: int,
 ) -> None:
-    """scores += (values - mean) * scale, in place."""
+    """scores += (values - mean) * scale, in place; from `start` instead, where it is given."""
 
     def add(block: slice) -> None:
         part = values[block].astype(np.float64)
         part -= mean
         part *= scale
-        scores[block] += part
+        scores[block] = (scores[block] if start is None else start) + part
 
     map_threads(add, blocks(len(scores), _BLOCK), num_workers)

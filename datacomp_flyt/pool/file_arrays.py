@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.npy_header import read_npy_header
 
 _BLOCK = 1 << 20
 _BITS = 16  # of a histogram
@@ -43,6 +44,25 @@ def open_array(path: Path, length: int, dtype: DTypeLike) -> NDArray[Any]:
             unfinished.unlink()
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
     return array
+
+
+def write_items(path: Path, start: int, items: NDArray[Any]) -> None:
+    """Write some items of an array of `open_array`, from number `start` on; on the disk at the end.
+
+    Not through a map of the file: its pages would be counted as the process's memory.
+    """
+    with path.open("r+b", buffering=0) as file:
+        read_npy_header(file)
+        file.seek(file.tell() + start * items.itemsize)
+        left = memoryview(np.ascontiguousarray(items).view(np.uint8))
+        while left:
+            left = left[file.write(left) :]
+        os.fdatasync(file.fileno())
+
+
+def lies_in_file(array: NDArray[Any]) -> bool:
+    """Whether an array, or what it is a view of, is mapped from a file."""
+    return _folder_of(array) is not None
 
 
 def beside(array: NDArray[Any], dtype: DTypeLike, length: int | None = None) -> NDArray[Any]:
@@ -173,7 +193,7 @@ def select(values: NDArray[np.floating], rank: int) -> float:
         values: floats [M] without NaN.
         rank: 0 to M - 1.
     """
-    if _folder_of(values) is None:
+    if not lies_in_file(values):
         return float(np.partition(values, rank)[rank])
     kind = np.dtype(f"u{values.dtype.itemsize}")
     width = 8 * kind.itemsize

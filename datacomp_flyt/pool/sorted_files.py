@@ -26,7 +26,7 @@ from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool import join_errors
-from datacomp_flyt.pool.file_arrays import open_array
+from datacomp_flyt.pool.file_arrays import open_array, write_items
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import sort_uids
 from datacomp_flyt.pool.subset import atomic_write, check_save_path
@@ -177,7 +177,7 @@ class Layout:
 
     def run(self, key: str, number: int) -> Path:
         """A run of a part of a group."""
-        return self.folder / "dealt" / f"{key}-{number}.safetensors"
+        return self.folder / "dealt" / f"{key}-{number}.run"
 
     def note(self, key: str) -> Path:
         """What is known of a part or a slice that is done."""
@@ -327,8 +327,10 @@ def _runs(batches: Iterator[Rows], rows: int) -> Iterator[Rows]:
     for batch in filter(len, batches):
         parts.append(batch)
         if sum(map(len, parts)) >= rows:
-            yield Rows.concatenate(parts)
-            parts = []
+            run = Rows.concatenate(parts)
+            parts = []  # not held while the run is written
+            yield run
+            del run
     if parts:
         yield Rows.concatenate(parts)
 
@@ -351,11 +353,8 @@ def sort_slice(layout: Layout, runs: Sequence[Sequence[Path]], number: int, star
     """
     rows = read_slice(runs[0], number)
     order = sort_uids(rows.high, rows.low)
-    part = slice(start, start + len(rows))
-    uids = np.load(layout.uids, mmap_mode="r+")
-    uids["f0"][part], uids["f1"][part] = rows.high, rows.low
-    uids.flush()
-    here = np.asarray(uids[part])
+    here = rows.uids
+    write_items(layout.uids, start, here)
     faults: Faults = {}
     same = (rows.high[1:] == rows.high[:-1]) & (rows.low[1:] == rows.low[:-1])
     _note_fault(faults, "twice", here[1:], same)
@@ -372,9 +371,7 @@ def sort_slice(layout: Layout, runs: Sequence[Sequence[Path]], number: int, star
             finite = np.isfinite(column)
             _note_fault(faults, f"not finite {place} {name}", here, ~finite & (times > 0))
             column[~finite] = np.nan
-            array = np.load(paths[place, name], mmap_mode="r+")
-            array[part] = column
-            array.flush()
+            write_items(paths[place, name], start, column)
     return faults
 
 

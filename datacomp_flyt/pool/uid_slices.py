@@ -3,23 +3,29 @@
 A slice is a range of uids, of which several fit in memory; uids are hashes, so slices of as many
 uids hold about as many rows. Rows are dealt first: a run, some rows in a file, is ordered by
 slice. A slice then is a stretch of every run, and slices come in order.
+
+A run is a line of JSON, its fields and the number of slices; where each slice ends; and the rows,
+all of a row together.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save
 
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.subset import atomic_write
 from datacomp_flyt.pool.uids import UID_DTYPE
 
-_HIGH, _LOW, _ENDS = "uid_high", "uid_low", "slice_ends"
+_HIGH, _LOW = "uid_high", "uid_low"
+_END = np.dtype("<i8")
 
 
 @dataclass(frozen=True)
@@ -81,24 +87,41 @@ def write_run(path: Path, rows: Rows, num_slices: int) -> NDArray[np.int64]:
     order = np.argsort(slices, kind="stable")  # a radix sort
     counts = np.bincount(slices, minlength=num_slices)
     del slices
-    arrays = {_HIGH: rows.high, _LOW: rows.low, **rows.columns}
-    arrays = {name: values.take(order) for name, values in arrays.items()}
+    fields = {_HIGH: rows.high, _LOW: rows.low, **rows.columns}
+    found = np.empty(len(rows), [(str(n), one.dtype) for n, one in enumerate(fields.values())])
+    for n, values in enumerate(fields.values()):
+        found[str(n)] = values.take(order)
     del order
+    kinds = [(name, values.dtype.str) for name, values in fields.items()]
     with atomic_write(path) as file:
-        file.write(save({**arrays, _ENDS: np.cumsum(counts)}))
+        file.write(json.dumps({"fields": kinds, "slices": num_slices}).encode() + b"\n")
+        file.write(np.cumsum(counts).astype(_END).data)
+        file.write(found.data)
     return counts
 
 
 def read_slice(runs: Sequence[Path], number: int) -> Rows:
     """The rows of one slice, in all runs; without a run, none and no columns."""
     parts = [Rows(np.empty(0, np.uint64), np.empty(0, np.uint64), {})] if not runs else []
-    for run in runs:
-        with safe_open(run, "numpy") as file:
-            ends = file.get_tensor(_ENDS)
-            begin, end = int(ends[number - 1]) if number else 0, int(ends[number])
-            # safetensors refuses to read nothing behind the last row
-            part = slice(begin, end) if begin < end else slice(1)
-            names = [name for name in file.keys() if name != _ENDS]  # noqa: SIM118
-            found = {name: file.get_slice(name)[part][: end - begin] for name in names}
-        parts.append(Rows(found.pop(_HIGH), found.pop(_LOW), found))
+    parts += [_read_part(run, number) for run in runs]
     return Rows.concatenate(parts)
+
+
+def _read_part(run: Path, number: int) -> Rows:
+    with run.open("rb") as file:
+        head = json.loads(file.readline())
+        start, ends_size = file.tell(), head["slices"] * _END.itemsize
+        before = min(number, 1)  # the end of the slice before is where this one begins
+        ends = _read_items(file, start + (number - before) * _END.itemsize, before + 1, _END)
+        begin, end = int(ends[0]) if before else 0, int(ends[-1])
+        row = np.dtype([(str(n), kind) for n, (_, kind) in enumerate(head["fields"])])
+        found = _read_items(file, start + ends_size + begin * row.itemsize, end - begin, row)
+    columns = {name: found[str(n)] for n, (name, _) in enumerate(head["fields"])}
+    return Rows(columns.pop(_HIGH), columns.pop(_LOW), columns)
+
+
+def _read_items(file: IO[bytes], place: int, number: int, kind: np.dtype[Any]) -> NDArray[Any]:
+    content = os.pread(file.fileno(), number * kind.itemsize, place)
+    if len(content) < number * kind.itemsize:
+        raise InputError(f"{file.name} has been cut short: remove the whole --work_dir")
+    return np.frombuffer(content, kind)

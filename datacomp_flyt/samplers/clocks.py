@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datacomp_flyt.engines.threads import blocks
+from datacomp_flyt.pool.file_arrays import lies_in_file, select
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
 
 BLOCK = 1 << 17  # examples at once: smaller fits caches, larger leaves threads alone for longer
 _SAMPLE = 1 << 14  # examples, at least, that bracket the time of the N-th ring
+_STRETCHES = 64
 _MOST = float(np.finfo(np.float64).max)
 
 Floats = NDArray[np.float64]
@@ -31,6 +35,15 @@ class Clocks:
     def __getitem__(self, part: slice) -> Clocks:
         return Clocks(self.log_rates[part], self.keys[part], self.penalty, self.limit)
 
+    def log_rate_of_rank(self, rank: int) -> float:
+        """The log rate of a rank, from 0 for the smallest."""
+        return select(self.log_rates, rank)
+
+    def fastest_below(self, end: float) -> float:
+        """The largest log rate below `end`; -infinity if there is none."""
+        rates = self.log_rates
+        return float(rates.max(initial=-math.inf, where=rates < end))
+
 
 @dataclass(frozen=True)
 class ClockPool:
@@ -46,7 +59,7 @@ class ClockPool:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, part: slice) -> Clocks:
+    def __getitem__(self, part: slice | NDArray[np.int64]) -> Clocks:
         log_rates = np.ascontiguousarray(self.scores[part], np.float64)
         if self.origin:
             with np.errstate(over="ignore"):
@@ -55,9 +68,25 @@ class ClockPool:
         keys = stream_keys(np.ascontiguousarray(self.uids[part]), self.seed)
         return Clocks(log_rates, keys, self.penalty, self.limit)
 
+    def log_rate_of_rank(self, rank: int) -> float:
+        """As of Clocks, some examples at a time."""
+        return select(self.scores, rank) - self.origin
+
+    def fastest_below(self, end: float) -> float:
+        """As of Clocks, some examples at a time."""
+        return max(self[part].fastest_below(end) for part in blocks(len(self), BLOCK))
+
     def sample(self) -> Clocks:
-        """Every so manieth example; all, where the pool is hardly larger than a sample."""
+        """Every so manieth example; all, where the pool is hardly larger than a sample.
+
+        Of a pool in files, which is in the order of hashes, stretches of it: they are as good, and
+        the disk is read in few places.
+        """
         size = min(max(_SAMPLE, len(self) // 64), 64 * _SAMPLE)
+        if size < len(self) and lies_in_file(self.scores):
+            starts = np.arange(_STRETCHES) * (len(self) // _STRETCHES)
+            stretch = np.arange(size // _STRETCHES)
+            return self[(starts[:, np.newaxis] + stretch).ravel()]
         return self[slice(0, None, max(len(self) // size, 1))]
 
 

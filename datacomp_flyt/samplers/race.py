@@ -33,12 +33,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import blocks, map_threads
-from datacomp_flyt.pool.file_arrays import beside
+from datacomp_flyt.pool.file_arrays import Piece, Shelf, beside
 from datacomp_flyt.samplers.clocks import BLOCK, ClockPool, Clocks, Floats, exponentials
 
 _INSIDE = 1 << 16  # rings that are cheap to collect
 _FEW = 1 << 11  # clocks at or below which many rings at once are simulated
 _MOST_AHEAD = 1 << 15  # that many, at most, for all of them together
+
+_BINS = 1 << 14  # of collected rings by time: all but those of one bin are counted unsorted
+_RING = np.dtype([("log_time", "f8"), ("remainder", "f8"), ("example", "i8")])
 
 _EARLIEST = 37.0  # no clock rings before log time -_EARLIEST - s: the variates are above exp(-37)
 
@@ -71,6 +74,17 @@ class Rings:
             np.concatenate([np.empty(0), *(part.remainders for part in parts)]),
             np.concatenate([np.empty(0, np.int64), *(part.examples for part in parts)]),
         )
+
+    @classmethod
+    def unpacked(cls, rings: NDArray[np.void]) -> Rings:
+        return cls(rings["log_time"].copy(), rings["remainder"].copy(), rings["example"].copy())
+
+    def packed(self) -> NDArray[np.void]:
+        """As one array, to be put aside."""
+        rings = np.empty(len(self), _RING)
+        rings["log_time"], rings["remainder"] = self.log_times, self.remainders
+        rings["example"] = self.examples
+        return rings
 
     def __len__(self) -> int:
         return len(self.log_times)
@@ -121,7 +135,7 @@ def race_counts(
         low, high = _bracket(sample, num_samples * len(sample) / len(pool))
         with contextlib.suppress(_Missed):
             return _race(pool, num_samples, low, high, num_samples // 2 + _INSIDE, num_workers)
-        sample = pool[slice(0, len(pool))]
+        sample = pool
     # a small pool, or one whose mass sits in so few examples that the sample missed them
     width = max(_INSIDE, num_samples // 8)
     low, _ = search_log_time(sample, num_samples - width, num_samples)
@@ -142,7 +156,9 @@ def _bracket(sample: Clocks, expected: float) -> tuple[float, float]:
     return low, float(times[after]) if after < len(times) else last
 
 
-def search_log_time(clocks: Clocks, at_least: float, at_most: float) -> tuple[float, float]:
+def search_log_time(
+    clocks: Clocks | ClockPool, at_least: float, at_most: float
+) -> tuple[float, float]:
     """A log time, twice, by which `at_least` to `at_most` rings of `clocks` have happened.
 
     Where too many rings share one float time there is none: then two neighbours among the
@@ -163,13 +179,13 @@ def search_log_time(clocks: Clocks, at_least: float, at_most: float) -> tuple[fl
     if at_least >= len(clocks) * clocks.limit:
         return math.inf, math.inf
     each = at_least / len(clocks)
-    typical = float(np.partition(clocks.log_rates, len(clocks) // 2)[len(clocks) // 2])
-    low, step, rung = -_EARLIEST - float(clocks.log_rates.max()), 0.25, -1
+    typical = clocks.log_rate_of_rank(len(clocks) // 2)
+    low, step, rung = -_EARLIEST - clocks.fastest_below(math.inf), 0.25, -1
     high = max(math.log(each) + clocks.penalty * each - typical, low)
     while (rings := count(high)) < at_least:
-        later = clocks.log_rates[clocks.log_rates < -_EARLIEST - high - step]
-        if len(later) and rings == rung:  # nothing rings here: on to the next clock to wake
-            low, high, step = high, -_EARLIEST - float(later.max()), 0.25
+        later = clocks.fastest_below(-_EARLIEST - high - step) if rings == rung else -math.inf
+        if later > -math.inf:  # nothing rings here: on to the next clock to wake
+            low, high, step = high, -_EARLIEST - later, 0.25
         else:
             low, high, step = high, high + step, 2 * step
         rung = rings
@@ -200,9 +216,10 @@ def _race(
 ) -> NDArray[np.int32]:
     """Counts [M] of the `num_samples` earliest rings, the last of which is in (low, high]."""
     counts = beside(pool.scores, np.int32)
+    shelf = Shelf(pool.scores, _RING)
     below, inside, lock = 0, 0, threading.Lock()
 
-    def run(block: slice) -> Rings:
+    def run(block: slice) -> Piece:
         nonlocal below, inside
         counts[block], rings = _ring(pool[block], low, high, num_samples + most_inside)
         rings.examples[:] += block.start
@@ -211,16 +228,55 @@ def _race(
             inside += len(rings)
             if below > num_samples or inside > most_inside:
                 raise _Missed
-        return rings
+            return shelf.put(rings.packed())
 
     progress = "drawing" if len(pool) > 512 * BLOCK else None
-    parts = map_threads(run, blocks(len(pool), BLOCK), num_workers, progress, "block")
+    pieces = map_threads(run, blocks(len(pool), BLOCK), num_workers, progress, "block")
     if below + inside < num_samples:
         raise _Missed
-    rings = Rings.concatenate(parts)
-    last = rings.earliest(num_samples - below, pool.uids)
-    np.add.at(counts, np.sort(last), np.ones(len(last), np.int32))
+    _count_earliest(counts, shelf, pieces, num_samples - below, pool.uids)
     return counts
+
+
+def _count_earliest(
+    counts: NDArray[np.int32],
+    shelf: Shelf,
+    pieces: Sequence[Piece],
+    number: int,
+    uids: NDArray[np.void],
+) -> None:
+    """Add 1 to the counts [M] of each of the `number` earliest of all rings put aside.
+
+    A histogram of their times says in which bin the last of them is.
+    """
+    pieces = [piece for piece in pieces if piece.length]
+    if not number or not pieces:
+        return
+    ends = [(times.min(), times.max()) for times in (shelf.get(p)["log_time"] for p in pieces)]
+    start, stop = float(min(ends)[0]), float(max(end for _, end in ends))
+    # halves, so that no difference of two times overflows
+    width = stop / 2 - start / 2
+
+    def bins(rings: NDArray[np.void]) -> NDArray[np.int64]:
+        if not 0 < width < math.inf:
+            return np.zeros(len(rings), np.int64)
+        return np.minimum((rings["log_time"] / 2 - start / 2) / width * _BINS, _BINS - 1).astype(
+            np.int64
+        )
+
+    sizes = np.zeros(_BINS, np.int64)
+    for piece in pieces:
+        sizes += np.bincount(bins(shelf.get(piece)), minlength=_BINS)
+    last = int(np.searchsorted(np.cumsum(sizes), number))
+    undecided = []
+    for piece in pieces:
+        rings = shelf.get(piece)
+        numbers = bins(rings)
+        np.add.at(counts, rings["example"][numbers < last], np.int32(1))
+        undecided.append(rings[numbers == last])
+    rest = Rings.unpacked(np.concatenate(undecided))
+    chosen = rest.earliest(number - int(sizes[:last].sum()), uids)
+    np.add.at(counts, np.sort(chosen), np.int32(1))
 
 
 def _ring(

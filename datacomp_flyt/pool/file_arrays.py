@@ -54,7 +54,7 @@ def write_items(path: Path, start: int, items: NDArray[Any]) -> None:
     with path.open("r+b", buffering=0) as file:
         read_npy_header(file)
         file.seek(file.tell() + start * items.itemsize)
-        left = memoryview(np.ascontiguousarray(items).view(np.uint8))
+        left = np.ascontiguousarray(items).view(np.uint8).data
         while left:
             left = left[file.write(left) :]
         os.fdatasync(file.fileno())

@@ -5,8 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.uids import UID_DTYPE
+
+MOST_DRAWS = 2**31 - 1
+"""Of one example."""
+
+_DRAWS_OF_EACH = 100  # on average, where all together are more than that
+_BLOCK = 1 << 20
 
 
 def check_pool(
@@ -26,18 +33,23 @@ def check_pool(
         raise InputError(f"uids have dtype {uids.dtype}, wanted 'u8,u8' (pool.uids.decode_uids)")
     if scores.ndim != 1 or scores.shape != uids.shape:
         raise InputError(f"scores of shape {scores.shape} do not fit uids of shape {uids.shape}")
-    if len(scores) >= 2**32:
-        raise InputError(f"{len(scores):,} examples are too many at once, wanted below 2**32")
     if not len(scores):
         raise InputError("there is no example to sample from: the pool is empty")
-    # min and max pass a NaN or an infinity on, with no array of truth values
-    if not np.isfinite(scores.min()) or not np.isfinite(scores.max()):
-        row = int(np.flatnonzero(~np.isfinite(scores))[0])
-        raise InputError(f"score {row} is {scores[row]}: leave out examples without finite scores")
+    for part in blocks(len(scores), _BLOCK):
+        # min and max pass a NaN or an infinity on, with no array of truth values
+        if not np.isfinite(scores[part].min()) or not np.isfinite(scores[part].max()):
+            row = part.start + int(np.flatnonzero(~np.isfinite(scores[part]))[0])
+            raise InputError(
+                f"score {row} is {scores[row]}: leave out examples without finite scores"
+            )
     return scores, np.ascontiguousarray(uids)
 
 
-def check_num_samples(num_samples: int) -> None:
-    """Raises InputError unless `num_samples` can be drawn and counted in 32 bits."""
-    if not 1 <= num_samples < 2**31:
-        raise InputError(f"num_samples is {num_samples}, wanted 1 to {2**31 - 1:,}")
+def check_num_samples(num_samples: int, pool_size: int) -> None:
+    """Raises InputError unless `num_samples` can be drawn of so many examples.
+
+    The draws of one example are counted in 32 bits, all of them in 64.
+    """
+    most = max(MOST_DRAWS, _DRAWS_OF_EACH * pool_size)
+    if not 1 <= num_samples <= most:
+        raise InputError(f"num_samples is {num_samples}, wanted 1 to {most:,}")

@@ -36,7 +36,7 @@ def hard_cap_counts(
         InputError: an argument is out of its range, or beta * M < N.
     """
     scores, uids = check_pool(scores, uids)
-    check_num_samples(num_samples)
+    check_num_samples(num_samples, len(scores))
     if frequency_limit < 1 or frequency_limit * len(scores) < num_samples:
         raise InputError(
             f"frequency_limit {frequency_limit} lets {len(scores):,} examples be drawn "

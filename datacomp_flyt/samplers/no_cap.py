@@ -33,5 +33,5 @@ def no_cap_counts(
         InputError: an argument is out of its range.
     """
     scores, uids = check_pool(scores, uids)
-    check_num_samples(num_samples)
+    check_num_samples(num_samples, len(scores))
     return race_counts(scores, uids, num_samples, 0.0, None, seed, num_workers)

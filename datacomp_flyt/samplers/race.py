@@ -33,7 +33,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import blocks, map_threads
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.file_arrays import Piece, Shelf, beside
+from datacomp_flyt.samplers import checks
 from datacomp_flyt.samplers.clocks import BLOCK, ClockPool, Clocks, Floats, exponentials
 
 _INSIDE = 1 << 16  # rings that are cheap to collect
@@ -127,8 +129,32 @@ def race_counts(
 
     Returns:
         int32 array [M] that sums to `num_samples`.
+
+    Raises:
+        InputError: an example rings more often than 32 bits count.
     """
-    limit = min(frequency_limit or num_samples, num_samples)
+    if num_samples <= checks.MOST_DRAWS or (frequency_limit or num_samples) <= checks.MOST_DRAWS:
+        limit = min(frequency_limit or num_samples, num_samples)
+        return _counts(scores, uids, num_samples, repetition_penalty, limit, seed, num_workers)
+    limit = checks.MOST_DRAWS
+    counts = _counts(scores, uids, num_samples, repetition_penalty, limit, seed, num_workers)
+    if counts.max() == limit:  # a clock that was stopped
+        raise InputError(
+            f"one example would be drawn more than {limit - 1:,} times: lower num_samples, or "
+            "spread the scores less"
+        )
+    return counts
+
+
+def _counts(
+    scores: NDArray[np.floating],
+    uids: NDArray[np.void],
+    num_samples: int,
+    repetition_penalty: float,
+    limit: int,
+    seed: int,
+    num_workers: int,
+) -> NDArray[np.int32]:
     pool = ClockPool(scores, uids, repetition_penalty, limit, seed)
     sample = pool.sample()
     if len(sample) < len(pool):

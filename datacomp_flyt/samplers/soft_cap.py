@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.samplers.checks import check_num_samples, check_pool
+from datacomp_flyt.samplers.checks import MOST_DRAWS, check_num_samples, check_pool
 from datacomp_flyt.samplers.race import race_counts
 from datacomp_flyt.samplers.rounds import round_counts
 
@@ -46,7 +46,7 @@ def soft_cap_counts(
         InputError: an argument is out of its range.
     """
     scores, uids = check_pool(scores, uids)
-    check_num_samples(num_samples)
+    check_num_samples(num_samples, len(scores))
     if not (repetition_penalty >= 0 and math.isfinite(repetition_penalty)):
         raise InputError(f"repetition_penalty is {repetition_penalty}, wanted 0 or more")
     if not 1 <= batch_size <= len(scores):
@@ -56,6 +56,11 @@ def soft_cap_counts(
         )
     if batch_size == 1:
         return race_counts(scores, uids, num_samples, repetition_penalty, None, seed, num_workers)
+    if len(scores) >= 2**32 or num_samples // batch_size >= MOST_DRAWS:
+        raise InputError(
+            f"{num_samples:,} draws of {len(scores):,} examples are too many for rounds of "
+            f"{batch_size:,}: set sampling_batch_size to 1, which has no such limit and is faster"
+        )
     return round_counts(
         scores, uids, num_samples, repetition_penalty, batch_size, seed, num_workers
     )

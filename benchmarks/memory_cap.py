@@ -7,6 +7,7 @@ room by forgetting that first, and kills where there is nothing to forget.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -184,8 +185,11 @@ def _systemd_works(limit: int) -> bool:
 def _remove(folder: Path) -> None:
     """A cgroup is gone once its last process is; then its files need no removing."""
     for _ in range(50):
-        with contextlib.suppress(OSError):
+        try:
             folder.rmdir()
             return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                break
         time.sleep(0.1)
     shutil.rmtree(folder, ignore_errors=True)  # no real one: a folder of a test

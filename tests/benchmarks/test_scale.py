@@ -19,12 +19,16 @@ from datacomp_flyt.pool.pool import read_pool
 MB = 1_000_000
 
 
-def fake_root(folder: Path, version: int, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder where a new one has the files of a cgroup, as on a machine that lets us make one."""
-    names = {
+def memory_cap_files(version: int) -> tuple[str, str, str]:
+    return {
         1: ("memory.limit_in_bytes", "memory.max_usage_in_bytes", "memory.memsw.limit_in_bytes"),
         2: ("memory.max", "memory.peak", "memory.swap.max"),
     }[version]
+
+
+def fake_root(folder: Path, version: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder where a new one has the files of a cgroup, as on a machine that lets us make one."""
+    names = memory_cap_files(version)
     make = Path.mkdir
 
     def mkdir(path: Path, *args: object, **more: object) -> None:
@@ -46,13 +50,13 @@ def test_a_cap_is_written_to_a_cgroup(
         assert cap.kind == f"cgroup v{version}"
         assert cap.holds
         assert cap.peak_bytes() == 123
+        limits = memory_cap_files(version)
         written = {path.name: path.read_text() for path in cap.folder.iterdir()}
-        assert str(64 * MB) in written.values()
-        assert written["memory.memsw.limit_in_bytes" if version == 1 else "memory.swap.max"] == swap
+        assert [written[name] for name in limits] == [str(64 * MB), "123", swap]
         done = subprocess.run(cap.command(["echo", "in it"]), capture_output=True, text=True)
         assert done.stdout == "in it\n"
         assert int((cap.folder / "cgroup.procs").read_text()) > 1
-        (cap.folder / next(n for n in written if written[n] == str(64 * MB))).write_text("max")
+        (cap.folder / limits[0]).write_text("max")
         assert not cap.holds
     assert list(root.iterdir()) == []
 
@@ -110,7 +114,7 @@ def test_a_pool_is_named_by_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_more_than_the_disk_has_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="rows need .* GB of disk .* lower --rows"):
+    with pytest.raises(SystemExit, match=r"rows need .* GB of disk .* lower --rows"):
         scale.main(["--rows", "1000", str(10**13), "--dir", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
 

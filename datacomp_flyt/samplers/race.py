@@ -157,15 +157,16 @@ def _counts(
 ) -> NDArray[np.int32]:
     pool = ClockPool(scores, uids, repetition_penalty, limit, seed)
     sample = pool.sample()
+    whole: Clocks | ClockPool = sample
     if len(sample) < len(pool):
         low, high = _bracket(sample, num_samples * len(sample) / len(pool))
         with contextlib.suppress(_Missed):
             return _race(pool, num_samples, low, high, num_samples // 2 + _INSIDE, num_workers)
-        sample = pool
+        whole = pool
     # a small pool, or one whose mass sits in so few examples that the sample missed them
     width = max(_INSIDE, num_samples // 8)
-    low, _ = search_log_time(sample, num_samples - width, num_samples)
-    _, high = search_log_time(sample, num_samples, num_samples + width)
+    low, _ = search_log_time(whole, num_samples - width, num_samples)
+    _, high = search_log_time(whole, num_samples, num_samples + width)
     return _race(pool, num_samples, low, high, num_samples * len(pool), num_workers)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from datacomp_flyt.samplers import clocks, hard_cap_counts, no_cap_counts, soft_cap_counts
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.samplers import checks, clocks, hard_cap_counts, no_cap_counts, soft_cap_counts
 from datacomp_flyt.samplers.race import race_counts
 from datacomp_flyt.samplers.rounds import round_counts
 from tests.samplers.law import random_uids
@@ -32,6 +35,31 @@ def test_the_bracket_decides_speed_and_never_the_result(
     whole = race_counts(SCORES[name], UIDS, draws, penalty, limit, seed=1)
     assert bracketed.sum() == draws
     assert np.array_equal(bracketed, whole)
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("draws", [40, 300_000])
+def test_arrays_in_files_are_drawn_alike(tmp_path: Path, name: str, draws: int) -> None:
+    """Their sample is another, of a few stretches."""
+    arrays = []
+    for number, array in enumerate((SCORES[name], UIDS)):
+        np.save(tmp_path / f"{number}.npy", array)
+        arrays.append(np.load(tmp_path / f"{number}.npy", mmap_mode="r"))
+    counts = soft_cap_counts(*arrays, draws, 0.15, seed=2, num_workers=2)
+    assert isinstance(counts, np.memmap)
+    assert np.array_equal(counts, soft_cap_counts(SCORES[name], UIDS, draws, 0.15, seed=2))
+
+
+def test_one_example_is_drawn_as_often_as_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More draws in all than one example may have: only the one is refused."""
+    fair = no_cap_counts(SCORES["equal"], UIDS, 300_000, seed=1)
+    monkeypatch.setattr(checks, "MOST_DRAWS", 1000)
+    assert np.array_equal(no_cap_counts(SCORES["equal"], UIDS, 300_000, seed=1), fair)
+    with pytest.raises(InputError, match="one example would be drawn more than 999 times"):
+        no_cap_counts(SCORES["one holds nearly all"], UIDS, 300_000, seed=1)
+    monkeypatch.setattr(checks, "MOST_DRAWS", 10)
+    with pytest.raises(InputError, match=r"num_samples is 101, wanted 1 to 100$"):
+        no_cap_counts(SCORES["equal"][:1], UIDS[:1], 101, seed=1)
 
 
 @pytest.mark.parametrize("missing", [0, 1, 1000])

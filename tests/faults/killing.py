@@ -6,6 +6,7 @@ it has to be what an undisturbed run leaves, file by file and byte by byte, and 
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import io
 import json
@@ -101,6 +102,7 @@ class Running:
                 start_new_session=True,
             )
         self.began = time.monotonic()
+        _RUNNING.add(self.process.pid)
 
     def __enter__(self) -> Running:
         return self
@@ -109,6 +111,7 @@ class Running:
         # while its leader is not waited for, no other group can have this number
         if self.process.returncode is None:
             os.killpg(self.process.pid, signal.SIGKILL)
+        _RUNNING.discard(self.process.pid)
         self.process.wait()
 
     def others(self) -> list[int]:
@@ -175,10 +178,21 @@ class Running:
             if time.monotonic() > end:
                 raise TimeoutError(f"{len(left)} of its processes go on without it")
             time.sleep(0.02)
+        _RUNNING.discard(self.process.pid)
         return self.process.wait()
 
     def last_words(self) -> str:
         return self.said.read_text(errors="replace").strip()[-1500:]
+
+
+_RUNNING: set[int] = set()
+
+
+def end_all() -> None:
+    """End what runs in any thread, for one who is ended himself."""
+    for group in list(_RUNNING):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
 # -------------------------------------------------------------------------------------- files

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -22,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.measure import machine
 from tests.faults.commands import COMMANDS
-from tests.faults.killing import Findings, kill_often, undisturbed
+from tests.faults.killing import Findings, end_all, kill_often, undisturbed
 
 KINDS = ("mismatches", "partial files", "failures", "hangs")
 
@@ -52,6 +54,11 @@ def kill_commands(
     return {k: v[0] for k, v in found.items()}, {k: v[1] for k, v in found.items()}
 
 
+def _end(*_: object) -> None:
+    end_all()
+    os._exit(1)
+
+
 def main() -> int:
     """The command above; the exit code is 1 where anything was wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -60,6 +67,8 @@ def main() -> int:
     parser.add_argument("--commands", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
     parser.add_argument("--at_once", type=int, default=2, help="commands that run side by side")
     args = parser.parse_args()
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, _end)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kills.") as folder:
         found, seconds = kill_commands(

@@ -20,7 +20,13 @@ from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.columns_in_files import FileColumns
 from datacomp_flyt.pool.file_arrays import compress
 from datacomp_flyt.pool.pool import read_pool
-from datacomp_flyt.pool.subset import atomic_write, check_save_path, describe_counts, write_subset
+from datacomp_flyt.pool.subset import (
+    atomic_write,
+    check_save_path,
+    describe_counts,
+    remove_unfinished,
+    write_subset,
+)
 from datacomp_flyt.pool.uids import encode_uids
 
 _METHOD_FLAGS = {flag for method in METHODS.values() for flag in method.flags}
@@ -128,6 +134,8 @@ def _check_save_paths(args: argparse.Namespace) -> dict[str, Path]:
     if len({path.resolve() for path in paths.values()}) < len(paths):
         named = " and ".join(f"--{flag} {value}" for flag, value in given.items())
         raise InputError(f"{named} name one file twice: give each output a file of its own")
+    for path in paths.values():
+        remove_unfinished(path)
     return paths
 
 

@@ -24,6 +24,20 @@ class InputError(ValueError):
         super().__init__(sentence)
 
 
+class ReadError(InputError):
+    """A file cannot be read. It may be damaged, or what it comes from was for a moment.
+
+    Attributes:
+        of_system: it was the system or the network that said so, not what was read.
+    """
+
+    def __init__(self, sentence: str, cause: Exception | None = None) -> None:
+        super().__init__(sentence)
+        known = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+        system = isinstance(cause, OSError) and cause.errno is not None
+        self.of_system = system and not isinstance(cause, known)
+
+
 def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 500]} ... {text[-400:]}"
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from datacomp_flyt.engines.ranks import Ranks, alone
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.subset import atomic_write
+from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
 
 _PRELOADED = ("torch", "torchvision", "open_clip", "webdataset", "pandas", "pyarrow.parquet")
 _PERCENT = re.compile(r"(\d+)%[|)]")
@@ -92,6 +92,7 @@ def run_steps(
     """
     (folder / "done").mkdir(parents=True, exist_ok=True)
     (folder / "logs").mkdir(exist_ok=True)
+    remove_unfinished(folder, below=True)
     seconds, before = {}, hashlib.sha256()
     for number, step in enumerate(steps, 1):
         upto = before.copy()

@@ -7,11 +7,16 @@ arrays, so selection needs neither processes nor copies.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from datacomp_flyt.errors import ReadError
+
+_PAUSES = (0.1, 1.0)  # seconds before a file that could not be read is read again
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,8 +35,19 @@ def map_threads(
         num_workers: threads; 1 runs in the calling thread.
         progress: text of a progress bar, shown where stderr is a terminal; None for none.
         unit: what one item is called in the bar.
+
+    An item whose file could not be read (`ReadError`) is tried again, twice: disks and networks
+    fail for a moment.
     """
     items = list(items)
+
+    def patient(item: T) -> R:
+        for pause in _PAUSES:
+            try:
+                return function(item)
+            except ReadError as error:
+                time.sleep(pause if error.of_system else 0)
+        return function(item)
 
     def watched(results: Iterator[R]) -> list[R]:
         if progress is None:
@@ -40,9 +56,9 @@ def map_threads(
         return list(bar)
 
     if num_workers <= 1 or len(items) <= 1:
-        return watched(map(function, items))
+        return watched(map(patient, items))
     with ThreadPoolExecutor(num_workers) as executor:
-        return watched(executor.map(function, items))
+        return watched(executor.map(patient, items))
 
 
 def blocks(stop: int, size: int, start: int = 0) -> list[slice]:

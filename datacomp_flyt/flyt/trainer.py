@@ -22,7 +22,7 @@ from datacomp_flyt.flyt.data import DownstreamBatch, UpstreamBatch
 from datacomp_flyt.flyt.gather import rank_and_world_size
 from datacomp_flyt.flyt.scoring_models import MixingModel
 from datacomp_flyt.flyt.streams import StreamLoader
-from datacomp_flyt.flyt.training_log import TrainingLog
+from datacomp_flyt.flyt.training_log import METRICS, TrainingLog
 from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
 
 SCORING_MODEL = "scoring_model.safetensors"
@@ -64,7 +64,7 @@ def train(
     """
     rank, _ = rank_and_world_size()
     if rank == 0:
-        for name in (NAME, SCORING_MODEL, REFERENCE_MODEL, EXTRACTOR):
+        for name in (NAME, METRICS, SCORING_MODEL, REFERENCE_MODEL, EXTRACTOR):
             remove_unfinished(config.output_dir / name)
     settings = {**settings, **asdict(algorithm.config)}
     found = load_checkpoint(config.output_dir, settings)

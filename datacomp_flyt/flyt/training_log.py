@@ -17,7 +17,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.subset import atomic_write
 
 DESTINATIONS = ("tensorboard", "wandb")
-_FILE = "metrics.jsonl"
+METRICS = "metrics.jsonl"
 
 
 class TrainingLog:
@@ -53,7 +53,7 @@ class TrainingLog:
         self._sinks: list[Any] = []
         if not enabled:
             return
-        self._path = directory / _FILE
+        self._path = directory / METRICS
         self._drop_lines_from(first_step)
         for name in destinations:
             self._sinks.append(_SINKS[name](directory, first_step, settings))
@@ -72,8 +72,11 @@ class TrainingLog:
         self._last = (now, done)
         metrics = {**metrics, "pairs_per_second": self.pairs * steps / seconds}
         line = {"step": done, **{name: _rounded(value) for name, value in metrics.items()}}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise InputError(f"{self._path} cannot be written ({error.strerror})") from None
         for sink in self._sinks:
             sink(done, metrics)
         shown = "  ".join(f"{name} {value:.5g}" for name, value in metrics.items())

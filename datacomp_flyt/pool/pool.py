@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, ReadError
 from datacomp_flyt.pool.join_errors import twice_in_pool
 from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
@@ -180,4 +180,6 @@ def _check_npz(shard: ParquetShard) -> None:
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and numpy's header parser raise a dozen kinds
-        raise InputError(f"{path} cannot be read as npz ({error}): download it again") from None
+        raise ReadError(
+            f"{path} cannot be read as npz ({error}): download it again", error
+        ) from None

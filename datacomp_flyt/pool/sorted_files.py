@@ -29,7 +29,7 @@ from datacomp_flyt.pool import join_errors
 from datacomp_flyt.pool.file_arrays import open_array, write_items
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import sort_uids
-from datacomp_flyt.pool.subset import atomic_write, check_save_path
+from datacomp_flyt.pool.subset import atomic_write, check_save_path, remove_unfinished
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uid_slices import Rows, read_slice, write_run
 from datacomp_flyt.pool.uids import UID_DTYPE, InvalidUid, decode_uids, format_uid
@@ -201,14 +201,15 @@ class Layout:
             ],
         }
         path = check_save_path(self.folder / "job.json", "--work_dir")
+        if path.exists() and json.loads(path.read_text()) != job:
+            raise InputError(
+                f"--work_dir {self.folder} holds a job on other files or columns, or on these "
+                "before they changed: remove it, or name another"
+            )
         for name in ("dealt", "done"):
             (self.folder / name).mkdir(exist_ok=True)
+        remove_unfinished(self.folder, below=True)
         if path.exists():
-            if json.loads(path.read_text()) != job:
-                raise InputError(
-                    f"--work_dir {self.folder} holds a job on other files or columns, or on these "
-                    "before they changed: remove it, or name another"
-                )
             return
         with atomic_write(path) as file:
             file.write(json.dumps(job).encode())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import itertools
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 
 _BLOCK = 1 << 20  # entries written at once
+_RANDOM = "[a-z0-9_]{8}"  # that `tempfile` adds to a name
 
 
 def check_save_path(path: str | Path, flag: str) -> Path:
@@ -68,23 +69,31 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         os.chmod(name, 0o666 & ~umask)
         os.replace(name, path)
         name = None
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
+    except Exception as error:
+        # torch.save cannot end its file either, and raises that
+        first = error if isinstance(error, OSError | InputError) else error.__context__
+        if not isinstance(first, OSError):
+            raise
+        raise InputError(f"{path} cannot be written ({first.strerror or first})") from None
     finally:
         if name is not None:
             os.unlink(name)
 
 
-def remove_unfinished(path: Path) -> None:
-    """Remove what killed writers of a file, or of the tables of a folder, left there.
+def remove_unfinished(path: Path, below: bool = False) -> None:
+    """Remove what killed writers of a file, or of the files of a folder, left there.
 
     Nobody may be writing now.
+
+    Args:
+        below: in the folders below it, too.
     """
-    folder, names = path.parent, [glob.escape(path.name)]
     if path.is_dir():
-        folder, names = path, ["*.parquet", "*.npz", "*.json"]
-    for name in names:
-        for left in folder.glob(f".{name}.*"):
+        found, name = path.rglob(".*") if below else path.glob(".*"), r"(array|.+\.\w+)"
+    else:
+        found, name = path.parent.glob(".*"), re.escape(path.name)
+    for left in list(found):
+        if re.fullmatch(rf"\.{name}\.{_RANDOM}", left.name):
             left.unlink(missing_ok=True)
 
 

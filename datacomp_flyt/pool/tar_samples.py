@@ -181,5 +181,6 @@ def stored_facts(sample: Sample) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     # webdataset appends to an error's arguments; the message is the first
-    text = str(error) if isinstance(error, FileNotFoundError) else str((*error.args, "")[0])
+    system = isinstance(error, OSError) and error.errno is not None
+    text = str(error) if system else str((*error.args, "")[0])
     return text.strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,149 @@
+"""The long commands, each on inputs so small that it takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datacomp_flyt.demo import POOL
+from tests.conftest import make_pool, write_files
+from tests.faults.killing import Command
+
+CLI = ("-m", "datacomp_flyt.cli")
+ROWS = 60_000
+
+
+def select(place: Path) -> Command:
+    """In memory, rounds of G, with all three outputs."""
+    return Command("select", ("-m", "baselines_plugin", *_selection(place)))
+
+
+def select_in_files(place: Path) -> Command:
+    """With `--work_dir`: several slices, two workers."""
+    words = ("-m", "tests.faults.small_slices", *_selection(place), "--work_dir", "work")
+    return Command("select --work_dir", words, growing=("work/uids.npy", "work/column_*.npy"))
+
+
+def _selection(place: Path) -> tuple[str, ...]:
+    if not (place / "scores").exists():
+        pool = make_pool(ROWS)
+        write_files(place / "metadata", pool.metadata, 3)
+        write_files(place / "scores", pool.scores, 4, seed=1)
+    return (
+        "--name", "m_flyt", "--scoring_model", "paper", "--metadata_dir", str(place / "metadata"),
+        "--scores_dir", str(place / "scores"), "--num_samples", str(2 * ROWS),
+        "--repetition_penalty", "0.4", "--sampling_batch_size", "1000", "--num_workers", "2",
+        "--save_path", "out/subset.npy", "--save_scores", "out/scores.parquet",
+        "--save_scoring_model", "out/model.safetensors",
+    )  # fmt: skip
+
+
+def score(place: Path) -> Command:
+    """A scorer of shards by themselves."""
+    flags = ("--num_partitions", "60", "--num_workers", "2")
+    return Command("score", _score("neg_clip_loss", *flags))
+
+
+def score_in_passes(place: Path) -> Command:
+    """A scorer that wants the whole pool first."""
+    flags = ("--num_rounds", "60", "--num_workers", "2")
+    return Command("score in passes", _score("norm_sim_d", *flags))
+
+
+def _score(scorer: str, *flags: str) -> tuple[str, ...]:
+    pool = ("--metadata_dir", str(POOL / "metadata"))
+    return (*CLI, "score", "--scorer", scorer, "--scores_dir", "scores", *pool, *flags)
+
+
+def embed(place: Path) -> Command:
+    """Two encoders of milliseconds over four tars."""
+    import torch
+
+    from tests.flyt.runs import make_data
+    from tests.scorers.image_tars import small_weights
+
+    data = make_data(place / "data")
+    torch.save(small_weights(data.model), place / "weights.pt")
+    encoders = (f"{name}={data.model}:{place / 'weights.pt'}" for name in ("b32", "l14"))
+    where = ("--shards_dir", str(data.shards), "--metadata_dir", "metadata", "--num_workers", "2")
+    words = (word for encoder in encoders for word in ("--encoder", encoder))
+    return Command("embed", (*CLI, "embed", *where, *words))
+
+
+def train(place: Path) -> Command:
+    """M-FLYT."""
+    return Command("train", _train(place, "scores"), *_TRAINED)
+
+
+def train_e_flyt(place: Path) -> Command:
+    """E-FLYT on embeddings."""
+    return Command("train, E-FLYT", _train(place, "embeddings"), *_TRAINED)
+
+
+# pairs per second differ; checkpoints come one after the other
+_TRAINED: tuple[tuple[str, ...], tuple[str, ...]] = (("out/metrics.jsonl",), ("out/checkpoint.pt",))
+
+
+def _train(place: Path, features: str) -> tuple[str, ...]:
+    from tests.flyt.runs import argv, make_data
+
+    flags = make_data(place / "data").flags(Path("out"), features)
+    more = {"num_steps": 16, "checkpoint_every": 4, "resume": True}
+    return (*CLI, "train", *argv({**flags, **more}))
+
+
+def train_clip(place: Path) -> Command:
+    """open_clip's trainer on a weighted pool, its batches decided by a seed."""
+    from datacomp_flyt.demo.noisy_pool import make_pairs, write_pool
+
+    write_pool(place, make_pairs(64, 0.4, 0), "kills")
+    table = pq.read_table(place / "kinds.parquet")
+    weights = np.random.default_rng(0).lognormal(size=len(table))
+    pq.write_table(pa.table({"uid": table["uid"], "weight": weights}), place / "w.parquet")
+    hook = ("--weights", str(place / "w.parquet"), "--shuffle_seed", "1", "--distinct_in_batch")
+    trainer = (
+        *_TRAINER, "--epochs", "3", "--train-data", str(place / "shards" / "00000000.tar"),
+        "--train-num-samples", "64", "--save-most-recent", "--resume", "latest",
+        "--logs", "runs", "--name", "model",
+    )  # fmt: skip
+    changing = ("runs/model/out.log", "runs/model/params.txt", "*/checkpoints/epoch_[0-9]*.pt")
+    return Command(
+        "train_clip", (*CLI, "train_clip", *hook, "--", *trainer), changing, ("*/epoch_latest.pt",)
+    )
+
+
+def self_filter(place: Path) -> Command:
+    """A round of self-filtering with open_clip's trainer."""
+    from datacomp_flyt.demo.noisy_pool import make_pairs, write_pool
+
+    write_pool(place, make_pairs(64, 0.4, 0), "kills")
+    flags = ("--shards_dir", str(place / "shards"), "--out", "run", "--rounds", "1")
+    words = (*CLI, "self_filter", *flags, "--samples_per_round", "64", "--no_reports")
+    changing = ("run/logs/*", "run/done/*", "*/out.log", "*/params.txt", "*/epoch_[0-9]*.pt")
+    growing = ("*/epoch_latest.pt", "run/*diagnostics.json")
+    trainer = (*_TRAINER, "--epochs", "2")
+    return Command("self_filter", (*words, "--", *trainer), changing, growing)
+
+
+_TRAINER = (
+    "-m", "open_clip_train.main", "--model", "flyt-demo", "--dataset-type", "webdataset",
+    "--dataset-resampled", "--batch-size", "16", "--warmup", "2", "--lr", "3e-3",
+    "--workers", "1", "--precision", "fp32", "--seed", "3",
+)  # fmt: skip
+
+COMMANDS: dict[str, Callable[[Path], Command]] = {
+    "select": select,
+    "select_in_files": select_in_files,
+    "score": score,
+    "score_in_passes": score_in_passes,
+    "embed": embed,
+    "train": train,
+    "train_e_flyt": train_e_flyt,
+    "train_clip": train_clip,
+    "self_filter": self_filter,
+}
+"""Each writes its inputs into a folder, and returns the command."""

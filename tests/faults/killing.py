@@ -1,0 +1,394 @@
+"""A command killed outright at some moment, started again until it ends, and what is to be seen.
+
+A run is a folder. What lies there under a final name has to be whole at every moment; in the end
+it has to be what an undisturbed run leaves, file by file and byte by byte, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from safetensors.numpy import load
+
+from tests.conftest import REPOSITORY
+
+PATIENCE = 300.0  # seconds, after which a command hangs
+WHOM = ("group", "driver", "worker")
+_BLINK = 0.004  # seconds between two looks
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of Python in the folder of its run.
+
+    Attributes:
+        name: for people.
+        words: after `python`.
+        changing: patterns of files that differ between two undisturbed runs: logs, times taken.
+        growing: patterns of files that are replaced by later versions of themselves, or are filled
+            in place and noted elsewhere as done.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    changing: tuple[str, ...] = ()
+    growing: tuple[str, ...] = ()
+
+    def is_compared(self, name: str) -> bool:
+        return not _matches(name, self.changing)
+
+    def is_final(self, name: str) -> bool:
+        """Whether the file is in its last state as soon as it is there."""
+        return self.is_compared(name) and not _matches(name, self.growing)
+
+
+class Whole(NamedTuple):
+    """What an undisturbed run left, how long it took, and how many files came up meanwhile."""
+
+    files: dict[str, bytes]
+    seconds: float
+    changes: int
+
+
+@dataclass
+class Findings:
+    """What killing a command came to; sentences of what was wrong, by kind."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    ended: int = 0
+    wrong: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, kind: str, text: str) -> None:
+        self.wrong.setdefault(kind, []).append(text)
+
+
+# ---------------------------------------------------------------------------------- processes
+
+
+class Running:
+    """A command in a process group of its own, which ends with the block."""
+
+    def __init__(self, command: Command, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.said = folder, folder.with_name(f"{folder.name}.said")
+        self.names: set[str] = set()
+        path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+        settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with self.said.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *command.words],
+                cwd=folder,
+                env={**os.environ, **settings},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.began = time.monotonic()
+        _RUNNING.add(self.process.pid)
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # while its leader is not waited for, no other group can have this number
+        if self.process.returncode is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        _RUNNING.discard(self.process.pid)
+        self.process.wait()
+
+    def others(self) -> list[int]:
+        """Its living processes but for the one that was started."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+            except (OSError, ValueError):  # it has just ended
+                continue
+            pid = int(stat.parent.name)
+            if int(group) == self.process.pid != pid and state not in "ZX":
+                found.append(pid)
+        return sorted(found)
+
+    def is_over(self) -> bool:
+        """Whether the process that was started has ended; it is not waited for."""
+        ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.process.pid, ended) is not None
+
+    def look(self) -> int:
+        """How many files there have been so far."""
+        self.names |= {name for name, _ in _walk(self.folder)}
+        return len(self.names)
+
+    def wait(self, until: Callable[[], bool] = lambda: False) -> bool:
+        """Wait for its end, or for `until` before that: then True.
+
+        Raises:
+            TimeoutError: neither comes.
+        """
+        while not self.is_over():
+            if until():
+                return True
+            if time.monotonic() - self.began > PATIENCE:
+                raise TimeoutError(f"no end in {PATIENCE:.0f} s")
+            time.sleep(_BLINK)
+        return False
+
+    def kill(self, whom: str, rng: random.Random) -> str:
+        """SIGKILL to all its processes, to the one that was started, or to one of the others.
+
+        Returns:
+            whom it was, which is all of them where there are no others.
+        """
+        others = self.others() if whom == "worker" else []
+        if others:
+            os.kill(rng.choice(others), signal.SIGKILL)
+            return "worker"
+        if whom == "driver":
+            os.kill(self.process.pid, signal.SIGKILL)
+            return whom
+        os.killpg(self.process.pid, signal.SIGKILL)
+        return "group"
+
+    def code(self) -> int:
+        """Its exit code, once the others have ended as well.
+
+        Raises:
+            TimeoutError: they go on.
+        """
+        end = time.monotonic() + 20
+        while left := self.others():
+            if time.monotonic() > end:
+                raise TimeoutError(f"{len(left)} of its processes go on without it")
+            time.sleep(0.02)
+        _RUNNING.discard(self.process.pid)
+        return self.process.wait()
+
+    def last_words(self) -> str:
+        return self.said.read_text(errors="replace").strip()[-1500:]
+
+
+_RUNNING: set[int] = set()
+
+
+def end_all() -> None:
+    """End what runs in any thread, for one who is ended himself."""
+    for group in list(_RUNNING):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
+# -------------------------------------------------------------------------------------- files
+
+
+def _walk(folder: Path) -> list[tuple[str, str]]:
+    """Files below it, by name there; some may be gone already."""
+    return [
+        (os.path.relpath(os.path.join(place, name), folder), os.path.join(place, name))
+        for place, _, names in os.walk(folder)
+        for name in names
+    ]
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """All files below it, hidden ones too."""
+    found = {}
+    for name, path in _walk(folder):
+        try:
+            found[name] = Path(path).read_bytes()
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def is_temporary(name: str) -> bool:
+    """Whether nobody would take it for a result. `tmp.pt` is open_clip's name for such a file."""
+    return any(part.startswith(".") for part in name.split("/")) or name.endswith("/tmp.pt")
+
+
+def problem(name: str, content: bytes) -> str | None:
+    """Why a file is no whole file of its kind; None if it is one."""
+    try:
+        if (suffix := Path(name).suffix) in _READERS:
+            _READERS[suffix](content)
+    except Exception as error:
+        return f"{name} ({len(content)} bytes) is not whole: {type(error).__name__} {error}"[:300]
+    return None
+
+
+def _zip(content: bytes) -> None:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(damaged)
+
+
+def _npy(content: bytes) -> None:
+    file = io.BytesIO(content)
+    np.load(file, allow_pickle=False)
+    if file.read(1):
+        raise ValueError("more than its array")
+
+
+def _html(content: bytes) -> None:
+    if not content.rstrip().endswith(b"</html>"):
+        raise ValueError("no end")
+
+
+def _lines(content: bytes) -> None:
+    for line in content.splitlines():
+        json.loads(line)
+
+
+_READERS: dict[str, Callable[[bytes], object]] = {
+    ".parquet": lambda content: pq.read_table(io.BytesIO(content)).validate(full=True),
+    ".npy": _npy,
+    ".npz": _zip,
+    ".pt": _zip,
+    ".safetensors": load,
+    ".json": json.loads,
+    ".jsonl": _lines,
+    ".html": _html,
+}
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+# -------------------------------------------------------------------------------------- kills
+
+
+def undisturbed(command: Command, folder: Path) -> Whole:
+    """The run that others are compared with; it is run twice, and has to be the same.
+
+    Raises:
+        RuntimeError: it fails, or it is not.
+    """
+    first = _run_whole(command, folder)
+    whole = _run_whole(command, folder)
+    if wrong := differences(command, first.files, whole.files):
+        raise RuntimeError(f"two undisturbed runs of {command.name} differ: {wrong}")
+    return whole
+
+
+def _run_whole(command: Command, folder: Path) -> Whole:
+    shutil.rmtree(folder, ignore_errors=True)
+    with Running(command, folder) as running:
+        running.wait(lambda: running.look() < 0)
+        seconds = time.monotonic() - running.began
+        if running.code():
+            raise RuntimeError(f"{command.name} failed undisturbed:\n{running.last_words()}")
+        return Whole(files_in(folder), seconds, max(running.look(), 1))
+
+
+def differences(command: Command, whole: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
+    """What is missing, too much, or different in a finished run."""
+    wrong = [f"{name} is missing" for name in sorted(whole.keys() - found.keys())]
+    wrong += [f"{name} is left" for name in sorted(found.keys() - whole.keys())]
+    for name in sorted(whole.keys() & found.keys()):
+        if command.is_compared(name) and whole[name] != found[name]:
+            wrong.append(f"{name} differs ({len(whole[name])} and {len(found[name])} bytes)")
+    return wrong
+
+
+def partial(command: Command, whole: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
+    """What is under a final name and should not be, in a run that was stopped."""
+    wrong = []
+    for name, content in sorted(found.items()):
+        if is_temporary(name) or not command.is_compared(name):
+            continue
+        if text := problem(name, content):
+            wrong.append(text)
+        elif command.is_final(name) and whole.get(name, content) != content:
+            wrong.append(f"{name} is not what it is to become")
+    return wrong
+
+
+def kill_often(
+    command: Command,
+    folder: Path,
+    whole: Whole,
+    kills: int,
+    rng: random.Random,
+    on_kill: Callable[[], object] = lambda: None,
+) -> Findings:
+    """Kill the command so often, one to three times in a run, and look at what comes of it.
+
+    Half of the kills come at a random moment of the time that a run takes, the others when a
+    random one of its files comes up. Where the run has ended before, that counts for nothing.
+    """
+    findings = Findings()
+    while sum(findings.kills.values()) < kills:
+        shutil.rmtree(folder, ignore_errors=True)
+        left = min(rng.randint(1, 3), kills - sum(findings.kills.values()))
+        ended = False
+        while left and not ended:
+            before = sum(findings.kills.values())
+            ended = _start_and_kill(command, folder, whole, rng, findings)
+            if sum(findings.kills.values()) > before:
+                left -= 1
+                on_kill()
+        try:
+            if not ended:
+                _run_to_the_end(command, folder, findings)
+        except TimeoutError as error:
+            findings.note("hangs", f"{command.name}: {error}")
+            continue
+        findings.ended += 1
+        for text in differences(command, whole.files, files_in(folder)):
+            findings.note("mismatches", f"{command.name}: {text}")
+    return findings
+
+
+def _start_and_kill(
+    command: Command, folder: Path, whole: Whole, rng: random.Random, findings: Findings
+) -> bool:
+    """Start the command and kill something of it; whether it came to a good end all the same."""
+    whom = rng.choice(WHOM)
+    moment, file = rng.uniform(0, whole.seconds), rng.randint(1, whole.changes)
+    by_time = rng.random() < 0.5
+    with Running(command, folder) as running:
+        there = running.look()  # of the runs before
+        began = running.began
+
+        def now() -> bool:
+            if by_time:
+                return time.monotonic() - began > moment
+            return running.look() >= max(file, there + 1)
+
+        try:
+            if running.wait(now):
+                whom = running.kill(whom, rng)
+                findings.kills[whom] += 1
+                running.wait()
+            code = running.code()
+        except TimeoutError as error:
+            findings.note("hangs", f"{command.name}, {whom} killed: {error}")
+            return False
+        for text in partial(command, whole.files, files_in(folder)):
+            findings.note("partial files", f"{command.name}, {whom} killed: {text}")
+        return code == 0
+
+
+def _run_to_the_end(command: Command, folder: Path, findings: Findings) -> None:
+    with Running(command, folder) as running:
+        running.wait()
+        if running.code():
+            findings.note("failures", f"{command.name}: {running.last_words()}")

@@ -1,0 +1,110 @@
+"""Long commands killed at random moments; and that the harness sees what it is to see.
+
+Many kills: python -m tests.faults.kills
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.commands import COMMANDS
+from tests.faults.killing import (
+    Command,
+    Findings,
+    Whole,
+    differences,
+    files_in,
+    kill_often,
+    partial,
+    undisturbed,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+TRAINS = ("train", "train_e_flyt", "embed", "train_clip", "self_filter")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_two_kills(name: str, tmp_path: Path) -> None:
+    if name in TRAINS:
+        pytest.importorskip("open_clip_train", reason="pip install 'datacomp-flyt[train]'")
+    command = COMMANDS[name](tmp_path)
+    whole = undisturbed(command, tmp_path / "run")
+    found = kill_often(command, tmp_path / "run", whole, 2, random.Random(name))
+    assert sum(found.kills.values()) == 2
+    assert found.wrong == {}
+
+
+# ------------------------------------------------------------------------------- the harness
+
+CAREFUL = """
+import os, time
+for number in range(4):
+    if not os.path.exists(f"{number}.json"):
+        with open(f".{number}", "w") as file:
+            file.write("[1,")
+            file.flush()
+            time.sleep(0.03)
+            file.write(" 2]")
+        os.replace(f".{number}", f"{number}.json")
+"""
+CARELESS = CAREFUL.replace('f".{number}"', 'f"{number}.json"')
+FORGETFUL = CAREFUL.replace("f'.{number}'", "f'.{os.getpid()}'").replace(
+    'f".{number}"', 'f".{os.getpid()}"'
+)
+
+
+def killed(tmp_path: Path, script: str, kills: int = 8) -> Findings:
+    command = Command("made", ("-S", "-c", script))
+    files = {f"{number}.json": b"[1, 2]" for number in range(4)}
+    whole = Whole(files, 0.15, 6)
+    return kill_often(command, tmp_path / "run", whole, kills, random.Random(0))
+
+
+def test_a_careful_command(tmp_path: Path) -> None:
+    found = killed(tmp_path, CAREFUL)
+    assert found.wrong == {}
+    assert sum(found.kills.values()) == 8
+    assert found.ended > 2
+
+
+def test_a_command_that_writes_in_place(tmp_path: Path) -> None:
+    found = killed(tmp_path, CARELESS)
+    assert {*found.wrong} == {"partial files", "mismatches"}
+    assert any("json (" in text and "is not whole" in text for text in found.wrong["partial files"])
+
+
+def test_a_command_that_leaves_temporary_files(tmp_path: Path) -> None:
+    found = killed(tmp_path, FORGETFUL)
+    assert {*found.wrong} == {"mismatches"}
+    assert all(text.endswith("is left") for text in found.wrong["mismatches"])
+
+
+def test_undisturbed_runs_have_to_be_the_same(tmp_path: Path) -> None:
+    script = "import os; open('pid.json', 'w').write(str(os.getpid()))"
+    with pytest.raises(RuntimeError, match="differ"):
+        undisturbed(Command("made", ("-c", script)), tmp_path / "run")
+    with pytest.raises(RuntimeError, match="failed undisturbed"):
+        undisturbed(Command("made", ("-c", "1/0")), tmp_path / "run")
+    same = Command("made", ("-c", script), changing=("*.json",))
+    assert [*undisturbed(same, tmp_path / "run").files] == ["pid.json"]
+
+
+def test_what_is_partial(tmp_path: Path) -> None:
+    command = Command("made", (), changing=("*.log",), growing=("*.pt",))
+    whole = {"a.npy": b"", "b.json": b"{}", "c.log": b"", "d.pt": b""}
+    stopped = {"b.json": b"[]", "c.log": b"x", ".b.json.tmp": b"{", "n/tmp.pt": b"", "d.pt": b"P"}
+    assert [text.split()[0] for text in partial(command, whole, stopped)] == ["b.json", "d.pt"]
+    assert partial(command, whole, {"b.json": b"{}"}) == []
+    assert differences(command, {"a": b"1", "b": b"2"}, {"b": b"3", ".c": b""}) == [
+        "a is missing",
+        ".c is left",
+        "b differs (1 and 1 bytes)",
+    ]
+    (tmp_path / ".hidden").write_bytes(b"1")
+    assert files_in(tmp_path) == {".hidden": b"1"}

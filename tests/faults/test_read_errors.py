@@ -1,0 +1,207 @@
+"""Reads that fail, or give less than was asked for: once is nothing, always is one sentence."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import io
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from baselines_plugin import run
+from datacomp_flyt.engines import threads
+from datacomp_flyt.mixing import columns_in_files
+from datacomp_flyt.pool.sorted_files import sort_into_files
+from datacomp_flyt.scorers.glu_head_file import save_glu_head
+from tests.baselines_plugin.job import Job, in_process
+from tests.baselines_plugin.test_bad_input import assert_refused
+from tests.conftest import make_pool
+from tests.engines.here import Here
+from tests.faults import faulty
+from tests.scorers.made import B32, made_embeddings, made_head
+
+POOL = make_pool(600)
+DRAWS = ("--num_samples", 900, "--repetition_penalty", 0.4)
+MIX = ("--name", "m_flyt", "--scoring_model", "paper", *DRAWS)
+FLYT = ("--name", "flyt", "--scoring_model", "head.safetensors", *DRAWS)
+FAULTS = ("EIO", "short")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pool and its scores in `faulty://`, and a head in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(threads, "_PAUSES", (0, 0))
+    monkeypatch.setattr(run, "ProcessEngine", lambda num_workers, device: Here())
+    monkeypatch.setattr(
+        columns_in_files,
+        "sort_into_files",
+        lambda *given: sort_into_files(*given, rows_at_once=200),
+    )
+    job = Job(POOL, tmp_path).write(2)
+    for number, path in enumerate(sorted(job.metadata.iterdir())):
+        np.savez(path.with_suffix(".npz"), **made_embeddings(300, dict.fromkeys(B32, 4), number))
+    save_glu_head(made_head(8), tmp_path / "head.safetensors")
+    faulty.upload(job.metadata, "metadata")
+    faulty.upload(job.scores, "scores")
+    return tmp_path
+
+
+def select(*flags: object) -> Any:
+    where = ["--metadata_dir", "faulty://metadata", "--save_path", "subset.npy"]
+    if flags[1] == "m_flyt":
+        where += ["--scores_dir", "faulty://scores"]
+    return in_process(*map(str, flags), *where, "--num_workers", "1")
+
+
+JOBS = {"memory": MIX, "files": (*MIX, "--work_dir"), "npz": FLYT}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("case", JOBS)
+def test_once(place: Path, case: str, fault: str) -> None:
+    """In any of the reads."""
+    folders = iter(range(1000))
+
+    def flags() -> tuple[object, ...]:
+        return (*JOBS[case], f"work{next(folders)}") if case == "files" else JOBS[case]
+
+    faulty.plan(lambda path, number: None)
+    assert select(*flags()).code == 0
+    wanted = Path("subset.npy").read_bytes()
+    places = [(path, n) for path, times in sorted(faulty.reads().items()) for n in range(times)]
+    assert len(places) > 10
+    for where in places[:: max(len(places) // 12, 1)]:
+        Path("subset.npy").unlink()
+        faulty.plan(lambda path, number, at=where: fault if (path, number) == at else None)
+        outcome = select(*flags())
+        assert (outcome.code, outcome.stderr) == (0, ""), where
+        assert Path("subset.npy").read_bytes() == wanted, where
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("case", JOBS)
+def test_always(place: Path, case: str, fault: str) -> None:
+    """From the first read on, or from the last."""
+    folders = iter(range(1000))  # what was read before is not read again in the same one
+
+    def flags() -> tuple[object, ...]:
+        return (*JOBS[case], f"work{next(folders)}") if case == "files" else JOBS[case]
+
+    assert select(*flags()).code == 0
+    Path("subset.npy").unlink()
+    times = faulty.reads()
+    for folder, suffix in (("metadata", "npz"),) if case == "npz" else _TABLES:
+        bad = f"/{folder}/part-00001.{suffix}"
+        for since in (0, times[bad] - 1):
+            plan = functools.partial(_from, bad, since, fault)
+            faulty.plan(plan)
+            # zipfile keeps the reason to itself
+            why = ["Input/output error"] if fault == "EIO" and case != "npz" else []
+            assert_refused(select(*flags()), bad, *why)
+            assert not Path("subset.npy").exists()
+            assert not [path for path in place.rglob(".*") if path.is_file()]
+
+
+_TABLES = (("metadata", "parquet"), ("scores", "parquet"))
+
+
+def _from(bad: str, since: int, fault: str, path: str, number: int) -> str | None:
+    return fault if path == bad and number >= since else None
+
+
+def test_a_pause_before_the_next_try(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    """Where the system said so; what is damaged is damaged at once."""
+    slept: list[float] = []
+    monkeypatch.setattr(threads, "_PAUSES", (0.1, 1.0))
+    monkeypatch.setattr(threads.time, "sleep", slept.append)
+    bad = "/metadata/part-00001.parquet"
+    faulty.plan(lambda path, number: "EIO" if path == bad else None)
+    assert select(*MIX).code == 2
+    assert slept == [0.1, 1.0]
+    slept.clear()
+    faulty.FaultyFileSystem.store[bad].seek(0)
+    faulty.FaultyFileSystem.store[bad].truncate(1000)
+    faulty.plan(lambda path, number: None)
+    assert select(*MIX).code == 2
+    assert slept == [0, 0]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_score(place: Path, fault: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A shard that could not be read is tried again; the others are done in any case."""
+    pytest.importorskip("torch")
+    from datacomp_flyt.cli import main
+    from datacomp_flyt.cli import score as command
+    from tests.cli.test_score import files_in
+
+    monkeypatch.setattr(command, "make_engine", lambda args, gpu: Here())
+
+    def score(name: str) -> int:
+        flags = ("--metadata_dir", "faulty://metadata", "--source", "npz", "--retries", "1")
+        with pytest.raises(SystemExit) as ended:
+            main(["score", "--scorer", "clip_score", "--scores_dir", name, *flags])
+        return int(ended.value.code or 0)
+
+    faulty.plan(lambda path, number: None)
+    assert score("whole") == 0
+    bad = "/metadata/part-00000.npz"
+    times = faulty.reads()[bad]
+    for at in range(0, times, max(times // 6, 1)):
+        faulty.plan(lambda path, number, at=at: fault if (path, number) == (bad, at) else None)
+        assert score(f"once{at}") == 0
+        assert files_in(place / f"once{at}") == files_in(place / "whole")
+    capsys.readouterr()
+    faulty.plan(lambda path, number: fault if path == bad else None)
+    assert score("always") == 1
+    assert f"shard part-00000 failed: {bad} cannot be read" in capsys.readouterr().err
+    tables = [name for name in files_in(place / "always") if name.endswith(".parquet")]
+    assert [Path(name).stem for name in tables] == ["part-00001"]
+    faulty.plan(lambda path, number: None)
+    assert score("always") == 0
+    assert files_in(place / "always") == files_in(place / "whole")
+
+
+class Stream(io.BytesIO):
+    """A tar from elsewhere: few bytes at a time, and perhaps an end by an error."""
+
+    def __init__(self, content: bytes, fails_at: int | None = None) -> None:
+        super().__init__(content)
+        self.fails_at = fails_at
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.fails_at is not None and self.tell() >= self.fails_at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read(min(size or 0, 700) if size and size > 0 else size)
+
+
+def keep(found: list[Any], samples: Iterable[Any]) -> Iterator[Any]:
+    """Put each into the list, also where an error comes after it."""
+    for sample in samples:
+        found.append(sample)
+    yield from ()
+
+
+def test_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that come slowly are the same samples; an error comes after those before it."""
+    pytest.importorskip("webdataset")
+    from datacomp_flyt.demo import POOL as DEMO
+    from datacomp_flyt.pool import tar_samples
+
+    path = sorted((DEMO / "shards").glob("*.tar"))[0]
+    content, whole = path.read_bytes(), list(tar_samples.read_tar(str(path)))
+    monkeypatch.setattr(tar_samples, "gopen", lambda url: Stream(content))
+    assert list(tar_samples.read_tar(str(path))) == whole
+    for part in (0.0, 0.3, 0.9):
+        at = int(part * len(content))
+        monkeypatch.setattr(tar_samples, "gopen", lambda url, at=at: Stream(content, at))
+        found: list[Any] = []
+        with pytest.raises(tar_samples.UnreadableShard, match="Input/output error"):
+            found.extend(keep(found, tar_samples.read_tar(str(path))))
+        assert found == whole[: len(found)]
+        assert len(found) < len(whole)

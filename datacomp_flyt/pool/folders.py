@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import fsspec
@@ -88,9 +89,17 @@ def version_of(fs: Any, path: str, info: Mapping[str, Any] | None = None) -> Ver
         return stat.st_size, str(stat.st_mtime_ns)
     if info is None or info.get("size") is None:
         info = fs.info(path)
-    # an etag has quotes in some answers of one service and none in others
-    marks = (str(info[name]).strip('"') for name in _MARKS if info.get(name))
-    return int(info["size"] or 0), next(marks, "")
+    return int(info["size"] or 0), next((_said(info[n]) for n in _MARKS if info.get(n)), "")
+
+
+def _said(mark: Any) -> str:
+    """The same whether a filesystem lists a folder or is asked for one of its files.
+
+    A time is a number in one answer and a `datetime` in another, an etag has quotes or none.
+    """
+    if isinstance(mark, datetime):
+        mark = mark.timestamp()
+    return f"{mark:.6f}" if isinstance(mark, float) else str(mark).strip('"')
 
 
 def check_unchanged(fs: Any, versions: Mapping[str, Version]) -> None:

@@ -108,69 +108,96 @@ def check_parts(subset: Path, folders: Sequence[Path], engine: Engine) -> tuple[
         raise InputError("one part is named twice: name each once")
     uids, repeats = read_subset(subset)
     parts = [open_part(folder, subset) for folder in folders]
-    of_tar = np.repeat(np.arange(len(parts)), [len(part.tars) for part in parts])
-    tars = [tar for part in parts for tar in part.tars]
-    high, low = uids["f0"].copy(), uids["f1"].copy()
-    counts = np.zeros(len(uids), np.int32)
-    first, last = np.full(len(uids), _NOBODY, np.int32), np.full(len(uids), -1, np.int32)
-    draws_of = np.zeros(len(tars), np.int64)
+    tally = _Tally(subset, uids, repeats, parts)
+    items = {f"{place:08d}": str(tar) for place, tar in enumerate(tally.tars)}
+    _run(engine, _Read(_draws_of_tar), items, tally.add, "reading parts")
+    gone = np.flatnonzero(tally.counts == 0)
+    return tally.report(), Lost(uids[gone], int(repeats[gone].sum()))
 
-    def add(name: str, found: tuple[NDArray[np.void], NDArray[np.int64]]) -> int:
+
+class _Tally:
+    """How often each example of a subset is in the parts, and where.
+
+    Attributes:
+        tars: of all parts, one part after the other.
+        counts: draws of each example [n].
+    """
+
+    def __init__(
+        self, subset: Path, uids: NDArray[np.void], repeats: NDArray[np.integer], parts: list[Part]
+    ) -> None:
+        self._subset, self._uids, self._repeats, self._parts = subset, uids, repeats, parts
+        self._high, self._low = uids["f0"].copy(), uids["f1"].copy()
+        self.tars = [tar for part in parts for tar in part.tars]
+        self._part_of = np.repeat(np.arange(len(parts)), [len(part.tars) for part in parts])
+        self.counts = np.zeros(len(uids), np.int32)
+        self._first = np.full(len(uids), _NOBODY, np.int32)  # tar of each example
+        self._last = np.full(len(uids), -1, np.int32)
+        self._draws = np.zeros(len(self.tars), np.int64)
+
+    def add(self, name: str, found: tuple[NDArray[np.void], NDArray[np.int64]]) -> int:
+        """Count what is in a tar, given its place among the tars as a name.
+
+        Raises:
+            InputError: the subset has no such draw.
+        """
         drawn, numbers = found
         place = int(name)
-        where = find_uids(high, low, drawn)
-        wrong = np.flatnonzero((where < 0) | (numbers >= repeats[where]))
+        where = find_uids(self._high, self._low, drawn)
+        wrong = np.flatnonzero((where < 0) | (numbers >= self._repeats[where]))
         if len(wrong):
             uid, number = format_uid(drawn[wrong[0]]), int(numbers[wrong[0]]) + 1
             raise InputError(
-                f"{tars[place]} has draw {number} of {uid}, which {subset} does not: it is of "
-                "another subset, so run the resharder of this part again"
+                f"{self.tars[place]} has draw {number} of {uid}, which {self._subset} does not: it "
+                "is of another subset, so run the resharder of this part again"
             )
-        np.add.at(counts, where, 1)
-        first[where] = np.minimum(first[where], place)
-        last[where] = np.maximum(last[where], place)
-        draws_of[place] = len(drawn)
+        np.add.at(self.counts, where, 1)
+        self._first[where] = np.minimum(self._first[where], place)
+        self._last[where] = np.maximum(self._last[where], place)
+        self._draws[place] = len(drawn)
         return len(drawn)
 
-    items = {f"{place:08d}": str(tar) for place, tar in enumerate(tars)}
-    _run(engine, _Read(_draws_of_tar), items, add, "reading parts")
-    report = SubsetReport()
-    for number, part in enumerate(parts):
-        draws = int(draws_of[of_tar == number].sum())
-        report.facts.append(
-            f"{part.folder}: {draws:,} draws in {len(part.tars):,} tars, of {part.pool_shards}"
-        )
-        if draws != int(part.meta["output_count"]):
-            report.problems.append(
-                f"{part.folder} has {draws:,} draws and its meta.json says "
-                f"{int(part.meta['output_count']):,}: run the resharder of this part again"
+    def report(self) -> SubsetReport:
+        """What each part has, and what does not add up; lost examples are not told of."""
+        report = SubsetReport()
+        for number, part in enumerate(self._parts):
+            draws = int(self._draws[self._part_of == number].sum())
+            report.facts.append(
+                f"{part.folder}: {draws:,} draws in {len(part.tars):,} tars, of {part.pool_shards}"
             )
-    there = np.flatnonzero(counts)
-    between = there[of_tar[first[there]] != of_tar[last[there]]]
-    if len(between):
-        a, b = (parts[of_tar[ends[between[0]]]] for ends in (first, last))
-        report.problems.append(
-            f"{len(between):,} examples are in more than one part: {format_uid(uids[between[0]])} "
-            f"in {tars[first[between[0]]]} (of {a.pool_shards}) and {tars[last[between[0]]]} (of "
-            f"{b.pool_shards}): a shard was processed twice, or the pool has that uid twice"
-        )
-    within = np.flatnonzero(counts > repeats)
-    within = within[of_tar[first[within]] == of_tar[last[within]]]
-    for which, text in (
-        (within, "too often: the pool has that uid twice"),
-        (there[counts[there] < repeats[there]], "too seldom: run the resharder of that part again"),
-    ):
-        if len(which):
-            place = which[0]
+            if draws != int(part.meta["output_count"]):
+                report.problems.append(
+                    f"{part.folder} has {draws:,} draws and its meta.json says "
+                    f"{int(part.meta['output_count']):,}: run the resharder of this part again"
+                )
+        there = np.flatnonzero(self.counts)
+        parts = np.stack([self._part_of[ends[there]] for ends in (self._first, self._last)])
+        shared, alone = there[parts[0] != parts[1]], there[parts[0] == parts[1]]
+        if len(shared):
+            places = [(self.tars[tar], self._parts[self._part_of[tar]].pool_shards)
+                      for tar in (self._first[shared[0]], self._last[shared[0]])]  # fmt: skip
+            (one, of_one), (other, of_other) = places
             report.problems.append(
-                f"{len(which):,} examples are there {text} ({format_uid(uids[place])} in "
-                f"{tars[first[place]]}: {int(counts[place])} draws of {int(repeats[place])})"
+                f"{len(shared):,} examples are in more than one part, the first is "
+                f"{format_uid(self._uids[shared[0]])} in {one} (made of {of_one}) and {other} "
+                f"(made of {of_other}): a shard was processed twice, or the pool has a uid twice"
             )
-    gone = np.flatnonzero(counts == 0)
-    report.facts.append(
-        f"{int(counts.sum(dtype=np.int64)):,} of {int(repeats.sum()):,} draws are in the parts"
-    )
-    return report, Lost(uids[gone], int(repeats[gone].sum()))
+        counts, repeats = self.counts[alone], self._repeats[alone]
+        for which, text in (
+            (alone[counts > repeats], "too often, so the pool has them twice"),
+            (alone[counts < repeats], "too seldom, so run the resharder of that part again"),
+        ):
+            if len(which):
+                place = which[0]
+                report.problems.append(
+                    f"{len(which):,} examples are there {text}: the first is "
+                    f"{format_uid(self._uids[place])} in {self.tars[self._first[place]]} with "
+                    f"{int(self.counts[place])} draws of {int(self._repeats[place])}"
+                )
+        all_draws = int(self._repeats.sum(dtype=np.int64))
+        found = int(self.counts.sum(dtype=np.int64))
+        report.facts.append(f"{found:,} of {all_draws:,} draws are in the parts")
+        return report
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from datacomp_flyt.pool.subset import SubsetReport, read_subset
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids, format_uid
 
-_KEY = re.compile(r"(?:.*/)?([0-9a-fA-F]{1,32})-(\d+)$")
+_KEY = re.compile(r"([0-9a-fA-F]{1,32})-(\d{1,18})")
 _RETRIES = 1
 _NOBODY = np.iinfo(np.int32).max
 
@@ -272,14 +272,14 @@ def _run(
 def _draws_of_tar(path: str) -> tuple[NDArray[np.void], NDArray[np.int64]]:
     """uids [n] of the samples of a tar and the number [n] that each has among its uid's draws.
 
-    Headers only: what is between them is passed over.
+    Of headers only, what is between them is passed over: each sample has a json.
     """
-    keys: dict[str, None] = {}
+    keys = []
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                folder, _, name = member.name.rpartition("/")
-                keys[f"{folder}/{name.partition('.')[0]}"] = None
+                if member.name.endswith(".json"):
+                    keys.append(member.name.removesuffix(".json"))
                 archive.members = []  # type: ignore[attr-defined]
         with open(path, "rb") as file:
             file.seek(-512, os.SEEK_END)
@@ -289,14 +289,14 @@ def _draws_of_tar(path: str) -> tuple[NDArray[np.void], NDArray[np.int64]]:
         raise InputError(
             f"{path} cannot be read ({error}): run the resharder of this part again"
         ) from None
-    found = [_KEY.match(key) for key in keys]
-    for key, match in zip(keys, found, strict=True):
-        if match is None:
-            raise InputError(f"{path} has a sample {key.lstrip('/')!r}: the resharder's are UID-0")
-    names = [match.group(1).lower().zfill(32) for match in found if match]
-    return decode_uids(pa.array(names, pa.string())), np.array(
-        [min(int(match.group(2)), 1 << 40) for match in found if match], np.int64
-    )
+    uids, numbers = [], []
+    for key in keys:
+        found = _KEY.fullmatch(key)
+        if found is None:
+            raise InputError(f"{path} has a sample {key!r}: the resharder's are called UID-0")
+        uids.append(found.group(1).lower().zfill(32))
+        numbers.append(int(found.group(2)))
+    return decode_uids(pa.array(uids, pa.string())), np.array(numbers, np.int64)
 
 
 def _uids_of_pool_tar(path: str) -> NDArray[np.void]:

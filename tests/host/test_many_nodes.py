@@ -35,7 +35,7 @@ def reshard(folder: Path, subset: Path, first: int, number: int) -> Path:
     if not program:
         pytest.skip("RESHARDER_PYTHON does not name a Python that runs DataComp's resharder.py")
     folder.mkdir(parents=True)
-    words = ["-i", SHARDS, "-o", folder, "-s", subset, "--shard-size", "50", "-j", "2"]
+    words = ["-i", SHARDS, "-o", folder, "-s", subset, "--shard-size", "50", "-j", "1"]
     words += ["--first-shard", str(first), "--num-shards", str(number)]
     env = {**environment("installed"), "PYTHONPATH": ""}
     python(datacomp_dir() / "resharder.py", *words, env=env, program=program)
@@ -45,11 +45,13 @@ def reshard(folder: Path, subset: Path, first: int, number: int) -> Path:
 def check(*words: str | Path, code: int) -> str:
     """What `datacomp-flyt check_parts` prints."""
     env = environment("installed")
-    ended = python("-m", "datacomp_flyt.cli", "check_parts", *words, env=env, code=code)
+    command = ["-m", "datacomp_flyt.cli", "check_parts", "--num_workers", "1"]
+    ended = python(*command, *words, env=env, code=code)
     return ended.stdout + ended.stderr
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)
 def test_parts_of_the_real_resharder(tmp_path: Path) -> None:
     subset = tmp_path / "subset.npy"
     write_repeats(subset, REPEATS)

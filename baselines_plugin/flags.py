@@ -68,6 +68,11 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "COLUMN=VALUE",
         "help": "in_weighted_sum: accuracy by column (default: the paper's Table 2)",
     },
+    "--manifest": {
+        "metavar": "FILE",
+        "help": "of `datacomp-flyt manifest`: refuse a --metadata_dir with files that are missing, "
+        "additional or of another size than it says (hashes: `datacomp-flyt manifest --check`)",
+    },
     "--work_dir": {
         "metavar": "DIR",
         "help": "for pools larger than memory: keep what is as long as the pool in files there "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from baselines_plugin.methods import Scorer
 from baselines_plugin.registry import METHODS, Method
-from baselines_plugin.sampling import SAMPLINGS
+from baselines_plugin.sampling import SAMPLINGS, Sampler
+from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.engines.processes import ProcessEngine
 from datacomp_flyt.errors import InputError, exit_on_input_error
 from datacomp_flyt.mixing import save_mixing_model
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.columns_in_files import FileColumns
 from datacomp_flyt.pool.file_arrays import compress
+from datacomp_flyt.pool.manifest import check_against
+from datacomp_flyt.pool.parquet import check_shards
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import (
     atomic_write,
@@ -56,12 +61,20 @@ def run(method: Method, args: argparse.Namespace) -> None:
     make_sampler = method.make_sampler or SAMPLINGS[sampling][0]
     scorer, sampler = method.make_scorer(args), make_sampler(args)
     paths = _check_save_paths(args)
+    with one_run(*paths.values(), *_work_dir(args)):
+        _select(args, scorer, sampler, paths)
 
+
+def _select(
+    args: argparse.Namespace, scorer: Scorer, sampler: Sampler, paths: Mapping[str, Path]
+) -> None:
     print(f"running: {args.name}")
+    if args.manifest is not None:
+        check_against(args.manifest, args.metadata_dir, "--metadata_dir")
     columns = _open_columns(args)
     print(f"the pool has {len(columns.pool):,} examples in {len(columns.pool.shards):,} files")
     scores, model = scorer(columns)
-    uids = columns.uids()
+    uids, files = columns.uids(), columns.files()
     del columns
     number = len(scores)
     scores, uids = compress((scores, uids), lambda some: ~np.isnan(some))
@@ -73,6 +86,7 @@ def run(method: Method, args: argparse.Namespace) -> None:
     if len(scores) < pool_size:
         print(f"the stage before sampling leaves {len(scores):,} examples")
     counts = sampler(scores, uids, pool_size)
+    check_shards(files)
     if "save_scores" in paths:
         _write_scores(paths["save_scores"], uids, scores, args.name)
         print(f"saved the scores as {paths['save_scores']}")
@@ -93,10 +107,17 @@ def _open_columns(args: argparse.Namespace) -> Columns:
     allowed = (args.allow_partial_scores, args.drop_nonfinite)
     if args.work_dir is None:
         return Columns(read_pool(args.metadata_dir, args.num_workers), *places, *allowed)
-    if "://" in args.work_dir:
-        raise InputError(f"--work_dir {args.work_dir} is a cloud path: name a local folder")
     engine = ProcessEngine(args.num_workers, "cpu")
     return FileColumns(*places, *allowed, Path(args.work_dir), engine)
+
+
+def _work_dir(args: argparse.Namespace) -> list[Path]:
+    """The folder of `--work_dir`, made; none where it is not given."""
+    if args.work_dir is None:
+        return []
+    if "://" in args.work_dir:
+        raise InputError(f"--work_dir {args.work_dir} is a cloud path: name a local folder")
+    return [check_save_path(Path(args.work_dir) / "job.json", "--work_dir").parent]
 
 
 def _check_flags(method: Method, args: argparse.Namespace) -> str:

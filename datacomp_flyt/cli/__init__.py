@@ -9,9 +9,11 @@ from types import ModuleType
 from datacomp_flyt import __version__
 from datacomp_flyt.cli import (
     check,
+    check_parts,
     demo,
     embed,
     install,
+    manifest,
     report,
     score,
     self_filter,
@@ -23,6 +25,7 @@ from datacomp_flyt.errors import exit_on_input_error
 
 COMMANDS: dict[str, ModuleType] = {
     "install": install,
+    "manifest": manifest,
     "embed": embed,
     "score": score,
     "train_classifier": train_classifier,
@@ -30,6 +33,7 @@ COMMANDS: dict[str, ModuleType] = {
     "train_clip": train_clip,
     "self_filter": self_filter,
     "check": check,
+    "check_parts": check_parts,
     "report": report,
     "demo": demo,
 }

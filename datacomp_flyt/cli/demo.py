@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.errors import InputError, needs_extra
 
 
@@ -43,6 +44,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             f"--work_dir {args.work_dir} cannot be written ({error.strerror}): choose another place"
         ) from None
+    with one_run(args.work_dir):
+        return _show(args)
+
+
+def _show(args: argparse.Namespace) -> int:
     if args.quick:
         from datacomp_flyt.demo import selection_tour  # builds the parser of all methods
 

@@ -6,9 +6,13 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datacomp_flyt.cli.engine_flags import add_engine_arguments, make_engine, report_failures
+from datacomp_flyt.engines.engine import Engine
+from datacomp_flyt.engines.locks import one_run
+from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.pool.shard_names import by_name, resolved
 from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
@@ -67,11 +71,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: a flag is wrong, or the folder holds something else.
     """
-    from datacomp_flyt.engines.shards import run_shards
-
     with needs_extra("train"):
         from datacomp_flyt.pool.tar_shards import list_shards
-        from datacomp_flyt.scorers.embed import MakeEmbed, write_embedded
         from datacomp_flyt.scorers.image_scorer import check_image_arguments
     check_image_arguments(args.batch_size, args.decode_threads)
     encoders = _encoders(args.encoder)
@@ -82,14 +83,30 @@ def run(args: argparse.Namespace) -> int:
     settings["source"] = resolved(args.shards_dir)
     settings["encoders"] = {prefix: encoder.check()[1] for prefix, encoder in encoders.items()}
     folder = check_save_path(f"{args.metadata_dir}/{SETTINGS_FILE}", "--metadata_dir").parent
-    check_settings(folder, settings, "give another --metadata_dir")
-    remove_unfinished(folder)
+    with one_run(folder):
+        check_settings(folder, settings, "give another --metadata_dir")
+        remove_unfinished(folder)
+        return _embed(args, encoders, shards, folder, engine)
+
+
+def _embed(
+    args: argparse.Namespace,
+    encoders: dict[str, ClipEncoder],
+    shards: dict[str, str],
+    folder: Path,
+    engine: Engine,
+) -> int:
+    from datacomp_flyt.pool.tar_shards import watch_tars
+    from datacomp_flyt.scorers.embed import MakeEmbed, write_embedded
+
+    check = watch_tars(shards)
     done = {path.stem for path in folder.glob("*.parquet")}
     todo = {name: shard for name, shard in shards.items() if name not in done}
     print(f"{len(shards):,} tars, {len(shards) - len(todo):,} of them embedded before")
     counts: Counter[str] = Counter()
 
     def write(name: str, shard: EmbeddedShard) -> int:
+        check(name)
         write_embedded(folder, name, shard)
         counts["embedded"] += shard.table.num_rows
         counts.update(shard.counts)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datacomp_flyt.cli.engine_flags import add_engine_arguments, make_engine, report_failures
+from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.embeddings import OTHER_LENGTH
-from datacomp_flyt.pool.parquet import open_shards
+from datacomp_flyt.pool.manifest import check_against
+from datacomp_flyt.pool.parquet import check_shards, open_shards
 from datacomp_flyt.pool.shard_names import by_name, resolved, shard_name
 from datacomp_flyt.pool.subset import check_save_path
 from datacomp_flyt.scorers.inputs import check_widths
@@ -35,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         help="the pool's tars, for scorers of images: a folder, or a pattern with braces",
     )
     parser.add_argument(
+        "--manifest",
+        metavar="FILE",
+        help="of `datacomp-flyt manifest`: refuse a pool with files that are missing, additional "
+        "or of another size than it says (hashes: `datacomp-flyt manifest --check`)",
+    )
+    parser.add_argument(
         "--scores_dir",
         required=True,
         help="local folder for score tables; gets one folder a column, and may hold other columns",
@@ -54,14 +62,15 @@ def run(args: argparse.Namespace) -> int:
     scorer = scorer_class(args.scorer).from_args(args)
     column = f"{args.scores_dir}/{scorer.columns[0]}"
     scores_dir = check_save_path(f"{column}/{SETTINGS_FILE}", "--scores_dir").parents[1]
-    shards, num_rows = _tars(args) if scorer.reads_images else _metadata(args)
+    pool = _tars(args) if scorer.reads_images else _metadata(args)
     source = resolved(args.shards_dir if scorer.reads_images else args.metadata_dir)
     if isinstance(scorer, MetadataScorer) and scorer.arrays:
-        check_widths(list(shards.values()), scorer.arrays, default_num_workers())
-    with make_engine(args, scorer.uses_gpu) as engine:
+        check_widths(list(pool.shards.values()), scorer.arrays, default_num_workers())
+    with one_run(column), make_engine(args, scorer.uses_gpu) as engine:
         report = score_pool(
-            scorer, args.scorer, shards, scores_dir, engine, args.retries, num_rows, source
-        )
+            scorer, args.scorer, pool.shards, scores_dir, engine, args.retries, pool.num_rows,
+            source, pool.check,
+        )  # fmt: skip
     _print(report, scorer, scores_dir)
     others = "nothing is scored before the whole pool is known (what the others gave is kept)"
     return report_failures(
@@ -79,20 +88,34 @@ def _asked(argv: Sequence[str]) -> str | None:
     return None
 
 
-def _metadata(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, int] | None]:
+class _Pool(NamedTuple):
+    """Shards by name, their rows where these are known, and what tells of a changed one."""
+
+    shards: dict[str, Any]
+    num_rows: dict[str, int] | None
+    check: Callable[[str], None]
+
+
+def _metadata(args: argparse.Namespace) -> _Pool:
     if args.metadata_dir is None:
         raise InputError(f"--scorer {args.scorer} wants --metadata_dir: the pool's parquet and npz")
+    if args.manifest is not None:
+        check_against(args.manifest, args.metadata_dir, "--metadata_dir")
     shards = open_shards(args.metadata_dir, "--metadata_dir", default_num_workers())
     named = {shard_name(shard.path): shard for shard in shards}
-    return named, {name: shard.num_rows for name, shard in named.items()}
+    num_rows = {name: shard.num_rows for name, shard in named.items()}
+    return _Pool(named, num_rows, lambda name: check_shards([named[name]]))
 
 
-def _tars(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, int] | None]:
-    from datacomp_flyt.pool.tar_shards import list_shards
+def _tars(args: argparse.Namespace) -> _Pool:
+    from datacomp_flyt.pool.tar_shards import list_shards, watch_tars
 
     if args.shards_dir is None:
         raise InputError(f"--scorer {args.scorer} wants --shards_dir: it looks at images, in tars")
-    return by_name(list_shards(args.shards_dir, "--shards_dir"), "--shards_dir"), None
+    if args.manifest is not None:
+        check_against(args.manifest, args.shards_dir, "--shards_dir")
+    named = by_name(list_shards(args.shards_dir, "--shards_dir"), "--shards_dir")
+    return _Pool(named, None, watch_tars(named))
 
 
 def _print(report: Report, scorer: Scorer, scores_dir: Path) -> None:

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.pool.shard_names import resolved
+from datacomp_flyt.pool.subset import check_save_path
+from datacomp_flyt.scorers.settings_file import SETTINGS_FILE, check_settings
 from datacomp_flyt.self_filtering.settings import (
     RANDOM_SHARE,
     SCHEDULES,
@@ -105,8 +108,9 @@ def run(args: argparse.Namespace) -> int:
         if ranks and ranks.rank:
             follow_steps(steps, folder, Path.cwd(), ranks)
             return 0
-        _note(folder, planned)
-        run_steps(steps, folder, cwd=Path.cwd(), ranks=ranks)
+        with one_run(check_save_path(folder / SETTINGS_FILE, "--out").parent):
+            _note(folder, planned)
+            run_steps(steps, folder, cwd=Path.cwd(), ranks=ranks)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -187,8 +191,6 @@ def _note(folder: Path, planned: Run) -> None:
 
     Rounds may be added later, so they are no part of what has to be the same.
     """
-    from datacomp_flyt.scorers.settings_file import check_settings
-
     settings = dataclasses.asdict(planned.settings)
     if planned.settings.random_schedule == "constant":
         del settings["rounds"]

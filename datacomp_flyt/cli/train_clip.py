@@ -81,5 +81,9 @@ def run(args: argparse.Namespace) -> int:
     from datacomp_flyt.open_clip_hook.run_script import run_script
 
     given = {k: v for k, v in vars(args).items() if k not in ("command", "script")}
-    run_script(args.script, install_hook(**given))
+    hook = install_hook(**given)
+    try:
+        run_script(args.script, hook)
+    finally:
+        hook.remove()
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.errors import InputError, exit_on_input_error
 from datacomp_flyt.flyt.algorithm import Algorithm, AlgorithmConfig
 from datacomp_flyt.flyt.checkpoint import NAME
@@ -58,6 +60,12 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
     rank, world_size = rank_and_world_size()
     _check_division(args, world_size)
     output_dir = _open_output(args, rank)
+    with contextlib.nullcontext() if rank else one_run(output_dir):
+        _train_into(output_dir, args, device)
+
+
+def _train_into(output_dir: Path, args: argparse.Namespace, device: torch.device) -> None:
+    rank, world_size = rank_and_world_size()
     tasks = open_tasks(args.downstream_dir, args.downstream_tasks, args.evaluation_dir)
     shards = list_shards(args.train_data, "--train_data")
     reference = load_clip_model(

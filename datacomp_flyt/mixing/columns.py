@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.published import METADATA_COLUMN_OF, SCORER_OF
-from datacomp_flyt.pool.parquet import open_shards
+from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool, Pool
 from datacomp_flyt.pool.score_table import ScoreTable
 
@@ -41,8 +41,10 @@ class Columns:
         self.pool, self.num_workers = pool, num_workers
         self._allow_partial, self._drop_nonfinite = allow_partial, drop_nonfinite
         self._tables: list[ScoreTable] = []
+        self._files = list(pool.shards)
         if scores_dir is not None:
             shards = open_shards(scores_dir, "--scores_dir", num_workers, recursive=True)
+            self._files += shards
             self._tables.append(ScoreTable(shards, f"--scores_dir {scores_dir}"))
         if metadata_dir is not None:
             self._tables.append(
@@ -111,6 +113,10 @@ class Columns:
                 "first (datacomp-flyt score) and sample that (--name scs --score COLUMN)"
             )
         return self.pool
+
+    def files(self) -> list[ParquetShard]:
+        """All that the columns may have been read of."""
+        return self._files
 
     def uids(self) -> NDArray[np.void]:
         """uids [M] in the order of the columns, once these have been read: no more can be."""

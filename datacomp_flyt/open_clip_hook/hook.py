@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from argparse import Namespace
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.batches import WeighedLoader
 from datacomp_flyt.open_clip_hook.checks import check_data, check_loss
@@ -64,6 +66,7 @@ class Hook:
         self._pending = PendingBatch()
         self._reads, self._weighs = False, log_weights is None
         self._stock: dict[tuple[ModuleType, str], Any] = {}
+        self._lock = contextlib.ExitStack()
 
     @property
     def was_used(self) -> bool:
@@ -86,7 +89,8 @@ class Hook:
             setattr(main, maker, self._make_loss)
 
     def remove(self) -> None:
-        """Give the trainer its own functions back."""
+        """Give the trainer its own functions back, and the folder of the run to others."""
+        self._lock.close()
         for (module, name), function in self._stock.items():
             setattr(module, name, function)
             vars(self.trainer.data).pop(HOOKED, None)
@@ -108,6 +112,9 @@ class Hook:
         if not args.train_data and not args.dataset_type.startswith("synthetic"):
             return dict(make(args, preprocess_fns, epoch, tokenizer, **others))
         check_data(args, self.trainer)
+        if args.rank == 0:
+            self._lock.close()
+            self._lock.enter_context(one_run(Path(args.logs) / args.name))
         urls, _ = self.trainer.data.expand_urls(args.train_data)
         read = self._stock[self.trainer.data, "tarfile_to_samples_nothrow"]
         check_first_shards(read, list(urls), self._subset, self._log_weights)

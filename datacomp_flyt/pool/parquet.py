@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
@@ -14,29 +14,31 @@ from fsspec.implementations.local import LocalFileSystem
 
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError, ReadError
+from datacomp_flyt.pool.folders import Version, check_unchanged, list_folder, version_of
 
 _BATCH = 1 << 18  # rows read at once
 
 
 @dataclass(frozen=True)
 class ParquetShard:
-    """One parquet file: its path on a filesystem, number of rows and Arrow type of each column."""
+    """One parquet file.
+
+    Attributes:
+        fs, path: where it is.
+        num_rows: of it.
+        types: Arrow type of each column.
+        versions: of the file, and of the npz beside it where there is one, when it was opened.
+    """
 
     fs: Any
     path: str
     num_rows: int
     types: dict[str, pa.DataType]
+    versions: Mapping[str, Version] = field(default_factory=dict)
 
-    def version(self) -> tuple[int, str]:
-        """Bytes, and what else changes with the file where its filesystem knows of it.
-
-        Raises:
-            InputError: it is not there any more.
-        """
-        with _readable(self.path):
-            info = self.fs.info(self.path)
-        marks = (info.get(name) for name in ("mtime", "LastModified", "updated", "etag", "ETag"))
-        return int(info["size"]), next((str(mark) for mark in marks if mark), "")
+    def version(self) -> Version:
+        """Of the parquet file, when it was opened."""
+        return self.versions[self.path]
 
     def batches(self, column: str) -> Iterator[pa.Array]:
         """One column, at most 262,144 rows at a time.
@@ -85,20 +87,25 @@ def open_shards(
     Raises:
         InputError: no such folder, no parquet file in it, a damaged file, or one without `uid`.
     """
-    try:
-        fs, root = fsspec.core.url_to_fs(directory)
-        if not fs.isdir(root):
-            raise InputError(f"{flag} {directory} is not a folder: give one with parquet files")
-        names = fs.find(root) if recursive else fs.ls(root, detail=False)
-    except (OSError, ImportError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{flag} {directory} cannot be listed ({_first_line(error)})") from None
-    paths = sorted(str(name) for name in names if str(name).endswith(".parquet"))
+    folder = list_folder(directory, flag, (".parquet", ".npz"), recursive)
+    paths = [path for path in folder.versions if path.endswith(".parquet")]
     if not paths:
         raise InputError(f"{flag} {directory} holds no .parquet file: give the folder that does")
+    return map_threads(lambda path: _describe(folder.fs, path, folder.versions), paths, num_workers)
 
-    return map_threads(lambda path: _describe(fs, path), paths, num_workers)
+
+def check_shards(shards: Iterable[ParquetShard]) -> None:
+    """Raise InputError unless files, and the npz beside them, are as they were when opened.
+
+    Asked before what was made of them is given a name: a pool may change while it is read.
+    """
+    versions: dict[int, dict[str, Version]] = {}
+    filesystems: dict[int, Any] = {}
+    for shard in shards:
+        filesystems[id(shard.fs)] = shard.fs
+        versions.setdefault(id(shard.fs), {}).update(shard.versions)
+    for key, fs in filesystems.items():
+        check_unchanged(fs, versions[key])
 
 
 def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetShard]:
@@ -108,14 +115,17 @@ def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetS
     try:
         fs, root = fsspec.core.url_to_fs(path)
         there, folder = fs.exists(root), fs.isdir(root)
+        alone = {root: version_of(fs, root)} if there and not folder else {}
     except (OSError, ImportError, ValueError) as error:
         raise InputError(f"{flag} {path} cannot be opened ({_first_line(error)})") from None
     if not there:
         raise InputError(f"{flag} {path} is not there: give a .parquet file, or a folder of them")
-    return open_shards(path, flag, num_workers, recursive=True) if folder else [_describe(fs, root)]
+    if folder:
+        return open_shards(path, flag, num_workers, recursive=True)
+    return [_describe(fs, root, alone)]
 
 
-def _describe(fs: Any, path: str) -> ParquetShard:
+def _describe(fs: Any, path: str, versions: Mapping[str, Version]) -> ParquetShard:
     with _readable(path), _open(fs, path) as file:
         schema = file.schema_arrow
         types = dict(zip(schema.names, schema.types, strict=True))
@@ -131,7 +141,9 @@ def _describe(fs: Any, path: str) -> ParquetShard:
                 f"{path} says that it has {num_rows:,} rows and has {size:,} bytes: download or "
                 "write it again"
             )
-        return ParquetShard(fs, path, num_rows, types)
+        files = (path, path.removesuffix(".parquet") + ".npz")
+        found = {file: versions[file] for file in files if file in versions}
+        return ParquetShard(fs, path, num_rows, types, found)
 
 
 @contextlib.contextmanager

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Callable, Mapping
 
 from braceexpand import braceexpand
+from fsspec.implementations.local import LocalFileSystem
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.folders import check_unchanged, version_of
 
 
 def list_shards(where: str, flag: str) -> list[str]:
@@ -54,3 +57,19 @@ def tars_in(folder: str) -> list[str]:
     """Paths of the .tar files of a local folder, sorted by name."""
     names = sorted(name for name in os.listdir(folder) if name.endswith(".tar"))
     return [os.path.join(folder, name) for name in names]
+
+
+def watch_tars(shards: Mapping[str, str]) -> Callable[[str], None]:
+    """Note the versions of tars that are local files.
+
+    Args:
+        shards: by name.
+
+    Returns:
+        what raises InputError, given a name, if that tar is another one by now.
+    """
+    fs = LocalFileSystem()
+    versions = {
+        name: {tar: version_of(fs, tar)} for name, tar in shards.items() if os.path.isfile(tar)
+    }
+    return lambda name: check_unchanged(fs, versions.get(name, {}))

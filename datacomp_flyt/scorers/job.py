@@ -11,9 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
-from datacomp_flyt.engines.engine import Engine
+from datacomp_flyt.engines.engine import Engine, Make
 from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
 from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.scorers.passes import Passes
 from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState, ScoredShard, Scorer
 from datacomp_flyt.scorers.settings_file import check_settings
+
+Keep = Callable[[str, Any], int]
+"""Keeps what was made of a shard, given its name; how many rows that is."""
 
 
 @dataclass
@@ -62,6 +64,7 @@ def score_pool(
     retries: int = 2,
     num_rows: Mapping[str, int] | None = None,
     source: str = "",
+    check: Callable[[str], None] = lambda shard: None,
 ) -> Report:
     """Score what is not yet scored.
 
@@ -72,9 +75,11 @@ def score_pool(
         retries: of a shard that failed.
         num_rows: of each shard, where that is known.
         source: where the shards are, for the settings: shards of two pools may have one name.
+        check: called with a shard's name before what was made of it is kept; raises InputError if
+            the shard has changed since the job began.
 
     Raises:
-        InputError: the folder holds scores made under other settings; or `load` raised it.
+        InputError: the folder holds scores made under other settings; `load` or `check` raised it.
     """
     folder = scores_dir / scorer.columns[0]
     settings = {"scorer": name, "columns": scorer.columns, "pool": source, **scorer.settings}
@@ -90,7 +95,14 @@ def score_pool(
             report.num_found += 1
         else:
             left[shard] = shards[shard]
-    run = partial(run_shards, engine, retries=retries, num_rows=num_rows)
+
+    def run(make: Make, items: Mapping[str, Any], keep: Keep, label: str) -> dict[str, Exception]:
+        def keep_unless_changed(shard: str, result: Any) -> int:
+            check(shard)
+            return keep(shard, result)
+
+        return run_shards(engine, make, items, keep_unless_changed, retries, label, num_rows)
+
     state = PoolState({}, {}, final=True)
     if left and isinstance(scorer, PoolScorer):
         passes = Passes(folder / "passes")
@@ -98,7 +110,7 @@ def score_pool(
         while not state.final:
             summarize = _Work(scorer, "summarize", state.common)
             todo = passes.unfinished(shards, state) if scorer.summarizes else {}
-            failed = run(summarize, todo, passes.write_summary, label=f"{name}: {passes.title}")
+            failed = run(summarize, todo, passes.write_summary, f"{name}: {passes.title}")
             if failed:
                 return Report(failed, num_found=report.num_found, wants_all=True)
             with threadpool_limits(1, "blas"):  # sums in one order on any number of cores
@@ -113,7 +125,7 @@ def score_pool(
         return len(scored.uids)
 
     items = {shard: (item, state.by_shard.get(shard, {})) for shard, item in left.items()}
-    report.failed = run(_Work(scorer, "score", state.common), items, write, label=name)
+    report.failed = run(_Work(scorer, "score", state.common), items, write, name)
     if isinstance(scorer, PoolScorer) and not report.failed:
         Passes(folder / "passes").remove()
     return report

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from datacomp_flyt.pool.parquet import open_shards
+from datacomp_flyt.pool.parquet import check_shards, open_file_or_folder, open_shards
 from datacomp_flyt.pool.pool import Pool, read_pool
 from tests.conftest import (
     ROWS,
@@ -102,15 +102,33 @@ def test_rows_have_the_columns_in_the_order_asked_for(
 def test_the_version_of_a_file(tmp_path: Path, memory_folder: str) -> None:
     path = Path(write_parquet(tmp_path / "a.parquet", METADATA))
     (shard,) = open_shards(str(tmp_path), "--scores_dir", 1)
-    version = shard.version()
-    assert version == shard.version()
-    assert version[0] == path.stat().st_size
+    assert shard.version()[0] == path.stat().st_size
     os.utime(path, (1, 1))
-    assert shard.version() != version
-    path.unlink()
-    assert str(path) in refusal(shard.version)
+    (again,) = open_shards(str(tmp_path), "--scores_dir", 1)
+    assert shard.version() != again.version()
     (cloud,) = open_shards(write_files(memory_folder, METADATA), "--scores_dir", 1)
     assert cloud.version()[0] == cloud.fs.size(cloud.path)
+
+
+def test_shards_that_change_are_refused(tmp_path: Path, memory_folder: str) -> None:
+    for folder in (str(tmp_path), memory_folder):
+        write_files(folder, METADATA, parts=2)
+        with fsspec.open(f"{folder}/part-00001.npz", "wb") as file:
+            np.savez(file, l14_img=np.zeros((20, 2)))
+        shards = open_shards(folder, "--metadata_dir", 1)
+        check_shards(shards)
+        for name in ("part-00000.parquet", "part-00001.npz"):
+            fs, path = fsspec.core.url_to_fs(f"{folder}/{name}")
+            content = fs.cat_file(path)
+            fs.pipe_file(path, content)  # the same bytes at another time
+            assert f"{name} has changed since this run began" in refusal(check_shards, shards)
+            fs.rm(path)
+            assert f"{name} was there when this run began" in refusal(check_shards, shards)
+            fs.pipe_file(path, content)
+            shards = open_shards(folder, "--metadata_dir", 1)
+    (alone,) = open_file_or_folder(f"{tmp_path}/part-00000.parquet", "--weights", 1)
+    os.utime(f"{tmp_path}/part-00000.parquet", (1, 1))
+    assert "part-00000.parquet has changed" in refusal(check_shards, [alone])
 
 
 def test_sub_folders_are_read_only_where_asked(folder: Path) -> None:

@@ -121,7 +121,7 @@ class Noting(ProcessEngine):
 
 def test_a_killed_worker_costs_its_part_only(job: Job) -> None:
     shards = open_shards(str(job.metadata), "--metadata_dir", 1)
-    kills = KillsOnce(shards[1].fs, shards[1].path, shards[1].num_rows, shards[1].types)
+    kills = KillsOnce(**vars(shards[1]))
     group = Group("pool", (shards[0], kills, shards[2]), {CLIP: np.dtype("f4")})
     engine = Noting(1, "cpu")
     found = sort_into_files([group], job.work, engine, False, False, 40)

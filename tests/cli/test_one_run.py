@@ -1,0 +1,214 @@
+"""Each command that writes a folder: alone there, and of shards that stay as they are."""
+
+from __future__ import annotations
+
+import shutil
+import types
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+pytest.importorskip("open_clip")
+
+import torch
+
+from datacomp_flyt.cli import embed, main, score, self_filter
+from datacomp_flyt.demo import POOL
+from datacomp_flyt.engines.locks import one_run
+from datacomp_flyt.flyt import train
+from datacomp_flyt.open_clip_hook import hook as hook_module
+from datacomp_flyt.open_clip_hook.hook import Hook
+from datacomp_flyt.scorers.clip_score import ClipScore
+from tests.conftest import refusal
+from tests.engines.here import Here
+
+TAKEN = "is being written by another run"
+COLUMN = "vit-b-32"
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    """Exit code and stderr of `datacomp-flyt ...`."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(map(str, words)))
+    return int(ended.value.code or 0), capsys.readouterr().err
+
+
+def refused(place: Path) -> None:
+    """A run that would write there is refused by now."""
+
+    def take() -> None:
+        with one_run(place):
+            pass
+
+    assert TAKEN in refusal(take)
+
+
+@pytest.fixture
+def metadata(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(POOL / "metadata", tmp_path / "metadata"))
+
+
+def scoring(metadata: Path, scores: Path, *flags: object) -> list[object]:
+    words: list[object] = ["score", "--scorer", "clip_score", "--metadata_dir", metadata]
+    return [*words, "--scores_dir", scores, "--num_workers", 1, *flags]
+
+
+def test_two_scorings_of_one_column(
+    metadata: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scores" / COLUMN).mkdir(parents=True)
+    with one_run(tmp_path / "scores" / COLUMN):
+        code, said = run(capsys, *scoring(metadata, tmp_path / "scores"))
+    assert code == 2
+    assert str(tmp_path / "scores" / COLUMN) in said
+    assert TAKEN in said
+    assert list((tmp_path / "scores" / COLUMN).iterdir()) == []
+
+
+def test_a_shard_that_changes_gets_no_score_table(
+    metadata: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is scored when it is run again."""
+    first, second, *_ = sorted(metadata.glob("*.parquet"))
+    table = pq.read_table(second)
+    turned = table.take(list(range(table.num_rows))[::-1])
+    real = ClipScore.score_rows
+
+    def changing(self: Any, shard: Any, state: Any, counts: Any) -> Any:
+        found = real(self, shard, state, counts)
+        if shard.path == str(second):
+            pq.write_table(turned, second)
+        return found
+
+    monkeypatch.setattr(score, "make_engine", lambda args, uses_gpu: Here())
+    monkeypatch.setattr(ClipScore, "score_rows", changing)
+    code, said = run(capsys, *scoring(metadata, tmp_path / "scores"))
+    assert code == 2
+    assert f"{second} has changed since this run began to read" in said
+    folder = tmp_path / "scores" / COLUMN
+    assert sorted(path.name for path in folder.iterdir()) == [first.name, "settings.json"]
+    monkeypatch.setattr(ClipScore, "score_rows", real)
+    assert run(capsys, *scoring(metadata, tmp_path / "scores"))[0] == 0
+    assert pq.read_table(folder / second.name)["uid"].to_pylist() == turned["uid"].to_pylist()
+
+
+def test_scoring_by_a_manifest(
+    metadata: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(score, "make_engine", lambda args, uses_gpu: Here())
+    path = tmp_path / "m.json"
+    assert run(capsys, "manifest", metadata, "--save_path", path)[0] == 0
+    gone = sorted(metadata.glob("*.npz"))[1]
+    gone.rename(tmp_path / "kept.npz")
+    words = scoring(metadata, tmp_path / "scores", "--manifest", path)
+    code, said = run(capsys, *words)
+    assert code == 2
+    assert f"1 missing: {gone.name}" in said
+    (tmp_path / "kept.npz").rename(gone)
+    assert run(capsys, *words)[0] == 0
+    tars = ["score", "--scorer", "dfn", "--shards_dir", POOL / "shards", "--checkpoint", "x"]
+    code, said = run(capsys, *tars, "--scores_dir", tmp_path / "s", "--manifest", path)
+    assert code == 2
+
+
+def test_tars_that_change_get_no_embeddings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = Path(shutil.copytree(POOL / "shards", tmp_path / "shards"))
+
+    def changing(engine: Any, make: Any, items: Any, write: Any, **others: Any) -> Any:
+        (shards / "00000000.tar").write_bytes(b"another")
+        return write("00000000", None)
+
+    monkeypatch.setattr(embed, "run_shards", changing)
+    words = ["embed", "--shards_dir", shards, "--encoder", "b32=flyt-tiny:random"]
+    code, said = run(capsys, *words, "--metadata_dir", tmp_path / "made")
+    assert code == 2
+    assert "00000000.tar has changed since this run began" in said
+    with one_run(tmp_path / "made"):
+        code, said = run(capsys, *words, "--metadata_dir", tmp_path / "made")
+    assert code == 2
+    assert TAKEN in said
+
+
+def test_two_demos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with one_run(tmp_path):
+        code, said = run(capsys, "demo", "--quick", "--work_dir", tmp_path)
+    assert code == 2
+    assert TAKEN in said
+
+
+def test_two_self_filterings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    planned = types.SimpleNamespace(steps=lambda: [], reports=False)
+    monkeypatch.setattr(self_filter, "plan", lambda args: planned)
+    monkeypatch.setattr(self_filter, "_note", lambda folder, planned: asked.append(refused(folder)))
+    args = Namespace(out=str(tmp_path / "run"), no_reports=True)
+    assert self_filter.run(args) == 0
+    assert len(asked) == 1
+    with one_run(tmp_path / "run"):
+        assert TAKEN in refusal(self_filter.run, args)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_trainings(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks other than the first write nothing, and wait for no lock."""
+    asked = []
+    monkeypatch.setattr(train, "rank_and_world_size", lambda: (rank, 2))
+    monkeypatch.setattr(train, "_check_division", lambda args, world_size: None)
+    monkeypatch.setattr(
+        train, "_train_into", lambda folder, args, device: asked.append(refused(folder))
+    )
+    args = Namespace(output_dir=str(tmp_path), resume=False)
+    if rank == 0:
+        train._train(args, torch.device("cpu"))
+        assert len(asked) == 1
+        with one_run(tmp_path):
+            assert TAKEN in refusal(train._train, args, torch.device("cpu"))
+    else:
+        with one_run(tmp_path):  # of rank 0
+            train._train(args, torch.device("cpu"))
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_runs_of_a_trainer(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reached(Exception):
+        pass
+
+    def expand_urls(where: str) -> Any:
+        raise Reached
+
+    data, stock = types.ModuleType("data"), types.ModuleType("main")
+    data.expand_urls = expand_urls  # type: ignore[attr-defined]
+    trainer: Any = types.SimpleNamespace(data=data, main=stock)
+    hook = Hook(trainer, None, None, False)
+    hook._stock[stock, "get_data"] = None
+    monkeypatch.setattr(hook_module, "check_data", lambda args, trainer: None)
+    args = Namespace(
+        train_data="x", dataset_type="webdataset", rank=rank, logs=str(tmp_path), name="run"
+    )
+    (tmp_path / "run").mkdir()
+    with pytest.raises(Reached):
+        hook._get_data(args, None)
+    if rank == 0:
+        refused(tmp_path / "run")
+    hook.remove()
+    hook._stock[stock, "get_data"] = None
+    with one_run(tmp_path / "run"):
+        if rank == 0:
+            assert TAKEN in refusal(hook._get_data, args, None)
+        else:
+            with pytest.raises(Reached):
+                hook._get_data(args, None)
+    assert list((tmp_path / "run").iterdir()) == []

@@ -1,0 +1,253 @@
+"""Manifests: what they say, what they find, and that a killed one goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datacomp_flyt.cli import main
+from datacomp_flyt.engines.locks import one_run
+from datacomp_flyt.pool import manifest
+from datacomp_flyt.pool.manifest import check_against, hash_folder, read_manifest, write_manifest
+from tests.baselines_plugin.job import Job, in_process
+from tests.baselines_plugin.test_bad_input import assert_refused
+from tests.conftest import make_pool, refusal, write_files, write_parquet
+
+POOL = make_pool(30)
+SCS = ("--name", "scs", "--score", "FLYT", "--num_samples", 50, "--repetition_penalty", 0.3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three parquet files, one npz, one tar, and what is no shard."""
+    made = Path(write_files(tmp_path / "metadata", POOL.metadata, 3))
+    np.savez(made / "part-00001.npz", a=np.arange(10))
+    (made / "below").mkdir()
+    (made / "below" / "00000000.tar").write_bytes(b"a tar")
+    (made / "notes.txt").write_text("no shard")
+    return made
+
+
+def run(*words: object) -> int:
+    """Exit code of `datacomp-flyt manifest`."""
+    with pytest.raises(SystemExit) as ended:
+        main(["manifest", *map(str, words), "--num_workers", "2"])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_what_it_says(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, "--save_path", tmp_path / "m.json") == 0
+    said = json.loads((tmp_path / "m.json").read_text())
+    assert said["format"] == manifest.FORMAT
+    names = ["below/00000000.tar", *(f"part-0000{n}.{e}" for n, e in PARTS)]
+    assert [file["name"] for file in said["files"]] == names
+    for file in said["files"]:
+        content = (folder / file["name"]).read_bytes()
+        assert file["size"] == len(content)
+        assert file["sha256"] == hashlib.sha256(content).hexdigest()
+        assert file["rows"] == (10 if file["name"].endswith("parquet") else None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.json", "metadata"]
+    assert run(folder, "--check", tmp_path / "m.json") == 0
+    assert run(folder, "--check", tmp_path / "m.json", "--fast") == 0
+
+
+PARTS = [("0", "parquet"), ("1", "npz"), ("1", "parquet"), ("2", "parquet")]
+
+
+def test_cloud(memory_folder: str, tmp_path: Path) -> None:
+    write_files(memory_folder, POOL.metadata, 2)
+    assert run(memory_folder, "--save_path", tmp_path / "m.json") == 0
+    assert list(read_manifest(tmp_path / "m.json")) == ["part-00000.parquet", "part-00001.parquet"]
+    assert run(memory_folder, "--check", tmp_path / "m.json") == 0
+
+
+def test_what_it_finds(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.json"
+    run(folder, "--save_path", path)
+    (folder / "part-00000.parquet").unlink()
+    shutil.copy(folder / "part-00002.parquet", folder / "copy.parquet")
+    tar = folder / "below" / "00000000.tar"
+    tar.write_bytes(b"a bar")
+    capsys.readouterr()
+    assert run(folder, "--check", path, "--fast") == 2
+    error = capsys.readouterr().err
+    assert "1 missing: part-00000.parquet; 1 additional: copy.parquet)" in error
+    assert run(folder, "--check", path) == 2
+    found = capsys.readouterr()
+    assert found.out.splitlines() == [
+        "missing: part-00000.parquet",
+        "additional: copy.parquet",
+        "changed: below/00000000.tar",
+    ]
+    assert "1 changed: below/00000000.tar" in found.err
+    tar.write_bytes(b"a longer tar")
+    assert run(folder, "--check", path, "--fast") == 2
+    assert "1 changed: below/00000000.tar" in capsys.readouterr().err
+    # two files of the same bytes are no manifest
+    assert run(folder, "--save_path", tmp_path / "other.json") == 2
+    error = capsys.readouterr().err
+    assert "copy.parquet and part-00002.parquet are the same file twice" in error
+    assert not (tmp_path / "other.json").exists()
+
+
+def test_shards_without_a_row_may_be_alike(tmp_path: Path) -> None:
+    folder = tmp_path / "metadata"
+    empty = {name: values[:0] for name, values in POOL.metadata.items()}
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        write_parquet(folder / name / "part-00000.parquet", empty)
+        np.savez(folder / name / "part-00000.npz", x=np.empty((0, 2)))
+    write_files(folder / "c", POOL.metadata)
+    assert run(folder, "--save_path", tmp_path / "m.json") == 0
+
+
+def test_what_was_hashed_is_not_read_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = manifest._hash
+
+    def stopping(at: manifest.Folder, path: str, version: manifest.Version) -> manifest.File:
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        read.append(path)
+        return real(at, path, version)
+
+    journal = tmp_path / "journal"
+    monkeypatch.setattr(manifest, "_hash", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        hash_folder(str(folder), "the folder", journal, 1)
+    with journal.open("a") as file:
+        file.write('["cut off')
+    changed = folder / Path(read[0]).relative_to(folder)
+    changed.write_bytes(b"a tar of another length")
+    again: list[str] = []
+    monkeypatch.setattr(manifest, "_hash", lambda *a: (again.append(a[1]), real(*a))[1])
+    found = hash_folder(str(folder), "the folder", journal, 1)
+    assert sorted(again) == sorted({str(folder / name) for name in found} - set(read[1:]))
+    monkeypatch.setattr(manifest, "_hash", None)
+    assert hash_folder(str(folder), "the folder", journal, 1) == found
+
+
+def test_a_file_that_changes_while_it_is_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = manifest.check_unchanged
+
+    def changing(fs: object, versions: dict[str, manifest.Version]) -> None:
+        with open(next(iter(versions)), "ab") as file:
+            file.write(b"more")
+        real(fs, versions)
+
+    monkeypatch.setattr(manifest, "check_unchanged", changing)
+    said = refusal(hash_folder, str(folder), "the folder", tmp_path / "journal", 1)
+    assert "00000000.tar has changed since this run began" in said
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"format": "x"}', '{"format": "datacomp_flyt manifest 1"}',
+                '{"format": "datacomp_flyt manifest 1", "files": [{"name": "a"}]}', "[" * 9999],
+)  # fmt: skip
+def test_what_is_no_manifest(tmp_path: Path, content: str) -> None:
+    (tmp_path / "m.json").write_text(content)
+    assert "m.json is no manifest" in refusal(read_manifest, tmp_path / "m.json")
+
+
+def test_bad_places(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    for words, said in (
+        ((tmp_path / "none", "--save_path", tmp_path / "m.json"), "none is not a folder"),
+        ((tmp_path / "empty", "--save_path", tmp_path / "m.json"), "empty holds no shard"),
+        ((folder, "--check", tmp_path / "none.json"), "none.json cannot be read"),
+        ((folder, "--save_path", tmp_path / "m.json", "--fast"), "--fast is for --check"),
+        ((folder, "--save_path", folder), "is a folder"),
+    ):
+        assert run(*words) == 2
+        assert said in capsys.readouterr().err
+    (folder / "part-00000.parquet").write_bytes(b"no parquet")
+    assert run(folder, "--save_path", tmp_path / "m.json") == 2
+    assert "part-00000.parquet cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "m.json").exists()
+
+
+# ------------------------------------------------------------------------ selection by it
+
+
+@pytest.mark.parametrize("work", [False, True])
+def test_selection_refuses_another_pool(tmp_path: Path, work: bool) -> None:
+    job = Job(POOL, tmp_path).write(3)
+    flags = [*SCS, "--manifest", tmp_path / "m.json"]
+    if work:
+        flags += ["--work_dir", tmp_path / "work"]
+    assert run(job.metadata, "--save_path", tmp_path / "m.json") == 0
+    found = dict(read_manifest(tmp_path / "m.json"))
+    write_files(job.metadata / "more", make_pool(5, tag="more").metadata)
+    outcome = in_process(*job.flags(*flags))
+    assert_refused(outcome, "--metadata_dir", "1 additional: more/part-00000.parquet")
+    shutil.rmtree(job.metadata / "more")
+    first = found["part-00000.parquet"]
+    found["part-00000.parquet"] = manifest.File(first.size + 1, first.sha256, first.rows)
+    write_manifest(tmp_path / "m.json", found)
+    outcome = in_process(*job.flags(*flags))
+    assert_refused(outcome, "--metadata_dir", "1 changed: part-00000.parquet")
+    assert not job.save_path.exists()
+    found["part-00000.parquet"] = first
+    write_manifest(tmp_path / "m.json", found)
+    check_against(str(tmp_path / "m.json"), str(job.metadata), "--metadata_dir")
+    job.select(*flags)
+    assert job.save_path.exists()
+
+
+@pytest.mark.parametrize("work", [False, True])
+@pytest.mark.parametrize("which", ["metadata", "scores"])
+def test_selection_refuses_what_changes_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: bool, which: str
+) -> None:
+    from baselines_plugin import run as module
+
+    job = Job(POOL, tmp_path).write(3)
+    changed = tmp_path / which / "part-00001.parquet"
+
+    def touched(*arguments: object) -> None:
+        content = changed.read_bytes()
+        changed.unlink()
+        changed.write_bytes(content)
+        real(*arguments)
+
+    real = module.check_shards
+    monkeypatch.setattr(module, "check_shards", touched)
+    flags = [*SCS, "--save_scores", tmp_path / "s.parquet"]
+    flags += ["--work_dir", tmp_path / "work"] if work else []
+    outcome = in_process(*job.flags(*flags))
+    assert_refused(outcome, str(changed), "has changed since this run began to read")
+    assert not job.save_path.exists()
+    assert not (tmp_path / "s.parquet").exists()
+
+
+@pytest.mark.parametrize("flag", ["--save_path", "--work_dir"])
+def test_a_second_selection_of_one_output_is_refused(tmp_path: Path, flag: str) -> None:
+    job = Job(POOL, tmp_path).write(3)
+    (tmp_path / "work").mkdir()
+    flags = [*SCS, "--work_dir", tmp_path / "work"]
+    place = {"--save_path": job.save_path, "--work_dir": tmp_path / "work"}[flag]
+    with one_run(place):
+        outcome = in_process(*job.flags(*flags))
+    assert_refused(outcome, str(place), "is being written by another run")
+    assert not job.save_path.exists()
+    job.select(*flags)
+
+
+def test_a_shard_twice_names_both_files(tmp_path: Path) -> None:
+    job = Job(POOL, tmp_path).write(3)
+    shutil.copy(job.metadata / "part-00001.parquet", job.metadata / "copy.parquet")
+    for more in ((), ("--work_dir", tmp_path / "work")):
+        outcome = in_process(*job.flags(*SCS, *more))
+        assert_refused(
+            outcome, "is in the pool twice", "copy.parquet row", "part-00001.parquet row"
+        )

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator
 
 _LONGEST = 2000  # characters of a sentence
+_CONTENT = (
+    ValueError, LookupError, EOFError, NotImplementedError, MemoryError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 
 
 class InputError(ValueError):
@@ -22,6 +28,22 @@ class InputError(ValueError):
             spelled = (c if c.isprintable() else repr(c)[1:-1] for c in sentence)
             sentence = _shortened("".join(spelled))
         super().__init__(sentence)
+
+
+class ReadFailed(InputError):
+    """Reading failed for a reason that may pass: work that met it is tried again."""
+
+
+def unreadable(sentence: str, error: Exception) -> InputError:
+    """That a file cannot be read: `ReadFailed`, unless what it holds is known to be the reason.
+
+    Args:
+        sentence: for the user.
+        error: what a reader or a filesystem raised.
+    """
+    # of damage Arrow raises an OSError without a number; a filesystem's has one
+    arrow = type(error) is OSError and error.errno is None
+    return InputError(sentence) if arrow or isinstance(error, _CONTENT) else ReadFailed(sentence)
 
 
 def _shortened(text: str) -> str:

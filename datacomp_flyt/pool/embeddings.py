@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, unreadable
 from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.parquet import ParquetShard
 
@@ -168,4 +168,5 @@ def _readable(path: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib, numpy's header parser and filesystems: a dozen
-        raise InputError(f"{path} cannot be read as npz ({error}): download it again") from None
+        sentence = f"{path} cannot be read as npz ({error}): download it again"
+        raise unreadable(sentence, error) from None

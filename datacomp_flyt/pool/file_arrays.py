@@ -45,6 +45,31 @@ def open_array(path: Path, length: int, dtype: DTypeLike) -> NDArray[Any]:
     return array
 
 
+def write_rows(path: Path, start: int, rows: NDArray[Any]) -> None:
+    """Write rows of an array in a file, while others, perhaps on other machines, write others.
+
+    Not through a map of the file: of a page that two machines have, a network file system would
+    keep what the last one wrote of all of it.
+
+    Args:
+        path: of `open_array`.
+        start: the first of the rows.
+        rows: [n] of its dtype.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    array = np.load(path, mmap_mode="r")
+    try:
+        with path.open("r+b") as file:
+            file.seek(array.offset + start * array.itemsize)
+            file.write(np.ascontiguousarray(rows, array.dtype).data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
+
+
 def beside(array: NDArray[Any], dtype: DTypeLike, length: int | None = None) -> NDArray[Any]:
     """Zeros, in memory; where `array` lies in a file, in a file of the same folder, without a name.
 

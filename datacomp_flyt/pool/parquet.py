@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from datacomp_flyt.engines.threads import map_threads
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, unreadable
 
 _BATCH = 1 << 18  # rows read at once
 
@@ -150,8 +150,9 @@ def _readable(path: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # Arrow and filesystems raise a dozen kinds of damaged files
-        raise InputError(
-            f"{path} cannot be read as parquet ({_first_line(error)}): download or write it again"
+        raise unreadable(
+            f"{path} cannot be read as parquet ({_first_line(error)}): download or write it again",
+            error,
         ) from None
 
 

@@ -26,7 +26,7 @@ from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool import join_errors
-from datacomp_flyt.pool.file_arrays import open_array
+from datacomp_flyt.pool.file_arrays import open_array, write_rows
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import sort_uids
 from datacomp_flyt.pool.subset import atomic_write, check_save_path
@@ -38,6 +38,7 @@ ROWS = 1 << 21
 """Of a run, and about as many of a slice: what a worker has in memory, a few times over."""
 
 _MOST_SLICES = 1 << 16
+_MOST_ROWS = 8 * ROWS  # of a slice, that are sorted at all
 _RETRIES = 2
 
 Faults = dict[str, tuple[int, str]]
@@ -145,7 +146,8 @@ def sort_into_files(
     pool_size = groups[0].num_rows
     if not pool_size:
         raise InputError(f"{groups[0].name} holds no example: all files are empty")
-    layout = Layout(folder, groups, min(-(-pool_size // rows_at_once), _MOST_SLICES))
+    most_rows = max(group.num_rows for group in groups)  # a table may be of a larger pool
+    layout = Layout(folder, groups, min(-(-most_rows // rows_at_once), _MOST_SLICES))
     layout.check_job(rows_at_once)
     dealt = _deal_all(layout, engine, rows_at_once)
     faults = _sort_all(layout, engine, dealt)
@@ -264,7 +266,9 @@ def _sort_all(
         [layout.run(key, number) for key, counts in of.items() for number in range(len(counts))]
         for of in dealt
     ]
-    rows = np.array([run for counts in dealt[0].values() for run in counts]).sum(axis=0)
+    for group, of in zip(layout.groups, dealt, strict=True):
+        _check_even(group, _rows_of_slices(of, layout.num_slices))
+    rows = _rows_of_slices(dealt[0], layout.num_slices)
     ends = np.cumsum(rows)
     arrays = {layout.uids: UID_DTYPE}
     for (place, name), path in layout.columns().items():
@@ -291,6 +295,23 @@ def _sort_all(
     return faults
 
 
+def _rows_of_slices(dealt: Mapping[str, list[list[int]]], num_slices: int) -> NDArray[np.int64]:
+    """How many rows of a group each slice has [num_slices]."""
+    runs = [np.array(run, np.int64) for counts in dealt.values() for run in counts]
+    return np.sum([np.zeros(num_slices, np.int64), *runs], axis=0)
+
+
+def _check_even(group: Group, rows: NDArray[np.int64]) -> None:
+    """Raise InputError where a slice has more rows [num_slices] than a worker may have in memory."""
+    most = int(rows.argmax())
+    if rows[most] > _MOST_ROWS:
+        raise InputError(
+            f"{group.name} has {int(rows[most]):,} rows in one of {len(rows):,} equal ranges of "
+            "uids, and --work_dir sorts a range at a time: uids are hashes, as DataComp's are, and "
+            "of each example there is one row; leave --work_dir out to sort others in memory"
+        )
+
+
 def _run(
     engine: Engine,
     make: Callable[[str], Callable[[Any], Any]],
@@ -303,6 +324,8 @@ def _run(
         note(key, result)
         return num_rows[key]
 
+    if not items:
+        return
     errors = run_shards(engine, make, items, write, _RETRIES, label, num_rows)
     for error in errors.values():
         raise error if isinstance(error, InputError) else InputError(f"{label} failed: {error}")
@@ -351,11 +374,8 @@ def sort_slice(layout: Layout, runs: Sequence[Sequence[Path]], number: int, star
     """
     rows = read_slice(runs[0], number)
     order = sort_uids(rows.high, rows.low)
-    part = slice(start, start + len(rows))
-    uids = np.load(layout.uids, mmap_mode="r+")
-    uids["f0"][part], uids["f1"][part] = rows.high, rows.low
-    uids.flush()
-    here = np.asarray(uids[part])
+    here = rows.uids
+    write_rows(layout.uids, start, here)
     faults: Faults = {}
     same = (rows.high[1:] == rows.high[:-1]) & (rows.low[1:] == rows.low[:-1])
     _note_fault(faults, "twice", here[1:], same)
@@ -372,9 +392,7 @@ def sort_slice(layout: Layout, runs: Sequence[Sequence[Path]], number: int, star
             finite = np.isfinite(column)
             _note_fault(faults, f"not finite {place} {name}", here, ~finite & (times > 0))
             column[~finite] = np.nan
-            array = np.load(paths[place, name], mmap_mode="r+")
-            array[part] = column
-            array.flush()
+            write_rows(paths[place, name], start, column)
     return faults
 
 

@@ -94,8 +94,8 @@ def read_slice(runs: Sequence[Path], number: int) -> Rows:
     parts = [Rows(np.empty(0, np.uint64), np.empty(0, np.uint64), {})] if not runs else []
     for run in runs:
         with safe_open(run, "numpy") as file:
-            ends = file.get_tensor(_ENDS)
-            begin, end = int(ends[number - 1]) if number else 0, int(ends[number])
+            ends = file.get_slice(_ENDS)[max(number - 1, 0) : number + 1].tolist()
+            begin, end = ends[0] if number else 0, ends[-1]
             # safetensors refuses to read nothing behind the last row
             part = slice(begin, end) if begin < end else slice(1)
             names = [name for name in file.keys() if name != _ENDS]  # noqa: SIM118

@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from datacomp_flyt.engines.threads import default_num_workers
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, ReadFailed
 from datacomp_flyt.pool.shard_names import shard_name
 from datacomp_flyt.pool.tar_samples import (
     NO_UID,
@@ -266,7 +266,7 @@ def _samples(shard: str, counts: Counter[str], make_uids: bool) -> Iterator[tupl
                 seen.add(uid)
                 yield uid, sample
     except UnreadableShard as error:
-        raise InputError(f"{shard} cannot be read as a tar ({error}): download it again") from None
+        raise ReadFailed(f"{shard} cannot be read as a tar ({error}): download it again") from None
     if number and not seen:
         raise InputError(
             f"{shard} has no sample with a uid in its json, and scores are joined on it ({NO_UID}: "

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from baselines_plugin.registry import METHODS, Method
 from baselines_plugin.sampling import SAMPLINGS
-from datacomp_flyt.engines.processes import ProcessEngine
+from datacomp_flyt.engines.choice import choose_engine
 from datacomp_flyt.errors import InputError, exit_on_input_error
 from datacomp_flyt.mixing import save_mixing_model
 from datacomp_flyt.mixing.columns import Columns
@@ -86,10 +86,18 @@ def _open_columns(args: argparse.Namespace) -> Columns:
     places = (args.metadata_dir, args.scores_dir, args.num_workers)
     allowed = (args.allow_partial_scores, args.drop_nonfinite)
     if args.work_dir is None:
+        for flag in ("engine", "ray_address"):
+            if getattr(args, flag) is not None:
+                raise InputError(
+                    f"--{flag} says where --work_dir is sorted, and a pool in memory is not: add "
+                    f"--work_dir, or leave --{flag} out"
+                )
         return Columns(read_pool(args.metadata_dir, args.num_workers), *places, *allowed)
     if "://" in args.work_dir:
         raise InputError(f"--work_dir {args.work_dir} is a cloud path: name a local folder")
-    engine = ProcessEngine(args.num_workers, "cpu")
+    # of a cluster's machines the number of cores here says nothing
+    num_workers = None if args.ray_address else args.num_workers
+    engine = choose_engine(args.engine, args.ray_address, num_workers, "cpu")
     return FileColumns(*places, *allowed, Path(args.work_dir), engine)
 
 

@@ -78,7 +78,7 @@ def small_slices() -> Iterator[Here]:
     """No workers, slices of 150 rows, small blocks, and rounds counted in ranges of 256."""
     engine = Here()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "ProcessEngine", lambda num_workers, device: engine)
+        patch.setattr(run, "choose_engine", lambda *_: engine)
         small = functools.partial(sort_into_files, rows_at_once=150)
         patch.setattr(columns_in_files, "sort_into_files", small)
         for module in (methods, file_arrays, subset, top_fraction):

@@ -77,9 +77,12 @@ class RayEngine(Engine):
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises half a dozen kinds, and bare ones
             if self.address is None:
-                raise
+                raise InputError(
+                    f"--engine ray: Ray does not start on this machine ({error}); "
+                    "--engine processes works without"
+                ) from error
             raise InputError(
                 f"--ray_address {self.address}: no Ray cluster answers ({error}); "
                 "start one with `ray start --head`, or leave the flag out"

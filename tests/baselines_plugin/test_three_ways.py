@@ -32,7 +32,7 @@ SAMPLED: dict[str, list[tuple[object, ...]]] = {
     "scs": [
         (*DRAWS, "--repetition_penalty", 0.4),
         (*DRAWS, "--repetition_penalty", 0.4, "--sampling_batch_size", 40),
-        (*DRAWS, "--repetition_penalty", 0),
+        (*DRAWS, "--repetition_penalty", 0.05),
     ],
     "hcs": [
         (*DRAWS, "--frequency_limit", 1, "--num_samples", 300),

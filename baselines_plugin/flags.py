@@ -7,6 +7,7 @@ from typing import Any
 
 from baselines_plugin.registry import METHODS
 from baselines_plugin.sampling import SAMPLINGS
+from datacomp_flyt.engines.choice import ENGINE_FLAGS
 from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.samplers.scales import SCALES
 
@@ -24,7 +25,8 @@ _HOST_FLAGS: dict[str, dict[str, Any]] = {
     "--num_workers": {
         "type": int,
         "default": default_num_workers(),
-        "help": "threads (default: all cores); the result does not depend on them",
+        "help": "threads, and workers of --engine (default: all cores); the result does not depend "
+        "on them",
     },
 }
 
@@ -78,6 +80,17 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "help": "for pools larger than memory: keep what is as long as the pool in files there "
         "(100 bytes an example, and 8 a column), with the same result; the same command goes on "
         "where it was killed",
+    },
+    "--engine": {
+        **ENGINE_FLAGS["--engine"],
+        "help": "with --work_dir, what sorts the pool: processes of this machine (default), or a "
+        "Ray cluster, all of whose nodes see --work_dir (a shared file system) and the pool's "
+        "files (there too, or s3://...)",
+    },
+    "--ray_address": {
+        **ENGINE_FLAGS["--ray_address"],
+        "help": "of an existing cluster (host:port, or 'auto'), which gets a worker on each CPU; "
+        "without it Ray is started here",
     },
     "--sampling": {
         "choices": list(SAMPLINGS),

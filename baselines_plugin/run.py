@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from baselines_plugin.methods import Scorer
 from baselines_plugin.registry import METHODS, Method
 from baselines_plugin.sampling import SAMPLINGS, Sampler
+from datacomp_flyt.engines.choice import choose_engine
+from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.engines.processes import ProcessEngine
 from datacomp_flyt.errors import InputError, exit_on_input_error
 from datacomp_flyt.mixing import save_mixing_model
 from datacomp_flyt.mixing.columns import Columns
@@ -60,18 +61,23 @@ def run(method: Method, args: argparse.Namespace) -> None:
     sampling = _check_flags(method, args)
     make_sampler = method.make_sampler or SAMPLINGS[sampling][0]
     scorer, sampler = method.make_scorer(args), make_sampler(args)
+    engine = _choose_engine(args)
     paths = _check_save_paths(args)
     with one_run(*paths.values(), *_work_dir(args)):
-        _select(args, scorer, sampler, paths)
+        _select(args, scorer, sampler, paths, engine)
 
 
 def _select(
-    args: argparse.Namespace, scorer: Scorer, sampler: Sampler, paths: Mapping[str, Path]
+    args: argparse.Namespace,
+    scorer: Scorer,
+    sampler: Sampler,
+    paths: Mapping[str, Path],
+    engine: Engine | None,
 ) -> None:
     print(f"running: {args.name}")
     if args.manifest is not None:
         check_against(args.manifest, args.metadata_dir, "--metadata_dir")
-    columns = _open_columns(args)
+    columns = _open_columns(args, engine)
     print(f"the pool has {len(columns.pool):,} examples in {len(columns.pool.shards):,} files")
     scores, model = scorer(columns)
     uids, files = columns.uids(), columns.files()
@@ -101,13 +107,27 @@ def _select(
         print(f"  {fact}")
 
 
-def _open_columns(args: argparse.Namespace) -> Columns:
-    """The pool's columns, in memory or in files."""
+def _choose_engine(args: argparse.Namespace) -> Engine | None:
+    """What sorts `--work_dir`; None where it is not given."""
+    if args.work_dir is not None:
+        # of a cluster's machines the number of cores here says nothing
+        num_workers = None if args.ray_address else args.num_workers
+        return choose_engine(args.engine, args.ray_address, num_workers, "cpu")
+    for flag in ("engine", "ray_address"):
+        if getattr(args, flag) is not None:
+            raise InputError(
+                f"--{flag} says where --work_dir is sorted, and a pool in memory is not: add "
+                f"--work_dir, or leave --{flag} out"
+            )
+    return None
+
+
+def _open_columns(args: argparse.Namespace, engine: Engine | None) -> Columns:
+    """The pool's columns, in memory or, with an engine, in files."""
     places = (args.metadata_dir, args.scores_dir, args.num_workers)
     allowed = (args.allow_partial_scores, args.drop_nonfinite)
-    if args.work_dir is None:
+    if engine is None:
         return Columns(read_pool(args.metadata_dir, args.num_workers), *places, *allowed)
-    engine = ProcessEngine(args.num_workers, "cpu")
     return FileColumns(*places, *allowed, Path(args.work_dir), engine)
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import sys
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 
 _LONGEST = 2000  # characters of a sentence
+_CONTENT = (
+    ValueError, LookupError, EOFError, NotImplementedError, MemoryError, zipfile.BadZipFile,
+    tarfile.TarError, struct.error, zlib.error,
+)  # fmt: skip
+_PLACE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 class InputError(ValueError):
@@ -25,17 +34,29 @@ class InputError(ValueError):
 
 
 class ReadError(InputError):
-    """A file cannot be read. It may be damaged, or what it comes from was for a moment.
+    """Storage failed while a file was read, which may pass: who met it tries again."""
 
-    Attributes:
-        of_system: it was the system or the network that said so, not what was read.
+
+def unreadable(sentence: str, error: BaseException) -> InputError:
+    """That a file cannot be read: `ReadError` where storage failed, not what it holds or its place.
+
+    Args:
+        sentence: for the user.
+        error: what a reader or a filesystem raised.
     """
+    return ReadError(sentence) if _is_of_storage(error) else InputError(sentence)
 
-    def __init__(self, sentence: str, cause: Exception | None = None) -> None:
-        super().__init__(sentence)
-        known = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-        system = isinstance(cause, OSError) and cause.errno is not None
-        self.of_system = system and not isinstance(cause, known)
+
+def _is_of_storage(error: BaseException) -> bool:
+    if isinstance(error, _PLACE):
+        return False
+    # of damage Arrow raises an OSError without a number; a filesystem's has one
+    if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+        return True
+    before = error.__cause__ or error.__context__  # of which zipfile says that it is no zip file
+    if before is not None and _is_of_storage(before):
+        return True
+    return not isinstance(error, (OSError, *_CONTENT))  # clients of clouds have kinds of their own
 
 
 def _shortened(text: str) -> str:

@@ -6,24 +6,15 @@ import argparse
 import sys
 from collections.abc import Mapping
 
+from datacomp_flyt.engines.choice import ENGINE_FLAGS, choose_engine
 from datacomp_flyt.engines.engine import Engine
-from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
-    parser.add_argument(
-        "--engine",
-        choices=("processes", "ray"),
-        default="processes",
-        help="processes of this machine (default), or a Ray cluster",
-    )
-    parser.add_argument(
-        "--ray_address",
-        metavar="ADDRESS",
-        help="of an existing cluster (host:port, or 'auto'); without it Ray is started here",
-    )
+    for flag, options in ENGINE_FLAGS.items():
+        parser.add_argument(flag, **options)
     parser.add_argument(
         "--num_workers",
         type=int,
@@ -54,15 +45,7 @@ def make_engine(args: argparse.Namespace, uses_gpu: bool = True) -> Engine:
     if args.retries < 0:
         raise InputError(f"--retries is {args.retries}, wanted 0 or more")
     device = args.device if uses_gpu else "cpu"
-    if args.engine == "ray":
-        from datacomp_flyt.engines.ray_cluster import RayEngine
-
-        return RayEngine(args.ray_address, args.num_workers, device)
-    if args.ray_address:
-        raise InputError("--ray_address is for --engine ray: add it, or leave the address out")
-    from datacomp_flyt.engines.processes import ProcessEngine
-
-    return ProcessEngine(args.num_workers or default_num_workers(), device)
+    return choose_engine(args.engine, args.ray_address, args.num_workers, device)
 
 
 def report_failures(

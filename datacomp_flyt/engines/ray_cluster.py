@@ -40,17 +40,20 @@ class RayEngine(Engine):
         self.address = address
         self.num_workers = num_workers
         self.device = device
+        self._kept: contextlib.ExitStack | None = None
 
     def __enter__(self) -> Engine:
         self._kept = contextlib.ExitStack()
-        self._kept.enter_context(self._connected())
         return self
 
     def __exit__(self, *_: object) -> None:
+        assert self._kept is not None
         self._kept.close()
+        self._kept = None
 
     def run(self, make: Make, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
-        with self._connected():
+        with contextlib.ExitStack() as own:
+            (self._kept or own).enter_context(self._connected())
             resources = self._ray.cluster_resources()
             gpus = 0 if self.device == "cpu" else int(resources.get("GPU", 0))
             if self.device == "cuda" and not gpus:
@@ -74,9 +77,12 @@ class RayEngine(Engine):
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises half a dozen kinds, and bare ones
             if self.address is None:
-                raise
+                raise InputError(
+                    f"--engine ray: Ray does not start on this machine ({error}); "
+                    "--engine processes works without"
+                ) from error
             raise InputError(
                 f"--ray_address {self.address}: no Ray cluster answers ({error}); "
                 "start one with `ray start --head`, or leave the flag out"

@@ -8,7 +8,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datacomp_flyt.engines.engine import Engine, Make
+from datacomp_flyt.engines.engine import Engine, Make, WorkerLost
+from datacomp_flyt.errors import InputError, ReadError
+
+_PAUSE = 1.0  # seconds before a second try; five times as many before each more
 
 
 def run_shards(
@@ -26,7 +29,8 @@ def run_shards(
         make: see `engine.Make`; its function gets (name, item).
         items: by the name of the shard.
         write: called with name and result; returns how many rows they were.
-        retries: how often a shard that failed is tried again, after all others.
+        retries: how often a shard that failed is tried again, after all others and a pause; one
+            that failed for what it is (`InputError`, but for `ReadError`) is not.
         label: of the progress bar.
         num_rows: of each shard, for rows/s; None where they are not known beforehand.
 
@@ -42,16 +46,19 @@ def run_shards(
     rows, began = 0, time.monotonic()
     # rows move the bar where they are known, so its rate and the time left are of rows
     with tqdm(desc=label, total=total, unit=unit, unit_scale=True, disable=None) as bar:
-        for _ in range(retries + 1):
-            if not left:
+        for attempt in range(retries + 1):
+            todo = [(name, item) for name, item in left.items() if _may_pass(errors.get(name))]
+            if not todo:
                 break
-            errors = {}
-            for outcome in engine.run(make, list(left.items())):
+            if any(not isinstance(errors.get(name), WorkerLost) for name, _ in todo) and attempt:
+                time.sleep(_PAUSE * 5 ** (attempt - 1))
+            for outcome in engine.run(make, todo):
                 name = outcome.item[0]
                 if outcome.error is not None:
                     errors[name] = outcome.error
                     continue
                 rows += write(name, outcome.result)
+                errors.pop(name, None)
                 del left[name]
                 done = f"{len(items) - len(left)} of {len(items)} shards"
                 if num_rows is None:  # then the bar is of shards
@@ -59,3 +66,7 @@ def run_shards(
                 bar.set_postfix_str(done)
                 bar.update(1 if num_rows is None else num_rows[name])
     return {name: errors[name] for name in sorted(errors)}
+
+
+def _may_pass(error: Exception | None) -> bool:
+    return isinstance(error, ReadError) or not isinstance(error, InputError)

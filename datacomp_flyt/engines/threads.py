@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from datacomp_flyt.errors import ReadError
 
-_PAUSES = (0.1, 1.0)  # seconds before a file that could not be read is read again
+_PAUSES = (0.1, 1.0)  # seconds before an item that could not be read is tried again
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,8 +36,8 @@ def map_threads(
         progress: text of a progress bar, shown where stderr is a terminal; None for none.
         unit: what one item is called in the bar.
 
-    An item whose file could not be read (`ReadError`) is tried again, twice: disks and networks
-    fail for a moment.
+    An item of which storage failed (`ReadError`) is tried again, twice: disks and networks fail
+    for a moment.
     """
     items = list(items)
 
@@ -45,8 +45,8 @@ def map_threads(
         for pause in _PAUSES:
             try:
                 return function(item)
-            except ReadError as error:
-                time.sleep(pause if error.of_system else 0)
+            except ReadError:
+                time.sleep(pause)
         return function(item)
 
     def watched(results: Iterator[R]) -> list[R]:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.mixing.columns import Columns
+from datacomp_flyt.pool.file_group import Group
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool
 from datacomp_flyt.pool.score_table import column_dtype
-from datacomp_flyt.pool.sorted_files import Group, sort_into_files
+from datacomp_flyt.pool.sorted_files import sort_into_files
 
 
 class FileColumns(Columns):

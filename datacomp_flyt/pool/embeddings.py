@@ -17,8 +17,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.errors import InputError, ReadError
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.npy_header import read_npy_header
+from datacomp_flyt.pool.open_file import open_file, readable
 from datacomp_flyt.pool.parquet import ParquetShard
 
 BLOCK_ROWS = 2048
@@ -27,6 +28,7 @@ BLOCK_ROWS = 2048
 UNUSABLE = "embedding not finite or all zero"
 OTHER_LENGTH = "embedding of another length than 1"
 
+_NPZ = ("npz", "download it again")
 _WIDEST = 1 << 14  # columns: a block of rows is held
 _LENGTH_TOLERANCE = 0.01  # CLIP in float16 on a GPU is off by a tenth of this
 
@@ -82,7 +84,7 @@ def iter_embeddings(
             column = 0
             for array in opened:
                 part = block[:, column : column + array.width]
-                with _readable(npz_path(shard)), np.errstate(over="ignore"):
+                with readable(npz_path(shard), *_NPZ), np.errstate(over="ignore"):
                     part[:] = array.read(rows)
                 lengths = _lengths(part)
                 usable &= np.isfinite(lengths) & (lengths > 0)
@@ -118,14 +120,14 @@ class _StoredArray:
 
 def _open_array(shard: ParquetShard, name: str, stack: contextlib.ExitStack) -> _StoredArray:
     path = npz_path(shard)
-    with _readable(path):
+    with readable(path, *_NPZ):
         if not shard.fs.exists(path):
             raise InputError(
                 f"{path} is not there: embeddings are read from the npz beside each parquet file, "
                 "which DataComp's download_upstream.py fetches with --download_npz"
             )
         archive = stack.enter_context(
-            zipfile.ZipFile(stack.enter_context(shard.fs.open(path, "rb")))
+            zipfile.ZipFile(stack.enter_context(open_file(shard.fs, path)))
         )
         if f"{name}.npy" not in archive.namelist():
             there = ", ".join(other.removesuffix(".npy") for other in archive.namelist())
@@ -159,15 +161,3 @@ def _lengths(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     with np.errstate(over="ignore", invalid="ignore"):
         lengths: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
     return lengths
-
-
-@contextlib.contextmanager
-def _readable(path: str) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # zipfile, zlib, numpy's header parser and filesystems: a dozen
-        raise ReadError(
-            f"{path} cannot be read as npz ({error}): download it again", error
-        ) from None

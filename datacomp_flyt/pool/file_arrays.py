@@ -46,18 +46,30 @@ def open_array(path: Path, length: int, dtype: DTypeLike) -> NDArray[Any]:
     return array
 
 
-def write_items(path: Path, start: int, items: NDArray[Any]) -> None:
-    """Write some items of an array of `open_array`, from number `start` on; on the disk at the end.
+def write_rows(path: Path, start: int, rows: NDArray[Any]) -> None:
+    """Write rows of an array in a file, while others, perhaps on other machines, write others.
 
-    Not through a map of the file: its pages would be counted as the process's memory.
+    Not through a map of the file: its pages would be counted as the process's memory, and of a
+    page that two machines have a network file system would keep what the last one wrote of it.
+
+    Args:
+        path: of `open_array`.
+        start: the first of the rows.
+        rows: [n] of its dtype; on the disk when this returns.
+
+    Raises:
+        InputError: the file cannot be written.
     """
-    with path.open("r+b", buffering=0) as file:
-        read_npy_header(file)
-        file.seek(file.tell() + start * items.itemsize)
-        left = np.ascontiguousarray(items).view(np.uint8).data
-        while left:
-            left = left[file.write(left) :]
-        os.fdatasync(file.fileno())
+    try:
+        with path.open("r+b", buffering=0) as file:
+            read_npy_header(file)
+            file.seek(file.tell() + start * rows.itemsize)
+            left = np.ascontiguousarray(rows).view(np.uint8).data
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
 def lies_in_file(array: NDArray[Any]) -> bool:

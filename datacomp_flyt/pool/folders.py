@@ -12,6 +12,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.open_file import first_line
 
 Version = tuple[int, str]
 """Of a file: bytes, and what else changes with it where its filesystem knows of that."""
@@ -71,7 +72,7 @@ def list_folder(
     except (OSError, ImportError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{flag} {directory} cannot be listed ({_first_line(error)})") from None
+        raise InputError(f"{flag} {directory} cannot be listed ({first_line(error)})") from None
     return Folder(fs, root, versions)
 
 
@@ -120,14 +121,10 @@ def check_unchanged(fs: Any, versions: Mapping[str, Version]) -> None:
         except OSError as error:
             raise InputError(
                 f"{path} was there when this run began to read and cannot be found any more "
-                f"({_first_line(error)}): nothing may change what a run reads, so run it again"
+                f"({first_line(error)}): nothing may change what a run reads, so run it again"
             ) from None
         if not same:
             raise InputError(
                 f"{path} has changed since this run began to read: nothing may change what a run "
                 "reads, so run it again"
             )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

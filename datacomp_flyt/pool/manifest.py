@@ -20,8 +20,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from datacomp_flyt.engines.threads import map_threads
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, unreadable
 from datacomp_flyt.pool.folders import Folder, Version, check_unchanged, list_folder
+from datacomp_flyt.pool.open_file import open_file
 from datacomp_flyt.pool.subset import atomic_write
 
 FORMAT = "datacomp_flyt manifest 1"
@@ -190,7 +191,7 @@ def refuse_differences(
 def _hash(folder: Folder, path: str, version: Version) -> File:
     try:
         digest, size = hashlib.sha256(), 0
-        with folder.fs.open(path, "rb") as file:
+        with open_file(folder.fs, path) as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
                 size += len(block)
@@ -199,7 +200,8 @@ def _hash(folder: Folder, path: str, version: Version) -> File:
                 file.seek(0)
                 rows = int(pq.ParquetFile(file).metadata.num_rows)
     except Exception as error:  # Arrow and filesystems raise a dozen kinds
-        raise InputError(f"{path} cannot be read ({error}): download or write it again") from None
+        sentence = f"{path} cannot be read ({error}): download or write it again"
+        raise unreadable(sentence, error) from None
     check_unchanged(folder.fs, {path: version})
     if size != version[0]:
         raise InputError(f"{path} gave {size:,} of its {version[0]:,} bytes: run this again")

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from datacomp_flyt.engines.threads import map_threads
-from datacomp_flyt.errors import InputError, ReadError
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.folders import Version, check_unchanged, list_folder, version_of
+from datacomp_flyt.pool.open_file import first_line, open_file, readable
 
+_PARQUET = ("parquet", "download or write it again")
 _BATCH = 1 << 18  # rows read at once
 
 
@@ -56,7 +58,7 @@ class ParquetShard:
             InputError: the file turns out to be damaged.
         """
         row = 0
-        with _readable(self.path), _open(self.fs, self.path) as file:
+        with readable(self.path, *_PARQUET), _open(self.fs, self.path) as file:
             for batch in file.iter_batches(_BATCH, columns=list(columns), use_threads=False):
                 places = [batch.schema.get_field_index(column) for column in columns]
                 arrays = [batch.column(place) for place in places]
@@ -117,7 +119,7 @@ def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetS
         there, folder = fs.exists(root), fs.isdir(root)
         alone = {root: version_of(fs, root)} if there and not folder else {}
     except (OSError, ImportError, ValueError) as error:
-        raise InputError(f"{flag} {path} cannot be opened ({_first_line(error)})") from None
+        raise InputError(f"{flag} {path} cannot be opened ({first_line(error)})") from None
     if not there:
         raise InputError(f"{flag} {path} is not there: give a .parquet file, or a folder of them")
     if folder:
@@ -126,7 +128,7 @@ def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetS
 
 
 def _describe(fs: Any, path: str, versions: Mapping[str, Version]) -> ParquetShard:
-    with _readable(path), _open(fs, path) as file:
+    with readable(path, *_PARQUET), _open(fs, path) as file:
         schema = file.schema_arrow
         types = dict(zip(schema.names, schema.types, strict=True))
         if "uid" not in types:
@@ -151,22 +153,5 @@ def _open(fs: Any, path: str) -> Iterator[pq.ParquetFile]:
     if isinstance(fs, LocalFileSystem):
         yield pq.ParquetFile(path)
     else:
-        with fs.open(path, "rb") as handle:
+        with open_file(fs, path) as handle:
             yield pq.ParquetFile(handle)
-
-
-@contextlib.contextmanager
-def _readable(path: str) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # Arrow and filesystems raise a dozen kinds of damaged files
-        raise ReadError(
-            f"{path} cannot be read as parquet ({_first_line(error)}): download or write it again",
-            error,
-        ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -12,9 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
-from datacomp_flyt.errors import InputError, ReadError
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.join_errors import twice_in_pool
 from datacomp_flyt.pool.npy_header import read_npy_header
+from datacomp_flyt.pool.open_file import open_file, readable
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.uid_search import Positions, argsort_hashes
 from datacomp_flyt.pool.uids import UID_DTYPE, InvalidUid, decode_uids
@@ -164,10 +165,10 @@ def _place(shards: list[ParquetShard], ends: NDArray[np.int64], row: int) -> str
 def _check_npz(shard: ParquetShard) -> None:
     """Raise unless the npz beside a parquet file, if there is one, has as many rows."""
     path = shard.path[: -len(".parquet")] + ".npz"
-    if not shard.fs.exists(path):
-        return
-    try:
-        with shard.fs.open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+    with readable(path, "npz", "download it again"):
+        if not shard.fs.exists(path):
+            return
+        with open_file(shard.fs, path) as file, zipfile.ZipFile(file) as archive:
             for name in archive.namelist():
                 with archive.open(name) as member:
                     shape = read_npy_header(member)[0]
@@ -177,9 +178,3 @@ def _check_npz(shard: ParquetShard) -> None:
                         f"{name.removesuffix('.npy')!r} and {shard.path} has {shard.num_rows}: "
                         "the two belong together row by row, so download both again"
                     )
-    except InputError:
-        raise
-    except Exception as error:  # zipfile, zlib and numpy's header parser raise a dozen kinds
-        raise ReadError(
-            f"{path} cannot be read as npz ({error}): download it again", error
-        ) from None

@@ -14,99 +14,37 @@ from __future__ import annotations
 
 import functools
 import json
+import socket
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.engine import Engine
+from datacomp_flyt.engines.engine import Engine, Make
 from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool import join_errors
-from datacomp_flyt.pool.file_arrays import open_array, write_items
-from datacomp_flyt.pool.parquet import ParquetShard
+from datacomp_flyt.pool.file_arrays import open_array, write_rows
+from datacomp_flyt.pool.file_group import Group
 from datacomp_flyt.pool.pool import sort_uids
 from datacomp_flyt.pool.subset import atomic_write, check_save_path, remove_unfinished
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uid_slices import Rows, read_slice, write_run
-from datacomp_flyt.pool.uids import UID_DTYPE, InvalidUid, decode_uids, format_uid
+from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 
 ROWS = 1 << 21
 """Of a run, and about as many of a slice: what a worker has in memory, a few times over."""
 
 _MOST_SLICES = 1 << 16
+_MOST_ROWS = 8 * ROWS  # of a slice, that are sorted at all
 _RETRIES = 2
 
 Faults = dict[str, tuple[int, str]]
 """What is wrong with rows, by kind: how often, and the smallest uid of it."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Files, and columns that are in all of them.
-
-    Attributes:
-        name: what to call the files in messages: their flag and folder.
-        shards: the files.
-        columns: dtypes by name.
-    """
-
-    name: str
-    shards: tuple[ParquetShard, ...]
-    columns: Mapping[str, np.dtype[Any]]
-
-    @property
-    def num_rows(self) -> int:
-        """Of all files together."""
-        return sum(shard.num_rows for shard in self.shards)
-
-    def parts(self, rows: int) -> Iterator[Group]:
-        """The same, some files at a time: until they have so many rows."""
-        part: list[ParquetShard] = []
-        for shard in self.shards:
-            part.append(shard)
-            if sum(one.num_rows for one in part) >= rows:
-                yield replace(self, shards=tuple(part))
-                part = []
-        if part:
-            yield replace(self, shards=tuple(part))
-
-    def batches(self) -> Iterator[Rows]:
-        """All rows, some at a time.
-
-        Raises:
-            InputError: a value is not 32 hexadecimal characters, or a file is damaged.
-        """
-        for shard in self.shards:
-            row = 0
-            for batch in shard.rows(("uid", *self.columns)):
-                try:
-                    uids = decode_uids(batch.column(0))
-                except InvalidUid as error:
-                    raise InputError(
-                        f"{shard.path} row {row + error.row} has uid {error.value!r}: "
-                        "a uid is 32 hexadecimal characters"
-                    ) from None
-                values = {
-                    name: batch.column(1 + number).to_numpy(zero_copy_only=False).astype(dtype)
-                    for number, (name, dtype) in enumerate(self.columns.items())
-                }
-                yield Rows(uids["f0"].copy(), uids["f1"].copy(), values)
-                row += len(batch)
-
-    def rows_of(self, uid: str) -> list[str]:
-        """Where the rows of a uid are, as people say it."""
-        found = []
-        for shard in self.shards:
-            row = 0
-            for rows in replace(self, shards=(shard,), columns={}).batches():
-                same = (rows.high == int(uid[:16], 16)) & (rows.low == int(uid[16:], 16))
-                found += [f"{shard.path} row {row + n}" for n in np.flatnonzero(same).tolist()]
-                row += len(rows)
-        return found
 
 
 @dataclass(frozen=True)
@@ -145,10 +83,12 @@ def sort_into_files(
     pool_size = groups[0].num_rows
     if not pool_size:
         raise InputError(f"{groups[0].name} holds no example: all files are empty")
-    layout = Layout(folder, groups, min(-(-pool_size // rows_at_once), _MOST_SLICES))
+    most_rows = max(group.num_rows for group in groups)  # a table may be of a larger pool
+    layout = Layout(folder, groups, min(-(-most_rows // rows_at_once), _MOST_SLICES))
     layout.check_job(rows_at_once)
-    dealt = _deal_all(layout, engine, rows_at_once)
-    faults = _sort_all(layout, engine, dealt)
+    with engine:
+        dealt = _deal_all(layout, engine, rows_at_once)
+        faults = _sort_all(layout, engine, dealt)
     layout.complain(faults, pool_size, allow_partial, drop_nonfinite)
     for run in (folder / "dealt").glob("*"):
         run.unlink()
@@ -240,32 +180,38 @@ class Layout:
                     raise join_errors.not_finite(column, fault[0], where)
 
 
-def _deal_all(layout: Layout, engine: Engine, rows: int) -> list[dict[str, list[list[int]]]]:
-    """By group and part, the rows of each slice in each of its runs."""
+@dataclass(frozen=True)
+class Dealt:
+    """What became of a group: its runs, and how many rows each slice has in them [num_slices]."""
+
+    runs: list[Path]
+    num_rows: NDArray[np.int64]
+
+
+def _deal_all(layout: Layout, engine: Engine, rows: int) -> list[Dealt]:
+    """Write the runs of each group."""
     items: dict[str, Group] = {}
     for place, group in enumerate(layout.groups):
         for number, part in enumerate(group.parts(rows)):
             items[f"{place}-{number:06d}"] = part
     left = {key: part for key, part in items.items() if not layout.note(key).exists()}
-    _run(
-        engine, functools.partial(_dealer, layout.folder, layout.num_slices, rows), left, "dealing",
-        layout.write_note, {key: part.num_rows for key, part in left.items()},
-    )  # fmt: skip
-    found: list[dict[str, list[list[int]]]] = [{} for _ in layout.groups]
+    make = functools.partial(_dealer, layout.folder, layout.num_slices, rows)
+    num_rows = {key: part.num_rows for key, part in left.items()}
+    _run(engine, make, left, "dealing", layout, num_rows)
+    found = [Dealt([], np.zeros(layout.num_slices, np.int64)) for _ in layout.groups]
     for key in items:
-        found[int(key.split("-")[0])][key] = json.loads(layout.note(key).read_text())
+        dealt = found[int(key.split("-")[0])]
+        for number, counts in enumerate(json.loads(layout.note(key).read_text())):
+            dealt.runs.append(layout.run(key, number))
+            dealt.num_rows[:] += counts
     return found
 
 
-def _sort_all(
-    layout: Layout, engine: Engine, dealt: Sequence[Mapping[str, list[list[int]]]]
-) -> Faults:
+def _sort_all(layout: Layout, engine: Engine, dealt: Sequence[Dealt]) -> Faults:
     """Sort every slice; what is wrong in any of them."""
-    runs = [
-        [layout.run(key, number) for key, counts in of.items() for number in range(len(counts))]
-        for of in dealt
-    ]
-    rows = np.array([run for counts in dealt[0].values() for run in counts]).sum(axis=0)
+    for group, of in zip(layout.groups, dealt, strict=True):
+        _check_even(group, of.num_rows)
+    rows = dealt[0].num_rows
     ends = np.cumsum(rows)
     arrays = {layout.uids: UID_DTYPE}
     for (place, name), path in layout.columns().items():
@@ -280,10 +226,9 @@ def _sort_all(
             if len(left) < len(items):  # some of it was there
                 raise InputError(f"{path} is gone: remove --work_dir {layout.folder} too")
             open_array(path, int(ends[-1]), dtype)
-    _run(
-        engine, functools.partial(_sorter, layout, runs), left, "sorting",
-        layout.write_note, {key: int(rows[number]) for key, (number, _) in left.items()},
-    )  # fmt: skip
+    make = functools.partial(_sorter, layout, [of.runs for of in dealt])
+    num_rows = {key: int(rows[number]) for key, (number, _) in left.items()}
+    _run(engine, make, left, "sorting", layout, num_rows)
     faults: Faults = {}
     for key in items:
         for kind, (number, uid) in json.loads(layout.note(key).read_text()).items():
@@ -292,21 +237,50 @@ def _sort_all(
     return faults
 
 
+def _check_even(group: Group, rows: NDArray[np.int64]) -> None:
+    """Raise InputError where a slice has more rows than a worker may have in memory."""
+    most = int(rows.argmax())
+    if rows[most] > _MOST_ROWS:
+        raise InputError(
+            f"{group.name} has {int(rows[most]):,} rows in one of {len(rows):,} equal ranges of "
+            "uids, and --work_dir sorts a range at a time: uids are hashes, as DataComp's are, and "
+            "of each example there is one row; leave --work_dir out to sort others in memory"
+        )
+
+
 def _run(
     engine: Engine,
-    make: Callable[[str], Callable[[Any], Any]],
+    make: Make,
     items: Mapping[str, Any],
     label: str,
-    note: Callable[[str, Any], None],
+    layout: Layout,
     num_rows: Mapping[str, int],
 ) -> None:
     def write(key: str, result: Any) -> int:
-        note(key, result)
+        layout.write_note(key, result)
         return num_rows[key]
 
-    errors = run_shards(engine, make, items, write, _RETRIES, label, num_rows)
+    if not items:
+        return
+    mark = layout.folder / "dealt" / f"of-{uuid.uuid4().hex}"
+    mark.touch()
+    try:
+        make = functools.partial(_make_in_folder, mark, make)
+        errors = run_shards(engine, make, items, write, _RETRIES, label, num_rows)
+    finally:
+        mark.unlink(missing_ok=True)
     for error in errors.values():
         raise error if isinstance(error, InputError) else InputError(f"{label} failed: {error}")
+
+
+def _make_in_folder(mark: Path, make: Make, device: str) -> Callable[[Any], Any]:
+    """`make`, where the worker sees the driver's folder; a path may mean another one elsewhere."""
+    if not mark.exists():
+        raise InputError(
+            f"--work_dir {mark.parents[1]} is not the same folder on {socket.gethostname()}, where "
+            "a worker runs: name one on a disk that all nodes share"
+        )
+    return make(device)
 
 
 def _dealer(folder: Path, num_slices: int, rows: int, device: str) -> Callable[[Any], Any]:
@@ -355,7 +329,7 @@ def sort_slice(layout: Layout, runs: Sequence[Sequence[Path]], number: int, star
     rows = read_slice(runs[0], number)
     order = sort_uids(rows.high, rows.low)
     here = rows.uids
-    write_items(layout.uids, start, here)
+    write_rows(layout.uids, start, here)
     faults: Faults = {}
     same = (rows.high[1:] == rows.high[:-1]) & (rows.low[1:] == rows.low[:-1])
     _note_fault(faults, "twice", here[1:], same)
@@ -372,7 +346,7 @@ def sort_slice(layout: Layout, runs: Sequence[Sequence[Path]], number: int, star
             finite = np.isfinite(column)
             _note_fault(faults, f"not finite {place} {name}", here, ~finite & (times > 0))
             column[~finite] = np.nan
-            write_items(paths[place, name], start, column)
+            write_rows(paths[place, name], start, column)
     return faults
 
 

@@ -40,7 +40,7 @@ def list_shards(where: str, flag: str) -> list[str]:
             f"{flag} {where} has a brace without its partner: a range of shards is written "
             "{00000000..00012895}.tar"
         ) from None
-    if where.startswith("pipe:") or "://" in where:
+    if is_stream(where):
         return names
     shards = []
     for name in names:
@@ -51,6 +51,11 @@ def list_shards(where: str, flag: str) -> list[str]:
             "pattern such as {00000000..00012895}.tar"
         )
     return shards
+
+
+def is_stream(where: str) -> bool:
+    """Whether webdataset fetches it: an address, or a command."""
+    return where.startswith("pipe:") or "://" in where
 
 
 def tars_in(folder: str) -> list[str]:

@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from datacomp_flyt.engines.threads import default_num_workers
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, ReadError, unreadable
 from datacomp_flyt.pool.shard_names import shard_name
 from datacomp_flyt.pool.tar_samples import (
     NO_UID,
@@ -41,6 +41,7 @@ from datacomp_flyt.pool.tar_samples import (
     stored_image,
     stored_uid,
 )
+from datacomp_flyt.pool.tar_shards import is_stream
 from datacomp_flyt.pool.uids import decode_uids
 from datacomp_flyt.scorers.flags import add_precision
 from datacomp_flyt.scorers.scorer import Arrays, ScoredShard, Scorer
@@ -266,7 +267,10 @@ def _samples(shard: str, counts: Counter[str], make_uids: bool) -> Iterator[tupl
                 seen.add(uid)
                 yield uid, sample
     except UnreadableShard as error:
-        raise InputError(f"{shard} cannot be read as a tar ({error}): download it again") from None
+        sentence = f"{shard} cannot be read as a tar ({error}): download it again"
+        if is_stream(shard):  # a connection that is lost looks like a tar that is cut
+            raise ReadError(sentence) from None
+        raise unreadable(sentence, error.__cause__ or error) from None
     if number and not seen:
         raise InputError(
             f"{shard} has no sample with a uid in its json, and scores are joined on it ({NO_UID}: "

@@ -32,6 +32,7 @@ from datacomp_flyt.pool.embeddings import (
     npz_path,
 )
 from datacomp_flyt.pool.npy_header import read_npy_header
+from datacomp_flyt.pool.open_file import open_file, readable
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.scorers.scorer import read_uids
 
@@ -110,14 +111,12 @@ def _describe(fs: Any, path: str, arrays: Sequence[str], flag: str) -> Embedding
         return _describe_npy(path, arrays, flag)
     if not path.endswith(".npz"):
         raise InputError(f"{flag} {path} is neither .npz nor .npy: give embeddings as one of these")
-    try:
-        with fs.open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            rows = 0
+    with readable(path, "npz", "write it again"):
+        rows = 0
+        with open_file(fs, path) as file, zipfile.ZipFile(file) as archive:
             if f"{arrays[0]}.npy" in archive.namelist():
                 with archive.open(f"{arrays[0]}.npy") as member:
                     rows = (*read_npy_header(member)[0], 0)[0]
-    except Exception as error:  # zipfile, zlib, numpy's header parser and filesystems: a dozen
-        raise InputError(f"{path} cannot be read as npz ({error}): write it again") from None
     shard = ParquetShard(fs, path.removesuffix(".npz") + ".parquet", rows, {})
     width = sum(embedding_widths(shard, arrays))
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from baselines_plugin import methods, run
+from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.mixing import columns_in_files
 from datacomp_flyt.pool import file_arrays, subset
 from datacomp_flyt.pool.sorted_files import sort_into_files
@@ -74,11 +75,12 @@ def gaps(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 @contextlib.contextmanager
-def small_slices() -> Iterator[Here]:
-    """No workers, slices of 150 rows, small blocks, and rounds counted in ranges of 256."""
-    engine = Here()
+def small_slices(engine: Engine | None = None) -> Iterator[Here]:
+    """Slices of 150 rows, small blocks, and rounds counted in ranges of 256; without workers, or
+    with those of an engine."""
+    here = Here()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "ProcessEngine", lambda num_workers, device: engine)
+        patch.setattr(run, "choose_engine", lambda *_: engine or here)
         small = functools.partial(sort_into_files, rows_at_once=150)
         patch.setattr(columns_in_files, "sort_into_files", small)
         for module in (methods, file_arrays, subset, top_fraction):
@@ -87,14 +89,14 @@ def small_slices() -> Iterator[Here]:
             patch.setattr(module, "BLOCK", 100)
         for name, value in {"_SLAB": 400, "_RANGE_BITS": 8, "_LEAST_IN_BUCKET": 30}.items():
             patch.setattr(rounds, name, value)
-        yield engine
+        yield here
 
 
 def outputs(job: Job, folder: Path, *flags: object) -> tuple[dict[str, bytes], str]:
     """Everything that is saved, and what is said but for the places."""
     folder.mkdir(exist_ok=True)
     wanted = ["--save_path", folder / OUTPUTS[0], "--save_scores", folder / OUTPUTS[1]]
-    if flags[1] in ("m_flyt", "sum", "in_weighted_sum"):
+    if flags[1] in ("m_flyt", "sum", "standardized_sum", "in_weighted_sum", "hype"):
         wanted += ["--save_scoring_model", folder / OUTPUTS[2]]
     words = [str(word) for word in (*job.flags(*flags), *wanted)]
     code, said, errors = in_process(*words)

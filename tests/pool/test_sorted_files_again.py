@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from datacomp_flyt.engines.processes import ProcessEngine
+from datacomp_flyt.pool.file_group import Group
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
-from datacomp_flyt.pool.sorted_files import Group, SortedFiles, sort_into_files
+from datacomp_flyt.pool.sorted_files import SortedFiles, sort_into_files
 from tests.conftest import ROWS, refusal
 from tests.engines.here import Here, Killed
 from tests.pool.sorted_job import CLIP, Job, Read

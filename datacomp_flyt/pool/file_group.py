@@ -1,0 +1,79 @@
+"""Parquet files that have the same columns, read row by row for sorting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.parquet import ParquetShard
+from datacomp_flyt.pool.uid_slices import Rows
+from datacomp_flyt.pool.uids import InvalidUid, decode_uids
+
+
+@dataclass(frozen=True)
+class Group:
+    """Files, and columns that are in all of them.
+
+    Attributes:
+        name: what to call the files in messages: their flag and folder.
+        shards: the files.
+        columns: dtypes by name.
+    """
+
+    name: str
+    shards: tuple[ParquetShard, ...]
+    columns: Mapping[str, np.dtype[Any]]
+
+    @property
+    def num_rows(self) -> int:
+        """Of all files together."""
+        return sum(shard.num_rows for shard in self.shards)
+
+    def parts(self, rows: int) -> Iterator[Group]:
+        """The same, some files at a time: until they have so many rows."""
+        part: list[ParquetShard] = []
+        for shard in self.shards:
+            part.append(shard)
+            if sum(one.num_rows for one in part) >= rows:
+                yield replace(self, shards=tuple(part))
+                part = []
+        if part:
+            yield replace(self, shards=tuple(part))
+
+    def batches(self) -> Iterator[Rows]:
+        """All rows, some at a time.
+
+        Raises:
+            InputError: a value is not 32 hexadecimal characters, or a file is damaged.
+        """
+        for shard in self.shards:
+            row = 0
+            for batch in shard.rows(("uid", *self.columns)):
+                try:
+                    uids = decode_uids(batch.column(0))
+                except InvalidUid as error:
+                    raise InputError(
+                        f"{shard.path} row {row + error.row} has uid {error.value!r}: "
+                        "a uid is 32 hexadecimal characters"
+                    ) from None
+                values = {
+                    name: batch.column(1 + number).to_numpy(zero_copy_only=False).astype(dtype)
+                    for number, (name, dtype) in enumerate(self.columns.items())
+                }
+                yield Rows(uids["f0"].copy(), uids["f1"].copy(), values)
+                row += len(batch)
+
+    def rows_of(self, uid: str) -> list[str]:
+        """Where the rows of a uid are, as people say it."""
+        found = []
+        for shard in self.shards:
+            row = 0
+            for rows in replace(self, shards=(shard,), columns={}).batches():
+                same = (rows.high == int(uid[:16], 16)) & (rows.low == int(uid[16:], 16))
+                found += [f"{shard.path} row {row + n}" for n in np.flatnonzero(same).tolist()]
+                row += len(rows)
+        return found

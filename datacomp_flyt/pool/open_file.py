@@ -1,0 +1,84 @@
+"""One file, local or in a cloud (fsspec): opened and read, and what is said where it cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from datacomp_flyt.errors import InputError, unreadable
+
+
+def open_file(fs: Any, path: str) -> io.BufferedIOBase:
+    """A file of which every read gives as many bytes as were asked for, up to its end.
+
+    Raises:
+        OSError: it cannot be opened; of a read, before its end nothing came.
+    """
+    return _Whole(fs.open(path, "rb"))
+
+
+class _Whole(io.BufferedIOBase):
+    """Storage may give less, and readers take what they get for the end: the file looks cut."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = -1 if size is None else size
+        content: bytes = self._file.read(wanted)
+        while wanted < 0 or len(content) < wanted:
+            more = self._file.read(max(wanted - len(content), -1))
+            if not more:
+                if (place := self.tell()) < (end := self.seek(0, io.SEEK_END)):
+                    raise OSError(errno.EIO, f"nothing came of bytes {place:,} to {end:,}")
+                break
+            content += more
+        return content
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        place: int = self._file.seek(offset, whence)
+        return place
+
+    def tell(self) -> int:
+        place: int = self._file.tell()
+        return place
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@contextlib.contextmanager
+def readable(path: str, form: str, way_out: str) -> Iterator[None]:
+    """Turn whatever a reader raises in the block into a sentence.
+
+    Args:
+        path: of the file.
+        form: what it is read as.
+        way_out: what to do if it is damaged.
+
+    Raises:
+        ReadError: storage failed.
+        InputError: the file is damaged, or not there; or the block raised it.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # Arrow, zipfile, NumPy and filesystems: dozens of kinds
+        sentence = f"{path} cannot be read as {form} ({first_line(error)}): {way_out}"
+        raise unreadable(sentence, error) from None
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's text, or its kind where it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,130 @@
+"""What is tried again, and when."""
+
+from __future__ import annotations
+
+import errno
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from datacomp_flyt.engines import shards
+from datacomp_flyt.engines.engine import Engine, Make, Outcome, T, WorkerLost
+from datacomp_flyt.engines.messages import pack, unpack
+from datacomp_flyt.engines.shards import run_shards
+from datacomp_flyt.errors import InputError, ReadError, unreadable
+
+
+class Failing(Engine):
+    """Items are errors, or None; each comes out as often as it is tried.
+
+    Attributes:
+        tried: names of each run.
+    """
+
+    def __init__(self, heals_after: int = 9) -> None:
+        self.tried: list[list[str]] = []
+        self._heals_after = heals_after
+
+    def run(self, make: Make, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
+        self.tried.append([name for name, _ in items])  # type: ignore[misc]
+        for item in items:
+            healed = len(self.tried) > self._heals_after
+            yield Outcome(item, item[0], None if healed else item[1])  # type: ignore[index]
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    found: list[float] = []
+    monkeypatch.setattr(shards.time, "sleep", found.append)
+    return found
+
+
+def run(engine: Engine, items: dict[str, Exception | None], retries: int = 2) -> dict[str, str]:
+    written: list[str] = []
+
+    def write(name: str, result: str) -> int:
+        written.append(result)
+        return 1
+
+    errors = run_shards(engine, lambda device: print, items, write, retries, "test")
+    assert sorted([*written, *errors]) == sorted(items), "each once"
+    return {name: str(error) for name, error in errors.items()}
+
+
+def test_what_is_wrong_with_a_shard_is_said_once(pauses: list[float]) -> None:
+    engine = Failing()
+    wrong = {"b": InputError("b is damaged"), "a": None, "c": InputError("c too")}
+    assert run(engine, wrong) == {"b": "b is damaged", "c": "c too"}
+    assert engine.tried == [["b", "a", "c"]]
+    assert pauses == []
+
+
+@pytest.mark.parametrize("error", [ReadError("no answer"), OSError("odd"), KeyError("odd")])
+def test_what_may_pass_is_tried_after_a_pause(pauses: list[float], error: Exception) -> None:
+    engine = Failing()
+    assert run(engine, {"a": error, "b": None, "c": InputError("c")}).keys() == {"a", "c"}
+    assert engine.tried == [["a", "b", "c"], ["a"], ["a"]]
+    assert pauses == [1, 5]
+
+
+def test_what_has_passed_is_no_error(pauses: list[float]) -> None:
+    engine = Failing(heals_after=1)
+    assert run(engine, {"a": ReadError("no answer"), "b": InputError("b")}) == {"b": "b"}
+    assert engine.tried == [["a", "b"], ["a"]]
+    assert pauses == [1]
+
+
+def test_a_lost_worker_is_not_waited_for(pauses: list[float]) -> None:
+    engine = Failing(heals_after=1)
+    assert run(engine, {"a": WorkerLost("killed"), "b": None}) == {}
+    assert engine.tried == [["a", "b"], ["a"]]
+    assert pauses == []
+
+
+def test_no_retries(pauses: list[float]) -> None:
+    assert run(Failing(), {"a": ReadError("a"), "b": None}, retries=0) == {"a": "a"}
+    assert pauses == []
+
+
+class Refused(Exception):
+    """As a cloud's client raises."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(errno.EIO, "Input/output error"), ReadError),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), ReadError),
+        (TimeoutError(), ReadError),
+        (Refused("503"), ReadError),
+        (OSError("Couldn't deserialize thrift: No more data to read"), InputError),
+        (pa.ArrowInvalid("Parquet magic bytes not found"), InputError),
+        (zipfile.BadZipFile("File is not a zip file"), InputError),
+        (tarfile.ReadError("unexpected end of data"), InputError),
+        (EOFError(), InputError),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), InputError),
+        (PermissionError(errno.EACCES, "Permission denied"), InputError),
+    ],
+)
+def test_storage_or_content(error: Exception, kind: Callable[[str], InputError]) -> None:
+    found = unreadable("a.parquet cannot be read", error)
+    assert type(found) is kind
+    assert type(unpack(pack(found))) is kind
+
+
+class Failed(io.BytesIO):
+    """A file on a disk that does not answer."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_reader_that_keeps_the_reason_to_itself() -> None:
+    with pytest.raises(zipfile.BadZipFile) as caught:
+        zipfile.ZipFile(Failed(bytes(100)))
+    assert type(unreadable("a.npz cannot be read", caught.value)) is ReadError

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from baselines_plugin import run
-from datacomp_flyt.engines import threads
+from datacomp_flyt.engines import shards, threads
 from datacomp_flyt.mixing import columns_in_files
 from datacomp_flyt.pool.sorted_files import sort_into_files
 from datacomp_flyt.scorers.glu_head_file import save_glu_head
@@ -37,6 +37,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A pool and its scores in `faulty://`, and a head in the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(threads, "_PAUSES", (0, 0))
+    monkeypatch.setattr(shards, "_PAUSE", 0)
     monkeypatch.setattr(run, "choose_engine", lambda *_: Here())
     monkeypatch.setattr(
         columns_in_files,

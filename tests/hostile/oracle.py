@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import hashlib
+import importlib
 import multiprocessing
 import os
 import resource
@@ -72,7 +73,18 @@ def digest(value: Any) -> str:
 class Worker:
     """Runs one reader after the other; a new process after each that did not come back."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        readers: str = "tests.hostile.readers",
+        seconds: float = LONGEST,
+        patience: float = PATIENCE,
+    ) -> None:
+        """
+        Args:
+            readers: the module whose `READERS` there are.
+            seconds, patience: of the processor and of the clock, for a call.
+        """
+        self._readers, self._seconds, self._patience = readers, seconds, patience
         self._process: Any = None
         self._pipe: Any = None
         self._stack: Any = None  # where the process writes what it hangs in
@@ -94,7 +106,7 @@ class Worker:
 
     def run(self, reader: str, folder: Path) -> Outcome:
         """Call a reader, whose modules are loaded: see `warm`."""
-        outcome = self._ask(reader, folder, PATIENCE)
+        outcome = self._ask(reader, folder, self._patience)
         if outcome.growth > GROWTH:  # what is not given back would hide the next
             self.stop()
         return outcome
@@ -112,7 +124,7 @@ class Worker:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
             self._stack = tempfile.NamedTemporaryFile()  # noqa: SIM115
-            arguments = (theirs, self._stack.name)
+            arguments = (theirs, self._stack.name, self._readers, self._seconds)
             self._process = context.Process(target=_serve, args=arguments, daemon=True)
             self._process.start()
             theirs.close()
@@ -128,14 +140,13 @@ class Worker:
             code = self._process.exitcode
             said = Outcome("crash", f"exit code {code}")
             if code == -signal.SIGPROF:
-                said = Outcome("hang", f"no answer in {LONGEST} s of the processor")
+                said = Outcome("hang", f"no answer in {self._seconds:g} s of the processor")
         self.stop()
         return said
 
 
-def _serve(pipe: Connection, stack: str) -> None:
-    from tests.hostile.readers import READERS
-
+def _serve(pipe: Connection, stack: str, module: str, seconds: float) -> None:
+    readers = importlib.import_module(module).READERS
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     with contextlib.suppress(EOFError), open(stack, "w") as file:
         while True:
@@ -143,8 +154,8 @@ def _serve(pipe: Connection, stack: str) -> None:
             if patience == START:  # with imports
                 resource.setrlimit(resource.RLIMIT_AS, (_most(), _most()))
             faulthandler.dump_traceback_later(0.9 * patience, file=file)
-            signal.setitimer(signal.ITIMER_PROF, patience if patience == START else LONGEST)
-            outcome = _call(READERS[name], Path(folder))
+            signal.setitimer(signal.ITIMER_PROF, patience if patience == START else seconds)
+            outcome = _call(readers[name], Path(folder))
             signal.setitimer(signal.ITIMER_PROF, 0)
             faulthandler.cancel_dump_traceback_later()
             if patience == START:

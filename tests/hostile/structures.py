@@ -143,7 +143,7 @@ def npy(rng: random.Random, content: bytes) -> Changed:
     if choice == 0 and array.dtype.names is None:
         return saved(np.asfortranarray(array)), False
     if choice == 1:
-        return _with_header(
+        return with_header(
             raw, repr(array.dtype.str), array.shape, rng.choice([2, 3])
         ), array.dtype.names is None
     if choice == 2:
@@ -164,7 +164,7 @@ def npy(rng: random.Random, content: bytes) -> Changed:
                 (*array.shape[:1], 20_000_000),
             ]
         )
-        return _with_header(raw, repr(np.lib.format.dtype_to_descr(array.dtype)), shape, 1), False
+        return with_header(raw, repr(np.lib.format.dtype_to_descr(array.dtype)), shape, 1), False
     if choice == 3:
         descr = rng.choice(
             [
@@ -184,7 +184,7 @@ def npy(rng: random.Random, content: bytes) -> Changed:
                 "None",
             ]
         )
-        return _with_header(raw, descr, array.shape, 1), False
+        return with_header(raw, descr, array.shape, 1), False
     if choice == 4:
         header = rng.choice(
             [b"(" * 9000, b"-" * 9000 + b"1", b"{'descr': " * 900, b"\0" * 64, b"{}", b"9" * 9000]
@@ -204,7 +204,7 @@ def npy(rng: random.Random, content: bytes) -> Changed:
     return saved(rng.choice([array[::-1], np.repeat(array, 3, 0), array[:0], array[:1]])), False
 
 
-def _with_header(raw: bytes, descr: str, shape: Any, version: int) -> bytes:
+def with_header(raw: bytes, descr: str, shape: Any, version: int) -> bytes:
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape!r}, }}".encode()
     length = 2 if version == 1 else 4
     header += b" " * (-(len(header) + 7 + length) % 64) + b"\n"

@@ -1,0 +1,30 @@
+"""The fuzzer's oracle: what it says of readers at fault, and that none of them holds it up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.hostile.oracle import Worker
+
+
+@pytest.mark.timeout(300)
+def test_every_fault_is_told(tmp_path: Path) -> None:
+    expected = {
+        "busy": "hang: no answer in 1 s of the processor",
+        "waiting": "in _waiting",  # the line that it hangs in
+        "crashing": "crash: exit code -6",
+        "greedy": "memory: 0.4 GB more",
+        "raising": "error: KeyError at misbehaving.py",
+        "vague": "a message that does not name the file",
+        "wrong": "wrong: no",
+    }
+    with Worker("tests.hostile.misbehaving", seconds=1, patience=10) as worker:
+        for name, said in expected.items():
+            worker.warm("fine", tmp_path)
+            assert said in str(worker.run(name, tmp_path).finding), name
+        worker.warm("fine", tmp_path)
+        assert worker.run("fine", tmp_path).finding is None

@@ -11,20 +11,30 @@ pytest.importorskip("torch")
 from tests.hostile.oracle import Worker
 
 
+MISBEHAVING = "tests.hostile.misbehaving"
+
+
 @pytest.mark.timeout(300)
 def test_every_fault_is_told(tmp_path: Path) -> None:
     expected = {
         "busy": "hang: no answer in 1 s of the processor",
-        "waiting": "in _waiting",  # the line that it hangs in
         "crashing": "crash: exit code -6",
-        "greedy": "memory: 0.4 GB more",
+        "greedy": "memory: 0.3 GB more",
         "raising": "error: KeyError at misbehaving.py",
         "vague": "a message that does not name the file",
         "wrong": "wrong: no",
     }
-    with Worker("tests.hostile.misbehaving", seconds=1, patience=10) as worker:
+    with Worker(MISBEHAVING, seconds=1) as worker:
         for name, said in expected.items():
             worker.warm("fine", tmp_path)
             assert said in str(worker.run(name, tmp_path).finding), name
         worker.warm("fine", tmp_path)
         assert worker.run("fine", tmp_path).finding is None
+
+
+def test_what_a_reader_waits_in_is_told(tmp_path: Path) -> None:
+    with Worker(MISBEHAVING, patience=5) as worker:
+        worker.warm("fine", tmp_path)
+        said = str(worker.run("waiting", tmp_path).finding)
+    assert said.startswith("hang: no answer in 5 s of the clock")
+    assert "in _waiting" in said

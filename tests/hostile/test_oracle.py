@@ -10,7 +10,6 @@ pytest.importorskip("torch")
 
 from tests.hostile.oracle import Worker
 
-
 MISBEHAVING = "tests.hostile.misbehaving"
 
 

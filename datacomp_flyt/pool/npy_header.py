@@ -30,4 +30,7 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[An
     if length > _LONGEST:
         raise ValueError(f"its header is {length:,} bytes long")
     with _LOCK:
-        return read(io.BytesIO(size + file.read(length)))
+        shape, by_columns, dtype = read(io.BytesIO(size + file.read(length)))
+    if min(shape, default=0) < 0:  # NumPy takes any integers
+        raise ValueError(f"its header says that its shape is {shape}")
+    return shape, by_columns, dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -28,12 +29,13 @@ BAD_IMAGE = "image cannot be decoded"
 _BLOCK = 512  # bytes, of a tar
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset's own
 _IMAGES = ("jpg", "png", "webp", "jpeg")
+# What img2dataset writes is far within these: 512 pixels at the longer side, kilobytes of json.
 _LARGEST = 1 << 28  # bytes of a member
 _LARGEST_JSON = 1 << 22  # bytes, of which Python makes a hundred times as many
 _LONGEST = 1000  # sides of an image, in shorter ones: resizing makes the shorter one 224 pixels
 # What people mean by .jpg and the like. Of Pillow's others, EPS would start Ghostscript.
 _FORMATS = (
-    "JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000",
+    "JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000",
 )  # fmt: skip
 
 
@@ -137,14 +139,20 @@ def stored_image(sample: Sample) -> bytes:
     raise Skip(NO_IMAGE)
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)  # older Pillows lack AVIF
+
+
 def decode(content: bytes, transform: Callable[[Image.Image], T]) -> T:
     """The transformed RGB image. Raises Skip where the file is no image or damaged."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
             short, long = sorted(image.size)
             # Pillow itself only warns of as many pixels
             large = short * long > (Image.MAX_IMAGE_PIXELS or math.inf)
-            if large or long > _LONGEST * short or image.format not in _FORMATS:
+            if large or long > _LONGEST * short:
                 raise Skip(BAD_IMAGE)
             rgb = image.convert("RGB")
     except Exception:  # Pillow's readers raise a dozen kinds

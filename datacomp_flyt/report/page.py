@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,11 @@ import jinja2
 
 from datacomp_flyt.report.provenance import digest_of_all
 
+# In captions and names: controls, what turns the direction of the text after it, halves of letters.
+# Spelled out (\\x1b), since HTML has no escape for them.
+_CONTROLS = re.compile(
+    r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _TEMPLATE, _ROUNDS = "index.html.j2", "rounds.html.j2"
 _BLUE, _ORANGE = (0, 114, 178), (213, 94, 0)  # Okabe and Ito's, told apart by the sign in print
 _EITHER = 0.179  # luminance on which black and white letters stand out alike, 4.6 to 1
@@ -42,7 +48,11 @@ def _render(template: str, page: dict[str, Any]) -> str:
         "shade": shade,
         "digest_of_all": digest_of_all,
     }
-    return environment.get_template(template).render(page)
+    return _CONTROLS.sub(_spelled, environment.get_template(template).render(page))
+
+
+def _spelled(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def count(value: float) -> str:

@@ -158,7 +158,13 @@ def _captions(
     start, done = 0, 0
     for batch in shard.batches(_CAPTION):
         end = int(np.searchsorted(rows, start + len(batch)))
-        texts = batch.take(pa.array(rows[done:end] - start)).to_pylist()
+        try:
+            texts = batch.take(pa.array(rows[done:end] - start)).to_pylist()
+        except UnicodeDecodeError as error:  # Arrow reads it, and looks at it only now
+            raise InputError(
+                f"{shard.path} has captions in {_CAPTION!r} that are no UTF-8 ({error}): write it "
+                "again"
+            ) from None
         captions[done:end] = [text or "" for text in texts]
         start, done = start + len(batch), end
     return captions

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.hostile import parquets, structures, tars
-from tests.hostile.mutate import damage
+from tests.hostile.mutate import damage, flip
 from tests.hostile.oracle import Outcome, Worker
 from tests.hostile.readers import READERS
 
 STRUCTURES: dict[str, Callable[[random.Random, bytes], structures.Changed]] = {
+    "bytes": lambda rng, content: (flip(rng, content), False),
     "json": structures.json_file,
     "text": structures.text_file,
     "npy": structures.npy,
@@ -118,7 +119,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, Worker() as worker:
         others = others_of(Path(place, "o"))
         for name in args.readers:
-            worker.stop()  # what one reader left of its memory is not the next one's
             began, seen = time.perf_counter(), 0
             bench = Bench(name, Path(place, name.replace(" ", "_")), worker)
             for seed in range(args.seed, args.seed + args.mutants):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import hashlib
+import importlib
 import multiprocessing
 import os
 import resource
+import signal
 import sys
+import tempfile
 import time
 import traceback
 from multiprocessing.connection import Connection
@@ -17,8 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SECONDS = 5.0  # of the processor: other processes may keep ours from it
-PATIENCE = 45.0  # seconds of the clock
-GROWTH = 1 << 30
+LONGEST = 20  # seconds of the processor, after which a call is ended
+PATIENCE = 120.0  # seconds of the clock, which a busy machine may make of those
+START = 300.0  # the same for a new process with its imports
+GROWTH = 1 << 28
 _ROOM = 6 << 30  # address space beyond that of the imports
 
 
@@ -67,9 +73,21 @@ def digest(value: Any) -> str:
 class Worker:
     """Runs one reader after the other; a new process after each that did not come back."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        readers: str = "tests.hostile.readers",
+        seconds: float = LONGEST,
+        patience: float = PATIENCE,
+    ) -> None:
+        """
+        Args:
+            readers: the module whose `READERS` there are.
+            seconds, patience: of the processor and of the clock, for a call.
+        """
+        self._readers, self._seconds, self._patience = readers, seconds, patience
         self._process: Any = None
         self._pipe: Any = None
+        self._stack: Any = None  # where the process writes what it hangs in
         self._warm: set[str] = set()
 
     def __enter__(self) -> Worker:
@@ -83,11 +101,12 @@ class Worker:
             self._process.kill()
             self._process.join()
             self._pipe.close()
+            self._stack.close()
         self._process, self._warm = None, set()
 
     def run(self, reader: str, folder: Path) -> Outcome:
         """Call a reader, whose modules are loaded: see `warm`."""
-        outcome = self._ask(reader, folder, PATIENCE)
+        outcome = self._ask(reader, folder, self._patience)
         if outcome.growth > GROWTH:  # what is not given back would hide the next
             self.stop()
         return outcome
@@ -96,7 +115,7 @@ class Worker:
         """Call it with a valid folder, in time for all imports; None where that was done."""
         if reader in self._warm and self._process is not None:
             return None
-        outcome = self._ask(reader, folder, 300.0)
+        outcome = self._ask(reader, folder, START)
         self._warm.add(reader)
         return outcome._replace(seconds=0.0, growth=0)
 
@@ -104,34 +123,42 @@ class Worker:
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            self._stack = tempfile.NamedTemporaryFile()  # noqa: SIM115
+            arguments = (theirs, self._stack.name, self._readers, self._seconds)
+            self._process = context.Process(target=_serve, args=arguments, daemon=True)
             self._process.start()
             theirs.close()
-        self._pipe.send((reader, str(folder), patience > PATIENCE))
-        if not self._pipe.poll(patience):
-            self.stop()
-            return Outcome("hang", f"no answer in {patience:.0f} s")
         try:
-            answer: Outcome = self._pipe.recv()
-        except EOFError:
-            self._process.join()
+            self._pipe.send((reader, str(folder), patience))
+            if self._pipe.poll(patience):
+                answer: Outcome = self._pipe.recv()
+                return answer
+            where = Path(self._stack.name).read_text()
+            said = Outcome("hang", f"no answer in {patience:.0f} s of the clock: {where}")
+        except (EOFError, OSError):
+            self._process.join(10)  # it may hang in its end, too
             code = self._process.exitcode
-            self.stop()
-            return Outcome("crash", f"exit code {code}")
-        return answer
+            said = Outcome("crash", f"exit code {code}")
+            if code == -signal.SIGPROF:
+                said = Outcome("hang", f"no answer in {self._seconds:g} s of the processor")
+        self.stop()
+        return said
 
 
-def _serve(pipe: Connection) -> None:
-    from tests.hostile.readers import READERS
-
+def _serve(pipe: Connection, stack: str, module: str, seconds: float) -> None:
+    readers = importlib.import_module(module).READERS
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError), open(stack, "w") as file:
         while True:
-            name, folder, first = pipe.recv()
-            if first:  # with imports
+            name, folder, patience = pipe.recv()
+            if patience == START:  # with imports
                 resource.setrlimit(resource.RLIMIT_AS, (_most(), _most()))
-            outcome = _call(READERS[name], Path(folder))
-            if first:
+            faulthandler.dump_traceback_later(0.9 * patience, file=file)
+            signal.setitimer(signal.ITIMER_PROF, patience if patience == START else seconds)
+            outcome = _call(readers[name], Path(folder))
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            faulthandler.cancel_dump_traceback_later()
+            if patience == START:
                 size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096 if _LINUX else 0
                 if size:
                     resource.setrlimit(resource.RLIMIT_AS, (min(size + _ROOM, _most()), _most()))

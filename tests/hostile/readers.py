@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 
 from tests.hostile import valid
 from tests.hostile.models import MODEL_READERS
+from tests.hostile.oracle import digest
 from tests.hostile.reader import Check, Reader
 
 
@@ -159,6 +162,55 @@ def _check_tar_uids(result: Any) -> str | None:
     return None if all(isinstance(uid, str) for uid in result[0]) else "uids that are no text"
 
 
+def _blocks(folder: Path) -> Any:
+    """What is to be as of webdataset itself, and whether it is."""
+    from webdataset.tariterators import tar_file_expander
+
+    from datacomp_flyt.open_clip_hook.tar_blocks import iter_members
+
+    def members(read: Callable[..., Any]) -> Any:
+        errors: list[object] = []
+        with (folder / "a.tar").open("rb") as stream:
+            source = {"url": "a.tar", "stream": stream}
+            found = [
+                [member["fname"], member["data"]]
+                for member in read([source], lambda error: errors.append(type(error)) or True)
+            ]
+        return [found, list(map(str, errors))]
+
+    ours = members(iter_members)
+    return [ours, ours == members(tar_file_expander)]
+
+
+def _check_blocks(result: Any) -> str | None:
+    return None if result[1] else "another answer than webdataset's"
+
+
+def _streamed(folder: Path) -> Any:
+    """Scores joined in files, which are to be as those joined in memory, or refused like them."""
+    from datacomp_flyt.errors import InputError
+    from datacomp_flyt.mixing.columns_in_files import FileColumns
+    from tests.engines.here import Here
+
+    folders = [str(folder / "metadata"), str(folder / "scores")]
+    in_memory = None
+    with contextlib.suppress(InputError):
+        in_memory = _columns(False)(folder)
+    work = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        table = FileColumns(*folders, 1, False, False, work, Here())
+        columns = table.read(table.find(["flyt", "clip_b32_similarity_score"], False))
+        found = [np.array(column) for column in columns]
+    except InputError:
+        assert in_memory is None, "refused, and not in memory"
+        raise
+    finally:
+        shutil.rmtree(work)
+    assert in_memory is not None, "not refused, and in memory it is"
+    assert digest(found) == digest(in_memory[1:]), "other columns than in memory"
+    return found
+
+
 def _image(folder: Path) -> Any:
     from datacomp_flyt.pool.tar_samples import decode
 
@@ -263,6 +315,9 @@ READERS: dict[str, Reader] = {
     "subset": Reader(valid.subset, "subset.npy", "npy", _subset, _check_subset),
     "tar": Reader(valid.tar, "a.tar", "tar", _tar, _check_tar),
     "uids of a tar": Reader(valid.tar, "a.tar", "tar", _tar_uids, _check_tar_uids),
+    "blocks of a tar": Reader(valid.tar, "a.tar", "bytes", _blocks, _check_blocks),
+    "streamed scores": Reader(valid.pool, _SCORES, "parquet", _streamed, _any),
+    "streamed pool": Reader(valid.pool, _METADATA, "parquet", _streamed, _any),
     "table of a tar": Reader(valid.table, "a.parquet", "parquet", _tar_uids, _check_tar_uids),
     "jpg": Reader(valid.image("JPEG"), "a.img", "image", _image, _check_image),
     "png": Reader(valid.image("PNG"), "a.img", "image", _image, _check_image),

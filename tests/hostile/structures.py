@@ -5,10 +5,12 @@ Each function takes the valid file's bytes, and returns others and whether they 
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import random
 import struct
+import warnings
 import zipfile
 import zlib
 from typing import Any
@@ -141,7 +143,7 @@ def npy(rng: random.Random, content: bytes) -> Changed:
     if choice == 0 and array.dtype.names is None:
         return saved(np.asfortranarray(array)), False
     if choice == 1:
-        return _with_header(
+        return with_header(
             raw, repr(array.dtype.str), array.shape, rng.choice([2, 3])
         ), array.dtype.names is None
     if choice == 2:
@@ -162,7 +164,7 @@ def npy(rng: random.Random, content: bytes) -> Changed:
                 (*array.shape[:1], 20_000_000),
             ]
         )
-        return _with_header(raw, repr(np.lib.format.dtype_to_descr(array.dtype)), shape, 1), False
+        return with_header(raw, repr(np.lib.format.dtype_to_descr(array.dtype)), shape, 1), False
     if choice == 3:
         descr = rng.choice(
             [
@@ -182,7 +184,7 @@ def npy(rng: random.Random, content: bytes) -> Changed:
                 "None",
             ]
         )
-        return _with_header(raw, descr, array.shape, 1), False
+        return with_header(raw, descr, array.shape, 1), False
     if choice == 4:
         header = rng.choice(
             [b"(" * 9000, b"-" * 9000 + b"1", b"{'descr': " * 900, b"\0" * 64, b"{}", b"9" * 9000]
@@ -202,7 +204,7 @@ def npy(rng: random.Random, content: bytes) -> Changed:
     return saved(rng.choice([array[::-1], np.repeat(array, 3, 0), array[:0], array[:1]])), False
 
 
-def _with_header(raw: bytes, descr: str, shape: Any, version: int) -> bytes:
+def with_header(raw: bytes, descr: str, shape: Any, version: int) -> bytes:
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape!r}, }}".encode()
     length = 2 if version == 1 else 4
     header += b" " * (-(len(header) + 7 + length) % 64) + b"\n"
@@ -239,9 +241,8 @@ def zip_file(rng: random.Random, content: bytes) -> Changed:
         )
     elif choice == 4:
         members.append((rng.choice(["extra.npy", "readme.txt", "data.pkl", "b/data.pkl"]), member))
-    elif choice == 5:  # a bomb
-        kind = zipfile.ZIP_DEFLATED
-        members[place] = (name, member + bytes(300_000_000))
+    elif choice == 5:
+        return with_bomb(members, place), False
     elif choice == 6:
         members[place] = (
             name,
@@ -264,6 +265,38 @@ def zip_file(rng: random.Random, content: bytes) -> Changed:
     if choice == 7:  # encrypted, it says
         content = content.replace(b"PK\x01\x02\x14\x03\x14\0\0\0", b"PK\x01\x02\x14\x03\x14\0\1\0")
     return content, same
+
+
+@functools.cache
+def _zeros(chunks: int) -> tuple[bytes, bytes]:
+    """So many times 16 MB of zeros, deflated after whatever was; and one of them."""
+    chunk = bytes(1 << 24)
+    packer = zlib.compressobj(1, wbits=-15)
+    packed = packer.compress(chunk) + packer.flush(zlib.Z_FULL_FLUSH)
+    return packed * chunks + zlib.compressobj(1, wbits=-15).flush(), chunk
+
+
+def with_bomb(members: list[tuple[str, bytes]], place: int, chunks: int = 32) -> bytes:
+    """An archive in which a member goes on with 512 MB of zeros, in half a megabyte."""
+    packed, chunk = _zeros(chunks)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are there twice
+        for number, (name, member) in enumerate(members):
+            info = zipfile.ZipInfo(name)
+            if number != place:
+                archive.writestr(info, member)
+                continue
+            packer = zlib.compressobj(1, wbits=-15)
+            head = packer.compress(member) + packer.flush(zlib.Z_FULL_FLUSH)
+            archive.writestr(info, head + packed)
+            # what readers believe is the list at the end, which is made of this
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.file_size = len(member) + chunks * len(chunk)
+            info.CRC = zlib.crc32(member)
+            for _ in range(chunks):
+                info.CRC = zlib.crc32(chunk, info.CRC)
+    return file.getvalue()
 
 
 def safetensors_file(rng: random.Random, content: bytes) -> Changed:
@@ -306,6 +339,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
 
 
+@functools.cache
 def png_of(width: int, height: int, depth: int = 8, color: int = 0) -> bytes:
     """Black, whatever its size: rows deflate to nothing."""
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)

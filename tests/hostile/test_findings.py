@@ -6,10 +6,13 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import tarfile
 import time
+import tracemalloc
 import warnings
 import zipfile
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +33,9 @@ from datacomp_flyt.scorers.clip_models import read_state_dict
 from datacomp_flyt.scorers.image_scorer import read_pairs
 from tests.conftest import refusal
 from tests.hostile import tars, valid
+from tests.hostile.oracle import digest
 from tests.hostile.readers import READERS
-from tests.hostile.structures import deep, png_of
+from tests.hostile.structures import deep, png_of, with_bomb, with_header
 from tests.mixing import torch_zip
 
 
@@ -99,10 +103,33 @@ def test_another_number_of_rows_than_the_footer_says(tmp_path: Path, rows: int) 
     assert "another number of rows" in refusal(lambda: list(shard.batches("uid")))
 
 
-def test_more_rows_than_bytes(tmp_path: Path) -> None:
+def test_a_footer_of_a_trillion_rows(tmp_path: Path) -> None:
+    """Arrays are made for as many as it says."""
     path = made("pool", tmp_path)
-    pq.write_table(pa.table({"uid": ["f" * 32] * 1_000_000}), path, compression="zstd")
-    assert f"{path} says that it has 1,000,000 rows" in refusal(READERS["pool"].call, tmp_path)
+    content, said = path.read_bytes(), b"\x16\x18\x19"  # num_rows, i64: 12; then a list
+    footer = content[-8 - int.from_bytes(content[-8:-4], "little") : -8]
+    assert footer.count(said) == 1
+    lie = footer.replace(said, b"\x16\x80\xc0\xca\xf3\x84\xa3\x02\x19")
+    size = len(lie).to_bytes(4, "little")
+    path.write_bytes(content[: -8 - len(footer)] + lie + size + content[-4:])
+    assert pq.ParquetFile(path).metadata.num_rows > 10**12
+    assert f"{path} says that it has 5,000,000,000,000 " in refusal(READERS["pool"].call, tmp_path)
+
+
+def test_more_rows_than_bytes_may_be_right(tmp_path: Path) -> None:
+    """uids that count up and scores that are all the same: people try things out with such."""
+    rows, path = 300_000, made("scores", tmp_path)
+    for name in ("a.npz", "a.parquet"):
+        (tmp_path / "metadata" / name).unlink()
+    (tmp_path / "scores" / "a.parquet").unlink()
+    table = {"uid": [f"{row:032x}" for row in range(rows)], "flyt": np.zeros(rows, np.float32)}
+    table["clip_b32_similarity_score"] = np.zeros(rows)
+    for file in (path, tmp_path / "metadata" / path.name):
+        pq.write_table(pa.table(table), file, compression="zstd")
+        assert file.stat().st_size < rows
+    number, *columns = READERS["scores"].call(tmp_path)
+    assert number == rows
+    assert all((values == 0).all() for values in columns)
 
 
 def test_a_uid_twice_in_a_sample_is_told_with_its_file(tmp_path: Path) -> None:
@@ -388,3 +415,124 @@ def test_captions_with_controls_are_read_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tars.tar_of(members))
     ((pair,),) = read_pairs(str(tmp_path / "a.tar"), lambda i: i.size, 4, 1, Counter())
     assert pair.text == text
+
+
+# --------------------------------------------------------------- what issues and advisories warn of
+
+
+class Evil:
+    """Runs code where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+PICKLED = [name for name in READERS if READERS[name].target.endswith(".pt")]
+
+
+@pytest.mark.parametrize("name", PICKLED)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_code_is_not_run(tmp_path: Path, name: str, zipped: bool) -> None:
+    mark, path = tmp_path / "was_run", made(name, tmp_path)
+    torch.save({"settings": "{}", "w": Evil(mark)}, path, _use_new_zipfile_serialization=zipped)
+    assert str(path if name != "checkpoint" else tmp_path) in refusal(READERS[name].call, tmp_path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False)  # and would have been
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("name", [n for n in READERS if READERS[n].kind == "safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        (2**63).to_bytes(8, "little") + b"{}",
+        (10**8).to_bytes(8, "little") + b"{}",
+        b"\x02" + bytes(7) + b"{}",
+        *(
+            len(header).to_bytes(8, "little") + header + bytes(8)
+            for header in (
+                b'{"w":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,8]}}',
+                b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,9000000000000]}}',
+                b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}',
+                b'{"__metadata__":{"a":5}}',
+            )
+        ),
+    ],
+    ids=["2**63", "100 MB", "empty", "elements", "too far", "backwards", "metadata"],
+)
+def test_headers_of_safetensors(tmp_path: Path, name: str, content: bytes) -> None:
+    path = made(name, tmp_path, content)
+    assert str(path) in refusal(READERS[name].call, tmp_path)
+
+
+ZIPPED = [name for name in READERS if READERS[name].target.endswith(".npz")]
+
+
+SHAPES = [(10**12, 3), (12, 10**12), (2**62, 2**62), (-1, 3), (10**400,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    # of that one the rows are right, which is all that is asked there
+    [pair for pair in product(ZIPPED, SHAPES) if pair != ("npz of the pool", SHAPES[1])],
+)
+def test_shapes_in_npz(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    path = made(name, tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    with zipfile.ZipFile(path, "w") as archive:
+        for member in names:
+            archive.writestr(member, with_header(bytes(144), "'<f4'", shape, 1))
+    assert str(path) in refusal(READERS[name].call, tmp_path)
+
+
+@pytest.mark.parametrize("name", ZIPPED)
+def test_what_follows_an_array_in_npz_is_not_inflated(tmp_path: Path, name: str) -> None:
+    """Half a gigabyte of zeros after the numbers: as good as what is before them, and cheap."""
+    path = made(name, tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        members = [(member, archive.read(member)) for member in archive.namelist()]
+    whole = digest(READERS[name].call(tmp_path))
+    path.write_bytes(with_bomb(members, 0))
+    tracemalloc.start()
+    try:
+        assert digest(READERS[name].call(tmp_path)) == whole
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+NAMES = ["/etc/x.jpg", "../../x.jpg", "a/../../x.jpg", "C:\\x.jpg"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_written_where_a_member_says(tmp_path: Path, name: str) -> None:
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    stem = name.removesuffix(".jpg")
+    files = [(f"{stem}.{kind}", content) for kind, content in zip(
+        ("jpg", "txt", "json"), (content for _, content in valid.members()), strict=False
+    )]  # fmt: skip
+    (inner / "a.tar").write_bytes(tars.tar_of([tars.info_of(*file) for file in files]))
+    before = sorted(tmp_path.rglob("*"))
+    found, _ = READERS["tar"].call(inner)
+    assert [[uid, text] for uid, _, text in found] == [[valid.uids()[0], "a caption"]]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE],
+)
+def test_links_and_devices_in_tars_are_not_followed(tmp_path: Path, kind: bytes) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    link, _ = tars.info_of("00000.txt", kind=kind)
+    link.linkname, link.devmajor, link.devminor = str(secret), 1, 5
+    members = [tars.info_of(*file) for file in valid.members()[:3]]
+    (tmp_path / "a.tar").write_bytes(tars.tar_of([members[0], (link, b""), members[2]]))
+    (sample,) = read_tar(str(tmp_path / "a.tar"))
+    assert "txt" not in sample

@@ -20,7 +20,7 @@ from datacomp_flyt.pool.subset import write_subset
 from tests.conftest import MadePool, make_pool, sorted_uids, write_files
 
 ROWS = 240
-HOSTILE = "<script>alert('x')</script> & \"quoted\""
+HOSTILE = "<script>alert('x')</script> & \"quoted\" \0\x1b[2J\u202edog\x85"
 
 
 def make_captioned_pool(rows: int = ROWS) -> MadePool:

@@ -111,14 +111,17 @@ def test_captions_stay_text(page: str) -> None:
     assert "alert(" in page
     assert HOSTILE not in page
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &#34;quoted&#34;" in page
+    # HTML has no escape for controls, and what turns the direction turns all that follows it
+    assert r"&#34;quoted&#34; \x00\x1b[2J\u202edog\x85<" in page
+    assert all(char.isprintable() or char in "\n\xa0" for char in page)
 
 
 def test_names_of_columns_and_selections_stay_text(tmp_path: Path) -> None:
     made = MadeReport(tmp_path)
-    made.pool.scores["a<b>&$x^2$"] = made.pool.scores.pop("FLYT")
+    made.pool.scores["a<b>&$x^2$\x1b\u202e"] = made.pool.scores.pop("FLYT")
     made.scores = write_files(tmp_path / "renamed", made.pool.scores, 1)
     made.subsets["<i>odd</i>"] = made.subsets.pop("often")
-    words = made.words("--score_columns", "a<b>&$x^2$", "DFN-FT")
+    words = made.words("--score_columns", "a<b>&$x^2$\x1b\u202e", "DFN-FT")
     place = words.index("--subset") + 1
     words[place : place + 2] = [f"{name}={path}" for name, path in made.subsets.items()]
     run(words)
@@ -126,7 +129,8 @@ def test_names_of_columns_and_selections_stay_text(tmp_path: Path) -> None:
     checked(page)
     assert "<i>" not in page
     assert "a<b>" not in page
-    assert "a&lt;b&gt;&amp;$x^2$" in page
+    assert r"a&lt;b&gt;&amp;$x^2$\x1b\u202e" in page
+    assert not {"\x1b", "\u202e"} & set(page)
 
 
 def test_the_same_inputs_make_the_same_bytes(made: MadeReport, page: str) -> None:

@@ -1,0 +1,39 @@
+"""The fuzzer's oracle: what it says of readers at fault, and that none of them holds it up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.hostile.oracle import Worker
+
+MISBEHAVING = "tests.hostile.misbehaving"
+
+
+@pytest.mark.timeout(300)
+def test_every_fault_is_told(tmp_path: Path) -> None:
+    expected = {
+        "busy": "hang: no answer in 1 s of the processor",
+        "crashing": "crash: exit code -6",
+        "greedy": "memory: 0.3 GB more",
+        "raising": "error: KeyError at misbehaving.py",
+        "vague": "a message that does not name the file",
+        "wrong": "wrong: no",
+    }
+    with Worker(MISBEHAVING, seconds=1) as worker:
+        for name, said in expected.items():
+            worker.warm("fine", tmp_path)
+            assert said in str(worker.run(name, tmp_path).finding), name
+        worker.warm("fine", tmp_path)
+        assert worker.run("fine", tmp_path).finding is None
+
+
+def test_what_a_reader_waits_in_is_told(tmp_path: Path) -> None:
+    with Worker(MISBEHAVING, patience=5) as worker:
+        worker.warm("fine", tmp_path)
+        said = str(worker.run("waiting", tmp_path).finding)
+    assert said.startswith("hang: no answer in 5 s of the clock")
+    assert "in _waiting" in said

@@ -40,7 +40,7 @@ def start(
     return subprocess.Popen(
         [sys.executable, *launcher, *words, *budget, *flags, "--", *TRAINER],
         cwd=place,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{place}:{REPOSITORY}", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -152,6 +152,11 @@ def test_what_is_wrong_is_said_before_anything_is_done(place: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_two_ranks(place: Path) -> None:
     """The same command under torchrun: both ranks train, and the run ends as runs do."""
+    (place / "sitecustomize.py").write_text(
+        "import torch\n"
+        "from tests.open_clip_hook.seeded_trainer import CpuDistributedDataParallel\n"
+        "torch.nn.parallel.DistributedDataParallel = CpuDistributedDataParallel\n"
+    )
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     finish(start(place, "run", "--rounds", "1", "--no_reports", launcher=torchrun))
     assert np.load(place / "run" / "mix.npy").shape == (SAMPLES,)

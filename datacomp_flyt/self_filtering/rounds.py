@@ -202,7 +202,9 @@ class Run:
         if selector == "m_flyt":
             yield from self._columns(number)
             pool = (*pool, "--scores_dir", f"{folder}/scores")
-            features: tuple[str, ...] = (*pool[2:], "--score_columns", *self.columns)
+            # the tars also have pairs that cannot be embedded; `select` misses no other's score
+            partial = "--allow_partial_scores"
+            features: tuple[str, ...] = (*pool[2:], partial, "--score_columns", *self.columns)
         else:
             arrays = ("--embedding_arrays", "model_img", "model_txt")
             features = ("--features", "embeddings", *pool, *arrays)

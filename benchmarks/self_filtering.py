@@ -42,6 +42,7 @@ from datacomp_flyt.self_filtering.trainer_command import TrainerCommand, checkpo
 
 TOTAL, ROUNDS = 64_000, 3
 OUTSIDE, OURS = "outside_clip_30", "self_filtering"
+CLOSED, ONCE = "m_flyt_closed", "m_flyt_once"
 OTHERS = (UNFILTERED, RANDOM, OUTSIDE)
 
 
@@ -70,8 +71,8 @@ VARIANTS = {
     "everything_in_rounds": Variant({"random_share": 1.0}),
     "self_filtering_once": Variant(_HALF, rounds=1, last_share=_ONCE),
     "cross_fitted": Variant({**_HALF, "score": "cross_fitted"}),
-    "m_flyt_closed": Variant(_M_FLYT),
-    "m_flyt_once": Variant(_M_FLYT, rounds=1, last_share=_ONCE),
+    CLOSED: Variant(_M_FLYT),
+    ONCE: Variant(_M_FLYT, rounds=1, last_share=_ONCE),
 }
 ABLATIONS = {
     "restarted": Variant(_HALF, last_share=0.55, continued=False),
@@ -252,6 +253,15 @@ def by_round(places: Sequence[Path]) -> dict[str, Any]:
     return found
 
 
+def unseen_less_seen(places: Sequence[Path]) -> list[dict[str, Any]]:
+    """By round, how much better a pair is judged by the model that has not seen it: AUC, paired."""
+    runs = [rounds[:-1] for place in places if (rounds := read_rounds(place, "cross_fitted"))]
+    aucs = [[one["auc_in_mix"] for one in same] for same in zip(*runs, strict=True)]
+    return [
+        mean_and_error([of[f"{OURS}_unseen"] - of[f"{OURS}_seen"] for of in same]) for same in aucs
+    ]
+
+
 def table_of_rounds(found: Mapping[str, Any]) -> str:
     """As the page on self-filtering has them."""
     columns = range(ROUNDS + 1)
@@ -274,13 +284,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--ablation_seeds", type=int, default=2)
     parser.add_argument("--noise", type=float, default=0.4)
+    parser.add_argument("--pairs", type=int, default=Experiment.pairs, help="of the pool")
     parser.add_argument("--only", nargs="+", help="of the variants, or `others`")
     parser.add_argument("--parallel", type=int, default=2, help="seeds at a time")
     parser.add_argument("--smoke", action="store_true", help="next to no work: does it run?")
     parser.add_argument("--table", action="store_true", help="only of what is there")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    plans = [Plan(Experiment(args.noise, seed)) for seed in args.seeds]
+    plans = [Plan(Experiment(args.noise, seed, args.pairs)) for seed in args.seeds]
     if args.smoke:
         plans = [Plan(Experiment(args.noise, 0, pairs=400, m_flyt_steps=2), 1024)]
     places = [folder_of(args.folder, plan.experiment) for plan in plans]
@@ -290,11 +301,25 @@ def main() -> None:
     if not args.table:
         with ThreadPoolExecutor(args.parallel) as executor:
             list(executor.map(lambda part: run_seed(args.folder, *part), parts))
-    found = compare([one for place in places if OURS in (one := read_results(place))], OURS)
-    rounds = by_round(places)
-    say(f"{table(found)}\n{table_of_rounds(rounds)}")
-    settings = {"noise": args.noise, "total": TOTAL, "rounds": ROUNDS}
-    print_result("self_filtering", {**settings, "selections": found, "by_round": rounds})
+    runs = [read_results(place) for place in places]
+    found = compare([run for run in runs if OURS in run], OURS)
+    loop = [{CLOSED: run[CLOSED], ONCE: run[ONCE]} for run in runs if {CLOSED, ONCE} <= run.keys()]
+    closed, rounds, unseen = compare(loop, CLOSED), by_round(places), unseen_less_seen(places)
+    say(f"{table(found)}\n\nThe closed loop is ours:\n{table(closed)}\n{table_of_rounds(rounds)}")
+    say(f"AUC of unseen pairs less that of seen ones, by round: {'; '.join(map(cell, unseen))}")
+    print_result(
+        "self_filtering",
+        {
+            "noise": args.noise,
+            "pairs": args.pairs,
+            "total": TOTAL,
+            "rounds": ROUNDS,
+            "selections": found,
+            "closed_loop": closed,
+            "by_round": rounds,
+            "unseen_less_seen": unseen,
+        },
+    )
 
 
 if __name__ == "__main__":

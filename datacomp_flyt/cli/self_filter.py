@@ -153,8 +153,15 @@ def plan(args: argparse.Namespace) -> Run:
         raise InputError("--scores_dir and --score_columns belong together: give both or neither")
     if args.scores_dir is not None and args.selector != "m_flyt":
         raise InputError("--scores_dir is for --selector m_flyt: leave it out")
-    if args.labels is not None and not args.noise_kinds:
-        raise InputError("--labels wants --noise_kinds: which of its kinds are noise")
+    if args.temperature is not None and args.score != "info_nce" and args.selector != "m_flyt":
+        raise InputError(
+            "--temperature is for --score info_nce and --selector m_flyt: leave it out"
+        )
+    for flag in ("downstream_dir", "scores_dir"):
+        place = getattr(args, flag)
+        if place is not None and "://" not in place and not Path(place).is_dir():
+            raise InputError(f"--{flag} {place} is no folder that is there: give one")
+    _check_labels(args)
     list_shards(args.shards_dir, "--shards_dir")
     model = args.model_config or args.model or trainer.model
     if not model:
@@ -179,6 +186,25 @@ def plan(args: argparse.Namespace) -> Run:
     )
 
 
+def _check_labels(args: argparse.Namespace) -> None:
+    """Raise InputError unless there are labels, and some of the kinds, or neither was given."""
+    if (args.labels is None) != (not args.noise_kinds):
+        raise InputError(
+            "--labels and --noise_kinds belong together: a table, and which of its kinds are noise"
+        )
+    if args.labels is None:
+        return
+    from datacomp_flyt.self_filtering.diagnostics import read_labels
+
+    kinds = set(read_labels(Path(args.labels))[1])
+    for kind in args.noise_kinds:
+        if kind not in kinds:
+            raise InputError(
+                f"--noise_kinds {kind}: {args.labels} has no such kind, only "
+                f"{', '.join(sorted(map(str, kinds))[:20])}"
+            )
+
+
 def _is_ours(model: str) -> bool:
     """Whether it is a model that this project makes known to open_clip."""
     from datacomp_flyt.scorers.clip_models import OWN_CONFIGS
@@ -196,5 +222,9 @@ def _note(folder: Path, planned: Run) -> None:
         del settings["rounds"]
     settings["pool"] = resolved(planned.trainer.shards_dir)
     settings["trainer"] = list(planned.trainer.words)
-    settings["model"] = planned.model
+    for name in (
+        *("model", "model_config", "hook", "downstream_dir", "scores_dir"),
+        *("score_columns", "flyt_flags"),
+    ):
+        settings[name] = getattr(planned, name)
     check_settings(folder, json.loads(json.dumps(settings)), "give another --out")

@@ -47,6 +47,8 @@ class Step:
             remembered: a run may go on on another number of GPUs.
         aside: no later step reads what it makes, so with another command it is done again, where
             another step would be refused.
+        again: it is done in every run: it takes no time, and what it makes may be of another list
+            of steps that began alike, or of files that have changed.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Step:
     words: tuple[str, ...]
     together: bool = False
     aside: bool = False
+    again: bool = False
 
     @property
     def module(self) -> tuple[str, ...]:
@@ -110,7 +113,7 @@ def run_steps(
                 f"{folder} holds step {step.name} as another command, or one before it, made it: "
                 "remove the folder, or name another"
             )
-        if remembered:
+        if remembered and not step.again:
             seconds[step.name] = remembered["seconds"]
             if not quiet:
                 print("  done before")

@@ -94,17 +94,18 @@ class Run:
                     "forget", f"Round {number}: its embeddings are not wanted any more",
                     self.folder(number), name=f"forget_{number}",
                 )  # fmt: skip
+        yield self._module(
+            "finished", "The last mix is the result",
+            "--run_dir", self.out, "--rounds", str(last),
+            name=f"finished_{last}", aside=True, again=True,
+        )  # fmt: skip
         if self.train_last:
             yield from self._train(last)
         yield from self._judge(last)
-        yield self._module(
-            "finished", "The last mix is the result",
-            "--run_dir", self.out, "--rounds", str(last), name=f"finished_{last}",
-        )  # fmt: skip
         if self.reports:
             yield self._module(
                 "page", "All rounds on one page",
-                "--run_dir", self.out, "--rounds", str(last), aside=True,
+                "--run_dir", self.out, "--rounds", str(last), aside=True, again=True,
             )  # fmt: skip
 
     @property
@@ -112,10 +113,10 @@ class Run:
         return ("--halves",) if self.settings.score in TWO_MODELS else ()
 
     def _module(
-        self, module: str, title: str, *flags: str, name: str | None = None, aside: bool = False
+        self, module: str, title: str, *flags: str, name: str | None = None, **how: bool
     ) -> Step:
         words = ("python", "-m", f"{MODULE}.{module}", *flags)
-        return Step(name or module, title, words, aside=aside)
+        return Step(name or module, title, words, **how)
 
     def _train(self, number: int) -> Iterator[Step]:
         """Of two models each on its half, and each as many samples as it has of the round's."""
@@ -201,7 +202,9 @@ class Run:
         if selector == "m_flyt":
             yield from self._columns(number)
             pool = (*pool, "--scores_dir", f"{folder}/scores")
-            features: tuple[str, ...] = (*pool[2:], "--score_columns", *self.columns)
+            # the tars also have pairs that cannot be embedded; `select` misses no other's score
+            partial = "--allow_partial_scores"
+            features: tuple[str, ...] = (*pool[2:], partial, "--score_columns", *self.columns)
         else:
             arrays = ("--embedding_arrays", "model_img", "model_txt")
             features = ("--features", "embeddings", *pool, *arrays)
@@ -300,13 +303,14 @@ class Run:
         )  # fmt: skip
         if self.reports and number:
             before = self.folder(number - 1)
+            # round 0's mix is the pool, and all of its tars: more than the report can know
+            former = (f"round {number - 1}={before}/{MIX}",) if number > 1 else ()
             yield Step(
                 f"report_{number}", f"Round {number}: a page of what its mix has",
                 (
                     "datacomp-flyt", "report", "--metadata_dir", f"{before}/metadata",
                     "--scores_dir", f"{before}/scores", "--shards_dir", self.trainer.shards_dir,
-                    "--subset", f"round {number - 1}={before}/{MIX}",
-                    f"round {number}={self.folder(number)}/{MIX}",
+                    "--subset", *former, f"round {number}={self.folder(number)}/{MIX}",
                     "--out", f"{self.folder(number)}/report",
                 ),
                 aside=True,

@@ -24,9 +24,10 @@ from datacomp_flyt.engines.threads import blocks, default_num_workers
 from datacomp_flyt.errors import InputError, exit_on_input_error
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.pool.pool import read_pool
-from datacomp_flyt.pool.subset import atomic_write, check_save_path
+from datacomp_flyt.pool.subset import atomic_write, check_save_path, read_subset
+from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import encode_uids
-from datacomp_flyt.self_filtering.mix import COLUMN, counts_in, in_first_half
+from datacomp_flyt.self_filtering.mix import COLUMN, in_first_half
 from datacomp_flyt.self_filtering.settings import SCORES, TWO_MODELS
 
 UNSEEN, SEEN = f"{COLUMN}_unseen", f"{COLUMN}_seen"
@@ -152,7 +153,9 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--score {args.score} wants --mixes, what its models were trained on")
     trained_on = np.zeros(len(pool), np.bool_)
     for path in args.mixes:
-        trained_on |= counts_in(pool, path) > 0
+        places = find_uids(pool.high, pool.low, read_subset(path)[0])
+        # round 0's mix also has pairs that cannot be embedded, and have no score
+        trained_on[places[places >= 0]] = True
     made = cross_fitted(
         found[0], found[1], in_first_half(uids, args.seed), trained_on,
         args.score == "memorisation",

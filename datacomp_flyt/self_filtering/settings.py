@@ -97,6 +97,10 @@ class Settings:
             raise InputError(f"--random_share is {self.random_share}, wanted 0 to 1")
         if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise InputError(f"--temperature is {self.temperature}, wanted a positive number")
+        if not 0 <= self.repetition_penalty < math.inf:
+            raise InputError(f"--repetition_penalty is {self.repetition_penalty}, wanted 0 or more")
+        if self.selector != "self_filtering" and self.random_share == 1:
+            raise InputError("--random_share 1 leaves nothing to select: give less")
         if self.selector != "self_filtering" and self.score != "alignment":
             raise InputError(
                 f"--score {self.score} has no meaning for --selector {self.selector}, which learns "

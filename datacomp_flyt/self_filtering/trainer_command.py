@@ -7,6 +7,7 @@ round would set.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shlex
@@ -103,6 +104,11 @@ class TrainerCommand:
             InputError: no tar, or `train.py` and a checkpoint to start from.
         """
         if self.is_datacomp:
+            if self.shards_dir.endswith(".tar"):
+                raise InputError(
+                    f"--shards_dir {self.shards_dir}: DataComp's train.py takes the folder of the "
+                    "tars: give that"
+                )
             if start is not None:
                 raise InputError(
                     "--continue wants a trainer that can start from a checkpoint, and DataComp's "
@@ -134,6 +140,11 @@ def train_data(shards_dir: str) -> str:
         InputError: a folder without a tar, or with more than a pattern can name.
     """
     if not Path(shards_dir).is_dir():
+        if "://" not in shards_dir and glob.has_magic(shards_dir):
+            raise InputError(
+                f"--shards_dir {shards_dir}: the trainer takes braces, not * and ?: give the "
+                "folder, or a pattern such as {00000000..00012895}.tar"
+            )
         return shards_dir
     stems = [os.path.basename(tar)[: -len(".tar")] for tar in tars_in(shards_dir)]
     if not stems:

@@ -59,6 +59,9 @@ def write_run(folder: Path, seed: int, name: str, variant: Variant, figure: floa
         of_round = place / self_filtering.folder_of_rounds(name) / f"round_{number}"
         of_round.mkdir(parents=True)
         diagnostics: dict[str, Any] = {"auc": {"self_filtering": figure + number}}
+        seen = {"self_filtering_seen": figure, "self_filtering_unseen": 3 * figure + number}
+        if number < variant.rounds and name == "cross_fitted":
+            diagnostics["auc_in_mix"] = seen
         if number:
             diagnostics["confident"] = {"noise_precision": figure}
         (of_round / "diagnostics.json").write_text(json.dumps(diagnostics))
@@ -84,3 +87,14 @@ def test_rounds_are_read_by_seed(tmp_path: Path) -> None:
     assert "| auc, round | 0 | 1 | 2 | 3 |" in lines
     assert f"| {OURS} |  | 0.150 ± 0.050 | 0.150 ± 0.050 | 0.150 ± 0.050 |" in lines
     assert "| m_flyt_once | 0.500 | 1.500 |  |  |" in lines
+
+
+def test_unseen_pairs_are_compared_by_seed(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path, seed, "cross_fitted", VARIANTS["cross_fitted"], 0.1 * seed)
+    places = [folder_of(tmp_path, Experiment(0.4, seed)) for seed in (1, 2, 3)]
+    first, second, third = self_filtering.unseen_less_seen(places)
+    assert first["by_seed"] == pytest.approx([0.2, 0.4])
+    assert second["by_seed"] == pytest.approx([1.2, 1.4])
+    assert third["mean"] == pytest.approx(2.3)
+    assert third["standard_error"] == pytest.approx(0.1)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,15 @@ def test_in_order_and_once(work: Path) -> None:
     # nothing is left to do, and the seconds are those of back then
     assert run_steps(iter(three), work, quiet=True) == first
     assert ran(work) == []
+
+
+def test_what_is_done_again(work: Path) -> None:
+    """Also where another list of steps has been run since."""
+    short = [note("a"), replace(note("b"), again=True, aside=True)]
+    long = [note("a"), note("c"), replace(note("d"), again=True, aside=True)]
+    for steps_, expected in ((short, ["a", "b"]), (long, ["c", "d"]), (short, ["b"])):
+        run_steps(steps_, work, quiet=True)
+        assert ran(work) == expected
 
 
 def assert_refused(work: Path, steps: list[Step], name: str) -> None:

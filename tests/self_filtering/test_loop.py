@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,14 @@ TRAINER = (
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
+    """A pool, with a picture that cannot be decoded."""
     write_pool(tmp_path, make_pairs(PAIRS, 0.4, 0), "loop")
+    path = tmp_path / "shards" / "00000000.tar"
+    with tarfile.open(path) as tar:
+        picture = next(member for member in tar if not member.name.endswith((".txt", ".json")))
+    with path.open("r+b") as file:
+        file.seek(picture.offset_data)
+        file.write(bytes(picture.size))
     return tmp_path
 
 
@@ -40,7 +48,7 @@ def start(
     return subprocess.Popen(
         [sys.executable, *launcher, *words, *budget, *flags, "--", *TRAINER],
         cwd=place,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{place}:{REPOSITORY}", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -110,6 +118,9 @@ def test_more_rounds_and_judging(place: Path) -> None:
     assert 0 < found["mix"]["clean_precision"] < 1
     assert (run / "report" / "index.html").exists()
     assert not list(run.glob("round_*/metadata/*.npz"))
+    assert len(list((run / "round_0" / "metadata").glob("*.parquet"))) == 1
+    finish(start(place, "run", "--rounds", "1", "--train_last", "--no_reports"))
+    assert (run / "mix.npy").read_bytes() == first  # of round 1 again, which has been trained on
     refused = start(place, "run", "--rounds", "2", "--score", "info_nce")
     said = refused.communicate()[1]
     assert refused.returncode == 2
@@ -138,6 +149,10 @@ def test_what_is_wrong_is_said_before_anything_is_done(place: Path) -> None:
         (("--selector", "m_flyt"), "--downstream_dir"),
         (("--downstream_dir", "downstream"), "--selector"),
         (("--labels", "kinds.parquet"), "--noise_kinds"),
+        (("--labels", "kinds.parquet", "--noise_kinds", "swaped"), "swaped"),
+        (("--labels", "gone.parquet", "--noise_kinds", "swapped"), "gone.parquet"),
+        (("--temperature", "0.1"), "--temperature"),
+        (("--selector", "e_flyt", "--downstream_dir", "gone"), "--downstream_dir gone"),
         (("--rounds", "0"), "--rounds"),
     ]
     for flags, named in cases:
@@ -152,6 +167,11 @@ def test_what_is_wrong_is_said_before_anything_is_done(place: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_two_ranks(place: Path) -> None:
     """The same command under torchrun: both ranks train, and the run ends as runs do."""
+    (place / "sitecustomize.py").write_text(
+        "import torch\n"
+        "from tests.open_clip_hook.seeded_trainer import CpuDistributedDataParallel\n"
+        "torch.nn.parallel.DistributedDataParallel = CpuDistributedDataParallel\n"
+    )
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     finish(start(place, "run", "--rounds", "1", "--no_reports", launcher=torchrun))
     assert np.load(place / "run" / "mix.npy").shape == (SAMPLES,)

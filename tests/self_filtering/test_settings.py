@@ -42,6 +42,8 @@ def test_models() -> None:
         ("confident_fraction", {"confident_fraction": float("nan")}),
         ("random_share", {"random_share": 1.1}),
         ("temperature", {"temperature": -1.0}),
+        ("repetition_penalty", {"repetition_penalty": -4.0}),
+        ("random_share", {"random_share": 1.0, "selector": "e_flyt"}),
     ],
 )
 def test_out_of_range(flag: str, values: dict[str, Any]) -> None:
@@ -72,6 +74,8 @@ def test_datacomps_train_py() -> None:
         *DATACOMP, "--data_dir", "shards", "--output_dir", "runs", "--exp_name", "a",
     )  # fmt: skip
     assert "--continue" in refusal(command.train, "a", "runs", 1, "before.pt")
+    pattern = TrainerCommand(DATACOMP, "s/{0..3}.tar")
+    assert "folder" in refusal(pattern.train, "a", "runs", 1, None)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +118,7 @@ def test_a_folder_as_a_pattern(tmp_path: Path, names: list[str], pattern: str) -
 
 
 def test_no_pattern(tmp_path: Path) -> None:
+    assert "braces" in refusal(train_data, "shards/*.tar")
     assert "no .tar" in refusal(train_data, str(tmp_path))
     for name in ("a,b", "c"):
         (tmp_path / f"{name}.tar").touch()

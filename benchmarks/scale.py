@@ -44,8 +44,7 @@ _RESERVE = 1 << 30
 _ASSUMPTIONS = (
     "seconds = a + b * rows, fitted by least squares to the runs above; the machine, its two cores "
     "and the cap stay the same; pool, --work_dir and subset lie on a local disk as fast as this "
-    "one, with room for all; two score columns of float32; as many draws as rows, and for more "
-    "than 2**31 - 1 draws, which the command refuses, the time of so many draws"
+    "one, with room for all; two score columns of float32; as many draws as rows"
 )
 
 

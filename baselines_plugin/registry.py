@@ -21,6 +21,7 @@ class Method:
         flags: those of our flags, beyond the ones of all methods, that it reads.
         sampling: its sampling, where `--sampling` is not free.
         make_sampler: its own sampler, of no name, where it takes no `--sampling` at all.
+        reads_pool: it reads more of the pool than columns, which has to be in memory then.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Method:
     flags: tuple[str, ...]
     sampling: str | None = None
     make_sampler: Callable[[argparse.Namespace], Sampler] | None = None
+    reads_pool: bool = False
 
 
 METHODS: dict[str, Method] = {}
@@ -55,7 +57,15 @@ _MIX = ("allow_missing_scores", "save_scoring_model")
 _SUM = ("score_columns", *_MIX)
 _IN = ("weight_ratio", "imagenet_accuracies", *_MIX)
 register(Method("m_flyt", "learned linear mix", methods.m_flyt, ("scoring_model", *_MIX)))
-register(Method("flyt", "E-FLYT on the pool's embeddings", methods.flyt, ("scoring_model",)))
+register(
+    Method(
+        "flyt",
+        "E-FLYT on the pool's embeddings",
+        methods.flyt,
+        ("scoring_model",),
+        reads_pool=True,
+    )
+)
 register(Method("sum", "plain sum of columns", methods.plain_sum, _SUM))
 register(Method("standardized_sum", "sum of standardised columns", methods.standardized_sum, _SUM))
 register(Method("in_weighted_sum", "weighted by ImageNet accuracy", methods.in_weighted_sum, _IN))
@@ -88,5 +98,6 @@ register(
         methods.self_filtering,
         ("run_dir",),
         make_sampler=methods.as_counted,
+        reads_pool=True,
     )
 )

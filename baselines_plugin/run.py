@@ -64,6 +64,8 @@ def run(method: Method, args: argparse.Namespace) -> None:
     engine = _choose_engine(args)
     paths = _check_save_paths(args)
     with one_run(*paths.values(), *_work_dir(args)):
+        for path in paths.values():
+            remove_unfinished(path)
         _select(args, scorer, sampler, paths, engine)
 
 
@@ -162,6 +164,12 @@ def _check_flags(method: Method, args: argparse.Namespace) -> str:
                 + ("" if method.make_sampler else f" with sampling {sampling}")
                 + ": leave it out"
             )
+    if method.reads_pool and args.work_dir is not None:
+        raise InputError(
+            f"--work_dir is for methods that mix score columns, and --name {method.name} reads "
+            "more: leave it out, or make a column first (datacomp-flyt score) and sample that "
+            "(--name scs --score COLUMN)"
+        )
     if args.num_workers < 1:
         raise InputError(f"--num_workers is {args.num_workers}, wanted 1 or more")
     return sampling
@@ -175,8 +183,6 @@ def _check_save_paths(args: argparse.Namespace) -> dict[str, Path]:
     if len({path.resolve() for path in paths.values()}) < len(paths):
         named = " and ".join(f"--{flag} {value}" for flag, value in given.items())
         raise InputError(f"{named} name one file twice: give each output a file of its own")
-    for path in paths.values():
-        remove_unfinished(path)
     return paths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,6 +23,7 @@ def run_shards(
     retries: int,
     label: str,
     num_rows: Mapping[str, int] | None = None,
+    give_up: bool = False,
 ) -> dict[str, Exception]:
     """Give each shard to a worker, and its result to `write`, in this process, as it comes.
 
@@ -33,12 +35,13 @@ def run_shards(
             that failed for what it is (`InputError`, but for `ReadError`) is not.
         label: of the progress bar.
         num_rows: of each shard, for rows/s; None where they are not known beforehand.
+        give_up: at the first error that is not tried again, which is raised.
 
     Returns:
         The last error of each shard that never came to an end, by name.
 
     Raises:
-        InputError: `make` raised it.
+        InputError: `make` raised it; or, to give up, its function.
     """
     left, errors = dict(items), dict[str, Exception]()
     total = len(left) if num_rows is None else sum(num_rows[name] for name in left)
@@ -52,19 +55,22 @@ def run_shards(
                 break
             if any(not isinstance(errors.get(name), WorkerLost) for name, _ in todo) and attempt:
                 time.sleep(_PAUSE * 5 ** (attempt - 1))
-            for outcome in engine.run(make, todo):
-                name = outcome.item[0]
-                if outcome.error is not None:
-                    errors[name] = outcome.error
-                    continue
-                rows += write(name, outcome.result)
-                errors.pop(name, None)
-                del left[name]
-                done = f"{len(items) - len(left)} of {len(items)} shards"
-                if num_rows is None:  # then the bar is of shards
-                    done = f"{rows / (time.monotonic() - began):,.0f} rows/s"
-                bar.set_postfix_str(done)
-                bar.update(1 if num_rows is None else num_rows[name])
+            with contextlib.closing(engine.run(make, todo)) as outcomes:
+                for outcome in outcomes:
+                    name = outcome.item[0]
+                    if outcome.error is not None:
+                        if give_up and not _may_pass(outcome.error):
+                            raise outcome.error
+                        errors[name] = outcome.error
+                        continue
+                    rows += write(name, outcome.result)
+                    errors.pop(name, None)
+                    del left[name]
+                    done = f"{len(items) - len(left)} of {len(items)} shards"
+                    if num_rows is None:  # then the bar is of shards
+                        done = f"{rows / (time.monotonic() - began):,.0f} rows/s"
+                    bar.set_postfix_str(done)
+                    bar.update(1 if num_rows is None else num_rows[name])
     return {name: errors[name] for name in sorted(errors)}
 
 

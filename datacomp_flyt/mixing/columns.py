@@ -102,16 +102,8 @@ class Columns:
             yield next(readers[id(table)])
 
     def pool_in_memory(self) -> Pool:
-        """The pool, for those who read more than columns.
-
-        Raises:
-            InputError: it is in files.
-        """
-        if isinstance(self.pool, FilePool):
-            raise InputError(
-                "--work_dir is for methods that mix score columns: leave it out, or make a column "
-                "first (datacomp-flyt score) and sample that (--name scs --score COLUMN)"
-            )
+        """The pool, for those who read more than columns: they are refused where it is in files."""
+        assert isinstance(self.pool, Pool), "Method.reads_pool"
         return self.pool
 
     def files(self) -> list[ParquetShard]:

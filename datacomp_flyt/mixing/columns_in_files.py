@@ -45,8 +45,8 @@ class FileColumns(Columns):
 
     def read(self, names: Sequence[str]) -> Iterator[NDArray[np.floating]]:
         """Columns [M] in the order of the pool, all sorted before the first comes."""
-        everything = Group(self._tables[-1].name, tuple(self.in_files.shards), {})
-        groups = {self._key(everything.name, everything.shards): everything}
+        name, shards = self._tables[-1].name, tuple(self.in_files.shards)
+        groups = {(pool := self._key(name, shards)): Group(name, shards, {}, is_pool=True)}
         keys = []
         for name in names:
             place = self._locate(name)
@@ -58,6 +58,8 @@ class FileColumns(Columns):
             columns = {**group.columns, column: column_dtype(files, column)}
             groups[key] = replace(group, columns=columns)
             keys.append((key, column))
+        # the same job whatever the order of the columns
+        groups = {pool: groups.pop(pool), **dict(sorted(groups.items()))}
         found = sort_into_files(
             list(groups.values()), self._folder, self._engine, self._allow_partial,
             self._drop_nonfinite,

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard
+from datacomp_flyt.pool.pool import check_npz
 from datacomp_flyt.pool.uid_slices import Rows
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids
 
@@ -22,11 +24,13 @@ class Group:
         name: what to call the files in messages: their flag and folder.
         shards: the files.
         columns: dtypes by name.
+        is_pool: they are the metadata, beside which npz files may be.
     """
 
     name: str
     shards: tuple[ParquetShard, ...]
     columns: Mapping[str, np.dtype[Any]]
+    is_pool: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -35,12 +39,13 @@ class Group:
 
     def parts(self, rows: int) -> Iterator[Group]:
         """The same, some files at a time: until they have so many rows."""
-        part: list[ParquetShard] = []
+        part, total = list[ParquetShard](), 0
         for shard in self.shards:
             part.append(shard)
-            if sum(one.num_rows for one in part) >= rows:
+            total += shard.num_rows
+            if total >= rows:
                 yield replace(self, shards=tuple(part))
-                part = []
+                part, total = [], 0
         if part:
             yield replace(self, shards=tuple(part))
 
@@ -48,9 +53,12 @@ class Group:
         """All rows, some at a time.
 
         Raises:
-            InputError: a value is not 32 hexadecimal characters, or a file is damaged.
+            InputError: a value is not 32 hexadecimal characters, a file is damaged, or an npz has
+                another number of rows than its parquet.
         """
         for shard in self.shards:
+            if self.is_pool:
+                check_npz(shard)
             row = 0
             for batch in shard.rows(("uid", *self.columns)):
                 try:
@@ -67,13 +75,11 @@ class Group:
                 yield Rows(uids["f0"].copy(), uids["f1"].copy(), values)
                 row += len(batch)
 
-    def rows_of(self, uid: str) -> list[str]:
-        """Where the rows of a uid are, as people say it."""
-        found = []
-        for shard in self.shards:
+    def rows_of(self, uid: str) -> Iterator[str]:
+        """Where the rows of a uid are, as people say it; files are read as rows are asked for."""
+        for shard in tqdm(self.shards, f"looking for {uid}", leave=False, disable=None):
             row = 0
-            for rows in replace(self, shards=(shard,), columns={}).batches():
+            for rows in Group(self.name, (shard,), {}).batches():
                 same = (rows.high == int(uid[:16], 16)) & (rows.low == int(uid[16:], 16))
-                found += [f"{shard.path} row {row + n}" for n in np.flatnonzero(same).tolist()]
+                yield from (f"{shard.path} row {row + n}" for n in np.flatnonzero(same).tolist())
                 row += len(rows)
-        return found

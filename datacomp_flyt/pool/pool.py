@@ -86,7 +86,7 @@ def read_pool(metadata_dir: str, num_workers: int, progress: bool = True) -> Poo
 
     def read(number: int) -> None:
         shard = shards[number]
-        _check_npz(shard)
+        check_npz(shard)
         row = ends[number] - shard.num_rows
         for part in iter_uids(shard):
             high[row : row + len(part)] = part["f0"]
@@ -162,7 +162,7 @@ def _place(shards: list[ParquetShard], ends: NDArray[np.int64], row: int) -> str
     return f"{shards[number].path} row {row - int(ends[number]) + shards[number].num_rows}"
 
 
-def _check_npz(shard: ParquetShard) -> None:
+def check_npz(shard: ParquetShard) -> None:
     """Raise unless the npz beside a parquet file, if there is one, has as many rows."""
     path = shard.path[: -len(".parquet")] + ".npz"
     with readable(path, "npz", "download it again"):

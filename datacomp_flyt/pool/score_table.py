@@ -91,15 +91,19 @@ class ScoreTable:
     def _join(
         self, column: str, pool: Pool, num_workers: int, allow_partial: bool, progress: bool
     ) -> list[Positions]:
-        if self._positions is not None:
-            return [self._positions[number] for number in self._shards_of[column]]
-        shards = [self._shards[number] for number in self._shards_of[column]]
+        numbers = self._shards_of[column]
+        if self._positions is not None and len(numbers) == len(self._positions):
+            return self._positions
+        shards = [self._shards[number] for number in numbers]
 
         def locate(shard: ParquetShard) -> Positions:
             parts = [find_uids(pool.high, pool.low, uids) for uids in iter_uids(shard)]
             return np.concatenate([np.empty(0, position_dtype(len(pool))), *parts])
 
-        positions = map_threads(locate, shards, num_workers, "joining" if progress else None)
+        if self._positions is not None:
+            positions = [self._positions[number] for number in numbers]
+        else:
+            positions = map_threads(locate, shards, num_workers, "joining" if progress else None)
         pa.default_memory_pool().release_unused()
         seen = np.zeros(len(pool), np.bool_)
         for places in positions:

@@ -18,6 +18,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 ROWS = 1 << 21
 """Of a run, and about as many of a slice: what a worker has in memory, a few times over."""
 
+_FORMAT = "datacomp_flyt --work_dir 1"
 _MOST_SLICES = 1 << 16
 _MOST_ROWS = 8 * ROWS  # of a slice, that are sorted at all
 _RETRIES = 2
@@ -130,6 +132,7 @@ class Layout:
             InputError: they cannot be made, or are of another job or of files that have changed.
         """
         job = {
+            "format": _FORMAT,
             "rows": rows,
             "slices": self.num_slices,
             "groups": [
@@ -141,22 +144,43 @@ class Layout:
             ],
         }
         path = check_save_path(self.folder / "job.json", "--work_dir")
-        if path.exists() and json.loads(path.read_text()) != job:
-            raise InputError(
-                f"--work_dir {self.folder} holds a job on other files or columns, or on these "
-                "before they changed: remove it, or name another"
-            )
-        for name in ("dealt", "done"):
-            (self.folder / name).mkdir(exist_ok=True)
-        remove_unfinished(self.folder, below=True)
         if path.exists():
-            return
-        with atomic_write(path) as file:
-            file.write(json.dumps(job).encode())
+            if self._read_json(path) != job:
+                raise InputError(
+                    f"--work_dir {self.folder} holds a job on other files or columns, or on these "
+                    "before they changed: remove it, or name another"
+                )
+        elif other := next(self.folder.glob("[!.]*"), None):
+            raise InputError(
+                f"--work_dir {self.folder} holds {other.name}, which is none of this command's: "
+                "name a new folder, or an empty one"
+            )
+        for name in ("job.json", "array"):
+            remove_unfinished(self.folder / name)
+        if not path.exists():
+            with atomic_write(path) as file:
+                file.write(json.dumps(job).encode())
+        for of_one in (self.run("", 0), self.note("")):
+            remove_unfinished(check_save_path(of_one, "--work_dir").parent)
 
     def write_note(self, key: str, content: Any) -> None:
         with atomic_write(self.note(key)) as file:
             file.write(json.dumps(content).encode())
+
+    def read_note(self, key: str) -> Any:
+        """
+        Raises:
+            InputError: it is damaged.
+        """
+        return self._read_json(self.note(key))
+
+    def _read_json(self, path: Path) -> Any:
+        try:
+            return json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"{path} cannot be read ({error}): remove the whole --work_dir {self.folder}"
+            ) from None
 
     def complain(
         self, faults: Faults, pool_size: int, allow_partial: bool, drop_nonfinite: bool
@@ -164,19 +188,19 @@ class Layout:
         """Raise InputError for what is wrong and not allowed."""
         if "twice" in faults:
             number, uid = faults["twice"]
-            places = " and ".join(self.groups[0].rows_of(uid)[:2])
+            places = " and ".join(islice(self.groups[0].rows_of(uid), 2))
             raise join_errors.twice_in_pool(uid, places, number)
         for place, group in enumerate(self.groups):
             column = next(iter(group.columns), "")
             if fault := faults.get(f"repeated {place}"):
-                rows = " and ".join(group.rows_of(fault[1])[:2])
+                rows = " and ".join(islice(group.rows_of(fault[1]), 2))
                 raise join_errors.repeated(group.name, column, f"{fault[1]} in {rows}")
             number, uid = faults.get(f"missing {place}", (0, ""))
             if number and not (allow_partial and number < pool_size):
                 raise join_errors.missing(group.name, column, number, pool_size, uid)
             for column in group.columns:
                 if (fault := faults.get(f"not finite {place} {column}")) and not drop_nonfinite:
-                    where = f"one of them in {group.rows_of(fault[1])[0]}"
+                    where = f"one of them in {next(group.rows_of(fault[1]))}"
                     raise join_errors.not_finite(column, fault[0], where)
 
 
@@ -201,7 +225,7 @@ def _deal_all(layout: Layout, engine: Engine, rows: int) -> list[Dealt]:
     found = [Dealt([], np.zeros(layout.num_slices, np.int64)) for _ in layout.groups]
     for key in items:
         dealt = found[int(key.split("-")[0])]
-        for number, counts in enumerate(json.loads(layout.note(key).read_text())):
+        for number, counts in enumerate(layout.read_note(key)):
             dealt.runs.append(layout.run(key, number))
             dealt.num_rows[:] += counts
     return found
@@ -231,7 +255,7 @@ def _sort_all(layout: Layout, engine: Engine, dealt: Sequence[Dealt]) -> Faults:
     _run(engine, make, left, "sorting", layout, num_rows)
     faults: Faults = {}
     for key in items:
-        for kind, (number, uid) in json.loads(layout.note(key).read_text()).items():
+        for kind, (number, uid) in layout.read_note(key).items():
             before, first = faults.get(kind, (0, uid))
             faults[kind] = (before + number, min(first, uid))
     return faults
@@ -263,10 +287,11 @@ def _run(
     if not items:
         return
     mark = layout.folder / "dealt" / f"of-{uuid.uuid4().hex}"
-    mark.touch()
+    with atomic_write(mark):
+        pass
     try:
         make = functools.partial(_make_in_folder, mark, make)
-        errors = run_shards(engine, make, items, write, _RETRIES, label, num_rows)
+        errors = run_shards(engine, make, items, write, _RETRIES, label, num_rows, give_up=True)
     finally:
         mark.unlink(missing_ok=True)
     for error in errors.values():
@@ -288,22 +313,24 @@ def _dealer(folder: Path, num_slices: int, rows: int, device: str) -> Callable[[
 
     def deal(item: tuple[str, Group]) -> list[list[int]]:
         key, group = item
-        return [
-            write_run(layout.run(key, number), run, num_slices).tolist()
-            for number, run in enumerate(_runs(group.batches(), rows))
-        ]
+        counts = list[list[int]]()
+        for run in _runs(group.batches(), rows):
+            counts.append(write_run(layout.run(key, len(counts)), run, num_slices).tolist())
+            del run  # not held while the next one is read
+        return counts
 
     return deal
 
 
 def _runs(batches: Iterator[Rows], rows: int) -> Iterator[Rows]:
     """The same, in pieces of at least so many rows but for the last."""
-    parts: list[Rows] = []
+    parts, total = list[Rows](), 0
     for batch in filter(len, batches):
         parts.append(batch)
-        if sum(map(len, parts)) >= rows:
+        total += len(batch)
+        if total >= rows:
             run = Rows.concatenate(parts)
-            parts = []  # not held while the run is written
+            parts, total = [], 0  # not held while the run is written
             yield run
             del run
     if parts:

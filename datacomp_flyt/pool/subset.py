@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -50,7 +50,7 @@ def check_save_path(path: str | Path, flag: str) -> Path:
     return path
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A file beside `path` that takes its place, whole and synced, when the block ends well.
 
@@ -77,22 +77,20 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"{path} cannot be written ({first.strerror or first})") from None
     finally:
         if name is not None:
-            os.unlink(name)
+            with contextlib.suppress(OSError):
+                os.unlink(name)
 
 
-def remove_unfinished(path: Path, below: bool = False) -> None:
+def remove_unfinished(path: Path) -> None:
     """Remove what killed writers of a file, or of the files of a folder, left there.
 
-    Nobody may be writing now.
-
-    Args:
-        below: in the folders below it, too.
+    Nobody may be writing now, and nobody else's files be in the folder.
     """
     if path.is_dir():
-        found, name = path.rglob(".*") if below else path.glob(".*"), r"(array|.+\.\w+)"
+        folder, name = path, r".+\.\w+"
     else:
-        found, name = path.parent.glob(".*"), re.escape(path.name)
-    for left in list(found):
+        folder, name = path.parent, re.escape(path.name)
+    for left in list(folder.glob(".*")):
         if re.fullmatch(rf"\.{name}\.{_RANDOM}", left.name):
             left.unlink(missing_ok=True)
 

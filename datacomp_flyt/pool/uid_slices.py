@@ -11,7 +11,6 @@ all of a row together.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.open_file import readable
 from datacomp_flyt.pool.subset import atomic_write
 from datacomp_flyt.pool.uids import UID_DTYPE
 
@@ -108,7 +108,7 @@ def read_slice(runs: Sequence[Path], number: int) -> Rows:
 
 
 def _read_part(run: Path, number: int) -> Rows:
-    with run.open("rb") as file:
+    with readable(str(run), "run", "remove the whole --work_dir"), run.open("rb") as file:
         head = json.loads(file.readline())
         start, ends_size = file.tell(), head["slices"] * _END.itemsize
         before = min(number, 1)  # the end of the slice before is where this one begins
@@ -121,7 +121,8 @@ def _read_part(run: Path, number: int) -> Rows:
 
 
 def _read_items(file: IO[bytes], place: int, number: int, kind: np.dtype[Any]) -> NDArray[Any]:
-    content = os.pread(file.fileno(), number * kind.itemsize, place)
+    file.seek(place)
+    content = file.read(number * kind.itemsize)
     if len(content) < number * kind.itemsize:
         raise InputError(f"{file.name} has been cut short: remove the whole --work_dir")
     return np.frombuffer(content, kind)

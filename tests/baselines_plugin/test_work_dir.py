@@ -13,6 +13,7 @@ import pytest
 
 from baselines_plugin import methods, run
 from datacomp_flyt.engines.engine import Engine
+from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.mixing import columns_in_files
 from datacomp_flyt.pool import file_arrays, subset
 from datacomp_flyt.pool.sorted_files import sort_into_files
@@ -206,6 +207,20 @@ def test_another_column_in_the_same_folder(whole: Job, tmp_path: Path) -> None:
         outcome = in_process(*whole.flags(*SCS, "--score", "DFN-FT", *work))
     assert_refused(outcome, f"--work_dir {tmp_path / 'work'}", "other files or columns")
     assert not whole.save_path.exists()
+
+
+def test_a_second_run_takes_nothing_from_the_first(whole: Job, tmp_path: Path) -> None:
+    unfinished = whole.save_path.with_name(f".{whole.save_path.name}.abcd1234")
+    for place in (whole.save_path, tmp_path):
+        unfinished.write_bytes(b"half a subset")
+        with one_run(place):
+            outcome = in_process(*whole.flags(*SCS, "--work_dir", tmp_path))
+        assert_refused(outcome, f"{place} is being written by another run")
+        assert unfinished.read_bytes() == b"half a subset"
+    with small_slices():
+        assert in_process(*whole.flags(*SCS, "--work_dir", tmp_path)).code == 0
+    assert not unfinished.exists()
+    whole.save_path.unlink()
 
 
 def test_places_that_are_no_folder(whole: Job, tmp_path: Path) -> None:

@@ -56,6 +56,18 @@ def run(engine: Engine, items: dict[str, Exception | None], retries: int = 2) ->
     return {name: str(error) for name, error in errors.items()}
 
 
+def test_giving_up_at_the_first_that_is_wrong() -> None:
+    items = {"a": None, "b": ReadError("later"), "c": InputError("wrong"), "d": InputError("not")}
+    written: list[str] = []
+    engine = Failing()
+    with pytest.raises(InputError, match=r"^wrong$"):
+        run_shards(
+            engine, lambda device: print, items, lambda name, _: written.append(name) or 1, 2,
+            "test", give_up=True,
+        )  # fmt: skip
+    assert (written, len(engine.tried)) == (["a"], 1)
+
+
 def test_what_is_wrong_with_a_shard_is_said_once(pauses: list[float]) -> None:
     engine = Failing()
     wrong = {"b": InputError("b is damaged"), "a": None, "c": InputError("c too")}

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.file_group import Group
+from datacomp_flyt.pool.parquet import open_shards
 from tests.conftest import ROWS, hex_uids, refusal, take, write_files, write_parquet
 from tests.engines.here import Here, Killed
 from tests.pool.sorted_job import CLIP, POOL, UIDS, VALUES, Job, Read
@@ -104,6 +108,15 @@ def test_columns_in_another_order_are_the_same_job(job: Job) -> None:
     assert engine.names == []
 
 
+def test_tables_in_another_order_are_the_same_job(job: Job) -> None:
+    for name in "cd":
+        write_files(job.scores / name, {"uid": UIDS, name: VALUES + len(name)}, 2)
+    assert job.in_files("c", "d", "a") == job.in_memory("c", "d", "a")
+    engine = Here()
+    assert job.in_files("a", "d", "c", engine=engine) == job.in_memory("a", "d", "c")
+    assert engine.names == []
+
+
 # ------------------------------------------------------------------------- what is refused
 
 
@@ -171,6 +184,10 @@ def bad_uid(folder: str) -> Spoil:
     return lambda job: write_parquet(job.folder / folder / "z.parquet", columns)
 
 
+def npz_of_others(job: Job) -> None:
+    np.savez(job.metadata / "part-00001.npz", b32_img=np.zeros((41, 2), "f2"))
+
+
 ODD = np.where(np.isin(np.arange(ROWS), [3, 77]), np.inf, VALUES)
 NONE = np.zeros(0)
 FAULTS: dict[str, tuple[Spoil, list[str]]] = {
@@ -180,6 +197,7 @@ FAULTS: dict[str, tuple[Spoil, list[str]]] = {
     "not finite": (only(UIDS, ODD), ["column 'a' has 2 scores", "one of them in", "z.parquet row"]),
     "none": (only([], NONE), ["no 'a' for 120 of the pool's 120"]),
     "others": (only(hex_uids(9, "x"), VALUES[:9]), ["no 'a' for 120 of the pool's 120"]),
+    "npz": (npz_of_others, ["part-00001.npz has 41 rows in array 'b32_img' and "]),
     "bad uid": (bad_uid("metadata"), ["metadata/z.parquet row 1 has uid '000", "32 hexadecimal"]),
     "bad score uid": (bad_uid("scores"), ["scores/z.parquet row 1 has uid '0000"]),
 }
@@ -201,6 +219,30 @@ def test_the_same_sentences_as_in_memory(job: Job, case: str, partial: bool, dro
     for text in named:
         assert text in message
     assert refusal(job.in_files, "a", **options) == message  # again, from the notes
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_column_that_some_metadata_files_lack(job: Job, partial: bool) -> None:
+    path = job.metadata / "part-00001.parquet"
+    write_parquet(path, {"uid": pq.read_table(path)["uid"]})
+    if partial:
+        wanted = job.in_memory(CLIP, partial=True)
+        assert np.isnan(np.frombuffer(wanted.columns[0][1], "f4")).sum() == 40
+        assert job.in_files(CLIP, partial=True) == wanted
+        return
+    message = refusal(job.in_memory, CLIP)
+    assert f"has no {CLIP!r} for 40 of the pool's 120 examples" in message
+    assert refusal(job.in_files, CLIP) == message
+
+
+def test_files_are_read_until_the_rows_are_found(job: Job) -> None:
+    shards = tuple(open_shards(str(job.metadata), "--metadata_dir", 1))
+    missing = replace(shards[1], path=str(job.folder / "missing.parquet"))
+    first = pq.read_table(shards[0].path)["uid"].to_pylist()
+    rows = Group("pool", (shards[0], missing), {}).rows_of(first[7])
+    assert next(rows) == f"{shards[0].path} row 7"
+    with pytest.raises(InputError, match=r"missing\.parquet"):
+        next(rows)
 
 
 def test_the_smallest_uid_is_named_with_its_place(job: Job) -> None:

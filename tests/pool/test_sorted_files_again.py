@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from datacomp_flyt.engines.processes import ProcessEngine
+from datacomp_flyt.pool import sorted_files
 from datacomp_flyt.pool.file_group import Group
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.sorted_files import SortedFiles, sort_into_files
@@ -54,10 +55,48 @@ def test_killed_anywhere(job: Job, seed: int) -> None:
     for path in (job.work / "dealt").iterdir():
         if path.name.rpartition("-")[0] not in done:  # its part was half done
             path.unlink() if seed % 2 else path.write_bytes(b"no run")
-    (job.work / "dealt" / ".0-000000-0.safetensors.x7").write_bytes(b"half a run")
+    (job.work / "dealt" / ".0-000000-0.run.x7_4abcd").write_bytes(b"half a run")
     engine = Here()
     assert_done(job, job.in_files(*names, engine=engine))
     assert not done & set(engine.names)
+
+
+def test_files_of_others_stay(job: Job) -> None:
+    """Whoever names a folder of his own loses nothing; of a killed run's files none is left."""
+    left = (".job.json.abcd1234", ".array.abcd1234", "dealt/.0-000000-0.run.abcd1234")
+    others = (".config.json.original", ".lock", "mine/.train.log.download")
+    job.in_files("a")
+    for name in (*left, *others):
+        (job.work / name).parent.mkdir(exist_ok=True)
+        (job.work / name).write_bytes(b"mine")
+    job.in_files("a")
+    assert [name for name in (*left, *others) if (job.work / name).exists()] == list(others)
+
+
+@pytest.mark.parametrize("name", ["uids.npy", "notes.txt", "dealt"])
+def test_a_folder_of_others_is_refused(job: Job, name: str) -> None:
+    job.work.mkdir()
+    (job.work / name).write_bytes(b"mine")
+    (job.work / ".lock").touch()
+    assert f"--work_dir {job.work} holds {name}, which is none of" in refusal(job.in_files, "a")
+    assert (job.work / name).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["job.json", "done/0-000001.json", "done/slice-00003.json"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[" * 100_000, b'{"rows": 16'])
+def test_damaged_notes(job: Job, name: str, content: bytes) -> None:
+    job.in_files("a")
+    (job.work / name).write_bytes(content)
+    message = refusal(job.in_files, "a")
+    assert f"{job.work / name} cannot be read" in message
+    assert f"remove the whole --work_dir {job.work}" in message
+
+
+def test_a_folder_of_another_format(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Killed):
+        job.in_files("a", engine=Here(3))
+    monkeypatch.setattr(sorted_files, "_FORMAT", "datacomp_flyt --work_dir 2")
+    assert "before they changed: remove it" in refusal(job.in_files, "a")
 
 
 def test_slices_that_were_half_sorted(job: Job) -> None:

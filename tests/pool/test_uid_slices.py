@@ -55,7 +55,7 @@ def test_slices_of_all_runs_are_all_rows(
     runs, rows = [], []
     for number, size in enumerate(sizes):
         rows.append(rows_of(RNG.integers(0, 2**64, size, np.uint64), 1000 * number))
-        runs.append(tmp_path / f"{number}.safetensors")
+        runs.append(tmp_path / f"{number}.run")
         counts = write_run(runs[-1], rows[-1], num_slices)
         slices = slices_of(rows[-1].high, num_slices)
         assert counts.tolist() == [int((slices == n).sum()) for n in range(num_slices)]
@@ -71,7 +71,7 @@ def test_slices_of_all_runs_are_all_rows(
 
 @pytest.mark.parametrize("high", [0, 2**63, 2**64 - 1])
 def test_slices_without_a_row(tmp_path: Path, high: int) -> None:
-    run = tmp_path / "run.safetensors"
+    run = tmp_path / "run.run"
     write_run(run, rows_of(np.full(3, high, np.uint64)), 5)
     lengths = [len(read_slice([run], number)) for number in range(5)]
     assert sorted(lengths) == [0, 0, 0, 0, 3]

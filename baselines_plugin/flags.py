@@ -78,7 +78,7 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "--work_dir": {
         "metavar": "DIR",
         "help": "for pools larger than memory: keep what is as long as the pool in files there "
-        "(100 bytes an example, and 8 a column), with the same result; the same command goes on "
+        "(32 bytes an example and 8 a column), with the same result; the same command goes on "
         "where it was killed",
     },
     "--engine": {

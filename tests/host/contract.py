@@ -197,6 +197,17 @@ class HostContract:
         inside.unlink()  # 205 MB each at small scale
         alone.unlink()
 
+    def test_files_select_in_the_host_as_memory(
+        self, host: Host, pool: Pool, tmp_path: Path
+    ) -> None:
+        """Workers, which start the host's baselines.py anew, sort the pool."""
+        succeed(host.install())
+        flags = (*TOP_QUARTER, "--scores_dir", str(pool.scores))
+        memory, files = tmp_path / "memory.npy", tmp_path / "files.npy"
+        succeed(host.select(flags, pool.metadata, memory))
+        succeed(host.select((*flags, "--work_dir", tmp_path / "work"), pool.metadata, files))
+        assert files.read_bytes() == memory.read_bytes()
+
     def test_a_nan_score_is_refused(self, host: Host, pool: Pool, tmp_path: Path) -> None:
         spoilt = scores_with_nan(pool, tmp_path / "scores")
         self.assert_selection_refused(host, pool.metadata, spoilt.parent, tmp_path, spoilt.name)

@@ -121,23 +121,13 @@ def memory_cap(limit: int, roots: Sequence[Path] | None = None) -> Iterator[Memo
     for root in _roots() if roots is None else roots:
         folder = root / name
         try:
-            folder.mkdir()
-        except OSError as error:
-            tried.append(f"{root}: {error.strerror}")
-            continue
-        try:
-            version = _version(folder)
-            cap, _, with_swap = (folder / file for file in _FILES[version])
-            if not cap.exists():
-                tried.append(f"{root}: no memory controller")
+            try:
+                cap = _make(folder, limit)
+            except OSError as error:
+                tried.append(f"{root}: {error.strerror}")
                 continue
-            cap.write_text(str(limit))
-            if with_swap.exists():
-                with_swap.write_text(str(limit if version == 1 else 0))
-            yield MemoryCap(f"cgroup v{version}", folder, limit)
+            yield cap
             return
-        except OSError as error:
-            tried.append(f"{root}: {error.strerror}")
         finally:
             _remove(folder)
     if roots is None and _systemd_works(limit):
@@ -147,6 +137,23 @@ def memory_cap(limit: int, roots: Sequence[Path] | None = None) -> Iterator[Memo
         f"no memory cap can be enforced here ({'; '.join(tried) or 'no cgroups'}; systemd-run does "
         "not work either): run as root, or in a container that may make cgroups"
     )
+
+
+def _make(folder: Path, limit: int) -> MemoryCap:
+    """A new cgroup.
+
+    Raises:
+        OSError: it cannot be made, or does not cap memory.
+    """
+    folder.mkdir()
+    version = _version(folder)
+    cap, _, with_swap = (folder / file for file in _FILES[version])
+    if not cap.exists():
+        raise FileNotFoundError(errno.ENOENT, "no memory controller")
+    cap.write_text(str(limit))
+    if with_swap.exists():
+        with_swap.write_text(str(limit if version == 1 else 0))
+    return MemoryCap(f"cgroup v{version}", folder, limit)
 
 
 def _version(folder: Path) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from datacomp_flyt.engines.locks import one_run
@@ -17,7 +20,7 @@ from datacomp_flyt.pool.manifest import (
     refuse_differences,
     write_manifest,
 )
-from datacomp_flyt.pool.subset import check_save_path
+from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -47,22 +50,53 @@ def run(args: argparse.Namespace) -> int:
         check_against(args.check, args.folder, "the folder")
         print(f"{args.folder} has the files of {args.check}, by names and sizes")
         return 0
-    manifest = read_manifest(args.check) if args.check else None
-    path = Path(args.check) if args.check else check_save_path(args.save_path, "--save_path")
+    return _check(args) if args.check else _save(args)
+
+
+def _save(args: argparse.Namespace) -> int:
+    path = check_save_path(args.save_path, "--save_path")
     journal = check_save_path(path.with_name(f"{path.name}.hashed.jsonl"), "the notes")
     with one_run(journal):
+        remove_unfinished(path)
         found = hash_folder(args.folder, "the folder", journal, args.num_workers)
-        if manifest is None:
-            write_manifest(path, found)
+        write_manifest(path, found)
         journal.unlink()
-    size = sum(file.size for file in found.values())
-    if manifest is None:
-        print(f"{path}: {len(found):,} files, {size:,} bytes")
-        return 0
+    print(f"{path}: {len(found):,} files, {sum(file.size for file in found.values()):,} bytes")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    manifest = read_manifest(args.check)
+    with _journal_of_check(Path(args.check)) as journal:
+        found = hash_folder(args.folder, "the folder", journal, args.num_workers)
     different = differences(manifest, found)
     for kind, names in different.items():
         for name in names:
             print(f"{kind}: {name}")
-    refuse_differences(different, path, args.folder, "the folder")
-    print(f"{args.folder} is what {path} says: {len(found):,} files, {size:,} bytes")
+    refuse_differences(different, args.check, args.folder, "the folder")
+    size = sum(file.size for file in found.values())
+    print(f"{args.folder} is what {args.check} says: {len(found):,} files, {size:,} bytes")
     return 0
+
+
+@contextlib.contextmanager
+def _journal_of_check(path: Path) -> Iterator[Path]:
+    """Notes of a check, gone whenever it ends: the next one is to read all, and only a killed one
+    goes on, since what rots keeps its size and time. On a read-only share they lie elsewhere.
+    """
+    journal = path.with_name(f"{path.name}.checked.jsonl")
+    try:
+        check_save_path(journal, "the notes")
+    except InputError:
+        print(
+            f"{path.parent} cannot be written: if this check is killed, it begins anew",
+            file=sys.stderr,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder, journal.name)
+        return
+    with one_run(journal):
+        try:
+            yield journal
+        finally:
+            journal.unlink(missing_ok=True)

@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
+from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.folders import Version, check_unchanged, list_folder, version_of
 from datacomp_flyt.pool.open_file import first_line, open_file, readable
+from datacomp_flyt.pool.uids import InvalidUid, decode_uids
 
 _PARQUET = ("parquet", "download or write it again")
 _BATCH = 1 << 18  # rows read at once
@@ -55,6 +58,26 @@ class ParquetShard:
         for rows in self.rows((column,)):
             yield rows.column(0)
 
+    def rows_with_uids(
+        self, columns: Sequence[str] = ()
+    ) -> Iterator[tuple[NDArray[np.void], pa.RecordBatch]]:
+        """uids, as a `u8,u8` array, and some columns side by side, at most 262,144 rows at a time.
+
+        Raises:
+            InputError: a value is not 32 hexadecimal characters, or the file is damaged.
+        """
+        row = 0
+        for batch in self.rows(("uid", *columns)):
+            try:
+                uids = decode_uids(batch.column(0))
+            except InvalidUid as error:
+                raise InputError(
+                    f"{self.path} row {row + error.row} has uid {error.value!r}: "
+                    "a uid is 32 hexadecimal characters"
+                ) from None
+            yield uids, batch
+            row += len(batch)
+
     def rows(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Some columns side by side, at most 262,144 rows at a time.
 
@@ -78,6 +101,11 @@ class ParquetShard:
                     f"{self.path} has another number of rows than the {self.num_rows:,} that it "
                     "says: download or write it again"
                 )
+
+
+def npz_beside(path: str) -> str:
+    """Where the embeddings of a metadata file are, if there are any."""
+    return path.removesuffix(".parquet") + ".npz"
 
 
 def open_shards(
@@ -141,14 +169,13 @@ def _describe(fs: Any, path: str, versions: Mapping[str, Version]) -> ParquetSha
                 f"{path} has no column 'uid' (it has {', '.join(types)}): uids join a score "
                 "to its example, so write them beside the scores"
             )
-        num_rows, size = file.metadata.num_rows, fs.size(path)
+        num_rows, size = file.metadata.num_rows, versions[path][0]
         if not 0 <= num_rows <= _ROWS_IN_A_BYTE * size:
             raise InputError(
                 f"{path} says that it has {num_rows:,} rows and has {size:,} bytes: download or "
                 "write it again"
             )
-        files = (path, path.removesuffix(".parquet") + ".npz")
-        found = {file: versions[file] for file in files if file in versions}
+        found = {file: versions[file] for file in (path, npz_beside(path)) if file in versions}
         return ParquetShard(fs, path, num_rows, types, found)
 
 

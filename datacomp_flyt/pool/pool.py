@@ -16,9 +16,9 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.join_errors import twice_in_pool
 from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.open_file import open_file, readable
-from datacomp_flyt.pool.parquet import ParquetShard, open_shards
+from datacomp_flyt.pool.parquet import ParquetShard, npz_beside, open_shards
 from datacomp_flyt.pool.uid_search import Positions, argsort_hashes
-from datacomp_flyt.pool.uids import UID_DTYPE, InvalidUid, decode_uids
+from datacomp_flyt.pool.uids import UID_DTYPE
 
 
 @dataclass(frozen=True)
@@ -133,16 +133,8 @@ def iter_uids(shard: ParquetShard) -> Iterator[NDArray[np.void]]:
     Raises:
         InputError: a value is not 32 hexadecimal characters.
     """
-    row = 0
-    for batch in shard.batches("uid"):
-        try:
-            yield decode_uids(batch)
-        except InvalidUid as error:
-            raise InputError(
-                f"{shard.path} row {row + error.row} has uid {error.value!r}: "
-                "a uid is 32 hexadecimal characters"
-            ) from None
-        row += len(batch)
+    for uids, _ in shard.rows_with_uids():
+        yield uids
 
 
 def sort_uids(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.signedinteger]:
@@ -164,7 +156,7 @@ def _place(shards: list[ParquetShard], ends: NDArray[np.int64], row: int) -> str
 
 def check_npz(shard: ParquetShard) -> None:
     """Raise unless the npz beside a parquet file, if there is one, has as many rows."""
-    path = shard.path[: -len(".parquet")] + ".npz"
+    path = npz_beside(shard.path)
     with readable(path, "npz", "download it again"):
         if not shard.fs.exists(path):
             return

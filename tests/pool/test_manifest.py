@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 
 from datacomp_flyt.cli import main
 from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.pool import manifest
+from datacomp_flyt.pool import manifest, subset
 from datacomp_flyt.pool.manifest import check_against, hash_folder, read_manifest, write_manifest
 from tests.baselines_plugin.job import Job, in_process
 from tests.baselines_plugin.test_bad_input import assert_refused
@@ -107,6 +110,25 @@ def test_shards_without_a_row_may_be_alike(tmp_path: Path) -> None:
     assert run(folder, "--save_path", tmp_path / "m.json") == 0
 
 
+def test_tars_without_a_member_may_be_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of shards whose downloads all failed: the parquet beside each has rows."""
+    folder = tmp_path / "shards"
+    write_files(folder, POOL.metadata, 3)
+    for number in range(3):
+        tarfile.open(folder / f"part-0000{number}.tar", "w").close()
+    assert run(folder, "--save_path", tmp_path / "m.json") == 0
+    assert run(folder, "--check", tmp_path / "m.json") == 0
+    with tarfile.open(folder / "part-00000.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("0.txt"))
+    shutil.copy(folder / "part-00000.tar", folder / "part-00001.tar")
+    sizes = {path.stat().st_size for path in folder.glob("*.tar")}
+    assert sizes == {tarfile.RECORDSIZE}
+    assert run(folder, "--save_path", tmp_path / "m.json") == 2
+    assert "part-00000.tar and part-00001.tar are the same file" in capsys.readouterr().err
+
+
 def test_what_was_hashed_is_not_read_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +155,59 @@ def test_what_was_hashed_is_not_read_again(
     assert sorted(again) == sorted({str(folder / name) for name in found} - set(read[1:]))
     monkeypatch.setattr(manifest, "_hash", None)
     assert hash_folder(str(folder), "the folder", journal, 1) == found
+
+
+def test_a_check_reads_all_unless_one_was_killed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, spoilt = tmp_path / "m.json", folder / "part-00001.parquet"
+    assert run(folder, "--save_path", path) == 0
+    hash_folder(str(folder), "the folder", tmp_path / "m.json.hashed.jsonl", 1)
+    files = sorted(tmp_path.iterdir())
+    content, time = spoilt.read_bytes(), spoilt.stat().st_mtime_ns
+    for wrong in (b"no parquet", content.replace(b"uid", b"vid"), content):
+        for _ in range(2):
+            spoilt.write_bytes(wrong)
+            os.utime(spoilt, ns=(time, time))
+            assert run(folder, "--check", path) == (0 if wrong == content else 2)
+            assert sorted(tmp_path.iterdir()) == files
+    hash_folder(str(folder), "the folder", tmp_path / "m.json.checked.jsonl", 1)
+    monkeypatch.setattr(manifest, "_hash", None)
+    assert run(folder, "--check", path) == 0
+    assert sorted(tmp_path.iterdir()) == files
+
+
+def test_a_check_by_a_manifest_on_a_read_only_share(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def read_only(**words: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    path = tmp_path / "m.json"
+    assert run(folder, "--save_path", path) == 0
+    monkeypatch.setattr(subset.tempfile, "TemporaryFile", read_only)
+    capsys.readouterr()
+    assert run(folder, "--check", path) == 0
+    error = capsys.readouterr().err
+    assert error == f"{tmp_path} cannot be written: if this check is killed, it begins anew\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.json", "metadata"]
+
+
+def test_a_manifest_removes_what_a_killed_one_left(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / ".m.json.ab_12xyz").write_text("half of one")
+    (tmp_path / ".other.json.ab_12xyz").write_text("of another")
+    assert run(folder, "--save_path", tmp_path / "m.json") == 0
+    found = sorted(p.name for p in tmp_path.iterdir())
+    assert found == [".other.json.ab_12xyz", "m.json", "metadata"]
+
+
+def test_notes_on_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "_read_journal", lambda path: {})
+    said = refusal(hash_folder, str(folder), "the folder", Path("/dev/full"), 1)
+    assert said == "/dev/full cannot be written (No space left on device)"
 
 
 def test_a_file_that_changes_while_it_is_read(
@@ -215,9 +290,7 @@ def test_selection_refuses_what_changes_while_it_runs(
     changed = tmp_path / which / "part-00001.parquet"
 
     def touched(*arguments: object) -> None:
-        content = changed.read_bytes()
-        changed.unlink()
-        changed.write_bytes(content)
+        os.utime(changed, (1, 1))
         real(*arguments)
 
     real = module.check_shards

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +164,10 @@ def test_uids_that_share_their_first_half(data: st.DataObject) -> None:
 class _Memory(ParquetShard):
     """A shard that needs no file."""
 
-    def batches(self, column: str) -> Any:
+    def rows(self, columns: Sequence[str]) -> Any:
+        batch = pa.RecordBatch.from_arrays([self.fs[name] for name in columns], list(columns))
         for start in range(0, self.num_rows, 3):
-            yield self.fs[column].slice(start, 3)
+            yield batch.slice(start, 3)
 
 
 def _in_memory(uids: list[str]) -> ParquetShard:

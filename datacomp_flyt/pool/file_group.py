@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import check_npz
 from datacomp_flyt.pool.uid_slices import Rows
-from datacomp_flyt.pool.uids import InvalidUid, decode_uids
 
 
 @dataclass(frozen=True)
@@ -59,21 +57,12 @@ class Group:
         for shard in self.shards:
             if self.is_pool:
                 check_npz(shard)
-            row = 0
-            for batch in shard.rows(("uid", *self.columns)):
-                try:
-                    uids = decode_uids(batch.column(0))
-                except InvalidUid as error:
-                    raise InputError(
-                        f"{shard.path} row {row + error.row} has uid {error.value!r}: "
-                        "a uid is 32 hexadecimal characters"
-                    ) from None
+            for uids, batch in shard.rows_with_uids(tuple(self.columns)):
                 values = {
                     name: batch.column(1 + number).to_numpy(zero_copy_only=False).astype(dtype)
                     for number, (name, dtype) in enumerate(self.columns.items())
                 }
                 yield Rows(uids["f0"].copy(), uids["f1"].copy(), values)
-                row += len(batch)
 
     def rows_of(self, uid: str) -> Iterator[str]:
         """Where the rows of a uid are, as people say it; files are read as rows are asked for."""

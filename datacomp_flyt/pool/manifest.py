@@ -130,10 +130,10 @@ def read_manifest(path: str | Path) -> Manifest:
 
 def check_copies(manifest: Manifest, where: str) -> None:
     """Raise InputError where two files have the same bytes: their examples would count twice."""
-    empty = {name.rsplit(".", 1)[0] for name, file in manifest.items() if file.rows == 0}
+    empty = {os.path.splitext(name)[0] for name, file in manifest.items() if file.rows == 0}
     first: dict[tuple[str, str], str] = {}
     for name, file in manifest.items():
-        stem, ending = name.rsplit(".", 1)
+        stem, ending = os.path.splitext(name)
         if stem in empty or file.sha256 in _EMPTY_TARS:
             continue
         other = first.setdefault((ending, file.sha256), name)

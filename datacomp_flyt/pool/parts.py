@@ -27,6 +27,7 @@ from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids, format_uid
 
 _KEY = re.compile(r"([0-9a-fA-F]{1,32})-(\d{1,18})")
+_FORMAT = re.compile(r"[^{}]*\{(:0?\d{0,2}d?)?\}[^{}]*")  # of a tar's name, from its number
 _RETRIES = 1
 
 
@@ -63,7 +64,11 @@ def open_part(folder: Path, subset: Path) -> Part:
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
         number, form = int(meta["output_shard_count"]), str(meta["output_shard_format"])
-        wanted = tuple(folder / form.format(shard) for shard in range(number))
+        if not _FORMAT.fullmatch(form):
+            raise ValueError(f"output_shard_format {form!r}")
+        found = set(folder.glob("*.tar"))
+        # of many too many one is enough to be missed
+        wanted = tuple(folder / form.format(n) for n in range(min(number, len(found) + 1)))
         int(meta["output_count"]), int(meta["first_shard"]), meta["num_shards"], meta["input_dir"]
     except FileNotFoundError:
         raise InputError(
@@ -74,7 +79,6 @@ def open_part(folder: Path, subset: Path) -> Part:
         raise InputError(
             f"{folder / 'meta.json'} is not what the resharder writes ({error}): run it again"
         ) from None
-    found = set(folder.glob("*.tar"))
     if odd := sorted({*wanted} ^ found):
         what = "is not there" if odd[0] not in found else "is of no run that its meta.json tells of"
         raise InputError(
@@ -217,14 +221,14 @@ class Lost:
         )
 
     def find_in_pool(self, tars: Sequence[str], engine: Engine) -> str | None:
-        """What tells of a shard that was left out: one that has some of them; None if none has.
+        """What tells of shards left out: those that have some of them, or that cannot be read.
 
         Args:
             tars: of the pool, local.
             engine: whose workers see them.
 
-        Raises:
-            InputError: a tar cannot be read.
+        Returns:
+            None if all can, and none has.
         """
         high, low = self.uids["f0"].copy(), self.uids["f1"].copy()
         having: dict[int, tuple[int, str]] = {}
@@ -236,16 +240,23 @@ class Lost:
             return len(uids)
 
         items = {f"{place:08d}": tar for place, tar in enumerate(tars)}
-        _run(engine, _Read(_uids_of_pool_tar), items, look, "reading the pool")
-        if not having:
-            return None
-        place = min(having)
-        number, uid = having[place]
-        return (
-            f"{len(having):,} shards of the pool have examples that are in no part: the first is "
-            f"{tars[place]} with {number:,}, such as {uid}. No part has processed it: was it in "
-            "no part's range, or has it no _stats.json and no place in sizes.json?"
-        )
+        make = _Read(_uids_of_pool_tar)
+        errors = run_shards(engine, make, items, look, _RETRIES, "reading the pool")
+        said = []
+        if having:
+            place = min(having)
+            number, uid = having[place]
+            said.append(
+                f"{len(having):,} shards of the pool have examples that are in no part: the first "
+                f"is {tars[place]} with {number:,}, such as {uid}. No part has processed it: was "
+                "it in no part's range, or has it no _stats.json and no place in sizes.json?"
+            )
+        if errors:
+            said.append(
+                f"{len(errors):,} shards of the pool may have them, for they cannot be read: "
+                f"{next(iter(errors.values()))}"
+            )
+        return "; ".join(said) or None
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,16 @@ def test_what_is_no_manifest(tmp_path: Path, content: str) -> None:
     assert "m.json is no manifest" in refusal(read_manifest, tmp_path / "m.json")
 
 
+def test_names_without_an_ending(folder: Path, tmp_path: Path) -> None:
+    entries = [{"name": name, "size": 1, "sha256": name, "rows": None} for name in ("a", "b.tar")]
+    content = {"format": manifest.FORMAT, "files": entries}
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    assert list(read_manifest(tmp_path / "m.json")) == ["a", "b.tar"]
+    entries[1].update(name="b", sha256="a")
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    assert "a and b are the same file twice" in refusal(read_manifest, tmp_path / "m.json")
+
+
 def test_bad_places(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     for words, said in (

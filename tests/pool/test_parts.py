@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ pytest.importorskip("webdataset")
 
 from datacomp_flyt.cli import check_parts as command
 from datacomp_flyt.cli import main
-from datacomp_flyt.pool.parts import check_parts
+from datacomp_flyt.pool.parts import check_parts, open_part
 from tests.conftest import hex_uids, refusal
 from tests.engines.here import Here
 from tests.pool.made_parts import write_part, write_subset_of, write_tar
@@ -107,6 +108,40 @@ def test_images_that_the_pool_lacks(
     assert (found.code, found.wrong) == (0, [])
     assert f"{sum(lost.values())} draws of {len(lost)} examples are in no part" in found.out
     assert "the pool has no image of any" in found.out
+
+
+def test_a_shard_of_the_pool_that_cannot_be_read(
+    tmp_path: Path, subset: Path, pool: Path, capsys: Capture
+) -> None:
+    """Others are read all the same."""
+    (pool / "00000000.tar").write_bytes((pool / "00000000.tar").read_bytes()[:700])
+    part = write_part(tmp_path / "a", subset, draws_of(0, 1))
+    for left_out in (True, False):
+        found = Checked(capsys, part, "--subset", subset, "--shards_dir", pool)
+        assert (found.code, found.err) == (1, "")
+        (wrong,) = found.wrong
+        assert ("2 shards of the pool have examples" in wrong) == left_out
+        assert f"1 shards of the pool may have them, for they cannot be read: {pool}" in wrong
+        for number in (2, 3):
+            write_tar(pool / f"{number:08d}.tar", [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"output_shard_format": "{0.x}.tar"},
+        {"output_shard_format": "{0:0999999999d}.tar"},
+        {"output_shard_format": "{}{}.tar"},
+        {"output_shard_count": 10**12},
+    ],
+)
+def test_odd_notes_of_a_part(tmp_path: Path, subset: Path, change: dict[str, Any]) -> None:
+    part = write_part(tmp_path / "a", subset, DRAWS)
+    meta = json.loads((part / "meta.json").read_text())
+    (part / "meta.json").write_text(json.dumps({**meta, **change}))
+    missing = part / f"{meta['output_shard_count']:08d}.tar is not there"
+    said = missing if "output_shard_count" in change else "meta.json is not what the resharder"
+    assert str(said) in refusal(open_part, part, subset)
 
 
 def test_an_example_that_lost_a_draw(tmp_path: Path, subset: Path, capsys: Capture) -> None:

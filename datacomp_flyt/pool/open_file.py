@@ -74,6 +74,11 @@ def readable(path: str, form: str, way_out: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except MemoryError as error:  # or the file says that it is larger than it is
+        raise InputError(
+            f"{path}: there is not enough memory to read it as {form} ({first_line(error)}): free "
+            f"some, or if it should be enough, {way_out}"
+        ) from None
     except Exception as error:  # Arrow, zipfile, NumPy and filesystems: dozens of kinds
         sentence = f"{path} cannot be read as {form} ({first_line(error)}): {way_out}"
         raise unreadable(sentence, error) from None

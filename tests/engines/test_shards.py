@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import lzma
 import tarfile
 import zipfile
 from collections.abc import Callable, Generator, Sequence
@@ -107,6 +108,12 @@ class Refused(Exception):
         (zipfile.BadZipFile("File is not a zip file"), InputError),
         (tarfile.ReadError("unexpected end of data"), InputError),
         (EOFError(), InputError),
+        (OSError(errno.EINVAL, "Invalid argument"), InputError),
+        (RuntimeError("File 'a.npy' is encrypted, password required"), InputError),
+        (RecursionError("maximum recursion depth exceeded"), InputError),
+        (AttributeError("'NoneType' object has no attribute 'read'"), InputError),
+        (lzma.LZMAError("Corrupt input data"), InputError),
+        (pa.lib.ArrowCapacityError("array cannot contain more than 2147483646 bytes"), InputError),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), InputError),
         (PermissionError(errno.EACCES, "Permission denied"), InputError),
     ],

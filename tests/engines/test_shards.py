@@ -87,6 +87,11 @@ def test_a_lost_worker_is_not_waited_for(pauses: list[float]) -> None:
     assert pauses == []
 
 
+def test_pauses_do_not_grow_for_ever(pauses: list[float]) -> None:
+    assert run(Failing(heals_after=9999), {"a": ReadError("a")}, retries=2000) == {"a": "a"}
+    assert pauses == [1, 5, 25, *[60] * 1997]
+
+
 def test_no_retries(pauses: list[float]) -> None:
     assert run(Failing(), {"a": ReadError("a"), "b": None}, retries=0) == {"a": "a"}
     assert pauses == []

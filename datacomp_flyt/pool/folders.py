@@ -55,7 +55,11 @@ def list_folder(
     Raises:
         InputError: no such folder, or one that cannot be listed.
     """
-    return patient(lambda where: _list(where, flag, endings, recursive))(directory)
+
+    def list_(where: str) -> Folder:
+        return _list(where, flag, endings, recursive)
+
+    return patient(list_)(directory)
 
 
 def _list(directory: str, flag: str, endings: tuple[str, ...], recursive: bool) -> Folder:

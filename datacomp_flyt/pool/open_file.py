@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from datacomp_flyt.errors import InputError, unreadable
+from datacomp_flyt.errors import InputError, ReadError, unreadable
 
 
 def open_file(fs: Any, path: str) -> io.BufferedIOBase:
@@ -80,8 +80,10 @@ def readable(path: str, form: str, way_out: str) -> Iterator[None]:
             f"some, or if it should be enough, {way_out}"
         ) from None
     except Exception as error:  # Arrow, zipfile, NumPy and filesystems: dozens of kinds
-        sentence = f"{path} cannot be read as {form} ({first_line(error)}): {way_out}"
-        raise unreadable(sentence, error) from None
+        kind = type(unreadable(path, error))
+        if kind is ReadError:
+            way_out = f"run it again, and if that fails too, {way_out}"
+        raise kind(f"{path} cannot be read as {form} ({first_line(error)}): {way_out}") from None
 
 
 def first_line(error: BaseException) -> str:

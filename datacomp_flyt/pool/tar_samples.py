@@ -96,7 +96,7 @@ class _Watched:
             raise EOFError("it ends before the mark of its end")
 
 
-def _members(stream: _Watched, url: str) -> Iterator[dict[str, Any]]:
+def _members(stream: Any, url: str) -> Iterator[dict[str, Any]]:
     """The files of a tar that samples are made of, as webdataset's `tar_file_expander` has them.
 
     That takes members of any size, and so a file of a kilobyte that is to become terabytes.

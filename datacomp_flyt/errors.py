@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import lzma
 import struct
 import sys
 import tarfile
@@ -10,10 +12,16 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
+import pyarrow as pa
+
 _LONGEST = 2000  # characters of a sentence
+# What Python, and readers of files, raise of what is in one. Clients of clouds have kinds of their
+# own.
 _CONTENT = (
-    ValueError, LookupError, EOFError, NotImplementedError, MemoryError, zipfile.BadZipFile,
-    tarfile.TarError, struct.error, zlib.error,
+    ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError,
+    LookupError, MemoryError, NameError, RuntimeError, SyntaxError, SystemError, TypeError,
+    ValueError, lzma.LZMAError, pa.ArrowException, struct.error, tarfile.TarError,
+    zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 _PLACE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -50,13 +58,16 @@ def unreadable(sentence: str, error: BaseException) -> InputError:
 def _is_of_storage(error: BaseException) -> bool:
     if isinstance(error, _PLACE):
         return False
-    # of damage Arrow raises an OSError without a number; a filesystem's has one
-    if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+    # of damage Arrow raises an OSError without a number; a filesystem's has one, but EINVAL is of
+    # a place that the file itself named
+    if isinstance(error, OSError) and (
+        type(error) is not OSError or error.errno not in (None, errno.EINVAL)
+    ):
         return True
     before = error.__cause__ or error.__context__  # of which zipfile says that it is no zip file
     if before is not None and _is_of_storage(before):
         return True
-    return not isinstance(error, (OSError, *_CONTENT))  # clients of clouds have kinds of their own
+    return not isinstance(error, (OSError, *_CONTENT))
 
 
 def _shortened(text: str) -> str:

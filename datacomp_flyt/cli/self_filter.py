@@ -110,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
             return 0
         with one_run(check_save_path(folder / SETTINGS_FILE, "--out").parent):
             _note(folder, planned)
-            run_steps(steps, folder, cwd=Path.cwd(), ranks=ranks)
+            made = ("round_*/**", "report")
+            run_steps(steps, folder, cwd=Path.cwd(), ranks=ranks, made=made)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -58,7 +58,7 @@ def run(work_dir: Path, experiments: Sequence[Experiment]) -> int:
     for experiment in experiments:
         folder = folder_of(work_dir, experiment)
         print(f"\nin {folder}:")
-        seconds += sum(run_steps(steps_of(experiment), folder).values())
+        seconds += sum(run_steps(steps_of(experiment), folder, made=("**",)).values())
         results.append(json.loads((folder / "results.json").read_text()))
         results[-1] = {name: results[-1][name] | _contents(folder, name) for name in TITLES}
     print(f"\n{_table(results)}\n")

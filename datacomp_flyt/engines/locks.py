@@ -8,7 +8,6 @@ locks between machines. Where a filesystem keeps none the run goes on, and says 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import sys
@@ -17,7 +16,15 @@ from pathlib import Path
 
 from datacomp_flyt.errors import InputError
 
+try:
+    import fcntl
+
+    _LOCKS = True
+except ImportError:  # Windows
+    _LOCKS = False
+
 _HELD: set[int] = set()
+_TRIES = 100  # runs that end just as this one begins
 
 
 @contextlib.contextmanager
@@ -38,6 +45,10 @@ def one_run(*places: Path | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lock(place: Path) -> Iterator[None]:
+    if not _LOCKS:
+        _warn(place, "Windows")
+        yield
+        return
     path = place / ".lock" if place.is_dir() else place.with_name(f".lock.{place.name}")
     handle = _take(path, place)
     _HELD.add(handle)
@@ -53,13 +64,8 @@ def _lock(place: Path) -> Iterator[None]:
 
 def _take(path: Path, place: Path) -> int:
     """The open lock file."""
-    while True:
-        try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise InputError(
-                f"{place} cannot be written ({error.strerror}): choose another place"
-            ) from None
+    for _ in range(_TRIES):
+        handle, writable = _open(path, place)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -67,20 +73,56 @@ def _take(path: Path, place: Path) -> int:
             os.close(handle)
             raise InputError(
                 f"{place} is being written by another run ({holder or 'which just began'}): wait "
-                "until that has ended, or name another place"
+                "until that has ended, or name another place; if that process is gone, as after "
+                f"its machine lost power, remove {path}"
             ) from None
         except OSError as error:
-            print(
-                f"{place}: this filesystem keeps no locks ({error.strerror}): see to it that no "
-                "other run writes there",
-                file=sys.stderr,
-            )
-        if _is_same(handle, path):
+            if writable:
+                _warn(place, error.strerror)
+                return handle
+            os.close(handle)  # NFS wants to write what it locks
+            raise _of_somebody_else(path) from None
+        if not _is_same(handle, path):  # of a run that ended in between
+            os.close(handle)
+        elif writable:
             with contextlib.suppress(OSError):  # only told to the next one
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
             return handle
-        os.close(handle)  # of a run that ended in between
+        else:  # of a killed run of somebody else
+            try:
+                path.unlink()
+            except OSError:
+                raise _of_somebody_else(path) from None
+            finally:
+                os.close(handle)
+    _warn(place, "a file is another one each time")
+    return _open(path, place)[0]
+
+
+def _open(path: Path, place: Path) -> tuple[int, bool]:
+    """The lock file, and whether it can be written: others leave theirs where a group writes."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), True
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            with contextlib.suppress(OSError):
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
+        raise InputError(
+            f"{place} cannot be written ({error.strerror}): choose another place"
+        ) from None
+
+
+def _of_somebody_else(path: Path) -> InputError:
+    return InputError(f"{path} is of somebody else: have it removed if no run goes on there")
+
+
+def _warn(place: Path, why: str | None) -> None:
+    print(
+        f"{place}: this filesystem keeps no locks ({why}): see to it that no other run writes "
+        "there",
+        file=sys.stderr,
+    )
 
 
 def _is_same(handle: int, path: Path) -> bool:
@@ -98,4 +140,5 @@ def _let_go() -> None:
     _HELD.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+if _LOCKS:
+    os.register_at_fork(after_in_child=_let_go)

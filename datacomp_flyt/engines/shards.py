@@ -12,7 +12,8 @@ from tqdm import tqdm
 from datacomp_flyt.engines.engine import Engine, Make, WorkerLost
 from datacomp_flyt.errors import InputError, ReadError
 
-_PAUSE = 1.0  # seconds before a second try; five times as many before each more
+_PAUSE = 1.0  # seconds before a second try; five times as many before each more, up to
+_LONGEST_PAUSE = 60.0  # seconds
 
 
 def run_shards(
@@ -54,7 +55,7 @@ def run_shards(
             if not todo:
                 break
             if any(not isinstance(errors.get(name), WorkerLost) for name, _ in todo) and attempt:
-                time.sleep(_PAUSE * 5 ** (attempt - 1))
+                time.sleep(min(_PAUSE * 5 ** min(attempt - 1, 9), _LONGEST_PAUSE))
             with contextlib.closing(engine.run(make, todo)) as outcomes:
                 for outcome in outcomes:
                     name = outcome.item[0]

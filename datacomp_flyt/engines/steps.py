@@ -77,6 +77,7 @@ def run_steps(
     quiet: bool = False,
     cwd: Path | None = None,
     ranks: Ranks | None = None,
+    made: Iterable[str] = (),
 ) -> dict[str, float]:
     """Run what has not been run before, and say so.
 
@@ -86,6 +87,8 @@ def run_steps(
         quiet: print nothing.
         cwd: working directory of the commands; `folder` if None.
         ranks: under torchrun, rank 0's; the others `follow_steps`.
+        made: patterns of the folders in `folder` that only the steps write: what killed ones left
+            there is removed.
 
     Returns:
         Seconds that each step took when it was run.
@@ -95,7 +98,9 @@ def run_steps(
     """
     (folder / "done").mkdir(parents=True, exist_ok=True)
     (folder / "logs").mkdir(exist_ok=True)
-    remove_unfinished(folder, below=True)
+    for place in ("done", *made):
+        for path in filter(Path.is_dir, list(folder.glob(place))):
+            remove_unfinished(path)
     seconds, before = {}, hashlib.sha256()
     for number, step in enumerate(steps, 1):
         upto = before.copy()

@@ -36,18 +36,10 @@ def map_threads(
         progress: text of a progress bar, shown where stderr is a terminal; None for none.
         unit: what one item is called in the bar.
 
-    An item of which storage failed (`ReadError`) is tried again, twice: disks and networks fail
-    for a moment.
+    An item of which storage failed is tried again: see `patient`.
     """
     items = list(items)
-
-    def patient(item: T) -> R:
-        for pause in _PAUSES:
-            try:
-                return function(item)
-            except ReadError:
-                time.sleep(pause)
-        return function(item)
+    function = patient(function)
 
     def watched(results: Iterator[R]) -> list[R]:
         if progress is None:
@@ -56,9 +48,23 @@ def map_threads(
         return list(bar)
 
     if num_workers <= 1 or len(items) <= 1:
-        return watched(map(patient, items))
+        return watched(map(function, items))
     with ThreadPoolExecutor(num_workers) as executor:
-        return watched(executor.map(patient, items))
+        return watched(executor.map(function, items))
+
+
+def patient(function: Callable[[T], R]) -> Callable[[T], R]:
+    """It, tried again, twice, where storage failed (`ReadError`), as disks and networks may."""
+
+    def trying(item: T) -> R:
+        for pause in _PAUSES:
+            try:
+                return function(item)
+            except ReadError:
+                time.sleep(pause)
+        return function(item)
+
+    return trying
 
 
 def blocks(stop: int, size: int, start: int = 0) -> list[slice]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.open_file import first_line
 from datacomp_flyt.pool.subset import atomic_write
 
 NAME = "checkpoint.pt"
@@ -43,9 +44,8 @@ def load_checkpoint(directory: Path, settings: dict[str, Any]) -> tuple[int, dic
         then = json.loads(content["settings"])
         step, state = int(content["step"]), content["state"]
     except Exception as error:  # damaged files raise a dozen kinds, some without a word
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{path} cannot be read ({reason}): start again in another --output_dir"
+            f"{path} cannot be read ({first_line(error)}): start again in another --output_dir"
         ) from None
     now = json.loads(json.dumps(settings))
     for name in sorted({*then, *now}):

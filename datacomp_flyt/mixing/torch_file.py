@@ -68,7 +68,7 @@ def read_torch_file(
                 raise TorchFileError("it is a zip file without torch's data.pkl")
             folder = pickles[0].removesuffix("data.pkl")
             order = f"{folder}byteorder"
-            if order in archive.namelist() and archive.read(order) != b"little":
+            if order in archive.namelist() and _stored(archive, order) != b"little":
                 raise TorchFileError("its numbers are not little-endian")
             content = _interpret(_stored(archive, pickles[0]))
             if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):

@@ -112,9 +112,10 @@ class Hook:
         if not args.train_data and not args.dataset_type.startswith("synthetic"):
             return dict(make(args, preprocess_fns, epoch, tokenizer, **others))
         check_data(args, self.trainer)
-        if args.rank == 0:
-            self._lock.close()
-            self._lock.enter_context(one_run(Path(args.logs) / args.name))
+        self._lock.close()
+        # main() has made the folder of the run; a script that asks for data alone has none
+        if args.rank == 0 and args.name and (run := Path(args.logs) / args.name).is_dir():
+            self._lock.enter_context(one_run(run))
         urls, _ = self.trainer.data.expand_urls(args.train_data)
         read = self._stock[self.trainer.data, "tarfile_to_samples_nothrow"]
         check_first_shards(read, list(urls), self._subset, self._log_weights)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.folders import check_unchanged
 from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.open_file import open_file, readable
 from datacomp_flyt.pool.parquet import ParquetShard, npz_beside
@@ -71,8 +72,10 @@ def iter_embeddings(
         stored number is not finite or all of a part are 0, is NaN throughout.
 
     Raises:
-        InputError: see `embedding_widths`; or the file turns out to be damaged.
+        InputError: see `embedding_widths`; or the file turns out to be damaged, or, when all is
+            read, to be another one than when the metadata were opened.
     """
+    path = npz_path(shard)
     with contextlib.ExitStack() as stack:
         # a handle for each, so that a cloud filesystem reads ahead in both
         opened = [_open_array(shard, name, stack) for name in arrays]
@@ -84,7 +87,7 @@ def iter_embeddings(
             column = 0
             for array in opened:
                 part = block[:, column : column + array.width]
-                with readable(npz_path(shard), *_NPZ), np.errstate(over="ignore"):
+                with readable(path, *_NPZ), np.errstate(over="ignore"):
                     part[:] = array.read(rows)
                 lengths = _lengths(part)
                 usable &= np.isfinite(lengths) & (lengths > 0)
@@ -98,6 +101,8 @@ def iter_embeddings(
             if counts is not None:
                 counts[UNUSABLE] += int(np.count_nonzero(~usable))
                 counts[OTHER_LENGTH] += int(np.count_nonzero(usable & ~unit))
+            if start + rows == shard.num_rows and path in shard.versions:
+                check_unchanged(shard.fs, {path: shard.versions[path]})
             yield block
 
 

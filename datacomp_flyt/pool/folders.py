@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.engines.threads import map_threads, patient
+from datacomp_flyt.errors import InputError, unreadable
 from datacomp_flyt.pool.open_file import first_line
 
 Version = tuple[int, str]
@@ -53,6 +55,14 @@ def list_folder(
     Raises:
         InputError: no such folder, or one that cannot be listed.
     """
+
+    def list_(where: str) -> Folder:
+        return _list(where, flag, endings, recursive)
+
+    return patient(list_)(directory)
+
+
+def _list(directory: str, flag: str, endings: tuple[str, ...], recursive: bool) -> Folder:
     try:
         fs, root = fsspec.core.url_to_fs(directory)
         fs.invalidate_cache()
@@ -64,15 +74,19 @@ def list_folder(
             found = fs.find(root, detail=True)
         else:
             found = {info["name"]: info for info in fs.ls(root, detail=True)}
-        versions = {
-            str(path): version_of(fs, str(path), found[path])
-            for path in sorted(found)
-            if str(path).endswith(endings)
-        }
-    except (OSError, ImportError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{flag} {directory} cannot be listed ({first_line(error)})") from None
+        versions = {}
+        for path in sorted(map(str, found)):
+            if path.endswith(endings):
+                try:
+                    versions[path] = version_of(fs, path, found[path])
+                except FileNotFoundError:
+                    if not path.endswith(".npz"):  # whoever wants that says so
+                        raise
+    except InputError:
+        raise
+    except Exception as error:  # clients of clouds raise dozens of kinds
+        sentence = f"{flag} {directory} cannot be listed ({first_line(error)})"
+        raise unreadable(sentence, error) from None
     return Folder(fs, root, versions)
 
 
@@ -106,19 +120,19 @@ def _said(mark: Any) -> str:
 def check_unchanged(fs: Any, versions: Mapping[str, Version]) -> None:
     """Raise InputError, which names the file, unless all files are as they were.
 
-    Only whether versions are equal counts, never which of two times is the later one.
+    Only whether versions are equal counts, never which of two times is the later one. A question
+    that storage does not answer is asked again, as a read is.
     """
-    try:
-        fs.invalidate_cache()
-        if len(versions) > _MANY and not isinstance(fs, LocalFileSystem):
-            for folder in sorted({path.rsplit("/", 1)[0] for path in versions}):
-                fs.ls(folder)  # one question for all: the filesystem remembers the answer
-    except OSError:
-        pass  # each file says so itself
-    for path, version in versions.items():
+
+    def list_again(folder: str) -> None:
+        with _asked(folder), contextlib.suppress(FileNotFoundError):  # each file says so itself
+            fs.ls(folder)  # one question for all: the filesystem remembers the answer
+
+    def check(path: str) -> None:
         try:
-            same = version_of(fs, path) == version
-        except OSError as error:
+            with _asked(path):
+                same = version_of(fs, path) == versions[path]
+        except FileNotFoundError as error:
             raise InputError(
                 f"{path} was there when this run began to read and cannot be found any more "
                 f"({first_line(error)}): nothing may change what a run reads, so run it again"
@@ -128,3 +142,23 @@ def check_unchanged(fs: Any, versions: Mapping[str, Version]) -> None:
                 f"{path} has changed since this run began to read: nothing may change what a run "
                 "reads, so run it again"
             )
+
+    fs.invalidate_cache()
+    if len(versions) > _MANY and not isinstance(fs, LocalFileSystem):
+        map_threads(list_again, sorted({path.rsplit("/", 1)[0] for path in versions}), 1)
+    map_threads(check, versions, 1)
+
+
+@contextlib.contextmanager
+def _asked(path: str) -> Iterator[None]:
+    """Turn what a filesystem raises in the block, but that a file is not there, into a sentence."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # clients of clouds raise dozens of kinds
+        sentence = (
+            f"whether {path} has changed since this run began to read cannot be said "
+            f"({first_line(error)}): run it again"
+        )
+        raise unreadable(sentence, error) from None

@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from datacomp_flyt.errors import InputError, unreadable
+from datacomp_flyt.errors import InputError, ReadError, unreadable
 
 
 def open_file(fs: Any, path: str) -> io.BufferedIOBase:
@@ -74,9 +74,16 @@ def readable(path: str, form: str, way_out: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except MemoryError as error:  # or the file says that it is larger than it is
+        raise InputError(
+            f"{path}: there is not enough memory to read it as {form} ({first_line(error)}): free "
+            f"some, or if it should be enough, {way_out}"
+        ) from None
     except Exception as error:  # Arrow, zipfile, NumPy and filesystems: dozens of kinds
-        sentence = f"{path} cannot be read as {form} ({first_line(error)}): {way_out}"
-        raise unreadable(sentence, error) from None
+        kind = type(unreadable(path, error))
+        if kind is ReadError:
+            way_out = f"run it again, and if that fails too, {way_out}"
+        raise kind(f"{path} cannot be read as {form} ({first_line(error)}): {way_out}") from None
 
 
 def first_line(error: BaseException) -> str:

@@ -130,15 +130,16 @@ def open_shards(
 
 
 def check_shards(shards: Iterable[ParquetShard]) -> None:
-    """Raise InputError unless files, and the npz beside them, are as they were when opened.
+    """Raise InputError unless the parquet files are as they were when opened.
 
-    Asked before what was made of them is given a name: a pool may change while it is read.
+    An npz is looked at by who reads it, `iter_embeddings`: most selections do not. Asked before
+    what was made of the files is given a name: a pool may change while it is read.
     """
     versions: dict[int, dict[str, Version]] = {}
     filesystems: dict[int, Any] = {}
     for shard in shards:
         filesystems[id(shard.fs)] = shard.fs
-        versions.setdefault(id(shard.fs), {}).update(shard.versions)
+        versions.setdefault(id(shard.fs), {})[shard.path] = shard.version()
     for key, fs in filesystems.items():
         check_unchanged(fs, versions[key])
 

@@ -31,6 +31,7 @@ _META = re.compile(r"__[^/]*__($|/)")  # webdataset's own
 _IMAGES = ("jpg", "png", "webp", "jpeg")
 # What img2dataset writes is far within these: 512 pixels at the longer side, kilobytes of json.
 _LARGEST = 1 << 28  # bytes of a member
+_INFLATED = 32  # bytes of members for each of a compressed tar: images are compressed already
 _LARGEST_JSON = 1 << 22  # bytes, of which Python makes a hundred times as many
 _LONGEST = 1000  # sides of an image, in shorter ones: resizing makes the shorter one 224 pixels
 # What people mean by .jpg and the like. Of Pillow's others, EPS would start Ghostscript.
@@ -68,7 +69,7 @@ def _check_size(info: tarfile.TarInfo) -> None:
 
 
 class _Watched:
-    """A stream of which the begin and the end are remembered.
+    """A stream of which the begin, the end and the length so far are remembered.
 
     tarfile takes a file that ends inside a header or its padding for a whole one.
     """
@@ -76,12 +77,14 @@ class _Watched:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._begin, self._end = b"", b""
+        self.length = 0
 
     def read(self, size: int = -1) -> bytes:
         content: bytes = self._stream.read(size)
         if len(self._begin) < _BLOCK:
             self._begin = (self._begin + content)[:_BLOCK]
         self._end = (self._end + content)[-_BLOCK:]
+        self.length += len(content)
         return content
 
     def close(self) -> None:
@@ -97,7 +100,9 @@ def _members(stream: Any, url: str) -> Iterator[dict[str, Any]]:
     """The files of a tar that samples are made of, as webdataset's `tar_file_expander` has them.
 
     That takes members of any size, and so a file of a kilobyte that is to become terabytes.
+    Whole batches are held, so many members that are each small enough are too much as well.
     """
+    total = 0
     with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Info) as archive:
         for info in archive:
             if not info.isreg() or _META.match(info.name):
@@ -105,6 +110,11 @@ def _members(stream: Any, url: str) -> Iterator[dict[str, Any]]:
             _check_size(info)  # again, since a header before may have changed its size
             file = archive.extractfile(info)
             assert file is not None
+            total += info.size
+            if total > _INFLATED * stream.length + _LARGEST:
+                raise tarfile.ReadError(
+                    f"its first {stream.length:,} bytes are compressed from {total:,}"
+                )
             yield {"fname": info.name, "data": file.read(), "__url__": url}
             archive.members = []  # type: ignore[attr-defined]
 

@@ -17,6 +17,7 @@ from open_clip.factory import _MODEL_CONFIGS
 from torch import Tensor, nn
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.open_file import first_line
 
 OWN_CONFIGS = Path(__file__).parent / "model_configs"
 
@@ -90,7 +91,7 @@ def load_clip_model(
                 if tag is None
                 else f"{init_flag} {init} cannot be had"
             )
-            raise InputError(f"{what} ({_first_line(error)})") from None
+            raise InputError(f"{what} ({first_line(error)})") from None
     if plain:
         _check_outputs(model, f"{model_flag} {name}")
     if init != "random" and tag is None:
@@ -129,7 +130,7 @@ def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise a dozen kinds, safetensors' own among them
         raise InputError(
-            f"{what} cannot be read as a checkpoint of tensors ({_first_line(error)})"
+            f"{what} cannot be read as a checkpoint of tensors ({first_line(error)})"
         ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -222,7 +223,3 @@ class _quiet_root_logger:
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger().setLevel(self._level)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.engines.threads import patient
+from datacomp_flyt.pool.open_file import readable
 from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
 from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState
 
@@ -115,11 +116,11 @@ def _save(path: Path, arrays: Arrays) -> None:
         file.write(content.getbuffer())
 
 
+@patient
 def _load(path: Path) -> Arrays:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # zipfile, zlib and numpy's header parser raise a dozen kinds
-        raise InputError(
-            f"{path} cannot be read as npz ({error}): remove {path.parent} to begin anew"
-        ) from None
+    with (
+        readable(str(path), "npz", f"remove {path.parent} to begin anew"),
+        path.open("rb") as file,
+        np.load(file, allow_pickle=False) as archive,
+    ):
+        return {name: archive[name] for name in archive.files}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.pool.open_file import first_line
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.score_table import ScoreTable
 from datacomp_flyt.pool.subset import atomic_write, check_save_path, read_subset
@@ -161,8 +162,7 @@ def read_labels(path: Path) -> tuple[NDArray[np.void], NDArray[np.object_]]:
         kinds = np.array(table["kind"].to_pylist(), np.object_)
     except Exception as error:  # Arrow raises a dozen kinds of damaged files
         raise InputError(
-            f"--labels {path} is no parquet file with `uid` and `kind` "
-            f"({(str(error) or type(error).__name__).splitlines()[0]})"
+            f"--labels {path} is no parquet file with `uid` and `kind` ({first_line(error)})"
         ) from None
     if not len(uids) or not all(isinstance(kind, str) for kind in kinds):
         raise InputError(f"--labels {path} has no rows, or rows whose `kind` is no text")

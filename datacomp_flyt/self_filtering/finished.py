@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from datacomp_flyt.errors import InputError, exit_on_input_error
-from datacomp_flyt.pool.subset import atomic_write
+from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
 from datacomp_flyt.scorers.files import file_digest
 from datacomp_flyt.self_filtering.mix import MIX
 
@@ -21,6 +21,8 @@ def finish(run_dir: Path, rounds: int) -> None:
     """Copy the last round's mix to `RUN/mix.npy`, and note it."""
     last = run_dir / f"round_{rounds}" / MIX
     (run_dir / NOTE).unlink(missing_ok=True)  # of fewer rounds, whose mix is about to go
+    for name in (MIX, NOTE):
+        remove_unfinished(run_dir / name)
     with atomic_write(run_dir / MIX) as file, last.open("rb") as source:
         while block := source.read(1 << 24):
             file.write(block)

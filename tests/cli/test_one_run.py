@@ -181,10 +181,12 @@ def test_two_trainings(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_two_runs_of_a_trainer(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Reached(Exception):
-        pass
+class Reached(Exception):
+    """A trainer's data are asked for."""
+
+
+def hooked(monkeypatch: pytest.MonkeyPatch) -> Hook:
+    """A hook in a trainer that opens no data."""
 
     def expand_urls(where: str) -> Any:
         raise Reached
@@ -195,16 +197,36 @@ def test_two_runs_of_a_trainer(rank: int, tmp_path: Path, monkeypatch: pytest.Mo
     hook = Hook(trainer, None, None, False)
     hook._stock[stock, "get_data"] = None
     monkeypatch.setattr(hook_module, "check_data", lambda args, trainer: None)
-    args = Namespace(
-        train_data="x", dataset_type="webdataset", rank=rank, logs=str(tmp_path), name="run"
+    return hook
+
+
+def trained(folder: Path, name: str | None, rank: int = 0) -> Namespace:
+    """The flags of a trainer."""
+    return Namespace(
+        train_data="x", dataset_type="webdataset", rank=rank, logs=str(folder), name=name
     )
+
+
+@pytest.mark.parametrize("name", [None, "run"])
+def test_data_without_a_run(
+    name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scripts that call get_data themselves: open_clip's main() gives the name and the folder."""
+    with pytest.raises(Reached):
+        hooked(monkeypatch)._get_data(trained(tmp_path / "logs", name), None)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_runs_of_a_trainer(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook, args = hooked(monkeypatch), trained(tmp_path, "run", rank)
     (tmp_path / "run").mkdir()
     with pytest.raises(Reached):
         hook._get_data(args, None)
     if rank == 0:
         refused(tmp_path / "run")
     hook.remove()
-    hook._stock[stock, "get_data"] = None
+    hook = hooked(monkeypatch)
     with one_run(tmp_path / "run"):
         if rank == 0:
             assert TAKEN in refusal(hook._get_data, args, None)

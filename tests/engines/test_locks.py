@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -106,6 +107,65 @@ def test_a_filesystem_without_locks(
     assert f"{tmp_path}: this filesystem keeps no locks" in capsys.readouterr().err
 
 
+def test_a_filesystem_where_a_file_is_another_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As some of FUSE and CIFS number them."""
+    monkeypatch.setattr(locks, "_is_same", lambda handle, path: False)
+    take(tmp_path)
+    assert capsys.readouterr().err.count("keeps no locks") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_system_without_locks(tmp_path: Path) -> None:
+    """Windows: neither `fcntl` nor forks."""
+    program = """
+import os, sys
+sys.modules["fcntl"] = None
+del os.register_at_fork
+from datacomp_flyt.engines.locks import one_run
+with one_run(sys.argv[1]):
+    print("done")
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert found.stdout == "done\n"
+    assert f"{tmp_path}: this filesystem keeps no locks" in found.stderr
+
+
+@pytest.fixture
+def of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A lock file that may be read only, in a folder that may be written."""
+    path, real = tmp_path / ".lock", os.open
+    path.write_text("process 1 on another")
+    theirs = path.stat().st_ino
+
+    def denied(name: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_RDWR and path.exists() and path.stat().st_ino == theirs:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(name, flags, mode)
+
+    monkeypatch.setattr(locks.os, "open", denied)
+    return path
+
+
+def test_what_a_killed_run_of_somebody_else_left(of_somebody_else: Path) -> None:
+    with one_run(of_somebody_else.parent):
+        assert of_somebody_else.read_text().startswith(f"process {os.getpid()} on ")
+        assert "is being written by another run" in refusal(take, of_somebody_else.parent)
+    assert not of_somebody_else.exists()
+
+
+def test_a_run_of_somebody_else(of_somebody_else: Path) -> None:
+    with of_somebody_else.open() as file:
+        locks.fcntl.flock(file, locks.fcntl.LOCK_EX)
+        said = refusal(take, of_somebody_else.parent)
+    assert "is being written by another run (process 1 on another)" in said
+    assert f"remove {of_somebody_else}" in said
+    assert of_somebody_else.read_text() == "process 1 on another"
+
+
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     assert str(tmp_path / "no") in refusal(take, tmp_path / "no" / "subset.npy")
 
@@ -130,3 +190,14 @@ def test_a_forked_child_that_lives_on_holds_nothing(tmp_path: Path) -> None:
     ours.send("end")
     child.join()
     assert child.exitcode == 0
+
+
+def test_what_somebody_else_left_and_nobody_may_remove(
+    of_somebody_else: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "unlink", denied)
+    said = refusal(take, of_somebody_else.parent)
+    assert f"{of_somebody_else} is of somebody else" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import lzma
 import tarfile
 import zipfile
 from collections.abc import Callable, Generator, Sequence
@@ -98,6 +99,11 @@ def test_a_lost_worker_is_not_waited_for(pauses: list[float]) -> None:
     assert pauses == []
 
 
+def test_pauses_do_not_grow_for_ever(pauses: list[float]) -> None:
+    assert run(Failing(heals_after=9999), {"a": ReadError("a")}, retries=2000) == {"a": "a"}
+    assert pauses == [1, 5, 25, *[60] * 1997]
+
+
 def test_no_retries(pauses: list[float]) -> None:
     assert run(Failing(), {"a": ReadError("a"), "b": None}, retries=0) == {"a": "a"}
     assert pauses == []
@@ -119,6 +125,12 @@ class Refused(Exception):
         (zipfile.BadZipFile("File is not a zip file"), InputError),
         (tarfile.ReadError("unexpected end of data"), InputError),
         (EOFError(), InputError),
+        (OSError(errno.EINVAL, "Invalid argument"), InputError),
+        (RuntimeError("File 'a.npy' is encrypted, password required"), InputError),
+        (RecursionError("maximum recursion depth exceeded"), InputError),
+        (AttributeError("'NoneType' object has no attribute 'read'"), InputError),
+        (lzma.LZMAError("Corrupt input data"), InputError),
+        (pa.lib.ArrowCapacityError("array cannot contain more than 2147483646 bytes"), InputError),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), InputError),
         (PermissionError(errno.EACCES, "Permission denied"), InputError),
     ],

@@ -332,3 +332,14 @@ def test_a_step_that_is_killed_has_failed(work: Path, monkeypatch: pytest.Monkey
     said = refusal(run_steps, [COUNTS], work, quiet=True)
     assert f"step counts ended with exit code {-signal.SIGKILL} " in said
     assert not (work / "done" / "counts.json").exists()
+
+
+def test_what_killed_steps_left_is_removed_and_no_file_of_others(work: Path) -> None:
+    left = [work / place / ".scores.parquet.a1b2c3d4" for place in ("done", "round_0/a", "round_1")]
+    others = [work / place / ".config.json.template" for place in ("", "round_10.old/x", "notes")]
+    for path in (*left, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    run_steps([], work, quiet=True, made=("round_[0-9]/**", "report"))
+    assert [path.exists() for path in left] == [False] * 3
+    assert [path.exists() for path in others] == [True] * 3

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import lzma
 import os
 import random
+import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +20,7 @@ from datacomp_flyt.flyt.shard_reader import (
     UNREADABLE_SHARD,
     ShardReader,
 )
+from datacomp_flyt.pool import tar_samples
 from datacomp_flyt.pool.tar_samples import Sample, Skip, UnreadableShard, read_tar
 from datacomp_flyt.pool.tar_shards import list_shards
 from tests.conftest import refusal
@@ -193,3 +198,22 @@ def test_a_tar_cut_anywhere_is_unreadable(tmp_path: Path) -> None:
         (tmp_path / "cut.tar").write_bytes(content[:cut])
         with pytest.raises(UnreadableShard):
             list(read_tar(str(tmp_path / "cut.tar")))
+
+
+@pytest.mark.parametrize("packer", [gzip, lzma])
+def test_a_compressed_tar_of_zeros_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packer: Any
+) -> None:
+    """Members small enough, whose batch would fill the memory; images are no smaller packed."""
+    monkeypatch.setattr(tar_samples, "_LARGEST", 1 << 14)
+    zeros = [{**pair(number), "jpg": bytes(1 << 13)} for number in range(40)]
+    path = tmp_path / "a.tar.packed"
+    path.write_bytes(packer.compress(write_tar(tmp_path / "a.tar", zeros).read_bytes()))
+    assert len(list(read_tar(str(tmp_path / "a.tar")))) == 40
+    with pytest.raises(UnreadableShard, match="are compressed from") as caught:
+        list(read_tar(str(path)))
+    packed, unpacked = map(int, re.findall(r"\d+", str(caught.value).replace(",", "")))
+    assert unpacked < 32 * packed + (1 << 15)
+    noise = [{**pair(n), "jpg": random.Random(n).randbytes(1 << 13)} for n in range(40)]
+    path.write_bytes(packer.compress(write_tar(tmp_path / "b.tar", noise).read_bytes()))
+    assert len(list(read_tar(str(path)))) == 40

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -287,6 +288,18 @@ def test_big_endian_numbers_are_not_misread(tmp_path: Path) -> None:
     swapped = little.replace(WEIGHT.tobytes(), WEIGHT.byteswap().tobytes())
     path.write_bytes(swapped.replace(b"little", b"big   "))
     with pytest.raises(TorchFileError):
+        read_torch_file(path)
+
+
+def test_a_byte_order_of_gigabytes(tmp_path: Path) -> None:
+    """torch compresses nothing, and so a member is no longer than the file."""
+    path = tmp_path / "m.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/byteorder", bytes(1 << 20))
+    zip_file(tmp_path / "whole.pt", state_dict({}), {})
+    with zipfile.ZipFile(path, "a") as archive, zipfile.ZipFile(tmp_path / "whole.pt") as whole:
+        archive.writestr("model/data.pkl", whole.read("model/data.pkl"))
+    with pytest.raises(TorchFileError, match="byteorder is compressed"):
         read_torch_file(path)
 
 

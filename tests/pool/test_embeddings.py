@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings
-from datacomp_flyt.pool.parquet import ParquetShard, open_shards
+from datacomp_flyt.pool.parquet import ParquetShard, check_shards, open_shards
 from tests.conftest import hex_uids, refusal, write_parquet
 from tests.oracles.e_flyt import unit
 
@@ -89,6 +90,18 @@ def test_a_cloud_folder(memory_folder: str) -> None:
 
 
 # -------------------------------------------------------------------------- files at fault
+
+
+@pytest.mark.parametrize("rows", [7, ROWS])
+def test_a_file_that_changes_while_it_is_read(tmp_path: Path, rows: int) -> None:
+    """Whoever reads something else of the pool does not mind."""
+    made = shard(tmp_path, arrays())
+    check_shards([made])
+    path = Path(made.path).with_suffix(".npz")
+    os.utime(path, (1, 1))
+    assert f"{path} has changed since" in refusal(everything, made, NAMES, rows)
+    check_shards([made])
+
 
 STORED: dict[str, tuple[dict[str, np.ndarray] | None, str]] = {
     "no npz": (None, r"a\.npz is not there: .*--download_npz"),

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datacomp_flyt.errors import ReadError, unreadable
-from datacomp_flyt.pool.open_file import open_file
+from datacomp_flyt.errors import InputError, ReadError, unreadable
+from datacomp_flyt.pool.open_file import open_file, readable
 from tests.faults import faulty
 
 CONTENT = bytes(range(256)) * 40
@@ -55,3 +55,29 @@ def test_readers(fs: object) -> None:
         assert pq.read_table(file)["a"].to_pylist() == list(range(1000))
     assert len(faulty.reads()) == 2
     assert file.closed
+
+
+def test_damage_is_not_of_storage(tmp_path: Path) -> None:
+    """A bit flipped in any header of a zip, or of the array in it."""
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.arange(3))
+    content, said = path.read_bytes(), set()
+    for place in range(len(content)):
+        for bit in (0, 3, 7):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            try:
+                with readable("a.npz", "npz", "download it again"):
+                    np.load(io.BytesIO(changed), allow_pickle=False)["a"]
+            except InputError as error:
+                said.add((type(error), str(error)))
+    assert len(said) > 10
+    assert {kind for kind, _ in said} == {InputError}
+
+
+@pytest.mark.parametrize("error", [MemoryError(), pa.lib.ArrowMemoryError("malloc failed")])
+def test_too_little_memory_is_no_damage(error: Exception) -> None:
+    said = "not enough memory to read it as npz"
+    with pytest.raises(InputError, match=said) as caught, readable("a.npz", "npz", "try it"):
+        raise error
+    assert "cannot be read" not in str(caught.value)

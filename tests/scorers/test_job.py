@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from datacomp_flyt.engines import threads
 from datacomp_flyt.scorers.clip_score import ClipScore
 from datacomp_flyt.scorers.norm_sim_d import NormSimD
 from datacomp_flyt.scorers.vas import Vas
@@ -133,6 +135,31 @@ def test_a_pool_scorer_keeps_what_its_shards_said(tmp_path: Path) -> None:
     assert not run(Vas(), tmp_path / "metadata", tmp_path / "scores").failed
     run(Vas(), tmp_path / "metadata", tmp_path / "anew")
     assert table_bytes(tmp_path / "scores") == table_bytes(tmp_path / "anew")
+
+
+def test_passes_are_not_lost_where_storage_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a moment it is nothing; always, the sentence says to try again before anything else."""
+    monkeypatch.setattr(threads, "_PAUSES", (0, 0))
+    write_pool(tmp_path / "metadata", pairs(9), [3, 3, 3])
+    with pytest.raises(Killed):
+        run(Vas(), tmp_path / "metadata", tmp_path / "scores", KilledEngine(4))
+    opened, left = Path.open, [2]
+
+    def failing(path, *args, **options):
+        if path.suffix == ".npz" and "passes" in path.parts and left[0]:
+            left[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", failing)
+    left[0] = 99
+    message = refusal(run, Vas(), tmp_path / "metadata", tmp_path / "scores")
+    assert "Stale file handle): run it again" in message
+    left[0] = 2
+    assert not run(Vas(), tmp_path / "metadata", tmp_path / "scores").failed
+    assert left == [0]
 
 
 def test_counts_add_up(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from datacomp_flyt.pool import file_arrays
+from datacomp_flyt.pool.file_arrays import Shelf
 from datacomp_flyt.samplers import clocks, rounds
 from datacomp_flyt.samplers.rounds import round_counts
 from tests.samplers.law import random_uids
@@ -82,9 +83,19 @@ def test_memory_is_not_that_of_the_pool(
 
 def test_memory_is_not_that_of_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """In memory the room of timers that have rung is free again."""
-    part, draws = slice(0, 2_000), 150_000
-    wanted = round_counts(SCORES[part], UIDS[part], draws, 0.15, 200, seed=1)
-    few_at_once(monkeypatch)
-    counts, peak = peak_of(lambda: round_counts(SCORES[part], UIDS[part], draws, 0.15, 200, seed=1))
-    assert np.array_equal(counts, wanted)
-    assert peak < TIMER * draws / 4
+    monkeypatch.setattr(rounds, "_AT_ONCE", 1 << 10)
+    buckets, each = 300, 200
+
+    def ring() -> np.ndarray:
+        calendar = rounds._Calendar(0.0, buckets, buckets, Shelf(np.zeros(1), rounds._RAW))
+        found, timers = [], np.zeros(each, rounds._TIMER)
+        for bucket in range(buckets):
+            timers["time"] = np.linspace(bucket, bucket + 10, each, endpoint=False)
+            due = calendar.put(timers)
+            found.append(len(calendar.fill(due, each // 10)))
+        return np.array([*found, *map(len, calendar.waiting())])
+
+    lengths, peak = peak_of(ring)
+    assert lengths.sum() == buckets * each
+    assert lengths[20 : buckets - 1].tolist() == [each] * (buckets - 21)
+    assert peak < TIMER * buckets * each / 5

@@ -77,8 +77,8 @@ def round_counts(
 
     start = min(max(start, -_MOST), stop)  # the same number of rings has a first and a last time
     width = stop - start
-    shelf = Shelf(scores, _RAW)
-    calendar = _Calendar(start, stop, num_buckets, shelf)
+    shelf, at_once = Shelf(scores, _RAW), min(_AT_ONCE, len(pool) + num_samples)
+    calendar = _Calendar(start, stop, num_buckets, shelf, at_once)
     due = calendar.put_all(_first_timers(pool, -math.inf, stop, num_workers))
     drawn = 0
     bar = tqdm(desc="drawing", total=num_samples, unit="draw", leave=False, disable=None)
@@ -92,7 +92,7 @@ def round_counts(
             before, stop = stop, min(start + width, _MOST)
             waking = _first_timers(pool, before, stop, num_workers)
             waking = itertools.chain(calendar.waiting(), waking)
-            calendar = _Calendar(start, stop, num_buckets, shelf)
+            calendar = _Calendar(start, stop, num_buckets, shelf, at_once)
             due = _concatenate([due, calendar.put_all(waking)])
             due = calendar.fill(due, wanted)
         ringing, due = _earliest(due, wanted, repetition_penalty, uids)
@@ -208,11 +208,13 @@ class _Calendar:
     buckets, so that a bucket is a slice of each run.
     """
 
-    def __init__(self, start: float, stop: float, num_buckets: int, shelf: Shelf) -> None:
+    def __init__(
+        self, start: float, stop: float, num_buckets: int, shelf: Shelf, at_once: int
+    ) -> None:
         self._start, self._stop, self._num_buckets = start, stop, num_buckets
         self._shelf = shelf
         self._runs: list[tuple[Piece, NDArray[np.integer]]] = []  # and where each bucket starts
-        self._buffer, self._numbers = np.empty(_AT_ONCE, _RAW), np.empty(_AT_ONCE, np.int16)
+        self._buffer, self._numbers = np.empty(at_once, _RAW), np.empty(at_once, np.int16)
         self._length = 0  # of the buffer
         self._next = 0
 
@@ -231,8 +233,8 @@ class _Calendar:
         numbers = slots.astype(np.int16)
         late = numbers < self._next
         waiting, numbers = timers.view(_RAW)[~late], numbers[~late]
-        for part in blocks(len(waiting), _AT_ONCE):
-            if self._length + len(waiting[part]) > _AT_ONCE:
+        for part in blocks(len(waiting), len(self._buffer)):
+            if self._length + len(waiting[part]) > len(self._buffer):
                 self._put_aside()
             end = self._length + len(waiting[part])
             self._buffer[self._length : end] = waiting[part]

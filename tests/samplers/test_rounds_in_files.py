@@ -81,13 +81,13 @@ def test_memory_is_not_that_of_the_pool(
     assert peak < TIMER * (10 * batch_size + 50_000)
 
 
-def test_memory_is_not_that_of_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_not_that_of_the_draws() -> None:
     """In memory the room of timers that have rung is free again."""
-    monkeypatch.setattr(rounds, "_AT_ONCE", 1 << 10)
     buckets, each = 300, 200
 
     def ring() -> np.ndarray:
-        calendar = rounds._Calendar(0.0, buckets, buckets, Shelf(np.zeros(1), rounds._RAW))
+        shelf = Shelf(np.zeros(1), rounds._RAW)
+        calendar = rounds._Calendar(0.0, buckets, buckets, shelf, 1000)
         found, timers = [], np.zeros(each, rounds._TIMER)
         for bucket in range(buckets):
             timers["time"] = np.linspace(bucket, bucket + 10, each, endpoint=False)

@@ -231,23 +231,25 @@ class _Calendar:
         np.clip(slots, self._next - 1, self._num_buckets - 1, out=slots)
         slots[times > self._stop] = self._num_buckets
         numbers = slots.astype(np.int16)
-        late = numbers < self._next
-        waiting, numbers = timers.view(_RAW)[~late], numbers[~late]
-        for part in blocks(len(waiting), len(self._buffer)):
-            if self._length + len(waiting[part]) > len(self._buffer):
+        late, raw = numbers < self._next, timers.view(_RAW)
+        stay = np.flatnonzero(~late)
+        for part in blocks(len(stay), len(self._buffer)):
+            rows = stay[part]
+            if self._length + len(rows) > len(self._buffer):
                 self._put_aside()
-            end = self._length + len(waiting[part])
-            self._buffer[self._length : end] = waiting[part]
-            self._numbers[self._length : end] = numbers[part]
+            end = self._length + len(rows)
+            # by default NumPy would take a copy first, so as to raise before it writes
+            raw.take(rows, out=self._buffer[self._length : end], mode="clip")
+            numbers.take(rows, out=self._numbers[self._length : end], mode="clip")
             self._length = end
-        return timers.view(_RAW)[late].view(_TIMER)
+        return raw.take(np.flatnonzero(late)).view(_TIMER)
 
     def fill(self, due: Timers, wanted: int) -> Timers:
         """`due` and the timers of the next buckets, until there are `wanted` or no more."""
         taken, length = [due.view(_RAW)], len(due)
         while length < wanted and self._next < self._num_buckets:
-            here = self._numbers[: self._length] == self._next
-            bucket = [self._buffer[: self._length][here]]
+            here = np.flatnonzero(self._numbers[: self._length] == self._next)
+            bucket = [self._buffer.take(here)]
             for run, starts in self._runs:
                 begin, end = starts[self._next : self._next + 2].tolist()
                 if begin < end:
@@ -259,8 +261,8 @@ class _Calendar:
 
     def waiting(self) -> Iterator[Timers]:
         """All timers inside, run by run."""
-        here = self._numbers[: self._length] >= self._next
-        yield self._buffer[: self._length][here].view(_TIMER)
+        here = np.flatnonzero(self._numbers[: self._length] >= self._next)
+        yield self._buffer.take(here).view(_TIMER)
         for run, starts in self._runs:
             yield self._shelf.get(run, int(starts[self._next])).view(_TIMER)
 
@@ -274,6 +276,7 @@ class _Calendar:
         # those that were taken out of the buffer come first
         order = order[np.count_nonzero(self._numbers[: self._length] < self._next) :]
         buckets = np.arange(self._num_buckets + 2, dtype=np.int16)
-        starts = np.searchsorted(self._numbers[order], buckets)
-        self._runs.append((self._shelf.put(self._buffer[order]), starts.astype(np.int32)))
+        starts = np.searchsorted(self._numbers.take(order), buckets)
+        run = self._shelf.put(self._buffer.take(order))
+        self._runs.append((run, starts.astype(np.int32)))
         self._length = 0

@@ -35,10 +35,10 @@ _LARGE, _XLARGE = 1_280_000_000, 12_800_000_000
 _FRACTION = 0.3
 
 # bytes a row: of the pool by its compression; of runs; of sorted uids and columns; of the mixed
-# score and the counts; of the subset
+# score and the counts; of the subset; with G > 1 of a timer, one a draw and one an example
 _POOL = {"zstd": 25, "snappy": 41, "none": 45}
 _RUNS = _SORTED = 16 + 4 * len(COLUMNS)
-_COUNTS, _SUBSET = 4, 16
+_COUNTS, _SUBSET, _TIMER = 4, 16, 32
 _RESERVE = 1 << 30
 
 _ASSUMPTIONS = (
@@ -48,17 +48,20 @@ _ASSUMPTIONS = (
 )
 
 
-def bytes_needed(rows: int, draws: int, compression: str) -> int:
-    """Disk for a pool, its sorting and its subset, at the fullest moment."""
-    writing = _SORTED + _COUNTS
-    most = max((_RUNS + _SORTED) * rows, writing * rows + _SUBSET * draws)
+def bytes_needed(rows: int, draws: int, compression: str, batch_size: int) -> int:
+    """Disk for a pool, its sorting, its timers and its subset, at the fullest moment."""
+    sampling = (_SORTED + _COUNTS) * rows
+    timers = _TIMER * (rows + draws) if batch_size > 1 else 0
+    most = max((_RUNS + _SORTED) * rows, sampling + timers, sampling + _SUBSET * draws)
     return _POOL[compression] * rows + most
 
 
-def refuse_without_room(folder: Path, rows: Sequence[int], draws: float, compression: str) -> None:
+def refuse_without_room(
+    folder: Path, rows: Sequence[int], draws: float, compression: str, batch_size: int
+) -> None:
     """Raise SystemExit if the largest pool has no room on the disk."""
     most = max(rows)
-    need = bytes_needed(most, int(draws * most), compression) + _RESERVE
+    need = bytes_needed(most, int(draws * most), compression, batch_size) + _RESERVE
     free = shutil.disk_usage(folder).free
     if need > free:
         raise SystemExit(
@@ -154,8 +157,14 @@ def measure(args: argparse.Namespace, rows: int, folder: Path) -> dict[str, Any]
     pool_bytes = make_pool(pool, rows, args.seed, args.num_workers, args.compression)
     draws = int(args.draws_per_row * rows)
     mixed = ["--name", "standardized_sum", "--score_columns", *COLUMNS, "--seed", str(args.seed)]
+    rounds = [
+        "--repetition_penalty",
+        "0.15",
+        "--sampling_batch_size",
+        str(args.sampling_batch_size),
+    ]
     jobs = {
-        "scs": ["--sampling", "scs", "--repetition_penalty", "0.15", "--num_samples", str(draws)],
+        "scs": ["--sampling", "scs", *rounds, "--num_samples", str(draws)],
         "top_fraction": ["--sampling", "top_fraction", "--fraction", str(_FRACTION)],
     }
     result: dict[str, Any] = {"rows": rows, "pool_bytes": pool_bytes}
@@ -252,6 +261,7 @@ def main(words: Sequence[str] | None = None) -> None:
     add("--rows", type=int, nargs="+", default=[128_000_000, 256_000_000, 512_000_000])
     add("--cap", type=int, default=2_000_000_000, help="bytes of memory (default: %(default)s)")
     add("--draws_per_row", type=float, default=1.0, help="of Soft Cap Sampling")
+    add("--sampling_batch_size", type=int, default=1, help="G of Soft Cap Sampling")
     add("--num_workers", type=int, default=2)
     add("--seed", type=int, default=0)
     add("--compression", choices=list(_POOL), default="zstd", help="of the pool's files")
@@ -260,8 +270,12 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
     if min(args.rows) < 1 or args.num_workers < 1 or not args.draws_per_row > 0:
         parser.error("--rows, --num_workers and --draws_per_row are more than 0")
+    if not 1 <= args.sampling_batch_size <= min(args.rows):
+        parser.error("--sampling_batch_size is from 1 to --rows")
     args.dir = args.dir.resolve()
-    refuse_without_room(args.dir, args.rows, args.draws_per_row, args.compression)
+    refuse_without_room(
+        args.dir, args.rows, args.draws_per_row, args.compression, args.sampling_batch_size
+    )
     runs = []
     try:
         with memory_cap(args.cap):
@@ -280,6 +294,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "num_workers": args.num_workers,
         "score_columns": len(COLUMNS),
         "draws_per_row": args.draws_per_row,
+        "sampling_batch_size": args.sampling_batch_size,
         "compression": args.compression,
         "seconds_are": "wall time of the command, start of Python and imports included; no file of "
         "the pool in the page cache before it",

@@ -7,6 +7,7 @@ the same for both kinds of array, and so are the numbers.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import weakref
@@ -163,7 +164,7 @@ class Shelf:
         self._file = None
         if folder is not None:
             try:
-                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+                self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
             except OSError as error:
                 raise InputError(f"{folder} cannot be written ({error.strerror})") from None
             weakref.finalize(self, _close, self._file)
@@ -176,24 +177,43 @@ class Shelf:
         """
         if self._file is None:
             return Piece(len(values), values.copy())
-        start, content = self._size, np.ascontiguousarray(values).tobytes()
+        start = self._size
+        left = np.ascontiguousarray(values).view(np.uint8).data
         try:
             self._file.seek(start)
-            self._file.write(content)
-            self._file.flush()
+            while left:
+                left = left[self._file.write(left) :]
         except OSError as error:
             raise InputError(f"{self._folder} cannot be written ({error.strerror})") from None
-        self._size += len(content)
+        self._size += values.nbytes
         return Piece(len(values), None, start)
 
-    def get(self, piece: Piece) -> NDArray[Any]:
-        """What was put aside."""
+    def get(self, piece: Piece, begin: int = 0, end: int | None = None) -> NDArray[Any]:
+        """What was put aside, or some of it.
+
+        Raises:
+            InputError: the disk does not give it back.
+        """
         if piece.values is not None:
-            return piece.values
+            return piece.values[begin:end]
         assert self._file is not None
-        self._file.seek(piece.start)
-        content = self._file.read(piece.length * self._dtype.itemsize)
-        return np.frombuffer(bytearray(content), self._dtype)
+        found = np.empty((piece.length if end is None else end) - begin, self._dtype)
+        left = found.view(np.uint8).data
+        try:
+            self._file.seek(piece.start + begin * self._dtype.itemsize)
+            while left:
+                if not (number := self._file.readinto(left)):
+                    raise OSError(errno.EIO, "a temporary file there has lost its end")
+                left = left[number:]
+        except OSError as error:
+            raise InputError(f"{self._folder} cannot be read ({error.strerror})") from None
+        return found
+
+    def rest(self, piece: Piece, begin: int) -> Piece:
+        """A piece without its first `begin` values, whose room is free again if it is memory."""
+        values = None if piece.values is None else piece.values[begin:].copy()
+        start = piece.start + begin * self._dtype.itemsize
+        return Piece(piece.length - begin, values, start)
 
 
 def select(values: NDArray[np.floating], rank: int) -> float:

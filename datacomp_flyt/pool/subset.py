@@ -20,7 +20,7 @@ from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 
-_BLOCK = 1 << 20  # entries written at once
+_BLOCK = 1 << 20  # examples, or entries written, at once
 _RANDOM = "[a-z0-9_]{8}"  # that `tempfile` adds to a name
 
 
@@ -115,7 +115,10 @@ def write_subset(
         }
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks(len(uids), _BLOCK):
-            file.write(np.repeat(uids[block], counts[block]).data)
+            ends = np.cumsum(counts[block], dtype=np.int64)
+            for draws in blocks(int(ends[-1]), _BLOCK):
+                times = np.diff(ends.clip(draws.start, draws.stop), prepend=draws.start)
+                file.write(np.repeat(uids[block], times).data)
 
 
 def read_subset(path: str | Path) -> tuple[NDArray[np.void], NDArray[np.integer]]:

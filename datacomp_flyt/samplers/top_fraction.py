@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -56,13 +58,30 @@ def top_fraction_counts(
             f"fraction {fraction} of {pool_size:,} examples keeps none: raise --fraction"
         )
     threshold = select(scores, len(scores) - number)
-    counts, tied = beside(scores, np.int32), []
-    for part in blocks(len(scores), _BLOCK):
+    counts, parts = beside(scores, np.int32), blocks(len(scores), _BLOCK)
+    left, num_tied = number, 0
+    for part in parts:
         counts[part] = scores[part] >= threshold if keep_ties else scores[part] > threshold
-        tied.append(np.flatnonzero(scores[part] == threshold) + part.start)
-    if not keep_ties:
-        places = np.concatenate(tied)
-        left = number - int(counts.sum(dtype=np.int64))
-        order = np.lexsort((uids["f1"][places], uids["f0"][places]))
-        counts[np.sort(places[order[:left]])] = 1
+        left -= int(np.count_nonzero(counts[part]))
+        num_tied += int(np.count_nonzero(scores[part] == threshold))
+    if keep_ties:
+        return counts
+    tied: Iterable[NDArray[np.int64]]
+    tied = (np.flatnonzero(scores[part] == threshold) + part.start for part in parts)
+    if left < num_tied and not _in_order(uids):
+        places = np.concatenate(list(tied))
+        tied = [places[np.lexsort((uids["f1"][places], uids["f0"][places]))]]
+    for places in tied:  # of a sorted pool, which may be larger than memory, block by block
+        counts[places[:left]] = 1
+        left -= len(places[:left])
     return counts
+
+
+def _in_order(uids: NDArray[np.void]) -> bool:
+    """Whether uids are sorted, as those of a pool are."""
+    for part in blocks(len(uids) - 1, _BLOCK):
+        high, low = uids["f0"][part.start : part.stop + 1], uids["f1"][part.start : part.stop + 1]
+        rises = (high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] > low[:-1]))
+        if not rises.all():
+            return False
+    return True

@@ -144,9 +144,22 @@ def test_more_than_the_disk_has_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_disk_that_draws_need() -> None:
-    few, many = (scale.bytes_needed(1000, draws, "zstd") for draws in (1000, 100_000))
+    few, many = (scale.bytes_needed(1000, draws, "zstd", 1) for draws in (1000, 100_000))
     assert few == (25 + 24 + 24) * 1000
     assert many == (25 + 24 + 4) * 1000 + 16 * 100_000
+    rounds = scale.bytes_needed(1000, 100_000, "zstd", 100)
+    assert rounds == (25 + 24 + 4) * 1000 + 32 * (1000 + 100_000)
+
+
+@pytest.mark.parametrize("batch_size", ["0", "1001"])
+def test_rounds_that_no_pool_has_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], batch_size: str
+) -> None:
+    with pytest.raises(SystemExit):
+        scale.main(
+            ["--rows", "2000", "1000", "--sampling_batch_size", batch_size, "--dir", str(tmp_path)]
+        )
+    assert "--sampling_batch_size is from 1 to --rows" in capsys.readouterr().err
 
 
 def test_a_projection_is_a_line() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -210,7 +211,7 @@ def test_a_full_disk_of_a_shelf(
     in_file: InFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full:
-        def __init__(self, dir: Path) -> None:
+        def __init__(self, dir: Path, buffering: int) -> None:
             pass
 
         def seek(self, place: int) -> None:
@@ -227,3 +228,57 @@ def test_a_full_disk_of_a_shelf(
     message = refusal(shelf.put, np.zeros(3))
     assert f"{tmp_path} cannot be written (No space left" in message
     del shelf  # in peace
+
+
+class InParts(io.FileIO):
+    """A file that reads and writes at most 100 bytes at once, as a file may, and may lose its end.
+
+    Attributes:
+        end: where it ends; None for where it does.
+        broken: whether reading fails.
+    """
+
+    end: int | None = None
+    broken = False
+
+    def __init__(self, dir: Path, buffering: int) -> None:
+        super().__init__(dir / "shelf", "w+")
+
+    def write(self, content: Any) -> int:
+        return super().write(content[:100])
+
+    def readinto(self, room: Any) -> int:
+        if self.broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        left = len(room) if self.end is None else self.end - self.tell()
+        return super().readinto(room[: min(left, 100)])
+
+
+def test_a_disk_that_gives_less_back(
+    in_file: InFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", InParts)
+    shelf = Shelf(in_file(np.zeros(3)), np.float64)
+    pieces = [shelf.put(np.arange(start, start + 100.0)) for start in (0, 100)]
+    assert shelf.get(pieces[1]).tolist() == np.arange(100.0, 200).tolist()
+    monkeypatch.setattr(InParts, "end", 1592)
+    assert len(shelf.get(pieces[0])) == 100
+    assert f"{tmp_path} cannot be read (a temporary file there" in refusal(shelf.get, pieces[1])
+    monkeypatch.setattr(InParts, "broken", True)
+    assert f"{tmp_path} cannot be read (Input/output" in refusal(shelf.get, pieces[0])
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_a_part_of_what_was_put_aside(in_file: InFile, files: bool) -> None:
+    shelf = Shelf(in_file(np.zeros(3)) if files else np.zeros(3), np.int64)
+    shelf.put(np.arange(5))
+    piece = shelf.put(np.arange(10, 20))
+    assert shelf.get(piece, 3, 5).tolist() == [13, 14]
+    assert shelf.get(piece, 8).tolist() == [18, 19]
+    rest = shelf.rest(piece, 7)
+    assert (rest.length, shelf.get(rest).tolist()) == (3, [17, 18, 19])
+    assert shelf.get(rest, 1, 2).tolist() == [18]
+    assert shelf.get(shelf.rest(rest, 3)).tolist() == []
+    if not files:
+        assert rest.values is not None
+        assert rest.values.base is None  # the room of the others is free

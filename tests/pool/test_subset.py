@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -57,6 +58,30 @@ def test_a_subset_longer_than_a_block(tmp_path: Path) -> None:
     write_subset(tmp_path / "subset.npy", uids, counts)
     wanted = np.repeat(uids, counts)
     assert (tmp_path / "subset.npy").read_bytes() == numpy_bytes(wanted, tmp_path / "wanted")
+
+
+@pytest.mark.parametrize("block", [1, 7, 40, 1 << 20])
+def test_draws_are_cut_anywhere(
+    tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = np.array([0, 100, 0, 3, 1] * 8, np.int32)
+    wanted = numpy_bytes(subset_array(PAIRS, counts.tolist()), tmp_path / "wanted")
+    monkeypatch.setattr(subset, "_BLOCK", block)
+    write_subset(tmp_path / "subset.npy", POOL_UIDS, counts)
+    assert (tmp_path / "subset.npy").read_bytes() == wanted
+
+
+def test_many_draws_are_not_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subset, "_BLOCK", 1 << 10)
+    counts = np.array([0] * 39 + [1 << 18], np.int32)
+    tracemalloc.start()
+    try:
+        write_subset(tmp_path / "subset.npy", POOL_UIDS, counts)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "subset.npy").stat().st_size == 128 + 16 * (1 << 18)
+    assert peak < 1 << 18
 
 
 def test_writing_is_all_or_nothing(tmp_path: Path, files_in: FilesIn) -> None:

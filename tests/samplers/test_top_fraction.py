@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.samplers import top_fraction_counts
+from datacomp_flyt.pool import file_arrays
+from datacomp_flyt.samplers import checks, top_fraction, top_fraction_counts
 from tests.oracles import selection
-from tests.oracles.selection import UidPair, uid_array
+from tests.oracles.selection import UID_DTYPE, UidPair, uid_array
 
 FRACTIONS = (0.1, 0.2, 0.29, 0.3, 0.5, 0.57, 0.999, 1.0)
 
@@ -44,6 +48,54 @@ def test_keep_ties_is_the_rule_of_datacomp(fraction: float, levels: int) -> None
     counts = top_fraction_counts(scores, uid_array(uids), fraction, keep_ties=True)
     assert np.issubdtype(counts.dtype, np.integer)
     assert counts.tolist() == selection.top_fraction_keep_ties(scores.tolist(), fraction)
+
+
+@pytest.mark.parametrize("block", [1, 3, 7])
+@pytest.mark.parametrize("in_order", [False, True])
+def test_ties_are_found_block_by_block(
+    block: int, in_order: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(top_fraction, "_BLOCK", block)
+    rng = np.random.default_rng(block)
+    uids = small_uids(40, rng)
+    uids = sorted(uids) if in_order else uids
+    scores = rng.integers(0, 3, size=40) / 4.0
+    for number in range(1, 41):
+        counts = top_fraction_counts(scores, uid_array(uids), number / 40)
+        assert counts.tolist() == selection.top_fraction(scores.tolist(), uids, number / 40)
+
+
+@pytest.mark.parametrize("last", range(7))
+def test_uids_of_which_the_last_is_out_of_order(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top_fraction, "_BLOCK", 3)
+    uids = [(0, 1), (0, 3), (2, 1), (2, 3), (4, 1), (4, 3), (4, 5)]
+    uids.append((uids[last][0], uids[last][1] - 1))
+    counts = top_fraction_counts(np.zeros(8), uid_array(uids), (last + 1) / 8)
+    assert counts.tolist() == [int(row < last or row == 7) for row in range(8)]
+
+
+@pytest.mark.parametrize("keep_ties", [False, True])
+def test_ties_of_a_pool_in_files_are_not_in_memory(
+    tmp_path: Path, keep_ties: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (top_fraction, file_arrays, checks):
+        monkeypatch.setattr(module, "_BLOCK", 1 << 11)
+    monkeypatch.setattr(file_arrays, "_BITS", 8)
+    arrays = [np.repeat(np.float32([0, 1]), 50_000), np.zeros(100_000, UID_DTYPE)]
+    arrays[1]["f0"] = np.arange(100_000) // 7
+    arrays[1]["f1"] = np.arange(100_000)
+    for number, array in enumerate(arrays):
+        np.save(tmp_path / f"{number}.npy", array)
+        arrays[number] = np.load(tmp_path / f"{number}.npy", mmap_mode="r")
+    tracemalloc.start()
+    try:
+        counts = top_fraction_counts(arrays[0], arrays[1], 0.8, keep_ties)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    left_out = [] if keep_ties else list(range(30_000, 50_000))
+    assert np.flatnonzero(counts == 0).tolist() == left_out
+    assert peak < 8 * 30_000
 
 
 def test_all_equal_scores_are_decided_by_uid_alone() -> None:

@@ -1,0 +1,101 @@
+"""Rounds of pools in files take the memory of a round and a buffer, however long the pool is."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datacomp_flyt.pool import file_arrays
+from datacomp_flyt.pool.file_arrays import Shelf
+from datacomp_flyt.samplers import clocks, rounds
+from datacomp_flyt.samplers.rounds import round_counts
+from tests.samplers.law import random_uids
+
+InFiles = Callable[..., list[np.ndarray]]
+EXAMPLES, DRAWS = 80_000, 100_000
+RNG = np.random.default_rng(8)
+UIDS = random_uids(EXAMPLES, RNG)
+SCORES = RNG.normal(0, 1, EXAMPLES).astype(np.float32)
+TIMER = 32  # bytes
+
+
+@pytest.fixture
+def in_files(tmp_path: Path) -> InFiles:
+    def write(*arrays: np.ndarray) -> list[np.ndarray]:
+        for number, array in enumerate(arrays):
+            np.save(tmp_path / f"{number}.npy", array)
+        return [np.load(tmp_path / f"{number}.npy", mmap_mode="r") for number in range(len(arrays))]
+
+    return write
+
+
+def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A buffer, and blocks, that are small beside the pool of the tests."""
+    monkeypatch.setattr(rounds, "_AT_ONCE", 1 << 12)
+    monkeypatch.setattr(rounds, "_SLAB", 1 << 12)
+    monkeypatch.setattr(rounds, "_LEAST_IN_BUCKET", 1 << 8)
+    monkeypatch.setattr(rounds, "BLOCK", 1 << 10)
+    monkeypatch.setattr(clocks, "_SAMPLE", 1 << 10)
+    monkeypatch.setattr(file_arrays, "_BLOCK", 1 << 10)
+
+
+def peak_of(function: Callable[[], np.ndarray]) -> tuple[np.ndarray, int]:
+    """What it gives, and the most bytes that it had in memory."""
+    tracemalloc.start()
+    try:
+        return function(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("spread", "batch_size", "calendars"),
+    [
+        (1, 5_000, 1),
+        (1, 500, 1),  # the rings of a round lie far apart
+        (6, 5_000, 2),  # a round waits for slow examples, longer than was foreseen
+    ],
+)
+def test_memory_is_not_that_of_the_pool(
+    in_files: InFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    spread: float,
+    batch_size: int,
+    calendars: int,
+) -> None:
+    scores = SCORES * np.float32(spread)
+    wanted = round_counts(scores, UIDS, DRAWS, 0.15, batch_size, seed=1)
+    few_at_once(monkeypatch)
+    made = []
+    start = rounds._Calendar.__init__
+    monkeypatch.setattr(rounds._Calendar, "__init__", lambda *args: made.append(1) or start(*args))
+    pool = in_files(scores, UIDS)
+    counts, peak = peak_of(lambda: round_counts(*pool, DRAWS, 0.15, batch_size, seed=1))
+    assert isinstance(counts, np.memmap)
+    assert np.array_equal(counts, wanted)
+    assert len(made) >= calendars
+    assert peak < TIMER * (10 * batch_size + 50_000)
+
+
+def test_memory_is_not_that_of_the_draws() -> None:
+    """In memory the room of timers that have rung is free again."""
+    buckets, each = 300, 200
+
+    def ring() -> np.ndarray:
+        shelf = Shelf(np.zeros(1), rounds._RAW)
+        calendar = rounds._Calendar(0.0, buckets, buckets, shelf, 1000)
+        found, timers = [], np.zeros(each, rounds._TIMER)
+        for bucket in range(buckets):
+            timers["time"] = np.linspace(bucket, bucket + 10, each, endpoint=False)
+            due = calendar.put(timers)
+            found.append(len(calendar.fill(due, each // 10)))
+        return np.array([*found, *map(len, calendar.waiting())])
+
+    lengths, peak = peak_of(ring)
+    assert lengths.sum() == buckets * each
+    assert lengths[20 : buckets - 1].tolist() == [each] * (buckets - 21)
+    assert peak < TIMER * buckets * each / 5

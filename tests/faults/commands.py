@@ -109,7 +109,8 @@ def train_clip(place: Path) -> Command:
         "--train-num-samples", "64", "--save-most-recent", "--resume", "latest",
         "--logs", "runs", "--name", "model",
     )  # fmt: skip
-    words = (*CLI, "train_clip", *hook, "--", *trainer)
+    config = ("--model_config", "flyt-demo")  # of ours
+    words = (*CLI, "train_clip", *config, *hook, "--", *trainer)
     return Command("train_clip", words, _LOGS, ("*/epoch_latest.pt",), _OPEN_CLIPS)
 
 

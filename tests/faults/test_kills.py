@@ -5,6 +5,7 @@ Many kills: python -m tests.faults.kills
 
 from __future__ import annotations
 
+import io
 import random
 import sys
 from pathlib import Path
@@ -129,3 +130,19 @@ def test_what_is_partial(tmp_path: Path) -> None:
     ]
     (tmp_path / ".hidden").write_bytes(b"1")
     assert files_in(tmp_path) == {".hidden": b"1"}
+
+
+def test_states_of_torch_are_compared_by_content() -> None:
+    torch = pytest.importorskip("torch")
+
+    def saved(second: str, number: float) -> bytes:
+        file = io.BytesIO()
+        torch.save({"names": ["a name", second], "w": torch.tensor([number])}, file)
+        return file.getvalue()
+
+    command = Command("made", ())
+    one, other = saved("a name", 1), saved(str(b"a name", "ascii"), 1)  # another object
+    assert one != other
+    assert differences(command, {"c.pt": one}, {"c.pt": other}) == []
+    for wrong in (saved("a name", 2), saved("b name", 1), one[:-9]):
+        assert len(differences(command, {"c.pt": one}, {"c.pt": wrong})) == 1

@@ -84,8 +84,7 @@ def train_e_flyt(place: Path) -> Command:
     return Command("train, E-FLYT", _train(place, "embeddings"), *_TRAINED)
 
 
-# pairs per second differ; checkpoints come one after the other
-_TRAINED: tuple[tuple[str, ...], tuple[str, ...]] = (("out/metrics.jsonl",), ("out/checkpoint.pt",))
+_TRAINED: tuple[tuple[str, ...], tuple[str, ...]] = ((), ("out/metrics.jsonl", "out/checkpoint.pt"))
 
 
 def _train(place: Path, features: str) -> tuple[str, ...]:
@@ -110,10 +109,9 @@ def train_clip(place: Path) -> Command:
         "--train-num-samples", "64", "--save-most-recent", "--resume", "latest",
         "--logs", "runs", "--name", "model",
     )  # fmt: skip
-    changing = ("runs/model/out.log", "runs/model/params.txt", "*/checkpoints/epoch_[0-9]*.pt")
-    return Command(
-        "train_clip", (*CLI, "train_clip", *hook, "--", *trainer), changing, ("*/epoch_latest.pt",)
-    )
+    config = ("--model_config", "flyt-demo")  # of ours
+    words = (*CLI, "train_clip", *config, *hook, "--", *trainer)
+    return Command("train_clip", words, _LOGS, ("*/epoch_latest.pt",), _OPEN_CLIPS)
 
 
 def self_filter(place: Path) -> Command:
@@ -123,11 +121,13 @@ def self_filter(place: Path) -> Command:
     write_pool(place, make_pairs(64, 0.4, 0), "kills")
     flags = ("--shards_dir", str(place / "shards"), "--out", "run", "--rounds", "1")
     words = (*CLI, "self_filter", *flags, "--samples_per_round", "64", "--no_reports")
-    changing = ("run/logs/*", "run/done/*", "*/out.log", "*/params.txt", "*/epoch_[0-9]*.pt")
     growing = ("*/epoch_latest.pt", "run/*diagnostics.json")
     trainer = (*_TRAINER, "--epochs", "2")
-    return Command("self_filter", (*words, "--", *trainer), changing, growing)
+    return Command("self_filter", (*words, "--", *trainer), _LOGS, growing, _OPEN_CLIPS)
 
+
+_LOGS = ("*.log", "*/params.txt")
+_OPEN_CLIPS = (*_LOGS, "*/epoch_[0-9]*.pt")  # which it writes in place
 
 _TRAINER = (
     "-m", "open_clip_train.main", "--model", "flyt-demo", "--dataset-type", "webdataset",

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -42,15 +43,18 @@ class Command:
     Attributes:
         name: for people.
         words: after `python`.
-        changing: patterns of files that differ between two undisturbed runs: logs, times taken.
+        changing: patterns of files that differ between two undisturbed runs, as logs do.
         growing: patterns of files that are replaced by later versions of themselves, or are filled
             in place and noted elsewhere as done.
+        foreign: patterns of files that others' programs write in place: of a run that was stopped
+            they may be in pieces.
     """
 
     name: str
     words: tuple[str, ...]
     changing: tuple[str, ...] = ()
     growing: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
 
     def is_compared(self, name: str) -> bool:
         return not _matches(name, self.changing)
@@ -58,6 +62,10 @@ class Command:
     def is_final(self, name: str) -> bool:
         """Whether the file is in its last state as soon as it is there."""
         return self.is_compared(name) and not _matches(name, self.growing)
+
+    def is_ours(self, name: str) -> bool:
+        """Whether the file has to be whole whenever it is there."""
+        return not _matches(name, self.foreign)
 
 
 class Whole(NamedTuple):
@@ -268,6 +276,38 @@ _READERS: dict[str, Callable[[bytes], object]] = {
 }
 
 
+def _timeless(name: str, content: bytes) -> bytes:
+    """Of JSON what does not tell how long something took."""
+    return _TIMES.sub(b"", content) if name.endswith((".json", ".jsonl")) else content
+
+
+_TIMES = re.compile(rb'"(seconds|pairs_per_second)": [-+.\de]+')
+
+
+def _same(name: str, one: bytes, other: bytes) -> bool:
+    if one == other or _timeless(name, one) == _timeless(name, other):
+        return True
+    return name.endswith(".pt") and problem(name, other) is None and _same_state(one, other)
+
+
+def _same_state(one: bytes, other: bytes) -> bool:
+    """Of torch's files: which equal strings are one object differs once a state was loaded."""
+    import torch
+
+    def equal(a: object, b: object) -> bool:
+        if type(a) is not type(b):
+            return False
+        if isinstance(a, torch.Tensor):
+            return a.dtype == b.dtype and torch.equal(a, b)
+        if isinstance(a, dict):
+            return [*a] == [*b] and equal([*a.values()], [*b.values()])
+        if isinstance(a, (list, tuple)):
+            return len(a) == len(b) and all(map(equal, a, b))
+        return a == b
+
+    return equal(*(torch.load(io.BytesIO(each), weights_only=True) for each in (one, other)))
+
+
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
@@ -303,7 +343,7 @@ def differences(command: Command, whole: dict[str, bytes], found: dict[str, byte
     wrong = [f"{name} is missing" for name in sorted(whole.keys() - found.keys())]
     wrong += [f"{name} is left" for name in sorted(found.keys() - whole.keys())]
     for name in sorted(whole.keys() & found.keys()):
-        if command.is_compared(name) and whole[name] != found[name]:
+        if command.is_compared(name) and not _same(name, whole[name], found[name]):
             wrong.append(f"{name} differs ({len(whole[name])} and {len(found[name])} bytes)")
     return wrong
 
@@ -312,11 +352,11 @@ def partial(command: Command, whole: dict[str, bytes], found: dict[str, bytes]) 
     """What is under a final name and should not be, in a run that was stopped."""
     wrong = []
     for name, content in sorted(found.items()):
-        if is_temporary(name) or not command.is_compared(name):
+        if is_temporary(name) or not command.is_ours(name):
             continue
         if text := problem(name, content):
             wrong.append(text)
-        elif command.is_final(name) and whole.get(name, content) != content:
+        elif command.is_final(name) and not _same(name, whole.get(name, content), content):
             wrong.append(f"{name} is not what it is to become")
     return wrong
 
@@ -341,7 +381,7 @@ def kill_often(
         ended = False
         while left and not ended:
             before = sum(findings.kills.values())
-            ended = _start_and_kill(command, folder, whole, rng, findings)
+            ended = start_and_kill(command, folder, whole, rng, findings)
             if sum(findings.kills.values()) > before:
                 left -= 1
                 on_kill()
@@ -357,10 +397,13 @@ def kill_often(
     return findings
 
 
-def _start_and_kill(
+def start_and_kill(
     command: Command, folder: Path, whole: Whole, rng: random.Random, findings: Findings
 ) -> bool:
-    """Start the command and kill something of it; whether it came to a good end all the same."""
+    """Start the command and kill something of it; whether it has ended all the same.
+
+    It may fail for a worker that was killed, but not where nothing was: a failure then is told.
+    """
     whom = rng.choice(WHOM)
     moment, file = rng.uniform(0, whole.seconds), rng.randint(1, whole.changes)
     by_time = rng.random() < 0.5
@@ -374,7 +417,8 @@ def _start_and_kill(
             return running.look() >= max(file, there + 1)
 
         try:
-            if running.wait(now):
+            killed = running.wait(now)
+            if killed:
                 whom = running.kill(whom, rng)
                 findings.kills[whom] += 1
                 running.wait()
@@ -384,7 +428,9 @@ def _start_and_kill(
             return False
         for text in partial(command, whole.files, files_in(folder)):
             findings.note("partial files", f"{command.name}, {whom} killed: {text}")
-        return code == 0
+        if code and not killed:
+            findings.note("failures", f"{command.name}: {running.last_words()}")
+        return code == 0 or not killed
 
 
 def _run_to_the_end(command: Command, folder: Path, findings: Findings) -> None:

@@ -4,7 +4,7 @@
 
 Prints a JSON line: kills by command and by whom they hit, and what was wrong: `mismatches`, runs
 that did not end as an undisturbed one; `partial files` under a final name; `failures` of a command
-that was given again; `hangs`, of a command or of processes that outlive it.
+that was given again, or without any kill; `hangs`, of a command or of processes that outlive it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,12 @@ def kill_commands(
             place = folder / name
             place.mkdir(parents=True)
             command = COMMANDS[name](place)
-            whole = undisturbed(command, place / "run")
+            try:
+                whole = undisturbed(command, place / "run")
+            except RuntimeError as error:  # the others go on
+                findings = Findings()
+                findings.note("failures", str(error))
+                return findings, 0.0
             rng = random.Random(f"{seed} {name}")
             found = kill_often(command, place / "run", whole, shares[name], rng, bar.update)
             return found, whole.seconds

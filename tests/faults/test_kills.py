@@ -5,6 +5,7 @@ Many kills: python -m tests.faults.kills
 
 from __future__ import annotations
 
+import io
 import random
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.faults.killing import (
     files_in,
     kill_often,
     partial,
+    start_and_kill,
     undisturbed,
 )
 
@@ -49,40 +51,55 @@ for number in range(4):
         with open(f".{number}", "w") as file:
             file.write("[1,")
             file.flush()
-            time.sleep(0.03)
+            time.sleep(0.04)
             file.write(" 2]")
         os.replace(f".{number}", f"{number}.json")
 """
 CARELESS = CAREFUL.replace('f".{number}"', 'f"{number}.json"')
-FORGETFUL = CAREFUL.replace("f'.{number}'", "f'.{os.getpid()}'").replace(
-    'f".{number}"', 'f".{os.getpid()}"'
-)
+FORGETFUL = CAREFUL.replace('f".{number}"', 'f".{os.getpid()}"')
 
 
-def killed(tmp_path: Path, script: str, kills: int = 8) -> Findings:
-    command = Command("made", ("-S", "-c", script))
-    files = {f"{number}.json": b"[1, 2]" for number in range(4)}
-    whole = Whole(files, 0.15, 6)
-    return kill_often(command, tmp_path / "run", whole, kills, random.Random(0))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """All of them leave the same when undisturbed, and take as long."""
+    return undisturbed(made(CAREFUL), tmp_path_factory.mktemp("whole") / "run")
 
 
-def test_a_careful_command(tmp_path: Path) -> None:
-    found = killed(tmp_path, CAREFUL)
+def made(script: str) -> Command:
+    return Command("made", ("-S", "-c", script))
+
+
+def killed(tmp_path: Path, script: str, whole: Whole) -> Findings:
+    return kill_often(made(script), tmp_path / "run", whole, 5, random.Random(0))
+
+
+def test_a_careful_command(tmp_path: Path, whole: Whole) -> None:
+    assert whole.files == {f"{number}.json": b"[1, 2]" for number in range(4)}
+    found = killed(tmp_path, CAREFUL, whole)
     assert found.wrong == {}
-    assert sum(found.kills.values()) == 8
-    assert found.ended > 2
+    assert sum(found.kills.values()) == 5
+    assert found.ended > 1
 
 
-def test_a_command_that_writes_in_place(tmp_path: Path) -> None:
-    found = killed(tmp_path, CARELESS)
+def test_a_command_that_writes_in_place(tmp_path: Path, whole: Whole) -> None:
+    found = killed(tmp_path, CARELESS, whole)
     assert {*found.wrong} == {"partial files", "mismatches"}
     assert any("json (" in text and "is not whole" in text for text in found.wrong["partial files"])
 
 
-def test_a_command_that_leaves_temporary_files(tmp_path: Path) -> None:
-    found = killed(tmp_path, FORGETFUL)
+def test_a_command_that_leaves_temporary_files(tmp_path: Path, whole: Whole) -> None:
+    found = killed(tmp_path, FORGETFUL, whole)
     assert {*found.wrong} == {"mismatches"}
     assert all(text.endswith("is left") for text in found.wrong["mismatches"])
+
+
+def test_a_command_that_fails_before_any_kill(tmp_path: Path) -> None:
+    """It is told, and is not given once more in the hope that it goes well."""
+    findings, late = Findings(), Whole({}, 1000.0, 1000)
+    command = made("raise SystemExit('in the way')")
+    assert start_and_kill(command, tmp_path / "run", late, random.Random(0), findings)
+    assert findings.wrong == {"failures": ["made: in the way"]}
+    assert not findings.kills
 
 
 def test_undisturbed_runs_have_to_be_the_same(tmp_path: Path) -> None:
@@ -96,11 +113,16 @@ def test_undisturbed_runs_have_to_be_the_same(tmp_path: Path) -> None:
 
 
 def test_what_is_partial(tmp_path: Path) -> None:
-    command = Command("made", (), changing=("*.log",), growing=("*.pt",))
+    command = Command("made", (), ("*.log", "n.json"), ("*.pt",), ("*_1.pt",))
     whole = {"a.npy": b"", "b.json": b"{}", "c.log": b"", "d.pt": b""}
     stopped = {"b.json": b"[]", "c.log": b"x", ".b.json.tmp": b"{", "n/tmp.pt": b"", "d.pt": b"P"}
     assert [text.split()[0] for text in partial(command, whole, stopped)] == ["b.json", "d.pt"]
+    assert [text.split()[0] for text in partial(command, {}, {"n.json": b"{"})] == ["n.json"]
+    assert partial(command, {}, {"e_1.pt": b"P", "n.json": b"[]"}) == []
     assert partial(command, whole, {"b.json": b"{}"}) == []
+    took = [{"m.jsonl": b'{"step": 1, "pairs_per_second": %d}\n' % rate} for rate in (7, 88)]
+    assert differences(command, *took) == []
+    assert differences(command, took[0], {"m.jsonl": took[0]["m.jsonl"].replace(b"1", b"2")})
     assert differences(command, {"a": b"1", "b": b"2"}, {"b": b"3", ".c": b""}) == [
         "a is missing",
         ".c is left",
@@ -108,3 +130,19 @@ def test_what_is_partial(tmp_path: Path) -> None:
     ]
     (tmp_path / ".hidden").write_bytes(b"1")
     assert files_in(tmp_path) == {".hidden": b"1"}
+
+
+def test_states_of_torch_are_compared_by_content() -> None:
+    torch = pytest.importorskip("torch")
+
+    def saved(second: str, number: float) -> bytes:
+        file = io.BytesIO()
+        torch.save({"names": ["a name", second], "w": torch.tensor([number])}, file)
+        return file.getvalue()
+
+    command = Command("made", ())
+    one, other = saved("a name", 1), saved(str(b"a name", "ascii"), 1)  # another object
+    assert one != other
+    assert differences(command, {"c.pt": one}, {"c.pt": other}) == []
+    for wrong in (saved("a name", 2), saved("b name", 1), one[:-9]):
+        assert len(differences(command, {"c.pt": one}, {"c.pt": wrong})) == 1

@@ -29,7 +29,9 @@ STRUCTURES: dict[str, Callable[[random.Random, bytes], structures.Changed]] = {
     "image": structures.image_file,
     "safetensors": structures.safetensors_file,
     "parquet": parquets.parquet_file,
+    "lines": structures.lines_file,
     "tar": tars.tar_file,
+    "plain tar": tars.plain_tar_file,
 }
 OTHERS = ("scores", "embeddings", "tar", "settings", "mixing zip")
 """Readers whose valid files are taken for others'; seeds make the same mutants only with these."""
@@ -41,6 +43,14 @@ class Finding(NamedTuple):
     reader: str
     seed: int
     what: str
+
+
+class Mutant(NamedTuple):
+    """Of a valid file: whether it means the `same`; `exact`: if it is read at all, it has to."""
+
+    content: bytes
+    same: bool
+    exact: bool = False
 
 
 class Bench:
@@ -60,26 +70,26 @@ class Bench:
         self.target.write_bytes(self.content)
         return self.worker.warm(self.name, self.folder) or self.right
 
-    def mutant(self, seed: int, others: list[bytes]) -> tuple[bytes, bool]:
-        """Other bytes, and whether they mean the same."""
+    def mutant(self, seed: int, others: list[bytes]) -> Mutant:
         rng = random.Random(f"{self.name} {seed}")
         if rng.random() < 0.5:
-            changed = damage(rng, self.content, others)
-            return changed, changed == self.content
+            exact = self.reader.exact
+            changed = damage(rng, self.content, [] if exact else others)
+            return Mutant(changed, changed == self.content, exact)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return STRUCTURES[self.reader.kind](rng, self.content)
+            return Mutant(*STRUCTURES[self.reader.kind](rng, self.content))
 
-    def finding(self, content: bytes, same: bool) -> str | None:
+    def finding(self, content: bytes, same: bool = False, exact: bool = False) -> str | None:
         """What is wrong with the reader's answer to these bytes."""
         self._ready()
         self.target.write_bytes(content)
         outcome = self.worker.run(self.name, self.folder)
-        if outcome.finding is None and same:
-            if outcome.kind != "well":
+        if outcome.finding is None:
+            if same and outcome.kind != "well":
                 return f"refused what is right: {outcome.said[:300]}"
-            if outcome.digest != self.right.digest:
-                return "another answer to the same question"
+            if (same or exact) and outcome.kind == "well" and outcome.digest != self.right.digest:
+                return "another answer to the same question" if same else "damage is not noticed"
         return outcome.finding
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.tar_samples import UnreadableShard
 from tests.hostile.reader import Reader
 
 
@@ -40,6 +41,10 @@ def _raising(folder: Path) -> Any:
 
 def _vague(folder: Path) -> Any:
     raise InputError("something is wrong")
+
+
+def _wordy(folder: Path) -> Any:
+    raise UnreadableShard("x" * 2001)
 
 
 def _wrong(folder: Path) -> Any:

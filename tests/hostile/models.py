@@ -83,6 +83,11 @@ def _checkpoint(folder: Path) -> Any:
     return repr(load_checkpoint(folder, {"batch_size": 4}))
 
 
+def _compared(result: Any) -> str | None:
+    """By its digest: see `Reader.exact`."""
+    return None
+
+
 def _targets(name: str) -> Callable[[Path], Any]:
     def call(folder: Path) -> Any:
         from datacomp_flyt.scorers.targets import load_targets
@@ -113,7 +118,9 @@ def _check_rows(result: Any) -> str | None:
 
 
 MODEL_READERS: dict[str, Reader] = {
-    "checkpoint": Reader(valid.checkpoint, "checkpoint.pt", "zip", _checkpoint, lambda _: None)
+    "checkpoint": Reader(
+        valid.checkpoint, "checkpoint.pt", "zip", _checkpoint, _compared, exact=True
+    )
 }
 _MODELS: dict[str, tuple[Callable[[str], Callable[[Path], Any]], Check]] = {
     "mixing": (_mixing, _check_mixing),
@@ -124,7 +131,9 @@ _MODELS: dict[str, tuple[Callable[[str], Callable[[Path], Any]], Check]] = {
 for _name, _kind in (("model.safetensors", "safetensors"), ("model.pt", "zip")):
     for _what, (_call, _check) in _MODELS.items():
         _make = valid.model(_what, _name)
-        MODEL_READERS[f"{_what} {_kind}"] = Reader(_make, _name, _kind, _call(_name), _check)
+        MODEL_READERS[f"{_what} {_kind}"] = Reader(
+            _make, _name, _kind, _call(_name), _check, _kind == "zip"
+        )
 for _name, _kind in (
     ("t.npy", "npy"),
     ("t.npz", "zip"),
@@ -132,6 +141,10 @@ for _name, _kind in (
     ("t.safetensors", "safetensors"),
 ):
     _make = valid.targets(_name)
-    MODEL_READERS[f"targets {_name}"] = Reader(_make, _name, _kind, _targets(_name), _check_targets)
+    MODEL_READERS[f"targets {_name}"] = Reader(
+        _make, _name, _kind, _targets(_name), _check_targets, _kind == "zip"
+    )
     if _name in ("t.npy", "t.npz"):
-        MODEL_READERS[f"rows {_name}"] = Reader(_make, _name, _kind, _rows(_name), _check_rows)
+        MODEL_READERS[f"rows {_name}"] = Reader(
+            _make, _name, _kind, _rows(_name), _check_rows, _kind == "zip"
+        )

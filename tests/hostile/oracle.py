@@ -20,11 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tests.hostile.reader import GROWTH
+
 SECONDS = 5.0  # of the processor: other processes may keep ours from it
 LONGEST = 20  # seconds of the processor, after which a call is ended
 PATIENCE = 120.0  # seconds of the clock, which a busy machine may make of those
 START = 300.0  # the same for a new process with its imports
-GROWTH = 1 << 28
+_LONGEST = 2000  # characters: InputError cuts itself, other refusals do not
 _ROOM = 6 << 30  # address space beyond that of the imports
 
 
@@ -36,13 +38,14 @@ class Outcome(NamedTuple):
     digest: str = ""
     seconds: float = 0.0
     growth: int = 0
+    memory: int = GROWTH
 
     @property
     def finding(self) -> str | None:
         if self.kind in ("well", "refused"):
             if self.seconds > SECONDS:
                 return f"slow: {self.seconds:.1f} s"
-            if self.growth > GROWTH:
+            if self.growth > self.memory:
                 return f"memory: {self.growth / 2**30:.1f} GB more"
             return None
         return f"{self.kind}: {self.said}"
@@ -185,22 +188,28 @@ def _call(reader: Any, folder: Path) -> Outcome:
         kind, said, found = ("wrong", complaint, "") if complaint else ("well", "", digest(result))
     except (InputError, Skip, UnreadableShard, TorchFileError) as error:
         kind, said = "refused", str(error)
-        if isinstance(error, InputError) and (fault := _fault(said, folder)):
+        if fault := _fault(error, folder):
             kind, said = "wrong", f"{fault}: {said[:300]!r}"
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)
         ours = [f for f in where if "datacomp_flyt/" in f.filename] or where
         place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
         kind, said = "error", f"{type(error).__name__} at {place}: {str(error)[:200]!r}"
-    return Outcome(kind, said, found, time.process_time() - began, max(_peak() - before, 0))
+    seconds, growth = time.process_time() - began, max(_peak() - before, 0)
+    return Outcome(kind, said, found, seconds, growth, reader.memory)
 
 
-def _fault(message: str, folder: Path) -> str | None:
+def _fault(error: Exception, folder: Path) -> str | None:
+    """What is wrong with a refusal. Those that name no file go into a sentence that does."""
+    from datacomp_flyt.errors import InputError
+
+    message = str(error)
     if not message.isprintable():
         return "a message that is not one line of plain text"
-    if len(message) > 5000:
+    if len(message) > _LONGEST:
         return f"a message of {len(message)} characters"
-    return None if str(folder) in message else "a message that does not name the file"
+    named = not isinstance(error, InputError) or str(folder) in message
+    return None if named else "a message that does not name the file"
 
 
 def _peak(reset: bool = False) -> int:

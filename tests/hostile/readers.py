@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
+import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,9 @@ from typing import Any
 import numpy as np
 
 from tests.hostile import valid
+from tests.hostile.jobs import JOB_READERS, in_memory, streamed
 from tests.hostile.models import MODEL_READERS
-from tests.hostile.oracle import digest
-from tests.hostile.reader import Check, Reader
-
-
-def _any(result: Any) -> str | None:
-    return None
+from tests.hostile.reader import PICTURE, Check, Reader
 
 
 def _pool(folder: Path) -> Any:
@@ -39,16 +35,7 @@ def _check_pool(result: Any) -> str | None:
 
 
 def _columns(partial: bool) -> Callable[[Path], Any]:
-    def call(folder: Path) -> Any:
-        from datacomp_flyt.mixing.columns import Columns
-        from datacomp_flyt.pool.pool import read_pool
-
-        pool = read_pool(str(folder / "metadata"), 1, progress=False)
-        table = Columns(pool, str(folder / "metadata"), str(folder / "scores"), 1, partial, partial)
-        names = ["flyt", "clip_b32_similarity_score"]
-        return [np.array(len(pool)), *table.read(table.find(names, partial))]
-
-    return call
+    return functools.partial(in_memory, partial=partial)
 
 
 def _check_columns(partial: bool) -> Check:
@@ -186,31 +173,6 @@ def _check_blocks(result: Any) -> str | None:
     return None if result[1] else "another answer than webdataset's"
 
 
-def _streamed(folder: Path) -> Any:
-    """Scores joined in files, which are to be as those joined in memory, or refused like them."""
-    from datacomp_flyt.errors import InputError
-    from datacomp_flyt.mixing.columns_in_files import FileColumns
-    from tests.engines.here import Here
-
-    folders = [str(folder / "metadata"), str(folder / "scores")]
-    in_memory = None
-    with contextlib.suppress(InputError):
-        in_memory = _columns(False)(folder)
-    work = Path(tempfile.mkdtemp(dir=folder))
-    try:
-        table = FileColumns(*folders, 1, False, False, work, Here())
-        columns = table.read(table.find(["flyt", "clip_b32_similarity_score"], False))
-        found = [np.array(column) for column in columns]
-    except InputError:
-        assert in_memory is None, "refused, and not in memory"
-        raise
-    finally:
-        shutil.rmtree(work)
-    assert in_memory is not None, "not refused, and in memory it is"
-    assert digest(found) == digest(in_memory[1:]), "other columns than in memory"
-    return found
-
-
 def _image(folder: Path) -> Any:
     from datacomp_flyt.pool.tar_samples import decode
 
@@ -238,7 +200,14 @@ def _settings(folder: Path) -> Any:
     from datacomp_flyt.scorers.settings_file import check_settings
 
     check_settings(folder, valid.SETTINGS, "give another --out")
-    return True
+    return json.loads((folder / "settings.json").read_bytes())
+
+
+def _check_settings(result: Any) -> str | None:
+    """Of a setting that is null nothing has to be noted."""
+    noted = {key: value for key, value in result.items() if value is not None}
+    wanted = {key: value for key, value in valid.SETTINGS.items() if value is not None}
+    return None if noted == wanted else "other settings, which are not refused"
 
 
 def _steps(folder: Path) -> Any:
@@ -258,6 +227,10 @@ def _final(folder: Path) -> Any:
     from datacomp_flyt.self_filtering.finished import final_mix
 
     return final_mix(folder).read_bytes()
+
+
+def _check_final(result: Any) -> str | None:
+    return None if result == valid.MIX else "another mix"
 
 
 def _page(folder: Path) -> Any:
@@ -304,27 +277,35 @@ def _stored(folder: Path) -> Any:
     return [[name, array] for name, array in sorted(StoredArrays(folder)["state"].items())]
 
 
+def _compared(result: Any) -> str | None:
+    """By the call itself, or by its digest: see `Reader.exact`."""
+    return None
+
+
 _METADATA, _SCORES = "metadata/b.parquet", "scores/b.parquet"
+_IMAGES = {
+    name: Reader(valid.image(kind), "a.img", "image", _image, _check_image, memory=PICTURE)
+    for name, kind in (("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"))
+}
 READERS: dict[str, Reader] = {
     "pool": Reader(valid.pool, _METADATA, "parquet", _pool, _check_pool),
-    "npz of the pool": Reader(valid.pool, "metadata/a.npz", "zip", _pool, _check_pool),
+    "npz of the pool": Reader(valid.pool, "metadata/a.npz", "zip", _pool, _check_pool, exact=True),
     "scores": Reader(valid.pool, _SCORES, "parquet", _columns(False), _check_columns(False)),
     "partial scores": Reader(valid.pool, _SCORES, "parquet", _columns(True), _check_columns(True)),
     "captions": Reader(valid.pool, _METADATA, "parquet", _captions, _check_captions),
-    "embeddings": Reader(valid.pool, "metadata/a.npz", "zip", _embeddings, _check_embeddings),
+    "embeddings": Reader(
+        valid.pool, "metadata/a.npz", "zip", _embeddings, _check_embeddings, exact=True
+    ),
     "subset": Reader(valid.subset, "subset.npy", "npy", _subset, _check_subset),
-    "tar": Reader(valid.tar, "a.tar", "tar", _tar, _check_tar),
+    "tar": Reader(valid.tar, "a.tar", "tar", _tar, _check_tar, memory=PICTURE),
     "uids of a tar": Reader(valid.tar, "a.tar", "tar", _tar_uids, _check_tar_uids),
     "blocks of a tar": Reader(valid.tar, "a.tar", "bytes", _blocks, _check_blocks),
-    "streamed scores": Reader(valid.pool, _SCORES, "parquet", _streamed, _any),
-    "streamed pool": Reader(valid.pool, _METADATA, "parquet", _streamed, _any),
+    "streamed scores": Reader(valid.pool, _SCORES, "parquet", streamed, _compared),
+    "streamed pool": Reader(valid.pool, _METADATA, "parquet", streamed, _compared),
     "table of a tar": Reader(valid.table, "a.parquet", "parquet", _tar_uids, _check_tar_uids),
-    "jpg": Reader(valid.image("JPEG"), "a.img", "image", _image, _check_image),
-    "png": Reader(valid.image("PNG"), "a.img", "image", _image, _check_image),
-    "webp": Reader(valid.image("WEBP"), "a.img", "image", _image, _check_image),
     "page": Reader(valid.run, "round_0/diagnostics.json", "json", _page, _check_page),
-    "finished": Reader(valid.run, "finished.json", "json", _final, _any),
-    "settings": Reader(valid.notes, "settings.json", "json", _settings, _any),
+    "finished": Reader(valid.run, "finished.json", "json", _final, _check_final),
+    "settings": Reader(valid.notes, "settings.json", "json", _settings, _check_settings),
     "steps": Reader(valid.notes, "note.json", "json", _steps, _check_steps),
     "labels": Reader(valid.labels, "kinds.parquet", "parquet", _labels, _check_labels),
     "classnames": Reader(valid.tasks, "tasks/t/classnames.txt", "text", _tasks, _check_tasks),
@@ -332,6 +313,8 @@ READERS: dict[str, Reader] = {
         valid.tasks, "tasks/t/zeroshot_classification_templates.txt", "text", _tasks, _check_tasks
     ),
     "model config": Reader(valid.config, "mine.json", "json", _config, _check_config),
-    "state of passes": Reader(valid.arrays, "state.npz", "zip", _stored, _any),
+    "state of passes": Reader(valid.arrays, "state.npz", "zip", _stored, _compared, exact=True),
+    **_IMAGES,
     **MODEL_READERS,
+    **JOB_READERS,
 }

@@ -103,6 +103,14 @@ def json_file(rng: random.Random, content: bytes) -> Changed:
     return dumps(change_tree(rng, tree)), False
 
 
+def lines_file(rng: random.Random, content: bytes) -> Changed:
+    """Another line among those of JSON."""
+    lines = content.splitlines()
+    place = rng.randrange(len(lines))
+    lines[place] = json_file(rng, lines[place])[0]
+    return b"\n".join(lines) + b"\n", False
+
+
 def text_file(rng: random.Random, content: bytes) -> Changed:
     choice = rng.randrange(9)
     lines = content.split(b"\n")[:-1]

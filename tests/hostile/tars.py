@@ -151,3 +151,9 @@ def tar_file(rng: random.Random, content: bytes) -> tuple[bytes, bool]:
     picture = structures.image_file(rng, members[0][1])[0]
     members[0] = info_of("00000.png", picture)
     return tar_of(members), False
+
+
+def plain_tar_file(rng: random.Random, content: bytes) -> tuple[bytes, bool]:
+    """For readers that may refuse a compressed one."""
+    changed, same = tar_file(rng, content)
+    return changed, same and not changed.startswith(b"\x1f\x8b")

@@ -21,6 +21,7 @@ def test_every_fault_is_told(tmp_path: Path) -> None:
         "greedy": "memory: 0.3 GB more",
         "raising": "error: KeyError at misbehaving.py",
         "vague": "a message that does not name the file",
+        "wordy": "wrong: a message of 2001 characters",
         "wrong": "wrong: no",
     }
     with Worker(MISBEHAVING, seconds=1) as worker:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from datacomp_flyt.engines.engine import Engine
 
 ROWS = 12
 SETTINGS = {"scorer": "clip", "batch_size": 4, "arrays": ["b32_img", "b32_txt"], "file": None}
+
+MIX = b"some mix"
+COLUMNS = ["flyt", "clip_b32_similarity_score"]
+PART_TARS = ["00000000.tar", "00000001.tar"]
 
 Make = Callable[[Path], None]
 
@@ -67,21 +75,64 @@ def picture(kind: str, size: int = 40) -> bytes:
     return buffer.getvalue()
 
 
-def members() -> list[tuple[str, bytes]]:
+def members(names: list[str]) -> list[tuple[str, bytes]]:
     found = []
-    for row, uid in enumerate(uids(4)):
+    for sample, uid in zip(names, uids(4), strict=True):
         about = json.dumps({"uid": uid, "original_width": 3}).encode()
         files = {"jpg": picture("JPEG", 16), "txt": b"a caption", "json": about}
-        found += [(f"{row:05d}.{name}", content) for name, content in files.items()]
+        found += [(f"{sample}.{name}", content) for name, content in files.items()]
     return found
 
 
 def tar(folder: Path) -> None:
-    with tarfile.open(folder / "a.tar", "w") as archive:
-        for name, content in members():
+    write_tar(folder / "a.tar", [f"{row:05d}" for row in range(4)])
+
+
+def write_tar(path: Path, names: list[str]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members(names):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
+
+
+def manifest(folder: Path) -> None:
+    """Of metadata, and the journal that it was made of."""
+    from datacomp_flyt.pool.manifest import hash_folder, write_manifest
+
+    pool(folder)
+    found = hash_folder(str(folder / "metadata"), "--dir", folder / "m.hashed.jsonl", 1)
+    write_manifest(folder / "m.json", found)
+
+
+def part(folder: Path) -> None:
+    """Of four examples, drawn twice."""
+    from tests.pool.made_parts import write_part, write_subset_of
+
+    draws = dict.fromkeys(uids(4), 2)
+    write_part(folder / "part", write_subset_of(folder / "subset.npy", draws), draws)
+    names = [f"{uid}-0" for uid in uids(4)]
+    write_tar(folder / "part" / PART_TARS[0], names)
+
+
+def job(most: int | None = None) -> Make:
+    """Columns joined in files, in `work`; or what is there after so many items."""
+    from tests.engines.here import Here, Killed
+
+    def make(folder: Path) -> None:
+        pool(folder)
+        with contextlib.suppress(Killed):
+            list(file_columns(folder, folder / "work", Here(most)))
+
+    return make
+
+
+def file_columns(folder: Path, work: Path, engine: Engine) -> Iterator[NDArray[np.floating]]:
+    from datacomp_flyt.mixing.columns_in_files import FileColumns
+
+    folders = [str(folder / "metadata"), str(folder / "scores")]
+    table = FileColumns(*folders, 1, False, False, work, engine)
+    return table.read(table.find(COLUMNS, False))
 
 
 def table(folder: Path) -> None:
@@ -109,7 +160,7 @@ def run(folder: Path) -> None:
         "auc": {"score": 0.5}, "overlap": 0.3,
     }  # fmt: skip
     (folder / "round_0" / "diagnostics.json").write_text(json.dumps(found))
-    (folder / "mix.npy").write_bytes(b"some mix")
+    (folder / "mix.npy").write_bytes(MIX)
     note = {"rounds": 0, "mix": file_digest(folder / "mix.npy")}
     (folder / "finished.json").write_text(json.dumps(note))
 

@@ -1,0 +1,153 @@
+"""Readers of what commands keep of their work: manifests, resharded parts, jobs in files."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.hostile import valid
+from tests.hostile.oracle import digest
+from tests.hostile.reader import PICTURE, Check, Reader
+from tests.hostile.valid import COLUMNS, Make
+
+
+def _manifest(folder: Path) -> Any:
+    from datacomp_flyt.pool.manifest import check_against, read_manifest
+
+    path, metadata = folder / "m.json", folder / "metadata"
+    check_against(str(path), str(metadata), "--metadata_dir")
+    return _entries(read_manifest(path), metadata)
+
+
+def _journal(folder: Path) -> Any:
+    from datacomp_flyt.pool.manifest import hash_folder
+
+    metadata = folder / "metadata"
+    return _entries(hash_folder(str(metadata), "--dir", folder / "m.hashed.jsonl", 1), metadata)
+
+
+def _entries(manifest: Any, folder: Path) -> Any:
+    """What it says, and the sizes that files have."""
+    found = [[name, *astuple(file)] for name, file in manifest.items()]
+    return [found, sorted((path.name, path.stat().st_size) for path in folder.iterdir())]
+
+
+def _check_entries(result: Any) -> str | None:
+    entries, files = result
+    if sorted((name, size) for name, size, *_ in entries) != files:
+        return "other files or sizes than there are"
+    for _, size, sha256, rows in entries:
+        if type(size) is not int or type(sha256) is not str or type(rows) not in (int, type(None)):
+            return "a size, hash or number of rows that is none"
+    return None
+
+
+def _part(folder: Path) -> Any:
+    from datacomp_flyt.pool.parts import open_part
+
+    part = open_part(folder / "part", folder / "subset.npy")
+    return [[tar.name for tar in part.tars], part.pool_shards]
+
+
+def _check_part(result: Any) -> str | None:
+    return None if result[0] == valid.PART_TARS else "other tars than there are"
+
+
+def _draws(folder: Path) -> Any:
+    from datacomp_flyt.pool.parts import _draws_of_tar
+
+    return list(_draws_of_tar(str(folder / "part" / valid.PART_TARS[0])))
+
+
+def _check_draws(result: Any) -> str | None:
+    uids, numbers = result
+    fine = len(uids) == len(numbers) and (numbers >= 0).all()
+    return None if fine else "draws that are none"
+
+
+def _pictures(folder: Path) -> Any:
+    from datacomp_flyt.report.examples import _read_tar
+
+    wanted = {uid: row for row, uid in enumerate(valid.uids(4))}
+    return sorted(
+        (row, *astuple(picture))
+        for row, picture in _read_tar(str(folder / "a.tar"), wanted).items()
+    )
+
+
+def _check_pictures(result: Any) -> str | None:
+    for _, image, width, height, text, problem in result:
+        if not isinstance(text, str) or bool(image) == bool(problem):
+            return "neither a picture nor a problem, or both"
+        if image and not 0 < max(width, height) <= 1000:
+            return "a picture of another size"
+    return None if len(result) == 4 else "other pictures than were asked for"
+
+
+def in_memory(folder: Path, partial: bool = False) -> Any:
+    """The number of examples, and columns in their order."""
+    from datacomp_flyt.mixing.columns import Columns
+    from datacomp_flyt.pool.pool import read_pool
+
+    pool = read_pool(str(folder / "metadata"), 1, progress=False)
+    table = Columns(pool, str(folder / "metadata"), str(folder / "scores"), 1, partial, partial)
+    return [np.array(len(pool)), *table.read(table.find(COLUMNS, partial))]
+
+
+def streamed(folder: Path) -> Any:
+    """Scores joined in files, which are to be as those joined in memory, or refused like them."""
+    from datacomp_flyt.errors import InputError
+
+    right = None
+    with contextlib.suppress(InputError):
+        right = in_memory(folder)
+    work = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        found = _in_files(folder, work)
+    except InputError:
+        assert right is None, "refused, and not in memory"
+        raise
+    finally:
+        shutil.rmtree(work)
+    assert right is not None, "not refused, and in memory it is"
+    assert digest(found) == digest(right[1:]), "other columns than in memory"
+    return found
+
+
+def gone_on_with(folder: Path) -> Any:
+    """The same of a job that was begun: it may be refused, or done anew."""
+    work = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        shutil.copytree(folder / "work", work, dirs_exist_ok=True)
+        found = _in_files(folder, work)
+    finally:
+        shutil.rmtree(work)
+    assert digest(found) == digest(in_memory(folder)[1:]), "other columns than in memory"
+    return found
+
+
+def _in_files(folder: Path, work: Path) -> Any:
+    from tests.engines.here import Here
+
+    return [np.array(column) for column in valid.file_columns(folder, work, Here())]
+
+
+_JOB: tuple[Callable[[Path], Any], Check] = (gone_on_with, lambda _: None)  # which compares
+_HALF: Make = valid.job(most=2)
+JOB_READERS: dict[str, Reader] = {
+    "manifest": Reader(valid.manifest, "m.json", "json", _manifest, _check_entries),
+    "hashed": Reader(valid.manifest, "m.hashed.jsonl", "lines", _journal, _check_entries),
+    "part": Reader(valid.part, "part/meta.json", "json", _part, _check_part),
+    "draws": Reader(valid.part, "part/00000000.tar", "plain tar", _draws, _check_draws),
+    "pictures": Reader(valid.tar, "a.tar", "tar", _pictures, _check_pictures, memory=PICTURE),
+    "job": Reader(_HALF, "work/job.json", "json", *_JOB),
+    "dealt": Reader(_HALF, "work/done/0-000000.json", "json", *_JOB),
+    "slice": Reader(valid.job(), "work/done/slice-00000.json", "json", *_JOB),
+}

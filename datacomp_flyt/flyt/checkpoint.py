@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.mixing.torch_file import check_torch_file
 from datacomp_flyt.pool.open_file import first_line
 from datacomp_flyt.pool.subset import atomic_write
 
@@ -40,6 +41,7 @@ def load_checkpoint(directory: Path, settings: dict[str, Any]) -> tuple[int, dic
     if not path.exists():
         return None
     try:
+        check_torch_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         then = json.loads(content["settings"])
         step, state = int(content["step"]), content["state"]

@@ -90,6 +90,23 @@ def read_torch_file(
         raise TorchFileError(f"it is damaged ({error!r})") from None
 
 
+def check_torch_file(path: Path) -> None:
+    """Whether a file of `torch.save` is as torch wrote it, which `torch.load` does not ask.
+
+    Raises:
+        TorchFileError: members are damaged, or compressed, as torch leaves none: they may become
+            any size.
+    """
+    if not zipfile.is_zipfile(path):  # of torch before 1.6
+        return
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise TorchFileError(f"its {member.filename} is compressed")
+        if damaged := archive.testzip():
+            raise TorchFileError(f"its {damaged} is damaged")
+
+
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
     """A member, which torch does not compress: it is no longer than the file."""
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:

@@ -116,9 +116,7 @@ def read_manifest(path: str | Path) -> Manifest:
             raise ValueError(f"its format is not {FORMAT!r}")
         manifest = {}
         for entry in content["files"]:
-            name, rows = str(entry["name"]), entry["rows"]
-            sha256 = str(entry["sha256"])
-            manifest[name] = File(int(entry["size"]), sha256, None if rows is None else int(rows))
+            manifest[str(entry["name"])] = _file(entry)
     except OSError as error:
         raise InputError(f"manifest {path} cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
@@ -219,8 +217,21 @@ def _read_journal(path: Path) -> dict[str, tuple[Version, File]]:
         return known
     for line in path.read_bytes().split(b"\n"):
         try:
-            of, (size, mark), file = json.loads(line)
-            known[of] = ((int(size), str(mark)), File(**file))
-        except (ValueError, TypeError, RecursionError):
+            of, (size, mark), entry = json.loads(line)
+            file = _file(entry)
+            if file.size == size:
+                known[of] = ((size, str(mark)), file)
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
     return known
+
+
+def _file(entry: Any) -> File:
+    """
+    Raises:
+        TypeError, KeyError: it does not say what it should.
+    """
+    size, sha256, rows = (entry[name] for name in ("size", "sha256", "rows"))
+    if type(size) is not int or type(sha256) is not str or type(rows) not in (int, type(None)):
+        raise TypeError(f"size {size!r}, sha256 {sha256!r}, rows {rows!r}")
+    return File(size, sha256, rows)

@@ -17,6 +17,7 @@ from open_clip.factory import _MODEL_CONFIGS
 from torch import Tensor, nn
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.mixing.torch_file import check_torch_file
 from datacomp_flyt.pool.open_file import first_line
 
 OWN_CONFIGS = Path(__file__).parent / "model_configs"
@@ -126,6 +127,7 @@ def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
 
             content: Any = load_file(path)
         else:
+            check_torch_file(path)
             with _with_numpy_scalars():
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise a dozen kinds, safetensors' own among them

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.mixing.torch_file import check_torch_file
 from datacomp_flyt.pool.embeddings import embedding_widths, npz_path
 from datacomp_flyt.pool.parquet import ParquetShard
 
@@ -87,6 +88,7 @@ def _read(path: Path, array: str) -> NDArray[Any]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="numpy") as file:
                 return np.asarray(file.get_tensor(_pick(list(file.keys()), array, path)))
+        check_torch_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(content, dict):
             content = content[_pick(list(content), array, path)]

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datacomp_flyt.mixing import load_mixing_model
-from datacomp_flyt.mixing.torch_file import TorchFileError, read_torch_file
+from datacomp_flyt.mixing.torch_file import TorchFileError, check_torch_file, read_torch_file
 from tests.conftest import PUBLISHED, refusal
 from tests.mixing import torch_zip
 from tests.mixing.torch_zip import mflyt_file, number, state_dict, storage, tensor, text, zip_file
@@ -361,3 +361,23 @@ def test_only_wanted_tensors_are_read(tmp_path: Path) -> None:
     assert np.array_equal(found["a"], WEIGHT[0])
     with pytest.raises(TorchFileError):
         read_torch_file(path)
+
+
+# ------------------------------------------------------------------- before `torch.load`
+
+
+def test_what_torch_load_would_not_ask(tmp_path: Path) -> None:
+    check_torch_file(REAL_FILE)
+    path = tmp_path / "m.pt"
+    content = REAL_FILE.read_bytes()
+    place = content.index(WEIGHT.tobytes())
+    path.write_bytes(content[:place] + b"\1" + content[place + 1 :])
+    with pytest.raises(TorchFileError, match=r"data/0 is damaged"):
+        check_torch_file(path)
+    with zipfile.ZipFile(REAL_FILE) as archive, zipfile.ZipFile(path, "w") as other:
+        for member in archive.infolist():
+            other.writestr(member.filename, archive.read(member), zipfile.ZIP_DEFLATED)
+    with pytest.raises(TorchFileError, match=r"data\.pkl is compressed"):
+        check_torch_file(path)
+    path.write_bytes(b"of torch before 1.6")
+    check_torch_file(path)

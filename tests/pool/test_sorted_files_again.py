@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from datacomp_flyt.engines.processes import ProcessEngine
-from datacomp_flyt.pool import sorted_files
+from datacomp_flyt.pool import sort_job
 from datacomp_flyt.pool.file_group import Group
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.sorted_files import SortedFiles, sort_into_files
@@ -92,10 +92,18 @@ def test_damaged_notes(job: Job, name: str, content: bytes) -> None:
     assert f"remove the whole --work_dir {job.work}" in message
 
 
+def test_a_note_with_another_number(job: Job) -> None:
+    with pytest.raises(Killed):
+        job.in_files("a", engine=Here(3))
+    note = job.work / "done" / "0-000001.json"
+    note.write_text(note.read_text().replace("[[", "[[1"))
+    assert f"{note} cannot be read (it has another checksum)" in refusal(job.in_files, "a")
+
+
 def test_a_folder_of_another_format(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Killed):
         job.in_files("a", engine=Here(3))
-    monkeypatch.setattr(sorted_files, "_FORMAT", "datacomp_flyt --work_dir 2")
+    monkeypatch.setattr(sort_job, "_FORMAT", "datacomp_flyt --work_dir 2")
     assert "before they changed: remove it" in refusal(job.in_files, "a")
 
 

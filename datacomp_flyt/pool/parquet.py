@@ -129,6 +129,17 @@ def open_shards(
     return map_threads(lambda path: _describe(folder.fs, path, folder.versions), paths, num_workers)
 
 
+def open_shard(fs: Any, path: str) -> ParquetShard:
+    """One parquet file with a `uid` column.
+
+    Raises:
+        InputError: it is not there, damaged, or without `uid`.
+    """
+    with readable(path, *_PARQUET):
+        version = version_of(fs, path)
+    return _describe(fs, path, {path: version})
+
+
 def check_shards(shards: Iterable[ParquetShard]) -> None:
     """Raise InputError unless the parquet files are as they were when opened.
 

@@ -13,7 +13,6 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import fsspec
@@ -33,7 +32,7 @@ from datacomp_flyt.pool.embeddings import (
 )
 from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.open_file import open_file, readable
-from datacomp_flyt.pool.parquet import ParquetShard
+from datacomp_flyt.pool.parquet import ParquetShard, open_shard
 from datacomp_flyt.scorers.scorer import read_uids
 
 _OPEN_FILES = 8
@@ -123,7 +122,10 @@ def _describe(fs: Any, path: str, arrays: Sequence[str], flag: str) -> Embedding
     def blocks(normalize: bool, counts: Counter[str]) -> Iterator[Floats]:
         return iter_embeddings(shard, arrays, normalize=normalize, counts=counts)
 
-    return EmbeddingFile(npz_path(shard), rows, width, blocks, partial(read_uids, shard))
+    def uids() -> NDArray[np.void]:
+        return read_uids(open_shard(fs, shard.path))
+
+    return EmbeddingFile(npz_path(shard), rows, width, blocks, uids)
 
 
 def _describe_npy(path: str, arrays: Sequence[str], flag: str) -> EmbeddingFile:

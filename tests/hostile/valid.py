@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,10 @@ def picture(kind: str, size: int = 40) -> bytes:
     return buffer.getvalue()
 
 
-def members(names: list[str]) -> list[tuple[str, bytes]]:
+NAMES = tuple(f"{row:05d}" for row in range(4))
+
+
+def members(names: Sequence[str] = NAMES) -> list[tuple[str, bytes]]:
     found = []
     for sample, uid in zip(names, uids(4), strict=True):
         about = json.dumps({"uid": uid, "original_width": 3}).encode()
@@ -85,10 +88,10 @@ def members(names: list[str]) -> list[tuple[str, bytes]]:
 
 
 def tar(folder: Path) -> None:
-    write_tar(folder / "a.tar", [f"{row:05d}" for row in range(4)])
+    write_tar(folder / "a.tar", NAMES)
 
 
-def write_tar(path: Path, names: list[str]) -> None:
+def write_tar(path: Path, names: Sequence[str]) -> None:
     with tarfile.open(path, "w") as archive:
         for name, content in members(names):
             info = tarfile.TarInfo(name)

@@ -120,6 +120,8 @@ def test_files_longer_than_a_block(tmp_path: Path) -> None:
     late = BLOCK_ROWS + 5
     arrays["b32_txt"][[late, late + BLOCK_ROWS]] = np.nan
     write_npz(tmp_path, made.uids, arrays)
+    assert "part-00000.npz has changed since" in refusal(e_flyt_scores, HEAD, pool)
+    pool = read_pool(str(tmp_path), 1)
     message = refusal(e_flyt_scores, HEAD, pool)
     assert (
         f"embeddings of 2 examples are not finite or all zero, the first in {tmp_path}" in message

@@ -119,14 +119,13 @@ def children(pid: int) -> list[int]:
     return found
 
 
-NAMES = (
-    *("metadata", "npz", "neg_clip_loss", "norm_sim", "norm_sim_2", "vas", "norm_sim_d"),
-    *("linear_classifier", "e_flyt", "e_flyt_images", "dfn", "hype", "m_flyt"),
-)
+NAMES = ("metadata", "npz", "neg_clip_loss", "norm_sim_d", "e_flyt", "dfn", "m_flyt")
+LIKE_THEM = ("norm_sim", "norm_sim_2", "vas", "linear_classifier", "e_flyt_images", "hype")
+SLOW_NAMES = [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *SLOW_NAMES])
 def test_both_engines_make_the_same_bytes(
     name: str, commands: dict[str, Flags], tmp_path: Path
 ) -> None:

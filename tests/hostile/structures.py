@@ -106,7 +106,7 @@ def json_file(rng: random.Random, content: bytes) -> Changed:
 def lines_file(rng: random.Random, content: bytes) -> Changed:
     """Another line among those of JSON."""
     lines = content.splitlines()
-    place = rng.randrange(len(lines))
+    place = rng.choice([place for place, line in enumerate(lines) if line])
     lines[place] = json_file(rng, lines[place])[0]
     return b"\n".join(lines) + b"\n", False
 

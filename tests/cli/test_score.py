@@ -119,8 +119,16 @@ def children(pid: int) -> list[int]:
     return found
 
 
-NAMES = ("metadata", "npz", "neg_clip_loss", "norm_sim_d", "e_flyt", "dfn", "m_flyt")
-LIKE_THEM = ("norm_sim", "norm_sim_2", "vas", "linear_classifier", "e_flyt_images", "hype")
+NAMES = ("metadata", "npz", "neg_clip_loss", "e_flyt", "dfn", "m_flyt")
+LIKE_THEM = (
+    "norm_sim",
+    "norm_sim_2",
+    "norm_sim_d",
+    "vas",
+    "linear_classifier",
+    "e_flyt_images",
+    "hype",
+)
 SLOW_NAMES = [pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM]
 
 

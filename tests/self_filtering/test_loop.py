@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("open_clip_train", reason="pip install 'datacomp-flyt[train]'")
+from datacomp_flyt.cli import main
 from datacomp_flyt.demo.noisy_pool import MODEL, NOISE, make_pairs, write_labelled, write_pool
 from tests.conftest import REPOSITORY
 
@@ -39,14 +40,18 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def words(out: str, *flags: str) -> list[str]:
+    """What `datacomp-flyt` is given."""
+    budget = ("--samples_per_round", str(SAMPLES))
+    return ["self_filter", "--shards_dir", "shards", "--out", out, *budget, *flags, "--", *TRAINER]
+
+
 def start(
     place: Path, out: str, *flags: str, launcher: tuple[str, ...] = ()
 ) -> subprocess.Popen[str]:
     """`datacomp-flyt self_filter` in the pool's folder."""
-    words = ("-m", "datacomp_flyt.cli", "self_filter", "--shards_dir", "shards", "--out", out)
-    budget = ("--samples_per_round", str(SAMPLES))
     return subprocess.Popen(
-        [sys.executable, *launcher, *words, *budget, *flags, "--", *TRAINER],
+        [sys.executable, *launcher, "-m", "datacomp_flyt.cli", *words(out, *flags)],
         cwd=place,
         env={**os.environ, "PYTHONPATH": f"{place}:{REPOSITORY}", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -144,7 +149,10 @@ def test_closed_loop(place: Path, selector: str) -> None:
     assert np.load(place / "run" / "round_0" / "selected.npy").shape == (SAMPLES * 3 // 4,)
 
 
-def test_what_is_wrong_is_said_before_anything_is_done(place: Path) -> None:
+def test_what_is_wrong_is_said_before_anything_is_done(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
     cases: list[tuple[tuple[str, ...], str]] = [
         (("--selector", "m_flyt"), "--downstream_dir"),
         (("--downstream_dir", "downstream"), "--selector"),
@@ -156,10 +164,10 @@ def test_what_is_wrong_is_said_before_anything_is_done(place: Path) -> None:
         (("--rounds", "0"), "--rounds"),
     ]
     for flags, named in cases:
-        process = start(place, "run", *flags)
-        said = process.communicate()[1]
-        assert process.returncode == 2, said
-        assert named in said.splitlines()[-1]
+        with pytest.raises(SystemExit) as ended:
+            main(words("run", *flags))
+        assert ended.value.code == 2
+        assert named in capsys.readouterr().err.splitlines()[-1]
     assert not (place / "run").exists()
 
 

@@ -122,7 +122,7 @@ def test_a_system_without_locks(tmp_path: Path) -> None:
     program = """
 import os, sys
 sys.modules["fcntl"] = None
-del os.register_at_fork
+del os.fork, os.register_at_fork
 from datacomp_flyt.engines.locks import one_run
 with one_run(sys.argv[1]):
     print("done")

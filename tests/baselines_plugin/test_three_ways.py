@@ -36,7 +36,7 @@ SAMPLED: dict[str, list[tuple[object, ...]]] = {
     ],
     "hcs": [
         (*DRAWS, "--frequency_limit", 1, "--num_samples", 300),
-        (*DRAWS, "--frequency_limit", 5),
+        ("--num_samples", 1500, "--frequency_limit", 5),
     ],
     "no_cap": [DRAWS],
     "top_fraction": [("--fraction", 0.2), ("--fraction", 0.2, "--keep_ties")],

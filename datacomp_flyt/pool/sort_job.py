@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool import join_errors
 from datacomp_flyt.pool.file_group import Group
+from datacomp_flyt.pool.open_file import readable
 from datacomp_flyt.pool.subset import atomic_write, check_save_path, remove_unfinished
 
 _FORMAT = "datacomp_flyt --work_dir 1"
@@ -109,14 +110,8 @@ class Layout:
                 raise ValueError("it has another checksum")
             return note["content"]
 
-    @contextlib.contextmanager
-    def _readable(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise InputError(
-                f"{path} cannot be read ({error}): remove the whole --work_dir {self.folder}"
-            ) from None
+    def _readable(self, path: Path) -> contextlib.AbstractContextManager[None]:
+        return readable(str(path), "JSON", f"remove the whole --work_dir {self.folder}")
 
     def complain(
         self, faults: Faults, pool_size: int, allow_partial: bool, drop_nonfinite: bool

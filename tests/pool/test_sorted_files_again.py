@@ -97,7 +97,7 @@ def test_a_note_with_another_number(job: Job) -> None:
         job.in_files("a", engine=Here(3))
     note = job.work / "done" / "0-000001.json"
     note.write_text(note.read_text().replace("[[", "[[1"))
-    assert f"{note} cannot be read (it has another checksum)" in refusal(job.in_files, "a")
+    assert f"{note} cannot be read as JSON (it has another checksum)" in refusal(job.in_files, "a")
 
 
 def test_a_folder_of_another_format(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

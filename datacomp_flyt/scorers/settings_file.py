@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.open_file import readable
 from datacomp_flyt.pool.subset import atomic_write
 
 SETTINGS_FILE = "settings.json"
@@ -37,13 +38,9 @@ def check_settings(folder: Path, settings: dict[str, Any], way_out: str) -> None
         with atomic_write(path) as file:
             file.write(json.dumps(wanted, indent=2, sort_keys=True).encode() + b"\n")
         return
-    try:
+    with readable(str(path), "JSON", f"remove {folder} to begin anew"):
         found = json.loads(path.read_bytes())
         other = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-    except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): remove {folder} to begin anew"
-        ) from None
     if other:
         raise InputError(
             f"{folder} was made with {other[0]} {found.get(other[0])!r}, now it is "

@@ -49,7 +49,8 @@ def _lock(place: Path) -> Iterator[None]:
         _warn(place, "Windows")
         yield
         return
-    path = place / ".lock" if place.is_dir() else place.with_name(f".lock.{place.name}")
+    # not of the place's kind: its folder may be read as one of tables meanwhile
+    path = place / ".lock" if place.is_dir() else place.with_name(f".{place.name}.lock")
     handle = _take(path, place)
     _HELD.add(handle)
     try:

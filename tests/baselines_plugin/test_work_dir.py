@@ -223,6 +223,16 @@ def test_a_second_run_takes_nothing_from_the_first(whole: Job, tmp_path: Path) -
     whole.save_path.unlink()
 
 
+@pytest.mark.parametrize("work", [False, True])
+def test_scores_saved_among_those_that_are_read(tmp_path: Path, work: bool) -> None:
+    job = Job(POOL, tmp_path).write(2, 2)
+    where = ("--save_scores", job.scores / "mine" / "mix.parquet")
+    flags = (*where, "--work_dir", tmp_path / "work") if work else where
+    with small_slices():
+        assert in_process(*job.flags(*SCS, *flags)).code == 0
+    assert [path.name for path in (job.scores / "mine").iterdir()] == ["mix.parquet"]
+
+
 def test_places_that_are_no_folder(whole: Job, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"a file")
     for place in (tmp_path / "file", tmp_path / "file" / "below", "memory://bucket/work"):

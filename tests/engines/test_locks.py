@@ -57,7 +57,8 @@ def test_the_second_run_is_refused_until_the_first_is_killed(tmp_path: Path, kin
         first.send_signal(signal.SIGKILL)
         first.wait()
     (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".lock")
+    assert left.name.startswith(".")
+    assert left.name.endswith(".lock")
     take(place)
     assert list(tmp_path.iterdir()) == []
 

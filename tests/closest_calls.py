@@ -49,20 +49,27 @@ _LARGEST_TOLERANCE = 0.1  # a float above is no tolerance but a property of the 
 
 
 def settings_of_processors() -> list[dict[str, str]]:
-    """Environment variables that make the libraries behave as on other processors."""
+    """Environment variables that make the libraries behave as on other processors.
+
+    Each library has settings of its own, so that one run sets all of them to one level: nothing,
+    SSE (the oldest that it supports), AVX2, and AVX-512.
+    """
     try:
         from numpy._core._multiarray_umath import __cpu_dispatch__ as dispatched
     except ImportError:  # before NumPy 2
         from numpy.core._multiarray_umath import __cpu_dispatch__ as dispatched
     avx512 = [name for name in dispatched if name.startswith("AVX512") or name == "X86_V4"]
-    values = {
+    levels = {
         "ATEN_CPU_CAPABILITY": ("default", "avx2", "avx512"),
-        "NPY_DISABLE_CPU_FEATURES": (" ".join(avx512), " ".join(dispatched)),
+        "NPY_DISABLE_CPU_FEATURES": (" ".join(dispatched), " ".join(avx512), None),
         "ONEDNN_MAX_CPU_ISA": ("SSE41", "AVX2", "AVX512_CORE"),
         "OPENBLAS_CORETYPE": ("Prescott", "Haswell", "SkylakeX"),
         "MKL_CBWR": ("COMPATIBLE", "AVX2", "AVX512"),
     }
-    return [{}] + [{name: value} for name in VARIABLES for value in values[name]]
+    return [{}] + [
+        {name: value for name in VARIABLES if (value := levels[name][level]) is not None}
+        for level in range(3)
+    ]
 
 
 class Calls:

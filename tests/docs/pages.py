@@ -65,24 +65,24 @@ def code_blocks(path: Path) -> list[Block]:
     """Code blocks of a page in order, indented ones (not within a list) and fenced ones."""
     page, lines = path.relative_to(REPOSITORY).as_posix(), path.read_text("utf-8").splitlines()
     blocks: list[Block] = []
-    row, in_list = 0, False
+    row, in_list, may_begin = 0, False, True
     while row < len(lines):
         fence = _FENCE.match(lines[row])
-        blank_before = row == 0 or not lines[row - 1].strip()
         end = row + 1
         if fence:
             while end < len(lines) and not lines[end].strip().startswith(fence[1]):
                 end += 1
             blocks.append(Block(page, row + 2, fence[2], _unindent(lines[row + 1 : end])))
             end += 1
-        elif lines[row].startswith("    ") and lines[row].strip() and blank_before and not in_list:
+        elif lines[row].startswith("    ") and lines[row].strip() and may_begin and not in_list:
             while end < len(lines) and (lines[end].startswith("    ") or not lines[end].strip()):
                 end += 1
             blocks.append(Block(page, row + 1, "", _unindent(lines[row:end])))
         elif _LIST_ITEM.match(lines[row]):
             in_list = True
-        elif lines[row].strip() and not lines[row].startswith(" ") and blank_before:
+        elif lines[row].strip() and not lines[row].startswith(" ") and may_begin:
             in_list = False
+        may_begin = bool(fence) or not lines[end - 1].strip()  # no block interrupts a paragraph
         row = end
     return blocks
 

@@ -100,11 +100,12 @@ def _closeness(ratio: float) -> float:
 
 
 def _line_of_test() -> str | None:
+    """File and line of the innermost frame of a test or of a helper of the tests."""
     frame = sys._getframe(2)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if TESTS in path.parents and path != Path(__file__):
-            return f"{path.relative_to(TESTS.parent)}:{frame.f_lineno}"
+        if path != Path(__file__) and (TESTS in path.parents or path.name.startswith("test_")):
+            return f"{os.path.relpath(path)}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return None
 

@@ -45,6 +45,10 @@ class ReadError(InputError):
     """Storage failed while a file was read, which may pass: who met it tries again."""
 
 
+class NothingUsable(InputError):
+    """Files that can be read hold nothing that can be used: what was seen, and what was wanted."""
+
+
 def unreadable(sentence: str, error: BaseException) -> InputError:
     """That a file cannot be read: `ReadError` where storage failed, not what it holds or its place.
 

@@ -81,7 +81,7 @@ def find_candidates(
     """The examples of at most `max_tars` tars.
 
     Args:
-        tars: paths, or what webdataset opens.
+        tars: of `list_shards`.
         seed: chooses the tars by their names, whatever their order.
         flag: what named them, for the message.
 

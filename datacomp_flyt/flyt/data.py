@@ -221,9 +221,7 @@ class _DownstreamStreams:
         settings = self.settings
         draw = settings.random(f"downstream shards {task}", stream)
         name = f"{self.name}, task {task!r}" if task else self.name
-        reader = ShardReader(
-            shards, draw, skipped, name, needed, settings.max_bad_share, _LABELLED
-        )
+        reader = ShardReader(shards, draw, skipped, name, needed, settings.max_bad_share, _LABELLED)
         size, initial = (
             number // (len(self.tasks) if task else 1) for number in settings.shuffle_buffer
         )

@@ -159,9 +159,7 @@ def _mode(entry: os.DirEntry[str], endings: tuple[str, ...]) -> int | None:
         ) from None
 
 
-def _pass_folder(
-    path: str, name: str, endings: tuple[str, ...], passed_over: PassedOver
-) -> None:
+def _pass_folder(path: str, name: str, endings: tuple[str, ...], passed_over: PassedOver) -> None:
     if has_ending(name, endings):
         raise InputError(
             f"{path} is a folder, named like a file, such as Spark writes: it is not read in the "

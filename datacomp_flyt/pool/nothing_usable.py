@@ -47,7 +47,10 @@ class Seen:
 
 
 def nothing_usable(
-    clause: str, seen: Seen, reasons: Mapping[str, int], wanted: str = PAIR
+    clause: str, seen: Seen,
+    reasons: Mapping[str, int],
+    wanted: str = PAIR,
+    way_out: str = "mend the tars or download them again",
 ) -> NothingUsable:
     """The error that says so.
 
@@ -56,9 +59,10 @@ def nothing_usable(
         seen: their members.
         reasons: why samples were left out, and how many.
         wanted: the members of a sample.
+        way_out: what to do.
     """
     why = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items() if count)
     return NothingUsable(
         f"{clause}{f' ({why})' if why else ''}: seen were {seen}; wanted are {wanted}, the members "
-        "of a sample next to each other and of one key, so mend the tars or download them again"
+        f"of a sample next to each other and of one key, so {way_out}"
     )

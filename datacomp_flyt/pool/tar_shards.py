@@ -145,9 +145,7 @@ def _matches(base: str, names: list[str], passed_over: PassedOver) -> list[str]:
             passed_over.add(HIDDEN, there)
             continue
         found += [
-            path
-            for path in _matches(f"{base}{there}/", rest, passed_over)
-            if os.path.lexists(path)
+            path for path in _matches(f"{base}{there}/", rest, passed_over) if os.path.lexists(path)
         ]
     return found
 

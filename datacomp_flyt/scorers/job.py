@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from datacomp_flyt.engines.engine import Engine, Make
@@ -137,7 +138,7 @@ def score_pool(
 
 
 def _usable(scored: ScoredShard) -> Usable:
-    usable = np.isfinite(scored.values).any(axis=1)
+    usable: NDArray[np.bool_] = np.isfinite(scored.values).any(axis=1)
     return Usable(len(usable), int(np.count_nonzero(usable)), scored.counts)
 
 

@@ -46,7 +46,9 @@ def load_targets(
         if not path.is_dir():
             files.append(path)
             continue
-        files += map(Path, list_folder(str(path), "--targets", (".npz",), needed=(".npz",)).versions)
+        files += map(
+            Path, list_folder(str(path), "--targets", (".npz",), needed=(".npz",)).versions
+        )
     parts: list[NDArray[np.float32]] = []
     for file in files:
         part = _read(file, array)

@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.listing import local_path

@@ -41,7 +41,8 @@ def local_path(where: str) -> str | None:
             return where[len(scheme) :]
     if _ADDRESS.match(where):
         return None
-    return where if os.path.lexists(where) else os.path.expanduser(where)
+    home = where.startswith("~") and not os.path.lexists(where.split("/")[0])
+    return os.path.expanduser(where) if home else where
 
 
 def find_place(where: str) -> tuple[Any, str]:

@@ -51,7 +51,7 @@ def list_shards(where: str, flag: str, commands: bool = False) -> list[str]:
     if os.path.lexists(local):
         _check_file(local, flag)
         return [local]
-    if where.startswith(_COMMAND):
+    if where.startswith(_COMMAND) and not _existing_part(where)[0]:
         if not commands:
             raise InputError(
                 f"{flag} {where} is no file, and only --train_data of `datacomp-flyt train` runs "

@@ -47,7 +47,8 @@ class Seen:
 
 
 def nothing_usable(
-    clause: str, seen: Seen,
+    clause: str,
+    seen: Seen,
     reasons: Mapping[str, int],
     wanted: str = PAIR,
     way_out: str = "mend the tars or download them again",

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._utils import ExceptionWrapper
 
 pytest.importorskip("open_clip")
 
-from datacomp_flyt.errors import NothingUsable
+from datacomp_flyt.errors import InputError, NothingUsable, ReadError
 from datacomp_flyt.open_clip_hook import reading
 from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
 from datacomp_flyt.open_clip_hook.reading import SubsetReader, open_subset
@@ -150,3 +151,17 @@ def test_two_pairs_of_one_key_are_two_rows(tmp_path: Path) -> None:
     reader = SubsetReader(BlockReader(DATA.__name__), subset, False, False)
     assert len(list(reader([{"url": str(path)}]))) == 3
     assert uid_of(1) != uid_of(2)
+
+
+@pytest.mark.parametrize("kind", [InputError, NothingUsable, ReadError])
+def test_a_workers_sentence_comes_without_its_traceback(kind: type[InputError]) -> None:
+    """However long it is: torch makes a new exception of the text of the old one."""
+    sentence = "a.tar: " + "x" * 1200 + " InputError: the end"
+    try:
+        raise kind(sentence)
+    except InputError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 3")
+    with pytest.raises(kind) as caught:
+        wrapped.reraise()
+    assert str(caught.value) == sentence
+    assert str(InputError(f"Caught {sentence}")) == f"Caught {sentence}"

@@ -81,9 +81,10 @@ class PassedOver:
 
     def __str__(self) -> str:
         text = ", ".join(
-            f"{count:,} {reason} (such as {self._examples[reason]})"
+            f"{reason} ({count:,}, such as {self._examples[reason]})"
             for reason, count in self._counts.items()
         )
+        text = f"{sum(self._counts.values()):,}: {text}"
         return text if text.isprintable() else repr(text)[1:-1]
 
     def keeps(self, name: str, endings: tuple[str, ...]) -> bool:

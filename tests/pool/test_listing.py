@@ -161,6 +161,10 @@ def device(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
+def dangling(path: Path) -> None:
+    path.symlink_to(path.parent / "nowhere")
+
+
 def content(path: Path) -> None:
     path.write_bytes(b"not to be read")
 
@@ -183,6 +187,8 @@ def folder(path: Path) -> None:
         ("pipe.parquet", fifo, listing.NOT_REGULAR),
         ("socket.parquet", unix_socket, listing.NOT_REGULAR),
         ("device.parquet", device, listing.NOT_REGULAR),
+        ("gone", dangling, listing.DANGLING),
+        ("gone.npz", dangling, listing.DANGLING),
         ("b.parquet.gz", content, listing.OTHER_ENDING),
         ("b.parquet~", content, listing.OTHER_ENDING),
         ("b.parquet.crdownload", content, listing.OTHER_ENDING),

@@ -11,7 +11,6 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
@@ -85,7 +84,7 @@ class ParquetShard:
             InputError: the file turns out to be damaged.
         """
         row = 0
-        with readable(self.path, *_PARQUET), _open(self.fs, self.path) as file:
+        with readable(self.path, *_PARQUET), _open(self.fs, self.path, self.version()) as file:
             for column in columns:
                 if file.schema_arrow.names.count(column) > 1:
                     raise InputError(f"{self.path} has column {column!r} twice: take one out")
@@ -173,7 +172,7 @@ def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetS
 
 
 def _describe(fs: Any, path: str, versions: Mapping[str, Version]) -> ParquetShard:
-    with readable(path, *_PARQUET), _open(fs, path) as file:
+    with readable(path, *_PARQUET), _open(fs, path, versions[path]) as file:
         schema = file.schema_arrow
         types = dict(zip(schema.names, schema.types, strict=True))
         if "uid" not in types:
@@ -192,9 +191,6 @@ def _describe(fs: Any, path: str, versions: Mapping[str, Version]) -> ParquetSha
 
 
 @contextlib.contextmanager
-def _open(fs: Any, path: str) -> Iterator[pq.ParquetFile]:
-    if isinstance(fs, LocalFileSystem):
-        yield pq.ParquetFile(path)
-    else:
-        with open_file(fs, path) as handle:
-            yield pq.ParquetFile(handle)
+def _open(fs: Any, path: str, version: Version) -> Iterator[pq.ParquetFile]:
+    with open_file(fs, path, version) as handle:
+        yield pq.ParquetFile(handle)

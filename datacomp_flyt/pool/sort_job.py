@@ -67,7 +67,7 @@ class Layout:
             "groups": [
                 {
                     "columns": {name: dtype.name for name, dtype in group.columns.items()},
-                    "files": [[s.path, s.num_rows, *s.version()] for s in group.shards],
+                    "files": [[s.path, s.num_rows, *s.version().content] for s in group.shards],
                 }
                 for group in self.groups
             ],

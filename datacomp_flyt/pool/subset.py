@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,9 +53,9 @@ def read_subset(path: str | Path) -> tuple[NDArray[np.void], NDArray[np.integer]
     Raises:
         InputError: it is no subset that the resharder would take.
     """
-    if problems := check_subset(Path(path)).problems:
+    subset = _open(path)
+    if problems := _check(subset).problems:
         raise InputError(f"{path} is no subset: it {problems[0]}")
-    subset = np.load(path, mmap_mode="r", allow_pickle=False)
     starts = np.flatnonzero(
         np.concatenate(
             [
@@ -88,10 +89,19 @@ def check_subset(
     Raises:
         InputError: the file is not there or not a .npy array.
     """
+    return _check(_open(path), pool_uids, num_samples)
+
+
+def _open(path: str | Path) -> NDArray[Any]:
     try:
-        subset = np.lib.format.open_memmap(path, mode="r")
+        return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # numpy's header parser raises half a dozen kinds
         raise InputError(f"{path} cannot be read as .npy ({error}): write it again") from None
+
+
+def _check(
+    subset: NDArray[Any], pool_uids: NDArray[np.void] | None = None, num_samples: int | None = None
+) -> SubsetReport:
     report = SubsetReport()
     if subset.dtype != UID_DTYPE or subset.ndim != 1:
         kind = f"dtype {subset.dtype}, shape {subset.shape}"

@@ -30,6 +30,7 @@ from datacomp_flyt.pool.embeddings import (
     iter_embeddings,
     npz_path,
 )
+from datacomp_flyt.pool.folders import version_of
 from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.open_file import open_file, readable
 from datacomp_flyt.pool.parquet import ParquetShard, open_shard
@@ -111,12 +112,12 @@ def _describe(fs: Any, path: str, arrays: Sequence[str], flag: str) -> Embedding
     if not path.endswith(".npz"):
         raise InputError(f"{flag} {path} is neither .npz nor .npy: give embeddings as one of these")
     with readable(path, "npz", "write it again"):
-        rows = 0
-        with open_file(fs, path) as file, zipfile.ZipFile(file) as archive:
+        rows, version = 0, version_of(fs, path)
+        with open_file(fs, path, version) as file, zipfile.ZipFile(file) as archive:
             if f"{arrays[0]}.npy" in archive.namelist():
                 with archive.open(f"{arrays[0]}.npy") as member:
                     rows = (*read_npy_header(member)[0], 0)[0]
-    shard = ParquetShard(fs, path.removesuffix(".npz") + ".parquet", rows, {})
+    shard = ParquetShard(fs, path.removesuffix(".npz") + ".parquet", rows, {}, {path: version})
     width = sum(embedding_widths(shard, arrays))
 
     def blocks(normalize: bool, counts: Counter[str]) -> Iterator[Floats]:

@@ -45,6 +45,10 @@ class ReadError(InputError):
     """Storage failed while a file was read, which may pass: who met it tries again."""
 
 
+class ChangedError(InputError):
+    """A file changed while a run read it: what the run makes belongs to no state of its input."""
+
+
 def unreadable(sentence: str, error: BaseException) -> InputError:
     """That a file cannot be read: `ReadError` where storage failed, not what it holds or its place.
 

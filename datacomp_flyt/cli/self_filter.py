@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     planned = plan(args)
     steps = list(planned.steps())
     folder, ranks = Path(args.out), ranks_of_torchrun()
-    check_outputs(_outputs(folder, args.rounds), vars(args))
+    check_outputs(_outputs(folder), vars(args))
     try:
         if ranks and ranks.rank:
             follow_steps(steps, folder, Path.cwd(), ranks)
@@ -123,11 +123,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _outputs(folder: Path, rounds: int) -> list[Output]:
+def _outputs(folder: Path) -> list[Output]:
     """The files and folders of a run."""
     from datacomp_flyt.self_filtering.finished import MIX, NOTE
 
-    filled = ("done", "logs", "report", *(f"round_{n}" for n in range(rounds + 1)))
+    filled = ("done", "logs", "report", *(path.name for path in folder.glob("round_*")))
     return [
         Output("--out", folder, (MIX, NOTE, SETTINGS_FILE)),
         *(Output("--out", folder / name, ("*",), whole=True) for name in filled),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 
-from datacomp_flyt.errors import InputError, ReadError, unreadable
+from datacomp_flyt.errors import ChangedError, InputError, ReadError, unreadable
 
 # of filesystems that may give a file another inode number while it stays the same file
 _RENUMBERING = ("fuse", "cifs", "smb3", "9p", "vfat", "exfat", "msdos", "ntfs")
@@ -63,9 +63,9 @@ def _may_renumber(path: str) -> bool:
     return False
 
 
-def has_changed(path: str) -> InputError:
+def has_changed(path: str) -> ChangedError:
     """The error of a file that is not what it was when a run began."""
-    return InputError(
+    return ChangedError(
         f"{path} has changed since this run began to read: nothing may change what a run reads, so "
         "run it again"
     )

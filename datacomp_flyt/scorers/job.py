@@ -3,8 +3,8 @@
 In `SCORES_DIR/COLUMN/`, with the scorer's first column as the name, each shard gets a parquet file
 of its own when it is finished, and `_settings.json` says under which settings. Only this process
 writes, each file whole or not at all, so a job may be killed at any moment and goes on from there.
-Between the passes of a `PoolScorer` its state is kept in `_passes/`. Readers of the folder pass over
-both names.
+Between the passes of a `PoolScorer` its state is kept in `_passes/`. Readers of the folder pass
+over both names.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ class Passes:
     def __init__(self, scores: Path) -> None:
         """
         Args:
-            scores: the folder of the score column. The passes lie in `_passes/` there, which readers
-                of the column's tables pass over.
+            scores: the folder of the score column. The passes lie in `_passes/` there, which
+                readers of the column's tables ignore.
         """
         self._folder = scores / "_passes"
         if (scores / "passes").is_dir() and not self._folder.exists():  # of an older release

@@ -13,7 +13,7 @@ from datacomp_flyt.pool.open_file import readable
 from datacomp_flyt.pool.subset import atomic_write
 
 SETTINGS_FILE = "_settings.json"
-"""Readers of a folder of parquet files (pandas, pyarrow, Spark) pass over names with a leading _."""
+"""Readers of a folder of parquet files (pandas, pyarrow, Spark) ignore names with a leading _."""
 
 _OLD_NAME = "settings.json"  # of older releases
 

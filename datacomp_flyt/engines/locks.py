@@ -4,9 +4,9 @@ The kernel releases a lock when its process ends, however it ends, so a killed r
 file that merely says "taken" would. NFS and, mounted with `flock`, Lustre keep locks between
 machines. Where a filesystem keeps none, the run goes on and says so.
 
-The `filelock` package does not serve here. It does not name the process that holds a lock, it
-leaves its files behind, a forked child keeps the lock of its parent, and the versions that DataComp
-environments pin follow symbolic links and truncate the files that they lead to.
+The `filelock` package does not serve here: its lock does not name the process that holds it and
+leaves its file behind, and version 3.8.0, which DataComp pins, follows symbolic links, truncates
+what they lead to, and lets a forked child keep the lock of its parent.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,9 +43,9 @@ class Version(NamedTuple):
         return self.size, self.mark
 
 
-def local_version(stat: os.stat_result) -> Version:
+def local_version(state: os.stat_result) -> Version:
     """The version of a local file."""
-    return Version(stat.st_size, str(stat.st_mtime_ns), stat.st_ctime_ns, stat.st_ino)
+    return Version(state.st_size, str(state.st_mtime_ns), state.st_ctime_ns, state.st_ino)
 
 
 def is_same(path: str, one: Version, other: Version) -> bool:
@@ -82,13 +83,29 @@ def open_file(fs: Any, path: str, version: Version | None = None) -> io.Buffered
         OSError: it cannot be opened; of a read, before its end nothing came.
         InputError: a local file that is not of that version.
     """
-    file = fs.open(path, "rb")
-    if version is not None and isinstance(fs, LocalFileSystem):
-        opened = local_version(os.fstat(file.fileno()))
-        if not is_same(path, opened, version):
-            file.close()
-            raise has_changed(path)
+    if not isinstance(fs, LocalFileSystem):
+        return _Whole(fs.open(path, "rb"))
+    file = open_local(path)
+    if version is not None and not is_same(path, local_version(os.fstat(file.fileno())), version):
+        file.close()
+        raise has_changed(path)
     return _Whole(file)
+
+
+def open_local(path: str) -> io.BufferedReader:
+    """A local file to be read, whatever its name looks like.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    check_regular(path)
+    return open(path, "rb")
+
+
+def check_regular(path: str) -> None:
+    """Raise OSError for a folder, a pipe or a device, which might wait for ever if opened."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
 
 
 class _Whole(io.BufferedIOBase):

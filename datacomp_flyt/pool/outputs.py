@@ -17,7 +17,8 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.folders import check_unchanged, list_folder, version_of
+from datacomp_flyt.pool.folders import check_unchanged, version_of
+from datacomp_flyt.pool.listing import PassedOver, list_local, local_path
 from datacomp_flyt.pool.parquet import open_shards
 
 # Endings of the files that a command reads in a folder, and whether in its sub-folders too.
@@ -25,9 +26,9 @@ _FOLDERS: dict[str, tuple[tuple[str, ...], bool]] = {
     "metadata_dir": ((".parquet", ".npz"), False),
     "scores_dir": ((".parquet",), True),
     "shards_dir": ((".tar", ".parquet"), False),  # img2dataset's tables lie beside its tars
-    "run_dir": (("/mix.npy", "/finished.json"), False),
 }
 _OTHERS = (".parquet", ".npz", ".tar"), True
+_FILES = {"run_dir": ("mix.npy", "finished.json")}  # that a command reads in a folder, by name
 _NO_PATHS = {
     "arch", "argv", "arrays", "column", "command", "device", "engine", "name", "preset", "sampling",
     "scale", "score", "score_columns", "scorer", "source",
@@ -119,6 +120,7 @@ def _inputs(flags: Mapping[str, Any], outputs: Iterable[Output]) -> Iterator[_In
         for word in value if isinstance(value, list | tuple) else [value]:
             for path in _paths(word) if isinstance(word, str | Path) else ():
                 yield _Input(flag, path, *_FOLDERS.get(name, _OTHERS))
+                yield from (_Input(flag, path / file) for file in _FILES.get(name, ()))
 
 
 def _paths(word: str | Path) -> Iterator[Path]:
@@ -127,7 +129,7 @@ def _paths(word: str | Path) -> Iterator[Path]:
     Words are also NAME=FILE, PREFIX=MODEL:FILE, file://FILE, and patterns, which stand for the
     folder that holds their files.
     """
-    word = str(word)
+    word = local_path(str(word)) or ""
     for text in {word, word.partition("=")[2], word.rpartition(":")[2]} - {""}:
         with contextlib.suppress(OSError, ValueError):  # no path at all
             path = Path(text)
@@ -154,7 +156,7 @@ def _check_apart(one: Output, other: Output) -> None:
 def _check_file(output: Output, path: Path, one: _Input) -> None:
     """Raise InputError if a file that is written is an input, or lies among one's files."""
     if one.path.is_dir():
-        is_read = path.is_file() and _is_among_files(path, one)
+        is_read = path.is_file() and any(_is_same(path, file) for file in _listed(one))
     else:
         is_read = _is_same(path, one.path)
     if is_read:
@@ -176,13 +178,11 @@ def _check_file(output: Output, path: Path, one: _Input) -> None:
             )
 
 
-def _is_among_files(path: Path, one: _Input) -> bool:
-    there = os.stat(path)
-    for file in list_folder(str(one.path), one.flag, one.endings, one.recursive).versions:
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(there, os.stat(file)):
-                return True
-    return False
+def _listed(one: _Input) -> list[str]:
+    try:
+        return list_local(str(one.path), one.endings, one.recursive, PassedOver())
+    except OSError:  # the command that reads the folder says so
+        return []
 
 
 def _names(path: Path) -> set[Path]:
@@ -191,8 +191,17 @@ def _names(path: Path) -> set[Path]:
 
 
 def _lies_among(path: Path, one: _Input) -> bool:
-    parents = path.parents if one.recursive else (path.parent,)
-    return f"/{path.name}".endswith(one.endings) and any(_is_same(p, one.path) for p in parents)
+    """Whether a file of this path would be listed among the files of an input folder."""
+    if not PassedOver().keeps(path.name, one.endings):
+        return False
+    for folder in path.parents:
+        if _is_same(folder, one.path):
+            return True
+        if not one.recursive or folder.name.startswith((".", "_")):
+            break
+    # links to folders are followed
+    folders = {os.path.dirname(file) for file in _listed(one)} if one.recursive else set()
+    return any(_is_same(folder, path.parent) for folder in folders)
 
 
 def _is_within(path: Path, folder: Path) -> bool:
@@ -200,9 +209,7 @@ def _is_within(path: Path, folder: Path) -> bool:
 
 
 def _is_same(path: Path | str, other: Path | str) -> bool:
-    if os.path.realpath(path) == os.path.realpath(other):
-        return True
     try:
         return os.path.samefile(path, other)
     except OSError:
-        return False
+        return os.path.realpath(path) == os.path.realpath(other)

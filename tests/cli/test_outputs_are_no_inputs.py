@@ -43,6 +43,9 @@ def job(tmp_path: Path) -> Job:
     (elsewhere / "linked.npy").symlink_to(job.metadata / "part-00001.parquet")
     (elsewhere / "hard.npy").hardlink_to(job.scores / "part-00000.parquet")
     (elsewhere / "folder").symlink_to(job.metadata)
+    (elsewhere / "tables").mkdir()
+    write_parquet(elsewhere / "tables" / "a.parquet", {"uid": POOL.uids, "more": np.zeros(30)})
+    (job.scores / "tables").symlink_to(elsewhere / "tables")
     return job
 
 
@@ -61,6 +64,8 @@ REFUSED = {
     "a link to metadata": ("--save_path", "elsewhere/linked.npy", "--metadata_dir"),
     "a hard link to scores": ("--save_path", "elsewhere/hard.npy", "--scores_dir"),
     "through a linked folder": ("--save_path", "elsewhere/folder/new.npz", "--metadata_dir"),
+    "a name in capitals": ("--save_path", "metadata/NEW.PARQUET", "--metadata_dir"),
+    "a folder that is linked": ("--save_path", "elsewhere/tables/new.parquet", "--scores_dir"),
     "a way around": ("--save_path", "scores/../metadata/x.parquet", "--metadata_dir"),
     "a file of the work folder": ("--save_path", "work/uids.npy", "--work_dir"),
 }
@@ -97,6 +102,8 @@ HARMLESS = [
     ("--save_path", "scores/subset.npy"),
     ("--save_scores", "metadata/scores.table"),
     ("--save_scores", "metadata/below/scores.parquet"),
+    ("--save_scores", "metadata/_scores.parquet"),
+    ("--save_path", "scores/_hidden/subset.parquet"),
     ("--save_scores", "scores/mine/standardized_sum.parquet"),
     ("--save_scoring_model", "scores/model.safetensors"),
     ("--save_scoring_model", "metadata/model.safetensors"),

@@ -24,6 +24,7 @@ from datacomp_flyt.pool.tar_shards import watch_tars
 from tests.baselines_plugin.job import Job, in_process
 from tests.baselines_plugin.test_bad_input import assert_refused
 from tests.conftest import hex_uids, make_pool, write_files, write_parquet
+from tests.engines.here import Here
 
 ROWS = 20
 
@@ -174,8 +175,6 @@ def test_selection(
     monkeypatch.setattr(ParquetShard, "rows_with_uids", replacing)
     flags = ["--name", "scs", "--score", "FLYT", "--num_samples", 50, "--repetition_penalty", 0.3]
     if work:
-        from tests.engines.here import Here
-
         monkeypatch.setattr("baselines_plugin.run._choose_engine", lambda args: Here())
         flags += ["--work_dir", tmp_path / "work"]
     assert_refused(in_process(*job.flags(*flags)), f"{path} has changed")
@@ -226,7 +225,10 @@ def test_notes_of_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change
 
 
 @pytest.mark.parametrize("change", ["permissions", "copy", "hard link"])
-def test_a_work_dir_outlives_what_keeps_content_and_time(tmp_path: Path, change: str) -> None:
+def test_a_work_dir_outlives_what_keeps_content_and_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr("baselines_plugin.run._choose_engine", lambda args: Here())
     job = Job(make_pool(30), tmp_path).write(1)
     flags = ("--name", "scs", "--score", "FLYT", "--num_samples", 50, "--repetition_penalty", 0.3)
     work = ("--work_dir", tmp_path / "work")

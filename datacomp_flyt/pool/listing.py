@@ -27,8 +27,8 @@ SUB_FOLDER = "a sub-folder, which is not looked into"
 
 _ADDRESS = re.compile(r"(?:\w+::)*[A-Za-z][\w+.-]*://")
 _LOCAL = ("file://", "local://")
-# notes and locks of this program, which every folder that it writes may hold
-_OURS = re.compile(r"[._]settings\.json|\..*lock")
+# notes, locks and temporary files of this program, which every folder that it writes may hold
+_OURS = re.compile(r"_settings\.json|_passes|\..*lock|\..*\.datacomp_flyt\.tmp", re.DOTALL)
 
 
 def local_path(where: str) -> str | None:
@@ -131,7 +131,7 @@ def list_local(
                     else:
                         passed_over.add(NOT_REGULAR, entry.name)
             elif entry.name.startswith((".", "_")):
-                passed_over.add(HIDDEN, entry.name)
+                passed_over.keeps(entry.name, endings)
             elif recursive:
                 (links if entry.is_symlink() else folders).append(entry.path)
             else:

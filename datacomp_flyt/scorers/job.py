@@ -1,9 +1,10 @@
 """Score a pool shard by shard: what is finished, what is left, and where it is kept.
 
 In `SCORES_DIR/COLUMN/`, with the scorer's first column as the name, each shard gets a parquet file
-of its own when it is finished, and `settings.json` says under which settings. Only this process
+of its own when it is finished, and `_settings.json` says under which settings. Only this process
 writes, each file whole or not at all, so a job may be killed at any moment and goes on from there.
-Between the passes of a `PoolScorer` its state is kept in `passes/`.
+Between the passes of a `PoolScorer` its state is kept in `_passes/`. Readers of the folder pass
+over both names.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def score_pool(
 
     state = PoolState({}, {}, final=True)
     if left and isinstance(scorer, PoolScorer):
-        passes = Passes(folder / "passes")
+        passes = Passes(folder)
         state = passes.last_state() or PoolState({}, {}, final=False)
         while not state.final:
             summarize = _Work(scorer, "summarize", state.common)
@@ -132,7 +133,7 @@ def score_pool(
     if not report.failed:
         keep.finish()
     if isinstance(scorer, PoolScorer) and not report.failed:
-        Passes(folder / "passes").remove()
+        Passes(folder).remove()
     return report
 
 

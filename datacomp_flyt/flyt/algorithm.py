@@ -23,7 +23,7 @@ from datacomp_flyt.flyt.downstream_loss import (
     CrossEntropy,
     DownstreamClipLoss,
 )
-from datacomp_flyt.flyt.gather import gather_rows, rows_of_rank, sum_over_ranks
+from datacomp_flyt.engines.collectives import gather_rows, rows_of_rank, sum_over_ranks
 from datacomp_flyt.flyt.lookahead_adamw import (
     ClipGradNorm,
     LookaheadAdamW,

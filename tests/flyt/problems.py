@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from datacomp_flyt.flyt.downstream_loss import CrossEntropy, DownstreamClipLoss
-from datacomp_flyt.flyt.gather import rows_of_rank
+from datacomp_flyt.engines.collectives import rows_of_rank
 from datacomp_flyt.flyt.lookahead_adamw import (
     LookaheadAdamW,
     LookaheadOptimizer,

@@ -18,9 +18,17 @@ from urllib.parse import unquote, urlparse
 from datacomp_flyt.errors import InputError
 
 DISTRIBUTION = "datacomp-flyt"
-OLDEST_TORCH = "2.3"  # for training a scoring model; all else runs from 1.13 on
-# The distributions whose names differ from those of their modules.
-_DISTRIBUTION_OF = {"open_clip": "open_clip_torch", "PIL": "pillow"}
+# The oldest releases that train a scoring model; all else runs with those that DataComp pins.
+OLDEST_FOR_TRAINING = {"torch": "2.3", "open_clip_torch": "2.20"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+    "open_clip": "open_clip_torch",
+    "simdjson": "pysimdjson",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+"""Distributions by module, where the names differ."""
 _EXTRA = re.compile(r"extra\s*==\s*[\"']([\w-]+)[\"']")
 
 
@@ -70,6 +78,16 @@ def require_version(distribution: str, at_least: str, what: str) -> None:
         )
 
 
+def require_training(what: str) -> None:
+    """Raise InputError where the packages are too old to train a scoring model.
+
+    Args:
+        what: the command, for the message.
+    """
+    for distribution, at_least in OLDEST_FOR_TRAINING.items():
+        require_version(distribution, at_least, what)
+
+
 def missing_package(error: ImportError, extra: str) -> InputError:
     """The sentence about a package that cannot be imported, with the command that installs it.
 
@@ -78,7 +96,7 @@ def missing_package(error: ImportError, extra: str) -> InputError:
     """
     name = error.name or "a package"
     top = name.partition(".")[0]
-    version = installed_version(_DISTRIBUTION_OF.get(top, top))
+    version = installed_version(DISTRIBUTIONS.get(top, top))
     if isinstance(error, ModuleNotFoundError) and (name == top or version is None):
         return InputError(f"{name} is not installed: {install_command(extra, top)}")
     return InputError(
@@ -114,7 +132,7 @@ def command_for(
         return f"pip install {shlex.quote(f'{DISTRIBUTION}{extras} @ {source}')}"
     wanted = [] if installed is None else _requirements(installed.requires, extra.split(","))
     if not wanted and module is not None:
-        wanted = [_DISTRIBUTION_OF.get(module, module)]
+        wanted = [DISTRIBUTIONS.get(module, module)]
     return " ".join(["pip install", *map(shlex.quote, wanted)])
 
 

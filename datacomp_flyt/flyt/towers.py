@@ -24,7 +24,6 @@ from datacomp_flyt.flyt.lookahead_adamw import Tensors, norm
 from datacomp_flyt.flyt.precision import Tangent
 from datacomp_flyt.flyt.weighted_loss import full_precision
 
-
 Inputs = tuple[Tensor | None, Tensor | None]
 """Images [b, 3, H, W] and tokens [k, L]; None for none."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.installation import require_training
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.shard_names import resolved
 from datacomp_flyt.pool.subset import check_save_path
@@ -102,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         with needs_extra("report"):
             import jinja2  # noqa: F401
             import matplotlib  # noqa: F401
+    if args.selector != "self_filtering":
+        require_training(f"datacomp-flyt self_filter --selector {args.selector}")
     planned = plan(args)
     steps = list(planned.steps())
     folder, ranks = Path(args.out), ranks_of_torchrun()

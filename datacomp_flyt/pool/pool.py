@@ -160,7 +160,8 @@ def check_npz(shard: ParquetShard) -> None:
     with readable(path, "npz", "download it again"):
         if not shard.fs.exists(path):
             return
-        with open_file(shard.fs, path) as file, zipfile.ZipFile(file) as archive:
+        version = shard.versions.get(path)
+        with open_file(shard.fs, path, version) as file, zipfile.ZipFile(file) as archive:
             for name in archive.namelist():
                 with archive.open(name) as member:
                     shape = read_npy_header(member)[0]

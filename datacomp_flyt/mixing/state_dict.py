@@ -1,0 +1,73 @@
+"""The model's own tensors in a checkpoint: the dict that holds them, and their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from datacomp_flyt.mixing.torch_pickle import (
+    SAVE_THE_STATE_DICT,
+    Data,
+    NoPlainTensor,
+    StoredTensor,
+    TorchFileError,
+)
+
+_STATE_DICTS = (
+    "state_dict", "model_state_dict", "model", "module",
+    "state_dict_ema", "ema_state_dict", "model_ema", "ema",
+)  # fmt: skip
+_OUTER_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.")
+_INNER_WRAPPERS = re.compile(
+    r"\.(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)"
+)
+_AVERAGED = "n_averaged"  # beside the model in torch's AveragedModel
+
+
+def find_state_dict(content: Any) -> dict[Any, Any]:
+    """Return the dict of tensors inside a checkpoint."""
+    for _ in range(3):  # such as {"model": {"state_dict": ...}}
+        if not isinstance(content, dict):
+            break
+        inner = [content[key] for key in _STATE_DICTS if isinstance(content.get(key), dict)]
+        if not inner:
+            break
+        content = inner[0]
+    if isinstance(content, StoredTensor | NoPlainTensor):
+        raise TorchFileError(f"it holds no state dict but one tensor: {SAVE_THE_STATE_DICT}")
+    if not isinstance(content, dict):
+        kind = content.name if isinstance(content, Data) else type(content).__name__
+        raise TorchFileError(f"it holds no state dict but a {kind}: {SAVE_THE_STATE_DICT}")
+    several = [str(key) for key, value in content.items() if isinstance(value, dict)]
+    if several and not any(isinstance(v, StoredTensor | NoPlainTensor) for v in content.values()):
+        raise TorchFileError(
+            f"it holds no state dict under a usual key but dicts named {', '.join(several[:5])}: "
+            "save one of them as {'state_dict': ...}"
+        )
+    return content
+
+
+def unwrapped_names(names: Iterable[str]) -> dict[str, str]:
+    """Return the model's own name of each tensor, without what wrappers put before and into it.
+
+    DistributedDataParallel puts `module.` before every name, `torch.compile` `_orig_mod.`, in the
+    order in which they wrap; a compiled part of a model has `_orig_mod` inside its names. What is
+    before a name is removed only where it is before all of them.
+
+    Raises:
+        TorchFileError: two tensors would get one name.
+    """
+    own = {name: name for name in names if name != _AVERAGED}
+    while prefix := next(
+        (p for p in _OUTER_WRAPPERS if own and all(n.startswith(p) for n in own.values())), None
+    ):
+        own = {stored: name.removeprefix(prefix) for stored, name in own.items()}
+    own = {stored: _INNER_WRAPPERS.sub("", name) for stored, name in own.items()}
+    if len(set(own.values())) < len(own):
+        names_left = list(own.values())
+        twice = next(name for name in names_left if names_left.count(name) > 1)
+        raise TorchFileError(
+            f"it holds {twice} twice, once of a compiled or wrapped model: keep one of them"
+        )
+    return own

@@ -26,7 +26,13 @@ _AVERAGED = "n_averaged"  # beside the model in torch's AveragedModel
 
 
 def find_state_dict(content: Any) -> dict[Any, Any]:
-    """Return the dict of tensors inside a checkpoint."""
+    """Return the dict of tensors inside a checkpoint.
+
+    The model's own weights go before their moving average (EMA), where a file has both.
+
+    Raises:
+        TorchFileError: there is none, or there are several under names that are not usual.
+    """
     for _ in range(3):  # such as {"model": {"state_dict": ...}}
         if not isinstance(content, dict):
             break
@@ -56,18 +62,22 @@ def unwrapped_names(names: Iterable[str]) -> dict[str, str]:
     before a name is removed only where it is before all of them.
 
     Raises:
-        TorchFileError: two tensors would get one name.
+        TorchFileError: only some names have such a prefix, or two tensors would get one name.
     """
     own = {name: name for name in names if name != _AVERAGED}
     while prefix := next(
         (p for p in _OUTER_WRAPPERS if own and all(n.startswith(p) for n in own.values())), None
     ):
         own = {stored: name.removeprefix(prefix) for stored, name in own.items()}
+    for prefix in _OUTER_WRAPPERS[:2]:
+        if count := sum(name.startswith(prefix) for name in own.values()):
+            raise TorchFileError(
+                f"only {count} of its {len(own)} tensors have a name with {prefix} before it, as "
+                "if two models were put together: save the state dict of one"
+            )
     own = {stored: _INNER_WRAPPERS.sub("", name) for stored, name in own.items()}
     if len(set(own.values())) < len(own):
-        names_left = list(own.values())
-        twice = next(name for name in names_left if names_left.count(name) > 1)
         raise TorchFileError(
-            f"it holds {twice} twice, once of a compiled or wrapped model: keep one of them"
+            "it holds tensors of a model both compiled and not: save the state dict of one"
         )
     return own

@@ -64,4 +64,3 @@ _DATA = {f"{module}.{name}" for module, names in _MODULES_OF_DATA.items() for na
 KNOWN = {
     *_DATA, *DICTS, *PARAMETERS, *TENSORS, *NO_PLAIN_TENSORS, SUBCLASS, *TENSOR_CLASSES,
 }  # fmt: skip
-OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # names of Python 2

@@ -9,6 +9,7 @@ other name is refused. The result therefore depends neither on torch nor on NumP
 from __future__ import annotations
 
 import pickletools
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
@@ -17,7 +18,6 @@ from datacomp_flyt.mixing.torch_names import (
     DICTS,
     KNOWN,
     NO_PLAIN_TENSORS,
-    OLD_MODULES,
     PARAMETERS,
     STORAGES,
     SUBCLASS,
@@ -68,7 +68,7 @@ class _Global(NamedTuple):
     name: str
 
 
-_KEYS = (str, int, float, bytes, type(None))
+_KEYS = (str, int, float, bytes, type(None), Data)
 
 
 def interpret(stream: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
@@ -152,10 +152,6 @@ class _Machine:
         self.stack.pop()  # keyword arguments
         self._reduce()
 
-    def _object(self) -> None:
-        function, *arguments = self._pop_mark()
-        self.stack.append(_call(function, arguments))
-
     def _append(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, Data):
@@ -229,7 +225,6 @@ _STEPS: dict[str, Callable[[_Machine], None]] = {
     "REDUCE": _Machine._reduce,
     "NEWOBJ": _Machine._reduce,
     "NEWOBJ_EX": _Machine._new_object_ex,
-    "OBJ": _Machine._object,
     "BUILD": lambda m: m.stack.pop() and None,  # attributes, such as a state dict's `_metadata`
     "BINPERSID": _Machine._storage,
 }
@@ -245,7 +240,9 @@ def _key(key: Any) -> Any:
 
 def _known(module: str, name: str) -> _Global:
     """Return the class or function if it is known to hold only data."""
-    full = f"{OLD_MODULES.get(module, module)}.{name}"
+    # protocol 2, torch's own, has names of Python 2
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    full = f"{module}.{name}"
     if full in KNOWN or (module == "numpy.dtypes" and name.isidentifier()):
         return _Global(full)
     if module.startswith("torch.distributed"):

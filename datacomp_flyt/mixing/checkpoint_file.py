@@ -20,7 +20,12 @@ from safetensors import SafetensorError, safe_open
 
 from datacomp_flyt.errors import InputError, unreadable
 from datacomp_flyt.mixing.state_dict import unwrapped_names
-from datacomp_flyt.mixing.torch_file import TorchFileError, read_torch_file, read_torch_object
+from datacomp_flyt.mixing.torch_file import (
+    TorchFileError,
+    from_bfloat16,
+    read_torch_file,
+    read_torch_object,
+)
 from datacomp_flyt.pool.open_file import first_line
 
 Array = NDArray[Any]
@@ -204,4 +209,4 @@ def _bfloat16_of(path: Path) -> dict[str, tuple[int, list[int]]]:
 
 def _read_bfloat16(path: Path, start: int, shape: list[int]) -> Array:
     halves = np.fromfile(path, "<u2", int(np.prod(shape, dtype=np.int64)), offset=start)
-    return (halves.astype("<u4") << 16).view("<f4").reshape(shape)
+    return from_bfloat16(halves).reshape(shape)

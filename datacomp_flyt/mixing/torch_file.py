@@ -29,7 +29,7 @@ from datacomp_flyt.mixing.torch_pickle import (
     interpret,
 )
 
-__all__ = ["TorchFileError", "read_torch_file", "read_torch_object"]
+__all__ = ["TorchFileError", "from_bfloat16", "read_torch_file", "read_torch_object"]
 
 Array = NDArray[Any]
 
@@ -84,6 +84,12 @@ def read_torch_object(path: Path, make: Callable[[Array], Any] = lambda array: a
     """
     with _opened(path) as (content, read):
         return _Converter(read, make).convert(content)
+
+
+def from_bfloat16(halves: Array) -> Array:
+    """Return float32 numbers of bfloat16 ones, uint16 here, which are their upper halves."""
+    words = halves.reshape(-1).astype("<u4") << np.uint32(16)
+    return words.view("<f4").reshape(halves.shape)
 
 
 _ReadStorage = Callable[[Storage], Array]
@@ -234,9 +240,7 @@ class _TensorReader:
             raise TorchFileError("its tensors repeat its numbers over and over")
         strides = tuple(stride * values.itemsize for stride in strides)
         array = np.lib.stride_tricks.as_strided(values[offset:], shape, strides).copy()
-        if storage.dtype == "bfloat16":  # the upper half of a float32
-            return np.asarray(array.astype("<u4") << 16).view("<f4")
-        return array
+        return from_bfloat16(array) if storage.dtype == "bfloat16" else array
 
 
 class _Converter:

@@ -135,7 +135,7 @@ def _load(model: nn.Module, path: Path, what: str, name: str) -> None:
         for key in wanted
         if key not in given or given[key].shape != wanted[key].shape
     ] + [f"{key} is not known" for key in given if key not in wanted]
-    if wrong and not given.keys() & wanted.keys():
+    if wrong and not any("." in key for key in given.keys() & wanted.keys()):
         raise InputError(
             f"{what} is not of open_clip's layout: it holds {', '.join([*given][:3])}, wanted "
             f"{', '.join([*wanted][:3])}; give a checkpoint of open_clip, which lies beside those "
@@ -159,8 +159,11 @@ def _as_the_model(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[s
     elif not any(key.startswith(_TEXT) for key in given):
         moved = {key.removeprefix(_TEXT): key for key in wanted}
         given = {moved.get(key, key): value for key, value in given.items()}
+    for key in _SCALARS & given.keys() & wanted.keys():
+        if given[key].numel() == 1:
+            given[key] = given[key].reshape(wanted[key].shape)
     return {
-        key: value.reshape(wanted[key].shape) if key in _SCALARS & wanted.keys() else value
+        key: value
         for key, value in given.items()
         if key in wanted or key.rpartition(".")[2] not in _NOT_OF_THE_MODEL
     }

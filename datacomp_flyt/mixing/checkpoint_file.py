@@ -42,6 +42,10 @@ _OTHER_KINDS = (
     (rb"\x89HDF", "an HDF5 file: give a file of torch.save or .safetensors"),
     (rb"GGUF", "a GGUF file: give a file of torch.save or .safetensors"),
 )  # fmt: skip
+_DISTRIBUTED = (
+    "it is a folder of torch.distributed.checkpoint: make one file of it by python -m "
+    "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt"
+)
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 
 
@@ -122,6 +126,8 @@ def _is_safetensors(path: Path) -> bool:
     """
     if path.is_dir():
         raise TorchFileError(_of_folder(path))
+    if path.suffix == ".distcp":
+        raise TorchFileError(_DISTRIBUTED.replace("a folder", "part of a folder"))
     if path.exists() and not path.is_file():
         raise TorchFileError("it is no regular file: give a checkpoint file")
     with path.open("rb") as file:
@@ -146,10 +152,7 @@ def _is_safetensors(path: Path) -> bool:
 
 def _of_folder(path: Path) -> str:
     if (path / ".metadata").is_file():
-        return (
-            "it is a folder of torch.distributed.checkpoint: make one file of it by python -m "
-            "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt"
-        )
+        return _DISTRIBUTED
     names = sorted(p.name for p in path.iterdir() if p.suffix in (".pt", ".bin", ".safetensors"))
     held = f", such as {', '.join(names[:3])}" if names else ""
     return f"it is a folder: name the checkpoint inside{held}"

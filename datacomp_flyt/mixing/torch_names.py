@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
     "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32",
@@ -10,10 +12,7 @@ STORAGES = {
     "ComplexDoubleStorage": "complex128", "QInt8Storage": "qint8", "QUInt8Storage": "quint8",
     "QInt32Storage": "qint32", "QUInt4x2Storage": "quint4x2", "QUInt2x4Storage": "quint2x4",
 }  # fmt: skip
-_DTYPES = (
-    *STORAGES.values(), "uint16", "uint32", "uint64", "complex32", "float8_e4m3fn",
-    "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2",
-)  # fmt: skip
+DTYPE = re.compile(r"torch\.(?:bool|(?:bfloat|float|u?int|qu?int|bits|complex)\d\w*)")
 
 DICTS = ("collections.OrderedDict", "collections.defaultdict")
 PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
@@ -54,7 +53,7 @@ _MODULES_OF_DATA = {
     **{f"numpy.{core}.multiarray": "scalar _reconstruct" for core in ("core", "_core")},
     **{f"numpy.{core}.numeric": "_frombuffer" for core in ("core", "_core")},
     "torch": "Size device Tensor strided per_tensor_affine per_channel_affine "
-    "per_channel_affine_float_qparams " + " ".join([*STORAGES, *_DTYPES]),
+    "per_channel_affine_float_qparams " + " ".join(STORAGES),
     "torch.cuda": " ".join(STORAGES),
     "torch.storage": "UntypedStorage",
     "torch.serialization": "_get_layout",

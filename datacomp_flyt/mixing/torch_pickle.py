@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 
 from datacomp_flyt.mixing.torch_names import (
     DICTS,
+    DTYPE,
     KNOWN,
     NO_PLAIN_TENSORS,
     PARAMETERS,
@@ -243,7 +244,7 @@ def _known(module: str, name: str) -> _Global:
     # protocol 2, torch's own, has names of Python 2
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     full = f"{module}.{name}"
-    if full in KNOWN or (module == "numpy.dtypes" and name.isidentifier()):
+    if full in KNOWN or DTYPE.fullmatch(full) or (module == "numpy.dtypes" and name.isidentifier()):
         return _Global(full)
     if module.startswith("torch.distributed"):
         raise TorchFileError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import datetime
 import functools
 import gc
@@ -32,6 +33,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.checkpoint_file import read_checkpoint, read_content
 from tests.conftest import refusal
 
+ROOT = Path(__file__).parents[2]
 WEIGHT, BIAS = torch.arange(12.0).reshape(3, 4), torch.tensor([0.5, -1.0, 2.0])
 STATE = {"layer.weight": WEIGHT, "bias": BIAS}
 
@@ -350,6 +352,8 @@ def no_plain_tensors() -> dict[str, tuple[Any, str]]:
     }
     if hasattr(torch, "float8_e4m3fn"):
         kinds["float8"] = (torch.ones(2).to(torch.float8_e4m3fn), "float8_e4m3fn")
+    if hasattr(torch, "bits8"):
+        kinds["bits"] = (torch.ones(2, dtype=torch.uint8).view(torch.bits8), "bits8")
     if hasattr(torch, "uint16"):
         kinds["uint16"] = (torch.ones(2).to(torch.int32).to(torch.uint16), "uint16")
     return kinds
@@ -473,7 +477,9 @@ def test_folders_pipes_and_links(tmp_path: Path) -> None:
     sharded = tmp_path / "dcp"
     sharded.mkdir()
     (sharded / ".metadata").write_bytes(b"x")
-    assert "dcp_to_torch" in refused(sharded)
+    (sharded / "__0_0.distcp").write_bytes(b"x")
+    assert "it is a folder of torch.distributed" in refused(sharded)
+    assert "dcp_to_torch" in refused(sharded / "__0_0.distcp")
     hub = tmp_path / "hub"
     hub.mkdir()
     assert "name the checkpoint inside" in refused(hub)
@@ -541,3 +547,16 @@ def test_content_as_tensors(tmp_path: Path) -> None:
     assert torch.equal(found["state"][0].pop("w"), WEIGHT)
     assert torch.equal(found.pop("x"), BIAS)
     assert found == {"step": 3, "betas": (0.9, 0.98), "state": [{}, None, True]}
+
+
+def test_nothing_unpickles() -> None:
+    """The readers above are the only ones: no file is given to what runs its code."""
+    forbidden = {("torch", "load"), ("jit", "load"), ("pickle", "load"), ("pickle", "loads")}
+    files = sorted(ROOT.glob("datacomp_flyt/**/*.py")) + sorted(ROOT.glob("baselines_plugin/*.py"))
+    assert files
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                owner = node.value
+                named = getattr(owner, "id", getattr(owner, "attr", None))
+                assert (named, node.attr) not in forbidden, f"{path}:{node.lineno}"

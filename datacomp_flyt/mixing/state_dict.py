@@ -33,25 +33,30 @@ def find_state_dict(content: Any) -> dict[Any, Any]:
     Raises:
         TorchFileError: there is none, or there are several under names that are not usual.
     """
-    for _ in range(3):  # such as {"model": {"state_dict": ...}}
-        if not isinstance(content, dict):
-            break
-        inner = [content[key] for key in _STATE_DICTS if isinstance(content.get(key), dict)]
-        if not inner:
-            break
-        content = inner[0]
+    if (found := _search(content)) is not None:
+        return found
     if isinstance(content, StoredTensor | NoPlainTensor):
         raise TorchFileError(f"it holds no state dict but one tensor: {SAVE_THE_STATE_DICT}")
     if not isinstance(content, dict):
         kind = content.name if isinstance(content, Data) else type(content).__name__
         raise TorchFileError(f"it holds no state dict but a {kind}: {SAVE_THE_STATE_DICT}")
-    several = [str(key) for key, value in content.items() if isinstance(value, dict)]
-    if several and not any(isinstance(v, StoredTensor | NoPlainTensor) for v in content.values()):
+    if others := [str(key) for key, value in content.items() if _search(value) is not None]:
         raise TorchFileError(
-            f"it holds no state dict under a usual key but dicts named {', '.join(several[:5])}: "
+            f"it holds no state dict under a usual key but some named {', '.join(others[:5])}: "
             "save one of them as {'state_dict': ...}"
         )
-    return content
+    raise TorchFileError(f"it holds no state dict of tensors: {SAVE_THE_STATE_DICT}")
+
+
+def _search(content: Any, depth: int = 3) -> dict[Any, Any] | None:
+    """Return the dict of tensors under the usual keys, such as {"model": {"state_dict": ...}}."""
+    if not isinstance(content, dict) or not depth:
+        return None
+    for key in _STATE_DICTS:
+        if (found := _search(content.get(key), depth - 1)) is not None:
+            return found
+    holds_tensors = any(isinstance(v, StoredTensor | NoPlainTensor) for v in content.values())
+    return content if holds_tensors else None
 
 
 def unwrapped_names(names: Iterable[str]) -> dict[str, str]:

@@ -40,7 +40,7 @@ _DTYPES = {
     "int8": "i1", "uint8": "u1", "bool": "?", "bfloat16": "<u2",
 }  # fmt: skip
 _DIMENSIONS = 8
-_REPEATS = 16  # times that a file's tensors may hold its numbers: tied weights share a storage
+_REPEATS = 16  # times that different views in a file may hold its numbers
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
 
 
@@ -66,8 +66,6 @@ def read_torch_file(
             for name, value in find_state_dict(content).items()
             if isinstance(name, str) and isinstance(value, StoredTensor | NoPlainTensor)
         }
-        if not state:
-            raise TorchFileError(f"it holds no state dict of tensors: {SAVE_THE_STATE_DICT}")
         names = unwrapped_names(state)
         return {name: read(state[stored], stored) for stored, name in names.items() if wanted(name)}
 
@@ -216,21 +214,27 @@ class _TensorReader:
         # tensors that share a storage mostly follow one another
         self._read_storage = functools.lru_cache(maxsize=1)(read_storage)
         self._bytes_left = _REPEATS * size
+        self._done: dict[StoredTensor, Array] = {}  # tied weights are one tensor
 
     def __call__(self, tensor: StoredTensor | NoPlainTensor, name: str) -> Array:
         """Return the numbers of the tensor of this name, in C order."""
         if isinstance(tensor, NoPlainTensor):
             raise TorchFileError(f"its {name} is {tensor.kind}: save it as a dense float32 tensor")
-        storage, offset, shape, strides = tensor
-        if len(shape) > _DIMENSIONS:
-            raise TorchFileError(f"its {name} has {len(shape)} dimensions")
-        sizes = (offset, *shape, *strides)
+        if len(tensor.shape) > _DIMENSIONS:
+            raise TorchFileError(f"its {name} has {len(tensor.shape)} dimensions")
+        sizes = (tensor.offset, *tensor.shape, *tensor.strides)
         if not all(type(size) is int for size in sizes):
             raise TorchFileError(f"its {name} has sizes that are no numbers")
+        if tensor not in self._done:
+            self._done[tensor] = self._read(tensor, name)
+        return self._done[tensor]
+
+    def _read(self, tensor: StoredTensor, name: str) -> Array:
+        storage, offset, shape, strides = tensor
         values = self._read_storage(storage)
         last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
         if (
-            any(size < 0 for size in sizes)
+            any(size < 0 for size in (offset, *shape, *strides))
             or last >= max(len(values), 1)
             or math.prod(shape) > len(values)
         ):

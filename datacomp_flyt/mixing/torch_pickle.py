@@ -14,17 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
-from datacomp_flyt.mixing.torch_names import (
-    DICTS,
-    DTYPE,
-    KNOWN,
-    NO_PLAIN_TENSORS,
-    PARAMETERS,
-    STORAGES,
-    SUBCLASS,
-    TENSOR_CLASSES,
-    TENSORS,
-)
+from datacomp_flyt.mixing import torch_names
 
 SAVE_THE_STATE_DICT = (
     "in the program that made it, save the tensors alone: "
@@ -180,7 +170,7 @@ class _Machine:
         kind, storage_type, key, *more = self.stack.pop()
         if kind != "storage" or not isinstance(storage_type, _Global):
             raise TorchFileError("it holds something by reference that is no storage of numbers")
-        dtype = STORAGES.get(storage_type.name.rpartition(".")[2])
+        dtype = torch_names.STORAGES.get(storage_type.name.rpartition(".")[2])
         if dtype is None:
             raise TorchFileError(f"it holds a {storage_type.name}, which is not known")
         if not isinstance(key, str):
@@ -244,7 +234,11 @@ def _known(module: str, name: str) -> _Global:
     # protocol 2, torch's own, has names of Python 2
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     full = f"{module}.{name}"
-    if full in KNOWN or DTYPE.fullmatch(full) or (module == "numpy.dtypes" and name.isidentifier()):
+    if (
+        full in torch_names.KNOWN
+        or torch_names.DTYPE.fullmatch(full)
+        or (module == "numpy.dtypes" and name.isidentifier())
+    ):
         return _Global(full)
     if module.startswith("torch.distributed"):
         raise TorchFileError(
@@ -267,21 +261,21 @@ def _call(function: Any, arguments: Any) -> Any:
     if not isinstance(function, _Global):
         raise TorchFileError("its pickle calls what is no function")
     name = function.name
-    if name in TENSORS:
+    if name in torch_names.TENSORS:
         return _tensor(*arguments, is_typed=name != "torch._utils._rebuild_tensor_v3")
-    if name in PARAMETERS:
+    if name in torch_names.PARAMETERS:
         return arguments[0]
-    if name in NO_PLAIN_TENSORS:
-        return NoPlainTensor(NO_PLAIN_TENSORS[name])
-    if name == SUBCLASS:
+    if name in torch_names.NO_PLAIN_TENSORS:
+        return NoPlainTensor(torch_names.NO_PLAIN_TENSORS[name])
+    if name == torch_names.SUBCLASS:
         rebuild, kind, inner, *_ = arguments
-        if kind.name not in TENSOR_CLASSES:
+        if kind.name not in torch_names.TENSOR_CLASSES:
             return NoPlainTensor(f"a {kind.name}")
         return _call(rebuild, inner)
-    if name in DICTS:
-        pairs = arguments[0] if name == DICTS[0] and arguments else []
+    if name in torch_names.DICTS:
+        pairs = arguments[0] if name == torch_names.DICTS[0] and arguments else []
         return {_key(key): value for key, value in pairs}
-    return Data(name)
+    return Data("numpy.ndarray" if name.endswith("._reconstruct") else name)
 
 
 def _tensor(

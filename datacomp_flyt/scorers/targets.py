@@ -87,7 +87,8 @@ def _read(path: Path, array: str) -> NDArray[Any]:
         if isinstance(content, dict):
             content = content[_pick(list(content), array, path)]
         if not isinstance(content, np.ndarray):
-            raise TypeError(f"it holds a {type(content).__name__}")
+            kind = getattr(content, "name", type(content).__name__)
+            raise TypeError(f"it holds a {kind}, wanted a tensor")
         return content
     except InputError:
         raise

@@ -139,6 +139,7 @@ LAYOUTS: dict[str, Any] = {
     "deepspeed": {"module": STATE, "ds_version": "0.14", "lr_scheduler": None},
     "model of state_dict": {"model": {"state_dict": STATE}},
     "beside its average": {"model_ema": OTHER, "state_dict": STATE, "ema_state_dict": OTHER},
+    "model of settings": {"model": {"name": "ViT"}, "ema": STATE},
     "average alone": {"ema": STATE, "step": 5},
     "ordered": OrderedDict(STATE),
     "default": defaultdict(list, STATE),
@@ -528,6 +529,13 @@ def test_a_bomb_of_views(tmp_path: Path) -> None:
     state = {f"t{number}": storage[: 50_000 - number] for number in range(400)}
     torch.save(state, tmp_path / "c.pt")
     assert "over and over" in refused(tmp_path / "c.pt")
+
+
+def test_tied_weights(tmp_path: Path) -> None:
+    torch.save({f"layers.{number}": WEIGHT for number in range(100)}, tmp_path / "c.pt")
+    found = read(tmp_path / "c.pt")
+    assert len(found) == 100
+    assert all(np.array_equal(array, WEIGHT.numpy()) for array in found.values())
 
 
 def test_a_bomb_of_lists(tmp_path: Path) -> None:

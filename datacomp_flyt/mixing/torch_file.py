@@ -8,6 +8,7 @@ of a tensor are read when they are asked for.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import math
@@ -110,8 +111,13 @@ def _opened(path: Path) -> Iterator[tuple[Any, _TensorReader]]:
                 else _open_legacy(_Bounded(file, size))
             )
             yield content, _TensorReader(read, size)
-    except (TorchFileError, OSError, MemoryError):
+    except (TorchFileError, MemoryError):
         raise
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):
+            raise
+        # the file itself names a place that it does not have
+        raise TorchFileError(f"it is damaged ({error}): fetch it again") from None
     except zipfile.BadZipFile as error:
         if isinstance(error.__context__, OSError):  # which zipfile takes for the end of the file
             raise error.__context__ from None

@@ -113,17 +113,14 @@ def _opened(path: Path) -> Iterator[tuple[Any, _TensorReader]]:
             yield content, _TensorReader(read, size)
     except (TorchFileError, MemoryError):
         raise
-    except OSError as error:
-        if error.errno not in (None, errno.EINVAL):
-            raise
-        # the file itself names a place that it does not have
-        raise TorchFileError(f"it is damaged ({error}): fetch it again") from None
-    except zipfile.BadZipFile as error:
-        if isinstance(error.__context__, OSError):  # which zipfile takes for the end of the file
-            raise error.__context__ from None
-        raise TorchFileError(f"it is cut short or damaged ({error}): fetch it again") from None
     except Exception as error:
-        raise TorchFileError(f"it is damaged ({error!r}): fetch it again") from None
+        # zipfile takes a disk's error at the end of the file for a file that is no zip file
+        for cause in (error, error.__context__):
+            # EINVAL is of a place that the file itself names and does not have
+            if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
+                raise cause from None
+        text = str(error) if isinstance(error, zipfile.BadZipFile) else repr(error)
+        raise TorchFileError(f"it is cut short or damaged ({text}): fetch it again") from None
 
 
 # ------------------------------------------------------------------------------ two formats

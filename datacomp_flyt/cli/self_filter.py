@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.mixing.columns import check_named_once
 from datacomp_flyt.pool.shard_names import resolved
 from datacomp_flyt.pool.subset import check_save_path
 from datacomp_flyt.scorers.settings_file import SETTINGS_FILE, check_settings
@@ -129,7 +130,7 @@ def plan(args: argparse.Namespace) -> Run:
     """
     from datacomp_flyt.pool.tar_shards import list_shards
     from datacomp_flyt.scorers.clip_models import known_name
-    from datacomp_flyt.self_filtering.rounds import Run
+    from datacomp_flyt.self_filtering.rounds import MODEL_COLUMNS, Run
     from datacomp_flyt.self_filtering.trainer_command import TrainerCommand, split_words
 
     closed = args.selector != "self_filtering"
@@ -152,6 +153,10 @@ def plan(args: argparse.Namespace) -> Run:
         raise InputError(f"--selector {args.selector} wants --downstream_dir: labelled tars")
     if (args.scores_dir is None) != (args.score_columns is None):
         raise InputError("--scores_dir and --score_columns belong together: give both or neither")
+    check_named_once(
+        (*MODEL_COLUMNS, *(args.score_columns or ())),
+        "--score_columns, with the columns that each round makes,",
+    )
     if args.scores_dir is not None and args.selector != "m_flyt":
         raise InputError("--scores_dir is for --selector m_flyt: leave it out")
     if args.temperature is not None and args.score != "info_nce" and args.selector != "m_flyt":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,9 @@ def _read(
     """uids, sorted, and their numbers [M]."""
     shards = open_file_or_folder(path, flag, default_num_workers())
     table = ScoreTable(shards, f"{flag} {path}")
-    column = _column(table, column, f"{flag} {path}")
+    column = _column(table, column)
+    if os.environ.get("RANK", "0") == "0":
+        print(table.describe(column, column))
     shards = [shard for shard in shards if column in shard.types]
     pool = union_of_uids(shards, f"{flag} {path}", default_num_workers())
     (values,) = table.read(
@@ -197,14 +200,14 @@ def _read(
     return pool.high, pool.low, values
 
 
-def _column(table: ScoreTable, column: str | None, name: str) -> str:
-    """The column asked for, or the only one."""
+def _column(table: ScoreTable, column: str | None) -> str:
+    """The column asked for, or the only one of numbers."""
     if column is None and len(table.columns) == 1:
         return table.columns[0]
-    if column is None or column not in table.columns:
+    if column is None or column not in table:
         asked = "several columns" if column is None else f"no column {column!r}"
         raise InputError(
-            f"{name} has {asked if table.columns else 'no column of numbers'} (it has "
+            f"{table.name} has {asked if table.columns else 'no column of numbers'} (it has "
             f"{', '.join(table.columns) or 'none'}): name one with --column"
         )
     return column

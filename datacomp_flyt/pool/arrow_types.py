@@ -35,3 +35,9 @@ def plain_array(array: pa.Array) -> pa.Array:
     if is_kind("binary_view", array.type):
         return array.cast(pa.large_binary())
     return array
+
+
+def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """See `plain_array`."""
+    chunks = [plain_array(chunk) for chunk in column.chunks]
+    return pa.chunked_array(chunks) if chunks else column

@@ -8,7 +8,7 @@ The plain and weighted sums of the paper's baselines are such models too.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -82,7 +82,7 @@ def mix(
     kept = Kept()
     mixed = _mix_once(model, columns, kept, num_workers)
     if mixed is None:
-        if iter(columns) is columns:
+        if isinstance(columns, Iterator):
             raise ValueError("columns with different gaps are iterated over twice: give a sequence")
         mixed = _mix_once(model, columns, kept, num_workers)
     assert mixed is not None, "the second time nothing more is left out"

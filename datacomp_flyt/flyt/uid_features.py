@@ -19,6 +19,7 @@ from datacomp_flyt.mixing.standardization import mean_and_std
 from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings, npz_path
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.pool import Pool, read_pool, union_of_uids
+from datacomp_flyt.pool.score_values import to_float32
 from datacomp_flyt.pool.uid_search import UidIndex
 
 
@@ -85,7 +86,7 @@ def score_features(
     table.find(columns, otherwise="name fewer columns")
     values = np.empty((len(pool), len(columns)), np.float32)
     for number, column in enumerate(table.read(columns)):
-        values[:, number] = column
+        values[:, number] = to_float32(column, f"column {columns[number]!r}")
     features = _finite(pool, values, f"all of {', '.join(columns)}")
     statistics = [
         mean_and_std(features.values[:, number], column, num_workers)

@@ -18,6 +18,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import open_file_or_folder
 from datacomp_flyt.pool.pool import union_of_uids
 from datacomp_flyt.pool.score_table import ScoreTable
+from datacomp_flyt.pool.score_values import to_float32
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import decode_uids, format_uid
 
@@ -171,9 +172,8 @@ def read_scores(path: str | Path, column: str | None, missing: float | None) -> 
     if missing is not None and not np.isfinite(missing):
         raise InputError(f"--missing_value is {missing}, wanted a score: a finite number")
     high, low, scores = _read(str(path), "--scores", column)
-    return TableWeights(
-        high, low, scores.astype(np.float32, copy=False), missing, f"--scores {path}"
-    )
+    name = f"--scores {path}"
+    return TableWeights(high, low, to_float32(scores, name), missing, name)
 
 
 def _read(

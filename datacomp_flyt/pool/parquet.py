@@ -18,7 +18,7 @@ from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.folders import Version, check_unchanged, list_folder, version_of
 from datacomp_flyt.pool.open_file import first_line, open_file, readable
-from datacomp_flyt.pool.uids import UID_FORM, InvalidUid, decode_uids, holds_uids
+from datacomp_flyt.pool.uids import InvalidUid, decode_uids
 
 _PARQUET = ("parquet", "download or write it again")
 _BATCH = 1 << 18  # rows read at once
@@ -71,9 +71,7 @@ class ParquetShard:
             try:
                 uids = decode_uids(batch.column(0))
             except InvalidUid as error:
-                raise InputError(
-                    f"{self.path} row {row + error.row} has uid {error.value!r}: {UID_FORM}"
-                ) from None
+                raise InputError(f"{self.path} row {row + error.row} {error.fault}") from None
             yield uids, batch
             row += len(batch)
 
@@ -181,8 +179,6 @@ def _describe(fs: Any, path: str, versions: Mapping[str, Version]) -> ParquetSha
                 "to its example, so write them beside the scores"
             )
         num_rows, size = file.metadata.num_rows, versions[path][0]
-        if num_rows and not holds_uids(types["uid"]):
-            raise InputError(f"{path} has column 'uid' of type {types['uid']}: {UID_FORM}")
         if not 0 <= num_rows <= _ROWS_IN_A_BYTE * size:
             raise InputError(
                 f"{path} says that it has {num_rows:,} rows and has {size:,} bytes: download or "

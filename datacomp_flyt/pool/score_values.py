@@ -69,6 +69,26 @@ def to_floats(
     return values
 
 
+def to_float32(values: NDArray[np.floating], name: str) -> NDArray[np.float32]:
+    """The nearest float32 of each value [n].
+
+    Args:
+        name: what to call the values in messages.
+
+    Raises:
+        InputError: a finite value is too large for float32.
+    """
+    with np.errstate(over="ignore"):
+        narrow: NDArray[np.float32] = values.astype(np.float32, copy=False)
+    lost = np.isinf(narrow) & np.isfinite(values)
+    if lost.any():
+        raise InputError(
+            f"{name} has {np.count_nonzero(lost):,} scores that float32 cannot hold, "
+            f"such as {values[lost][0]:g}: training reads scores as float32, so scale them down"
+        )
+    return narrow
+
+
 def _is_rounded(integers: NDArray[np.integer], values: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether each of the values [n], made of the integers [n], is another number."""
     if integers.itemsize < 8 or not (np.abs(values) >= _EXACT).any():

@@ -26,11 +26,17 @@ _FOURS = 0x0000FFFF0000FFFF
 
 
 class InvalidUid(ValueError):
-    """A value that is not a uid: `row` (0-based) and `value`."""
+    """A value that is not a uid: `row` (0-based), `value`, and `kind` where its type is wrong."""
 
-    def __init__(self, row: int, value: object) -> None:
-        super().__init__(f"row {row} has uid {value!r}: {UID_FORM}")
-        self.row, self.value = row, value
+    def __init__(self, row: int, value: object, kind: pa.DataType | None = None) -> None:
+        self.row, self.value, self.kind = row, value, kind
+        super().__init__(f"row {row} {self.fault}")
+
+    @property
+    def fault(self) -> str:
+        """The end of a message that has named the row."""
+        of_type = "" if self.kind is None else f" of type {self.kind}"
+        return f"has uid {self.value!r}{of_type}: {UID_FORM}"
 
 
 def holds_uids(kind: pa.DataType) -> bool:
@@ -62,7 +68,7 @@ def decode_uids(column: pa.Array | pa.ChunkedArray) -> NDArray[np.void]:
         try:
             _decode_chunk(chunk, uids[row : row + len(chunk)])
         except InvalidUid as error:
-            raise InvalidUid(row + error.row, error.value) from None
+            raise InvalidUid(row + error.row, error.value, error.kind) from None
         row += len(chunk)
     return uids
 
@@ -92,7 +98,7 @@ def _value(chunk: pa.Array, row: int) -> object:
 
 def _decode_chunk(chunk: pa.Array, uids: NDArray[np.void]) -> None:
     if not holds_uids(chunk.type):
-        raise InvalidUid(0, _value(chunk, 0) if len(chunk) else None)
+        raise InvalidUid(0, _value(chunk, 0) if len(chunk) else None, chunk.type)
     if not len(chunk):
         return
     chunk = plain_array(chunk)

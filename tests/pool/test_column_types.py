@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datacomp_flyt.pool.score_values import fits_float32, is_number, to_floats
+from datacomp_flyt.pool.score_values import fits_float32, is_number, to_float32, to_floats
 from tests.baselines_plugin.job import Job, in_process
 from tests.conftest import make_pool, take, write_parquet
 
@@ -136,6 +136,14 @@ def test_floats_keep_their_bits() -> None:
     assert fits_float32(half.type)
     assert floats(half, "f4").tolist() == np.array([0.1, 2], np.float16).tolist()
     assert np.isnan(floats(pa.nulls(3), "f4")).all()
+
+
+@pytest.mark.parametrize("value", [1e39, -1e300, 3.5e38, np.finfo(np.float64).max])
+def test_float32_loses_no_finite_score(value: float) -> None:
+    values = np.array([0.5, np.inf, np.nan, value])
+    with pytest.raises(ValueError, match=r"NAME has 1 scores that float32 cannot hold, such as"):
+        to_float32(values, "NAME")
+    assert to_float32(values[:3], "NAME").tolist()[:2] == [0.5, np.inf]
 
 
 # ------------------------------------------------------------------------------ in files

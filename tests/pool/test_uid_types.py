@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from datacomp_flyt.pool.arrow_types import is_kind
-from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.tar_uids import uids_of_tar
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids, format_uid, holds_uids
@@ -201,8 +200,8 @@ REFUSED = {
 def test_other_types_are_refused_by_name(tmp_path: Path, kind: str, column: pa.Array) -> None:
     assert not holds_uids(column.type)
     write_parquet(tmp_path / "a.parquet", {"uid": column})
-    message = refusal(open_shards, str(tmp_path), "--scores_dir", 1)
-    assert f"{tmp_path / 'a.parquet'} has column 'uid' of type {kind}" in message
+    message = refusal(read_pool, str(tmp_path), 1, progress=False)
+    assert f"{tmp_path / 'a.parquet'} row 0 has uid {column[0].as_py()!r} of type {kind}" in message
     assert "16 bytes" in message
     with pytest.raises(InvalidUid):
         decode_uids(column)

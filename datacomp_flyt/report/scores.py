@@ -38,11 +38,14 @@ class Ranking:
 
 def default_columns(shards: list[ParquetShard], tables: list[ParquetShard]) -> list[str]:
     """All columns of score tables, and the metadata's CLIP scores where these lack them."""
-    table = ScoreTable(tables, "")
+    table, metadata = ScoreTable(tables, ""), ScoreTable(shards, "").columns
     # a published column of another type than numbers is refused when it is read, not passed over
     there = {*table.columns, *(name for name in PUBLISHED_COLUMNS if name in table)}
-    metadata = ScoreTable(shards, "").columns
-    there |= {name for name, column in METADATA_COLUMN_OF.items() if column in metadata}
+    there |= {
+        name
+        for name, column in METADATA_COLUMN_OF.items()
+        if column in metadata and column not in table
+    }
     if not there:
         raise InputError(
             "there is no score to report on: give --scores_dir, or --score_columns of the metadata"

@@ -270,6 +270,13 @@ def test_a_report_leaves_out_text_and_refuses_a_published_name_of_text(tmp_path:
     assert "has column 'DFN-FT' of type string" in refusal(read_default, wrong)
 
 
+def test_a_report_shows_a_table_s_column_of_the_metadata_s_name_once(tmp_path: Path) -> None:
+    job = job_with(tmp_path)
+    write_parquet(job.scores / "part-00000.parquet", {"uid": POOL.uids, CLIP_L14: VALUES})
+    assert listed(job) == ["vit-b-32", CLIP_L14]
+    assert len(list(read_default(job))) == 2
+
+
 def test_a_report_s_score_may_be_shown_under_another_name(tmp_path: Path) -> None:
     from datacomp_flyt.report.sample import read_sample
     from datacomp_flyt.report.scores import read_scores

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datacomp_flyt.engines.locks import one_run
+from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError, needs_extra
-from datacomp_flyt.mixing.columns import check_named_once
+from datacomp_flyt.mixing.columns import Columns, check_named_once
+from datacomp_flyt.pool.pool import FilePool
 from datacomp_flyt.pool.shard_names import resolved
 from datacomp_flyt.pool.subset import check_save_path
 from datacomp_flyt.scorers.settings_file import SETTINGS_FILE, check_settings
@@ -167,6 +169,9 @@ def plan(args: argparse.Namespace) -> Run:
         place = getattr(args, flag)
         if place is not None and "://" not in place and not Path(place).is_dir():
             raise InputError(f"--{flag} {place} is no folder that is there: give one")
+    if args.scores_dir is not None and "://" not in args.scores_dir:
+        tables = Columns(FilePool([]), None, args.scores_dir, default_num_workers(), True, True)
+        tables.find(args.score_columns, otherwise="name fewer columns")
     _check_labels(args)
     list_shards(args.shards_dir, "--shards_dir")
     model = args.model_config or args.model or trainer.model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import lzma
+import re
 import struct
 import sys
 import tarfile
@@ -12,16 +13,16 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
-import pyarrow as pa
-
 _LONGEST = 2000  # characters of a sentence
+_OF_WORKER = re.compile(
+    r"Caught \w+ in DataLoader worker process \d+\.\n.*\n(?:\w+\.)*\w+: (.*)", re.DOTALL
+)
 # What Python, and readers of files, raise of what is in one. Clients of clouds have kinds of their
 # own.
 _CONTENT = (
     ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError,
     LookupError, MemoryError, NameError, RuntimeError, SyntaxError, SystemError, TypeError,
-    ValueError, lzma.LZMAError, pa.ArrowException, struct.error, tarfile.TarError,
-    zipfile.BadZipFile, zlib.error,
+    ValueError, lzma.LZMAError, struct.error, tarfile.TarError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 _PLACE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -29,11 +30,14 @@ _PLACE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryEr
 class InputError(ValueError):
     """Something given is wrong: one sentence that names the file, row or flag, and the way out.
 
-    It often quotes the file. What would break the line or steer a terminal is spelled out, and
-    what is too long is cut out of the middle.
+    The sentence often quotes the file. What would break the line or steer a terminal is spelled
+    out, and what is too long is cut out of the middle. torch puts a traceback before the sentence
+    of a data loader's worker, which is taken off.
     """
 
     def __init__(self, sentence: str) -> None:
+        if of_worker := _OF_WORKER.fullmatch(sentence.strip()):
+            sentence = of_worker[1]
         sentence = _shortened(sentence)
         if not sentence.isprintable():
             spelled = (c if c.isprintable() else repr(c)[1:-1] for c in sentence)
@@ -43,6 +47,14 @@ class InputError(ValueError):
 
 class ReadError(InputError):
     """Storage failed while a file was read, which may pass: who met it tries again."""
+
+
+class ChangedError(InputError):
+    """A file changed while a run read it: what the run makes belongs to no state of its input."""
+
+
+class NothingUsable(InputError):
+    """Files that can be read hold nothing that can be used: what was seen, and what was wanted."""
 
 
 def unreadable(sentence: str, error: BaseException) -> InputError:
@@ -67,7 +79,13 @@ def _is_of_storage(error: BaseException) -> bool:
     before = error.__cause__ or error.__context__  # of which zipfile says that it is no zip file
     if before is not None and _is_of_storage(before):
         return True
-    return not isinstance(error, (OSError, *_CONTENT))
+    return not isinstance(error, (OSError, *_CONTENT)) and not _is_of_arrow(error)
+
+
+def _is_of_arrow(error: BaseException) -> bool:
+    # not imported here: `install --check` runs where pyarrow is broken
+    arrow = getattr(sys.modules.get("pyarrow"), "ArrowException", None)
+    return arrow is not None and isinstance(error, arrow)
 
 
 def _shortened(text: str) -> str:
@@ -86,11 +104,18 @@ def exit_on_input_error(program: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """Turn a missing package inside the block into a sentence that says how to install it."""
+def needs_extra(extra: str = "") -> Iterator[None]:
+    """Turn a missing package inside the block into a sentence that says how to install it.
+
+    Args:
+        extra: the extra that requires the package, several separated by commas; none for packages
+            that are always required.
+    """
     try:
         yield
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{error.name} is not installed: pip install 'datacomp-flyt[{extra}]'"
-        ) from None
+    except ImportError as error:
+        from datacomp_flyt.installation import missing_package
+
+        if (error.name or "").partition(".")[0] in ("", "datacomp_flyt", "baselines_plugin"):
+            raise  # a fault of this package
+        raise missing_package(error, extra) from None

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.installation import require_training
 from datacomp_flyt.mixing.columns import Columns, check_named_once
+from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.pool import FilePool
 from datacomp_flyt.pool.shard_names import resolved
 from datacomp_flyt.pool.subset import check_save_path
@@ -104,9 +106,12 @@ def run(args: argparse.Namespace) -> int:
         with needs_extra("report"):
             import jinja2  # noqa: F401
             import matplotlib  # noqa: F401
+    if args.selector != "self_filtering":
+        require_training(f"datacomp-flyt self_filter --selector {args.selector}")
     planned = plan(args)
     steps = list(planned.steps())
     folder, ranks = Path(args.out), ranks_of_torchrun()
+    check_outputs(_outputs(folder), vars(args))
     try:
         if ranks and ranks.rank:
             follow_steps(steps, folder, Path.cwd(), ranks)
@@ -122,6 +127,17 @@ def run(args: argparse.Namespace) -> int:
     if planned.reports:
         print(f"All rounds as a page: {folder / 'report' / 'index.html'}")
     return 0
+
+
+def _outputs(folder: Path) -> list[Output]:
+    """The files and folders of a run."""
+    from datacomp_flyt.self_filtering.finished import MIX, NOTE
+
+    filled = ("done", "logs", "report", *(path.name for path in folder.glob("round_*")))
+    return [
+        Output("--out", folder, (MIX, NOTE, SETTINGS_FILE)),
+        *(Output("--out", folder / name, ("*",), whole=True) for name in filled),
+    ]
 
 
 def plan(args: argparse.Namespace) -> Run:

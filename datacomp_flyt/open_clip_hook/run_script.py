@@ -15,6 +15,7 @@ import torch
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.hook import Hook
+from datacomp_flyt.open_clip_hook.portable_checkpoints import portable_checkpoints
 from datacomp_flyt.open_clip_hook.trainer import PACKAGES
 
 
@@ -27,16 +28,14 @@ def run_script(words: Sequence[str], hook: Hook) -> None:
     """
     accept_numpy_scalars()
     try:
-        if words[0] == "-m":
-            _run_module(words[1:], hook)
-        else:
-            _run_file(words, hook)
+        with portable_checkpoints():
+            if words[0] == "-m":
+                _run_module(words[1:], hook)
+            else:
+                _run_file(words, hook)
     except SystemExit as end:
         if end.code not in (None, 0):
             raise
-    except InputError as error:  # a data loader worker's comes with its traceback in front
-        text = str(error).strip().split("\n")[-1]
-        raise InputError(text.split("InputError: ")[-1]) from None
     if not hook.was_used:
         raise InputError(
             f"{' '.join(words[:2])} ended without training through {hook.trainer.package}: what it "

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datacomp_flyt.pool.arrow_types import plain_column
-from datacomp_flyt.pool.tar_samples import Skip, UnreadableShard, read_tar, stored_uid
+from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
+from datacomp_flyt.pool.tar_samples import (
+    Skip,
+    UnreadableShard,
+    read_tar,
+    stored_image,
+    stored_uid,
+)
 from datacomp_flyt.pool.uids import decode_uids, encode_uids, holds_uids
 
 
@@ -29,19 +37,25 @@ def uids_of_tar(tar: str) -> tuple[list[str], bool, str | None]:
             columns = [name for name in ("uid", "status") if name in schema.names]
             if "uid" in columns and holds_uids(schema.field("uid").type):
                 rows = pq.read_table(table, columns=columns)
-                uids = plain_column(rows["uid"])
+                column = plain_column(rows["uid"])
                 if "status" in columns:  # img2dataset also lists what it could not download
-                    uids = uids.filter(pc.equal(rows["status"], "success"))
-                return _characters(uids.drop_null()), False, None
+                    column = column.filter(pc.equal(rows["status"], "success"))
+                return _characters(column.drop_null()), False, None
         except Exception:  # Arrow raises a dozen kinds of damaged files
             pass  # the tar itself says the same
-    found: list[str] = []
+    uids: list[str] = []
+    seen, whole = Seen(), False
+    reasons: Counter[str] = Counter()
     try:
-        for sample in read_tar(tar):
+        for sample in read_tar(tar, seen):
             try:
-                found.append(stored_uid(sample))
-            except Skip:
-                continue
+                uids.append(stored_uid(sample))
+                stored_image(sample)
+                whole = True
+            except Skip as skip:
+                reasons[skip.reason] += 1
     except UnreadableShard as error:
-        return found, True, str(error)
-    return found, True, None
+        return uids, True, str(error)
+    if seen.members and not whole:
+        return [], True, str(nothing_usable("no sample can be used", seen, reasons))
+    return uids, True, None

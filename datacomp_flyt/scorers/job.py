@@ -1,9 +1,10 @@
 """Score a pool shard by shard: what is finished, what is left, and where it is kept.
 
 In `SCORES_DIR/COLUMN/`, with the scorer's first column as the name, each shard gets a parquet file
-of its own when it is finished, and `settings.json` says under which settings. Only this process
+of its own when it is finished, and `_settings.json` says under which settings. Only this process
 writes, each file whole or not at all, so a job may be killed at any moment and goes on from there.
-Between the passes of a `PoolScorer` its state is kept in `passes/`.
+Between the passes of a `PoolScorer` its state is kept in `_passes/`. Readers of the folder pass
+over both names.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.scorers.passes import Passes
 from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState, ScoredShard, Scorer
 from datacomp_flyt.scorers.settings_file import check_settings
+from datacomp_flyt.scorers.until_usable import UntilUsable, Usable
 
 Keep = Callable[[str, Any], int]
 """Keeps what was made of a shard, given its name; how many rows that is."""
@@ -79,7 +81,8 @@ def score_pool(
             the shard has changed since the job began.
 
     Raises:
-        InputError: the folder holds scores made under other settings; `load` or `check` raised it.
+        InputError: the folder holds scores made under other settings; `load` or `check` raised it;
+            or no row of any shard has a score.
     """
     folder = scores_dir / scorer.columns[0]
     settings = {"scorer": name, "columns": scorer.columns, "pool": source, **scorer.settings}
@@ -105,7 +108,7 @@ def score_pool(
 
     state = PoolState({}, {}, final=True)
     if left and isinstance(scorer, PoolScorer):
-        passes = Passes(folder / "passes")
+        passes = Passes(folder)
         state = passes.last_state() or PoolState({}, {}, final=False)
         while not state.final:
             summarize = _Work(scorer, "summarize", state.common)
@@ -125,10 +128,18 @@ def score_pool(
         return len(scored.uids)
 
     items = {shard: (item, state.by_shard.get(shard, {})) for shard, item in left.items()}
-    report.failed = run(_Work(scorer, "score", state.common), items, write, name)
+    keep = UntilUsable(write, _usable, report.num_found > 0, f"--scorer {name}")
+    report.failed = run(_Work(scorer, "score", state.common), items, keep, name)
+    if not report.failed:
+        keep.finish()
     if isinstance(scorer, PoolScorer) and not report.failed:
-        Passes(folder / "passes").remove()
+        Passes(folder).remove()
     return report
+
+
+def _usable(scored: ScoredShard) -> Usable:
+    usable = np.atleast_1d(np.isfinite(scored.values).any(axis=1))
+    return Usable(len(usable), int(np.count_nonzero(usable)), scored.counts)
 
 
 @dataclass(frozen=True)

@@ -239,11 +239,12 @@ def test_kinds_that_this_pyarrow_lacks_are_no_kind() -> None:
 def test_a_tar_is_read_where_its_parquet_holds_no_uids(tmp_path: Path) -> None:
     pq.write_table(pa.table({"uid": pa.array([1, 2])}), tmp_path / "0.parquet")
     uid = hex_uids(1)[0]
+    members = {"0.json": f'{{"uid": "{uid}"}}'.encode(), "0.jpg": b"image", "0.txt": b"text"}
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        content = f'{{"uid": "{uid}"}}'.encode()
-        info = tarfile.TarInfo("0.json")
-        info.size = len(content)
-        tar.addfile(info, io.BytesIO(content))
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
     assert uids_of_tar(str(tmp_path / "0.tar")) == ([uid], True, None)
 
 

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
-from datacomp_flyt.errors import InputError, unreadable
+from datacomp_flyt.errors import InputError, needs_extra, unreadable
 from datacomp_flyt.mixing.state_dict import unwrapped_names
 from datacomp_flyt.mixing.torch_file import (
     TorchFileError,
@@ -176,6 +175,8 @@ def _of_json(path: Path) -> str:
 def _read_safetensors(
     path: Path, wanted: Callable[[str], bool]
 ) -> tuple[dict[str, Array], dict[str, str]]:
+    with needs_extra():
+        from safetensors import SafetensorError, safe_open
     try:
         with safe_open(path, framework="numpy") as file:
             names = unwrapped_names(file.keys())

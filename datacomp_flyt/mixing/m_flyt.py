@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.mixing.checkpoint_file import read_checkpoint
 from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel
 from datacomp_flyt.mixing.published import PUBLISHED_COLUMNS, PUBLISHED_SCORES
@@ -57,6 +56,8 @@ def save_mixing_model(model: LinearMixingModel, path: Path) -> None:
     tensors = {"weights": np.array(model.weights), "bias": np.array(model.bias)}
     if model.means is not None and model.stds is not None:
         tensors |= {"means": np.array(model.means), "stds": np.array(model.stds)}
+    with needs_extra():
+        from safetensors.numpy import save
     # one entry, since safetensors writes several in any order
     about = json.dumps({"columns": model.columns, "standardize": model.standardize})
     with atomic_write(path) as file:

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.mixing.checkpoint_file import read_checkpoint
 from datacomp_flyt.pool.subset import atomic_write
 
@@ -74,6 +73,8 @@ def load_classifier(source: str | Path, positive_class: int = 1) -> LinearModel:
 
 def save_classifier(model: LinearModel, path: Path) -> None:
     """Write a classifier, with the names of its arrays, as safetensors; whole or not at all."""
+    with needs_extra():
+        from safetensors.numpy import save
     tensors = {"weight": model.weight[None], "bias": np.array([model.bias])}
     content = save(tensors, {LINEAR_CLASSIFIER_KEY: json.dumps({"arrays": model.arrays})})
     with atomic_write(path) as file:

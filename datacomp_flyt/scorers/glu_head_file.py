@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.mixing.checkpoint_file import read_checkpoint
 from datacomp_flyt.mixing.m_flyt import E_FLYT_KEY, MIXING_MODEL_KEY
 from datacomp_flyt.pool.subset import atomic_write
@@ -45,6 +44,8 @@ def load_glu_head(source: str | Path) -> GluHead:
 
 def save_glu_head(head: GluHead, path: Path) -> None:
     """Write a head, with the names of its arrays, as safetensors."""
+    with needs_extra():
+        from safetensors.numpy import save
     arrays = None if head.arrays is None else list(head.arrays)
     # one entry, since safetensors writes several in any order
     content = save(head.tensors(), {E_FLYT_KEY: json.dumps({"arrays": arrays})})

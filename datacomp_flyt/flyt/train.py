@@ -147,6 +147,7 @@ def _make_scoring(args: argparse.Namespace, device: torch.device) -> Scoring:
             args.metadata_dir,
             args.allow_partial_scores,
             args.drop_nonfinite,
+            progress=rank_and_world_size()[0] == 0,
         )
         table = found.features
         statistics = None if args.no_standardize else (found.mean.tolist(), found.std.tolist())

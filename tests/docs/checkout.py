@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datacomp_flyt.cli.install import install, load_patches
+from tests.conftest import sorted_uids
 from tests.docs.pages import REPOSITORY
 from tests.host.pool import SCORE_COLUMNS
 from tests.host.stand_in_patch import STAND_IN, carry_over
@@ -117,9 +119,11 @@ def _write_pool(checkout: Path, share_of_images: float, share_of_scores: float) 
     shutil.copytree(DEMO / "pool/metadata", checkout / "metadata")
     rng = np.random.default_rng(16)
     (checkout / "shards").mkdir()
+    available: list[str] = []
     for path in sorted((DEMO / "pool/shards").glob("*.tar")):
         shutil.copy(path.with_name(f"{path.stem}_stats.json"), checkout / "shards")
-        _copy_tar(path, checkout / "shards" / path.name, share_of_images, rng)
+        available += _copy_tar(path, checkout / "shards" / path.name, share_of_images, rng)
+    np.save(checkout / "available.npy", sorted_uids(available))
     uids = _uids(checkout / "metadata")
     kept = [uid for uid in uids if rng.random() < share_of_scores]
     columns = {name: rng.normal(size=len(kept)).astype("f4") for name in SCORE_COLUMNS}
@@ -130,16 +134,25 @@ def _write_pool(checkout: Path, share_of_images: float, share_of_scores: float) 
     pq.write_table(table[half:], checkout / "scores/train-00001-of-00002.parquet")
 
 
-def _copy_tar(source: Path, target: Path, share: float, rng: np.random.Generator) -> None:
-    """Copy about a share of the samples; webp is renamed, since pages expect jpg."""
+def _copy_tar(source: Path, target: Path, share: float, rng: np.random.Generator) -> list[str]:
+    """Copy about a share of the samples, and return their uids.
+
+    webp is renamed, since pages expect jpg.
+    """
     kept: dict[str, bool] = {}
+    uids: list[str] = []
     with tarfile.open(source) as tar, tarfile.open(target, "w") as output:
         for member in tar:
             key = member.name.partition(".")[0]
             file = tar.extractfile(member)
-            if file is not None and kept.setdefault(key, rng.random() < share):
-                member.name = member.name.replace(".webp", ".jpg")
-                output.addfile(member, io.BytesIO(file.read()))
+            if file is None or not kept.setdefault(key, rng.random() < share):
+                continue
+            content = file.read()
+            member.name = member.name.replace(".webp", ".jpg")
+            output.addfile(member, io.BytesIO(content))
+            if member.name.endswith(".json"):
+                uids.append(json.loads(content)["uid"])
+    return uids
 
 
 def _write_other_data(checkout: Path) -> None:

@@ -28,7 +28,7 @@ POOLS = {
 """Shares of the pool that have an image and that have scores."""
 
 TIMEOUT = 1_500  # seconds for a page
-_SHELL = "{{ {text}\n}} > {log}/{index}.txt 2>&1\necho $? > {log}/{index}.code\n"
+_SHELL = ". {log}/{index}.sh > {log}/{index}.txt 2>&1; echo $? > {log}/{index}.code\n"
 _PYTHON = "python - <<'END OF BLOCK'\n{text}\nEND OF BLOCK"
 
 
@@ -76,11 +76,11 @@ def run_page(path: Path, home: Path) -> list[Result]:
     """Run a page's commands, one after the other, in one shell in `~/datacomp`."""
     found = commands_of(path)
     with tempfile.TemporaryDirectory() as log:
-        script = "".join(
-            _SHELL.format(text=text_to_run(command), log=log, index=index)
-            for index, command in enumerate(found)
-            if reason_not_to_run(command) is None
-        )
+        script = ""
+        for index, command in enumerate(found):
+            if reason_not_to_run(command) is None:  # sourced, so that a syntax error ends no page
+                (Path(log) / f"{index}.sh").write_text(text_to_run(command) + "\n")
+                script += _SHELL.format(log=log, index=index)
         shell = subprocess.Popen(
             ["bash", "-c", script],
             cwd=home / "datacomp",

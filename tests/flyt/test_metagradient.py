@@ -87,7 +87,10 @@ def test_words_that_the_upstream_batch_lacks(tangent: str) -> None:
     others = flat({**theirs.cotangent, table: theirs.cotangent[table][~lacking]})
     assert theirs.cotangent[table][lacking].abs().max() > 100 * others.abs().max()
     found = solve(given, tangent, dtype=torch.float32).weight_gradient
-    assert relative_error(found, theirs.weight_gradient) < BOUNDS_32[tangent]
+    # an entry is the product of v and an example's gradient, of as many terms as parameters
+    products = others.norm() * flat(theirs.upstream_gradient).norm() / theirs.weight_gradient.norm()
+    bound = BOUNDS_32[tangent] + float_bound("float32", float(products), others.numel())
+    assert relative_error(found, theirs.weight_gradient) < bound
 
 
 @pytest.mark.parametrize("share", [0.3, 3.0])

@@ -1,18 +1,16 @@
-"""The one exception that a user sees as a sentence instead of a traceback."""
+"""Errors that a user sees as a sentence instead of a traceback; no import here takes time."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import lzma
+import re
 import struct
-import sys
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-
-import pyarrow as pa
 
 _LONGEST = 2000  # characters of a sentence
 # What Python, and readers of files, raise of what is in one. Clients of clouds have kinds of their
@@ -20,9 +18,13 @@ _LONGEST = 2000  # characters of a sentence
 _CONTENT = (
     ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError,
     LookupError, MemoryError, NameError, RuntimeError, SyntaxError, SystemError, TypeError,
-    ValueError, lzma.LZMAError, pa.ArrowException, struct.error, tarfile.TarError,
-    zipfile.BadZipFile, zlib.error,
+    ValueError, lzma.LZMAError, struct.error, tarfile.TarError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+_NO_MEMORY = re.compile(
+    r"(out of|not enough|(can't|cannot|unable to|failed to) allocate) (\w+ )?memory|bad_alloc|"
+    r"failed to map segment|can't start new thread|ALLOC_FAILED|killed by signal: Killed",
+    re.IGNORECASE,
+)
 _PLACE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -34,11 +36,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, sentence: str) -> None:
-        sentence = _shortened(sentence)
-        if not sentence.isprintable():
-            spelled = (c if c.isprintable() else repr(c)[1:-1] for c in sentence)
-            sentence = _shortened("".join(spelled))
-        super().__init__(sentence)
+        super().__init__(_shortened(printable(_shortened(sentence))))
 
 
 class ReadError(InputError):
@@ -67,22 +65,41 @@ def _is_of_storage(error: BaseException) -> bool:
     before = error.__cause__ or error.__context__  # of which zipfile says that it is no zip file
     if before is not None and _is_of_storage(before):
         return True
-    return not isinstance(error, (OSError, *_CONTENT))
+    # Arrow's are known by their module: commands import this one before anything that takes time
+    of_arrow = type(error).__module__.startswith("pyarrow")
+    return not (of_arrow or isinstance(error, (OSError, *_CONTENT)))
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out: this error says so, or the one that it came of."""
+    while error is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            return True
+        # what a file says is quoted in an InputError, and is no evidence
+        if not isinstance(error, InputError) and _NO_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's text, or its kind where it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """The text on one line: characters that would break it or steer a terminal are escaped.
+
+    These are control characters, line breaks, marks of writing direction, and halves of surrogate
+    pairs, which stand for bytes of a file name that are no UTF-8.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 500]} ... {text[-400:]}"
-
-
-@contextlib.contextmanager
-def exit_on_input_error(program: str) -> Iterator[None]:
-    """Turn an `InputError` inside the block into `program: error: sentence` and exit code 2."""
-    try:
-        yield
-    except InputError as error:
-        sys.stdout.flush()
-        print(f"{program}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 @contextlib.contextmanager

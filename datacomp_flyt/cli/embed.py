@@ -17,6 +17,7 @@ from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.pool.shard_names import by_name, resolved
 from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
 from datacomp_flyt.scorers.settings_file import SETTINGS_FILE, check_settings
+from datacomp_flyt.streams import say
 
 if TYPE_CHECKING:
     from datacomp_flyt.scorers.clip_encoder import ClipEncoder
@@ -102,7 +103,7 @@ def _embed(
     check = watch_tars(shards)
     done = {path.stem for path in folder.glob("*.parquet")}
     todo = {name: shard for name, shard in shards.items() if name not in done}
-    print(f"{len(shards):,} tars, {len(shards) - len(todo):,} of them embedded before")
+    say(f"{len(shards):,} tars, {len(shards) - len(todo):,} of them embedded before")
     counts: Counter[str] = Counter()
 
     def write(name: str, shard: EmbeddedShard) -> int:
@@ -118,9 +119,9 @@ def _embed(
     )
     with engine:
         failed = run_shards(engine, make, todo, write, retries=args.retries, label="embed")
-    print(f"{counts.pop('embedded', 0):,} pairs embedded in {folder}")
+    say(f"{counts.pop('embedded', 0):,} pairs embedded in {folder}")
     for reason, count in counts.most_common():
-        print(f"  {count:,} samples left out: {reason}")
+        say(f"  {count:,} samples left out: {reason}")
     return report_failures(failed, "embed")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 
 from datacomp_flyt.engines.choice import ENGINE_FLAGS, choose_engine
 from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.streams import say
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,11 +57,11 @@ def report_failures(
         others: what became of the others.
     """
     for name, error in failed.items():
-        print(f"{what}: shard {name} failed: {error}", file=sys.stderr)
+        say(f"{what}: shard {name} failed: {error}", error=True)
     if failed:
-        print(
+        say(
             f"{what}: {len(failed):,} shards failed and {others}; mend them and give the same "
             "command again",
-            file=sys.stderr,
+            error=True,
         )
     return 1 if failed else 0

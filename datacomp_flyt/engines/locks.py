@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.streams import say
 
 try:
     import fcntl
@@ -119,10 +119,10 @@ def _of_somebody_else(path: Path) -> InputError:
 
 
 def _warn(place: Path, why: str | None) -> None:
-    print(
+    say(
         f"{place}: this filesystem keeps no locks ({why}): see to it that no other run writes "
         "there",
-        file=sys.stderr,
+        error=True,
     )
 
 

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from datacomp_flyt.engines.ranks import Ranks, alone
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
+from datacomp_flyt.streams import say
 
 _PRELOADED = ("torch", "torchvision", "open_clip", "webdataset", "pandas", "pyarrow.parquet")
 _PERCENT = re.compile(r"(\d+)%[|)]")
@@ -109,7 +110,7 @@ def run_steps(
         if not step.aside:
             before = upto
         if not quiet:
-            print(f"\n=== {number}. {step.title}\n$ {step.command}", flush=True)
+            say("", f"=== {number}. {step.title}", f"$ {step.command}")
         remembered = _remembered(done)
         if remembered and remembered["key"] != key and step.aside:
             remembered = {}
@@ -121,7 +122,7 @@ def run_steps(
         if remembered and not step.again:
             seconds[step.name] = remembered["seconds"]
             if not quiet:
-                print("  done before")
+                say("  done before")
             continue
         began = time.perf_counter()
         together = ranks is not None and step.together

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import nn
 
 from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.exits import running
 from datacomp_flyt.flyt.algorithm import Algorithm, AlgorithmConfig
 from datacomp_flyt.flyt.checkpoint import NAME
 from datacomp_flyt.flyt.data import downstream_loader, upstream_loader
@@ -249,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_arguments(parser)
     args = parser.parse_args(argv)
-    with exit_on_input_error("datacomp_flyt.flyt.train"):
+    with running("datacomp_flyt.flyt.train"):
         raise SystemExit(run(args))
 
 

@@ -12,6 +12,7 @@ from datacomp_flyt.mixing.published import METADATA_COLUMN_OF, SCORER_OF
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool, Pool
 from datacomp_flyt.pool.score_table import ScoreTable
+from datacomp_flyt.streams import say
 
 
 class Columns:
@@ -80,7 +81,7 @@ class Columns:
                 + (f", or {otherwise}" if len(names) > 1 else "")
             )
         if missing:
-            print(f"mixing without {', '.join(missing)}: there are no such columns")
+            say(f"mixing without {', '.join(missing)}: there are no such columns")
         return [name for name in names if name not in missing]
 
     def read(self, names: Sequence[str]) -> Iterator[NDArray[np.floating]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from datacomp_flyt.errors import InputError, ReadError, unreadable
+from datacomp_flyt.errors import first_line as first_line
 
 
 def open_file(fs: Any, path: str) -> io.BufferedIOBase:
@@ -84,8 +85,3 @@ def readable(path: str, form: str, way_out: str) -> Iterator[None]:
         if kind is ReadError:
             way_out = f"run it again, and if that fails too, {way_out}"
         raise kind(f"{path} cannot be read as {form} ({first_line(error)}): {way_out}") from None
-
-
-def first_line(error: BaseException) -> str:
-    """Of an error's text, or its kind where it says nothing."""
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -21,7 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import atomic_write
 from datacomp_flyt.pool.tar_shards import list_shards
 from datacomp_flyt.scorers.hype_model import HypeModel, load_hype_model
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda (default: cpu)")
     add_image_arguments(parser)
     args = parser.parse_args(argv)
-    with exit_on_input_error(parser.prog):
+    with running(parser.prog):
         check_image_arguments(args.batch_size, args.decode_threads)
         if args.num_examples < 1:
             raise InputError(f"--num_examples {args.num_examples} is no set: give 1 or more")

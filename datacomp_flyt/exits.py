@@ -162,32 +162,25 @@ def _way_out_of_memory(flags: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def _signals(command: Running) -> Iterator[None]:
     """Handle the signals that nobody else handles or ignores, as `nohup` does."""
-    before: dict[signal.Signals, Any] = {}
-    usual = (signal.SIG_DFL, signal.default_int_handler)
-    with contextlib.suppress(ValueError):  # not in the main thread
-        for signum in _SIGNALS:
-            if signal.getsignal(signum) in usual:
-                before[signum] = signal.signal(signum, command.stop)
-    try:
+    with keep_signals():
+        with contextlib.suppress(ValueError):  # not in the main thread
+            for signum in _SIGNALS:
+                if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
+                    signal.signal(signum, command.stop)
         yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def keep_signals() -> contextlib.AbstractContextManager[None]:
-    """Undo what the block does to the handling of signals: Ray takes SIGTERM."""
-    return _kept({signum: signal.getsignal(signum) for signum in _SIGNALS})
 
 
 @contextlib.contextmanager
-def _kept(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
+def keep_signals() -> Iterator[None]:
+    """Undo at the end what the block does to the handling of signals, as Ray does."""
+    before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
     try:
         yield
     finally:
         with contextlib.suppress(ValueError):
-            for signum, handler in handlers.items():
-                signal.signal(signum, handler)
+            for signum, handler in before.items():
+                if signal.getsignal(signum) != handler:
+                    signal.signal(signum, handler)
 
 
 def _in_forked_child() -> None:

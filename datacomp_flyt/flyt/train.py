@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from datacomp_flyt.engines.locks import one_run
+from datacomp_flyt.engines.ranks import place_of_torchrun
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import running
 from datacomp_flyt.flyt.algorithm import Algorithm, AlgorithmConfig
@@ -224,11 +225,17 @@ def _start_processes(device: str | None) -> torch.device:
     """Join the other ranks, if torchrun started this one; the device to train on."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    place = place_of_torchrun()
+    if place is not None:
         if device == "cuda":
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        dist.init_process_group(
+            "nccl" if device.startswith("cuda") else "gloo",
+            store=place.meet("train"),
+            rank=place.rank,
+            world_size=place.size,
+        )
     try:
         found = torch.device(device)
         torch.zeros(1, device=found)
@@ -250,7 +257,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_arguments(parser)
     args = parser.parse_args(argv)
-    with running("datacomp_flyt.flyt.train"):
+    with running("datacomp_flyt.flyt.train") as command:
+        command.flags = vars(args)
         raise SystemExit(run(args))
 
 

@@ -19,8 +19,8 @@ import open_clip
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
+from datacomp_flyt.engines.progress import Progress
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import atomic_write
@@ -62,7 +62,7 @@ def make_reference(
     left = num_examples
     refuse_decompression_bombs()
     batches = _batches(order, model.image_size, batch_size, threads)
-    bar = tqdm(total=num_examples, desc="reference set", unit="pair", disable=None)
+    bar = Progress("reference set", num_examples, "pair")
     with contextlib.closing(batches), bar:
         for images, texts in batches:
             images, texts = images[:left], texts[:left]

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ _OF_THE_MACHINE = (
     *(errno.EACCES, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC),
     *(errno.EPERM, errno.EROFS, errno.ESTALE),
 )  # errors of which a name and the system's own words say enough
+_WAKE = getattr(signal, "SIGURG", None)
 _AT_ONCE = 1.0  # seconds in which a signal that comes again is the same request
 _LONGEST_SOCKET = 100  # bytes of a path; Linux allows 107 and macOS 103
 _NAME_OF_SOCKET = len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # that multiprocessing adds
@@ -162,12 +164,48 @@ def _way_out_of_memory(flags: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def _signals(command: Running) -> Iterator[None]:
     """Handle the signals that nobody else handles or ignores, as `nohup` does."""
-    with keep_signals():
-        with contextlib.suppress(ValueError):  # not in the main thread
-            for signum in _SIGNALS:
-                if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
-                    signal.signal(signum, command.stop)
+    if threading.current_thread() is not threading.main_thread():
         yield
+        return
+    with keep_signals(), _woken(command):
+        for signum in _SIGNALS:
+            if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(signum, command.stop)
+        yield
+
+
+@contextlib.contextmanager
+def _woken(command: Running) -> Iterator[None]:
+    """Wake the main thread when a signal comes.
+
+    The kernel may give it to a thread of a library; Python's handler would run only when the main
+    thread has ended its wait by itself. `_WAKE` interrupts that.
+    """
+    if _WAKE is None:
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    main = threading.get_ident()
+
+    def watch() -> None:
+        while signums := os.read(reader, 1):
+            if signums[0] in _SIGNALS:
+                end = time.monotonic() + _AT_ONCE
+                while command.signum is None and time.monotonic() < end:
+                    signal.pthread_kill(main, _WAKE)
+                    time.sleep(0.05)
+        os.close(reader)
+
+    handler, before = signal.signal(_WAKE, _nothing), signal.set_wakeup_fd(writer)
+    with contextlib.suppress(RuntimeError):  # no memory for a thread
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        signal.signal(_WAKE, handler)
 
 
 @contextlib.contextmanager
@@ -185,6 +223,9 @@ def keep_signals() -> Iterator[None]:
 
 def _in_forked_child() -> None:
     """A forked child, such as a data loader's worker, is its parent's to end, without a word."""
+    if _outer:
+        _outer.clear()
+        signal.set_wakeup_fd(-1)
     for signum in _SIGNALS:
         if isinstance(getattr(signal.getsignal(signum), "__self__", None), Running):
             # not SIG_IGN, which a program that is executed next would keep

@@ -89,15 +89,16 @@ def place_of_torchrun() -> Place | None:
     given = {name: os.environ.get(name, "") for name in wanted}
     missing = [name for name, value in given.items() if not value]
     numbers = {name: value for name, value in given.items() if name != "MASTER_ADDR"}
-    wrong = [name for name, value in numbers.items() if value and not value.isdecimal()]
+    wrong = [name for name, value in numbers.items() if not value.isdecimal()]
     if not missing and not wrong:
         rank, size, port = map(int, numbers.values())
         if rank < size and 0 < port < 2**16:
             return Place(rank, size, given["MASTER_ADDR"], port)
+        wrong = ["RANK"] if rank >= size else ["MASTER_PORT"]
     raise InputError(
         f"RANK is {given['RANK']!r} and WORLD_SIZE {given['WORLD_SIZE']!r}, as of one process of "
-        f"several, but {' and '.join(missing or wrong or ['their numbers'])} "
-        f"{'missing' if missing else 'wrong'}: start with torchrun, or unset them for one process"
+        f"several, but {' and '.join(missing or wrong)} {'missing' if missing else 'wrong'}: start "
+        "with torchrun, or unset them for one process"
     )
 
 

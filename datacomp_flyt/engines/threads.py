@@ -47,8 +47,11 @@ def map_threads(
 
     if num_workers <= 1 or len(items) <= 1:
         return watched(map(function, items))
-    with ThreadPoolExecutor(num_workers) as executor:
+    executor = ThreadPoolExecutor(num_workers)
+    try:
         return watched(executor.map(function, items))
+    finally:
+        executor.shutdown(cancel_futures=True)  # Ctrl-C waits for no more than has begun
 
 
 def patient(function: Callable[[T], R]) -> Callable[[T], R]:

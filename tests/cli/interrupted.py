@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import time
 from pathlib import Path
@@ -75,8 +74,5 @@ def lingering(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for signum in (signal.SIGINT, signal.SIGHUP):  # which background jobs ignore
-        usual = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
-        signal.signal(signum, usual)
     with running("interrupted"):
         globals()[sys.argv[1]](Path(sys.argv[2]))

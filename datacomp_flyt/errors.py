@@ -22,7 +22,8 @@ _CONTENT = (
 )  # fmt: skip
 _NO_MEMORY = re.compile(
     r"(out of|not enough|(can't|cannot|unable to|failed to) allocate) (\w+ )?memory|bad_alloc|"
-    r"failed to map segment|can't start new thread|ALLOC_FAILED|killed by signal: Killed",
+    r"failed to map segment|can't start new thread|launch worker thread|"
+    r"ALLOC_FAILED|killed by signal: Killed",
     re.IGNORECASE,
 )
 _PLACE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)

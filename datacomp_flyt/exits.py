@@ -152,7 +152,7 @@ def _sentence(error: BaseException, flags: dict[str, Any]) -> str | None:
 
 
 def _way_out_of_memory(flags: dict[str, Any]) -> str:
-    smaller = [f"--{name}" for name in _FLAGS_OF_MEMORY if flags.get(name) is not None]
+    smaller = [f"--{name}" for name in _FLAGS_OF_MEMORY if (flags.get(name) or 0) > 1]
     ways = ["free some"]
     if smaller:
         ways.append(f"give a smaller {' or '.join(smaller)}")

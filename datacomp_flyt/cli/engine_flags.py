@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from datacomp_flyt.engines.choice import ENGINE_FLAGS, choose_engine
 from datacomp_flyt.engines.engine import Engine
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, lacks_memory
 from datacomp_flyt.streams import say
 
 
@@ -57,7 +57,8 @@ def report_failures(
         others: what became of the others.
     """
     for name, error in failed.items():
-        say(f"{what}: shard {name} failed: {error}", error=True)
+        hint = "; fewer --num_workers take less memory" if lacks_memory(error) else ""
+        say(f"{what}: shard {name} failed: {error}{hint}", error=True)
     if failed:
         say(
             f"{what}: {len(failed):,} shards failed and {others}; mend them and give the same "

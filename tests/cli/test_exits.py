@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -228,28 +227,39 @@ def test_what_a_file_says_of_memory_is_no_evidence(
     assert capsys.readouterr().err == f"select: error: {error}\n"
 
 
-@pytest.mark.parametrize("megabytes", [150, 250, 350, 500])
-def test_a_selection_in_little_memory(tmp_path: Path, megabytes: int) -> None:
-    """Wherever it runs out: while packages are loaded, threads start, or arrays are made."""
-    metadata = write_files(tmp_path / "metadata", POOL.metadata)
-    flags = ("--name", "top_fraction", "--score", "clip_l14_similarity_score", "--fraction", "0.5")
+LIMITED = """
+import resource, sys
+from baselines_plugin import run_if_ours
+from baselines_plugin.__main__ import main
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+limit = used + (int(sys.argv.pop(1)) << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def larger_pool(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_files(tmp_path_factory.mktemp("larger"), make_pool(50_000).metadata, 3)
+
+
+@pytest.mark.parametrize("megabytes", [0, 1, 2, 3, 4, 6, 200])
+def test_a_selection_in_little_memory(tmp_path: Path, larger_pool: str, megabytes: int) -> None:
+    """Wherever it runs out. (Where threads of C++ libraries get none, they abort the process.)"""
     save_path = tmp_path / "s.npy"
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
-
-    ended = subprocess.run(
-        [sys.executable, "-m", "baselines_plugin", *flags, "--metadata_dir", metadata,
-         "--save_path", str(save_path)],
-        env=ENVIRONMENT, preexec_fn=limit, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if ended.returncode == 0:
+    flags = ("--name", "top_fraction", "--score", "clip_l14_similarity_score", "--fraction", "0.5")
+    places = ("--metadata_dir", larger_pool, "--save_path", str(save_path), "--num_workers", "1")
+    with started("-c", LIMITED, str(megabytes), *flags, *places) as process:
+        errors = process.communicate(timeout=60)[1]
+    if process.returncode == 0:
+        assert megabytes
         assert save_path.exists()
         return
-    assert ended.returncode == 2, ended.stderr
-    assert "error: there is too little memory (" in ended.stderr.splitlines()[-1]
-    assert "Traceback" not in ended.stderr
-    assert not save_path.exists()
+    assert (process.returncode, save_path.exists()) == (2, False)
+    assert "Traceback" not in errors
+    said = errors.splitlines()[-1]
+    assert said.startswith("python -m baselines_plugin: error: there is too little memory (")
+    assert said.endswith("or add --work_dir FOLDER, which sorts the pool in files")
 
 
 # --- mistakes and the machine

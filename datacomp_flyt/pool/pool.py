@@ -16,7 +16,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.join_errors import twice_in_pool
 from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.open_file import open_file, readable
-from datacomp_flyt.pool.parquet import ParquetShard, npz_beside, open_shards
+from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.uid_search import Positions, argsort_hashes
 from datacomp_flyt.pool.uids import UID_DTYPE
 
@@ -156,7 +156,7 @@ def _place(shards: list[ParquetShard], ends: NDArray[np.int64], row: int) -> str
 
 def check_npz(shard: ParquetShard) -> None:
     """Raise unless the npz beside a parquet file, if there is one, has as many rows."""
-    path = npz_beside(shard.path)
+    path = shard.npz
     with readable(path, "npz", "download it again"):
         if not shard.fs.exists(path):
             return

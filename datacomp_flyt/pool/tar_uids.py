@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datacomp_flyt.pool.tar_samples import Skip, UnreadableShard, read_tar, stored_uid
+from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
+from datacomp_flyt.pool.tar_samples import (
+    Skip,
+    UnreadableShard,
+    read_tar,
+    stored_image,
+    stored_uid,
+)
 
 
 def uids_of_tar(tar: str) -> tuple[list[str], bool, str | None]:
@@ -26,12 +34,18 @@ def uids_of_tar(tar: str) -> tuple[list[str], bool, str | None]:
         except Exception:  # Arrow raises a dozen kinds of damaged files
             pass  # the tar itself says the same
     uids: list[str] = []
+    seen, whole = Seen(), False
+    reasons: Counter[str] = Counter()
     try:
-        for sample in read_tar(tar):
+        for sample in read_tar(tar, seen):
             try:
                 uids.append(stored_uid(sample))
-            except Skip:
-                continue
+                stored_image(sample)
+                whole = True
+            except Skip as skip:
+                reasons[skip.reason] += 1
     except UnreadableShard as error:
         return uids, True, str(error)
+    if seen.members and not whole:
+        return [], True, str(nothing_usable("no sample can be used", seen, reasons))
     return uids, True, None

@@ -46,7 +46,7 @@ def read_uids(shards_dir: str) -> NDArray[np.void]:
 def _uids_of(tar: str) -> NDArray[np.void]:
     words, _, problem = uids_of_tar(tar)
     if problem:
-        say(f"not read to its end: {problem}")
+        say(f"{tar} was not read to its end: {problem}")
     try:
         return decode_uids(pa.array(words, pa.string()))
     except InvalidUid as error:

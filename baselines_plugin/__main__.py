@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from datacomp_flyt.exits import running
+from datacomp_flyt.exits import Parser, running
 
 PROGRAM = "python -m baselines_plugin"
 
@@ -14,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     from baselines_plugin.flags import add_arguments
     from baselines_plugin.registry import method_names
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Select a DataComp subset with FLYT's methods. The output is a .npy file of "
         "sorted uids, repeats kept, for DataComp's resharder.",

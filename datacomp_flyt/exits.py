@@ -6,6 +6,7 @@ Here are the others. No import here takes time, so that commands can begin with 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import os
@@ -17,9 +18,9 @@ import time
 import traceback
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-from datacomp_flyt.errors import InputError, first_line, lacks_memory
+from datacomp_flyt.errors import InputError, first_line, lacks_memory, printable
 from datacomp_flyt.streams import protected, say
 
 WRONG_INPUT = 2
@@ -69,6 +70,14 @@ class Running:
         if now - self._since > _AT_ONCE:
             say(f"{self.name}: stopped at once", error=True)
             os._exit(128 + self.signum)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that names words as all else is printed: a shell may have put file names there."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message, and end with exit code 2."""
+        super().error(printable(message))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import sys
 from types import ModuleType
 
 from datacomp_flyt import __version__
-from datacomp_flyt.exits import running
+from datacomp_flyt.exits import Parser, running
 
 COMMANDS = (
     "install",
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 def _parser(
     modules: dict[str, ModuleType], asked: str | None, argv: list[str]
 ) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="datacomp-flyt",
         description="FLYT for DataComp. Selection itself is `python baselines.py --name m_flyt` "
         "in a patched DataComp checkout, or `python -m baselines_plugin` without one.",

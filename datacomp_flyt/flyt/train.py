@@ -256,8 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m datacomp_flyt.flyt.train", description=(__doc__ or "").split("\n")[0]
     )
     add_arguments(parser)
-    args = parser.parse_args(argv)
     with running("datacomp_flyt.flyt.train") as command:
+        args = parser.parse_args(argv)
         command.flags = vars(args)
         raise SystemExit(run(args))
 

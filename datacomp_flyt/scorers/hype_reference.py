@@ -102,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda (default: cpu)")
     add_image_arguments(parser)
-    args = parser.parse_args(argv)
     with running(parser.prog):
+        args = parser.parse_args(argv)
         check_image_arguments(args.batch_size, args.decode_threads)
         if args.num_examples < 1:
             raise InputError(f"--num_examples {args.num_examples} is no set: give 1 or more")

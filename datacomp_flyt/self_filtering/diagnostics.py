@@ -274,8 +274,8 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, help="parquet of uid and kind")
     parser.add_argument("--noise_kinds", nargs="*", default=[], help="kinds that are noise")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    args = parser.parse_args()
     with running("datacomp_flyt.self_filtering.diagnostics"):
+        args = parser.parse_args()
         judge(args.run_dir, args.round, args.labels, args.noise_kinds, args.seed)
 
 

@@ -65,8 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run_dir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, required=True)
-    args = parser.parse_args()
     with running("datacomp_flyt.self_filtering.finished"):
+        args = parser.parse_args()
         finish(args.run_dir, args.rounds)
 
 

@@ -63,8 +63,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--halves", action="store_true", help="also of two models")
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
     with running("datacomp_flyt.self_filtering.first_mix"):
+        args = parser.parse_args()
         check_save_path(args.out / MIX, "--out")
         uids = read_uids(args.shards_dir)
         counts = spread(max(args.draws, len(uids)), uids, 0, args.seed)

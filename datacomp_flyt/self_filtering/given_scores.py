@@ -45,8 +45,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--scores_dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
     with running("datacomp_flyt.self_filtering.given_scores"):
+        args = parser.parse_args()
         say(f"{link_tables(args.scores_dir, args.out):,} tables")
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from datacomp_flyt.engines import steps
+from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.engines.processes import ProcessEngine
 from datacomp_flyt.engines.shards import run_shards
@@ -39,9 +40,19 @@ def threads(folder: Path) -> None:
 
 def processes(folder: Path) -> None:
     """Workers that compute."""
+    on(ProcessEngine(2, "cpu"), folder)
+
+
+def ray(folder: Path) -> None:
+    """The same on a Ray cluster of this machine."""
+    from datacomp_flyt.engines.ray_cluster import RayEngine
+
+    on(RayEngine(None, 2, "cpu"), folder)
+
+
+def on(engine: Engine, folder: Path) -> None:
     items = {str(number): work.Marked(folder, number) for number in range(8)}
-    make = work.Make(compute)
-    run_shards(ProcessEngine(2, "cpu"), make, items, lambda name, result: 1, 0, "computing")
+    run_shards(engine, work.Make(compute), items, lambda name, result: 1, 0, "computing")
 
 
 def compute(device: str, item: tuple[str, work.Marked]) -> None:

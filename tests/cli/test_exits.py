@@ -74,6 +74,8 @@ def temporary_files(folder: Path) -> list[str]:
         ("wrapped", os.kill, signal.SIGINT, 130),
         ("processes", os.killpg, signal.SIGINT, 130),
         ("processes", os.kill, signal.SIGTERM, 143),
+        pytest.param("ray", os.killpg, signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param("ray", os.kill, signal.SIGTERM, 143, marks=pytest.mark.slow),
         ("step", os.killpg, signal.SIGINT, 130),
         ("step", os.kill, signal.SIGTERM, 143),
     ],
@@ -82,8 +84,10 @@ def test_a_signal_ends_a_command_with_one_line(
     tmp_path: Path, kind: str, to: object, signum: signal.Signals, code: int
 ) -> None:
     """No traceback, here or of workers; no worker goes on, and no temporary file stays."""
+    if kind == "ray":
+        pytest.importorskip("ray")
     with started("-m", "tests.cli.interrupted", kind, str(tmp_path)) as process:
-        pids = [pid for pid in marked(tmp_path, 2 if kind == "processes" else 1) if pid]
+        pids = [pid for pid in marked(tmp_path, 2 if kind in ("processes", "ray") else 1) if pid]
         to(process.pid, signum)  # type: ignore[operator]
         said, errors = process.communicate(timeout=60)
         wait_until_ended(pids, 10)

@@ -81,6 +81,16 @@ def test_check(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) ->
     assert "valid" not in checked(out)
 
 
+@pytest.mark.parametrize("words", [("check_parts", "--subset", "s.npy"), ("check", "s.npy"), ()])
+def test_words_of_the_command_line(
+    capsys: pytest.CaptureFixture[str], name: str, words: tuple[str, ...]
+) -> None:
+    """A shell puts names of files there for `*`."""
+    code, _, err = run(capsys, *words, f"--{name}")
+    assert code == 2
+    checked(err)
+
+
 def test_manifest(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
     folder, manifest = tmp_path / "pool", tmp_path / "m.json"
     write_files(folder, POOL.metadata, 2)

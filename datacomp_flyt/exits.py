@@ -149,6 +149,8 @@ def _sentence(error: BaseException, flags: dict[str, Any]) -> str | None:
     if isinstance(error, InputError):
         return str(error)
     said = first_line(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and not _is_ours(error.name):
+        return f"{error.name} is not installed for {sys.executable}, and is needed here: install it"
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
         return f"{error.filename or 'a file'}: {error.strerror}"
     if isinstance(error, OSError) and "AF_UNIX path" in said:
@@ -158,6 +160,10 @@ def _sentence(error: BaseException, flags: dict[str, Any]) -> str | None:
     if type(error).__name__.startswith("Dist") or "/gloo/" in said or "NCCL error" in said:
         return f"another rank ended, or cannot be reached ({said}): see what that one says"
     return None
+
+
+def _is_ours(module: str) -> bool:
+    return module.split(".")[0] in ("datacomp_flyt", "baselines_plugin")
 
 
 def _way_out_of_memory(flags: dict[str, Any]) -> str:

@@ -297,6 +297,25 @@ def test_what_the_machine_refuses(capsys: pytest.CaptureFixture[str], number: in
     assert capsys.readouterr().err == f"x: error: some/file: {os.strerror(number)}\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("safetensors", 2),
+        ("pandas.core", 2),
+        ("datacomp_flyt.absent", 70),
+        ("baselines_plugin", 70),
+    ],
+)
+def test_a_package_that_is_not_installed(
+    capsys: pytest.CaptureFixture[str], name: str, code: int
+) -> None:
+    with pytest.raises(SystemExit) as ended, running("x"):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    assert ended.value.code == code
+    if code == 2:
+        assert capsys.readouterr().err.startswith(f"x: error: {name} is not installed for ")
+
+
 @pytest.mark.parametrize("code", [0, 1, 2, 3, None, "text"])
 def test_exit_codes_of_commands_are_theirs(code: object) -> None:
     with pytest.raises(SystemExit) as ended, running("outer"), running("inner"):

@@ -7,6 +7,7 @@ import errno
 import lzma
 import re
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -50,6 +51,10 @@ class ReadError(InputError):
     """Storage failed while a file was read, which may pass: who met it tries again."""
 
 
+class ChangedError(InputError):
+    """A file changed while a run read it: what the run makes belongs to no state of its input."""
+
+
 class NothingUsable(InputError):
     """Files that can be read hold nothing that can be used: what was seen, and what was wanted."""
 
@@ -76,9 +81,13 @@ def _is_of_storage(error: BaseException) -> bool:
     before = error.__cause__ or error.__context__  # of which zipfile says that it is no zip file
     if before is not None and _is_of_storage(before):
         return True
-    # Arrow's are known by their module: commands import this one before anything that takes time
-    of_arrow = type(error).__module__.startswith("pyarrow")
-    return not (of_arrow or isinstance(error, (OSError, *_CONTENT)))
+    return not isinstance(error, (OSError, *_CONTENT)) and not _is_of_arrow(error)
+
+
+def _is_of_arrow(error: BaseException) -> bool:
+    # not imported here: `install --check` runs where pyarrow is broken
+    arrow = getattr(sys.modules.get("pyarrow"), "ArrowException", None)
+    return arrow is not None and isinstance(error, arrow)
 
 
 def lacks_memory(error: BaseException | None) -> bool:
@@ -114,11 +123,18 @@ def _shortened(text: str) -> str:
 
 
 @contextlib.contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """Turn a missing package inside the block into a sentence that says how to install it."""
+def needs_extra(extra: str = "") -> Iterator[None]:
+    """Turn a missing package inside the block into a sentence that says how to install it.
+
+    Args:
+        extra: the extra that requires the package, several separated by commas; none for packages
+            that are always required.
+    """
     try:
         yield
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{error.name} is not installed: pip install 'datacomp-flyt[{extra}]'"
-        ) from None
+    except ImportError as error:
+        from datacomp_flyt.installation import missing_package
+
+        if (error.name or "").partition(".")[0] in ("", "datacomp_flyt", "baselines_plugin"):
+            raise  # a fault of this package
+        raise missing_package(error, extra) from None

@@ -150,7 +150,9 @@ def _sentence(error: BaseException, flags: dict[str, Any]) -> str | None:
         return str(error)
     said = first_line(error)
     if isinstance(error, ModuleNotFoundError) and error.name and not _is_ours(error.name):
-        return f"{error.name} is not installed for {sys.executable}, and is needed here: install it"
+        from datacomp_flyt.installation import missing_package
+
+        return str(missing_package(error, ""))
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
         return f"{error.filename or 'a file'}: {error.strerror}"
     if isinstance(error, OSError) and "AF_UNIX path" in said:

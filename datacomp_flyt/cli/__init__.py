@@ -8,6 +8,7 @@ import sys
 from types import ModuleType
 
 from datacomp_flyt import __version__
+from datacomp_flyt.errors import needs_extra
 from datacomp_flyt.exits import Parser, running
 
 COMMANDS = (
@@ -24,13 +25,15 @@ COMMANDS = (
     "report",
     "demo",
 )
+"""Each is a module of this folder, imported when it is asked for, since it may need packages that
+others do not. The module's docstring is the command's help; it has `add_arguments` and `run`.
+
+`add_arguments` gets the words of the command line too, since some flags bring others.
+"""
 
 
 def command_module(name: str) -> ModuleType:
-    """The module of a command: its docstring is the help, and it has `add_arguments` and `run`.
-
-    `add_arguments` gets the words of the command line too, since some flags bring others.
-    """
+    """The module of a command."""
     return importlib.import_module(f"datacomp_flyt.cli.{name}")
 
 
@@ -39,16 +42,12 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     asked = next((word for word in argv if not word.startswith("-")), None)
     with running(f"datacomp-flyt {asked}" if asked in COMMANDS else "datacomp-flyt") as command:
-        # imported here, where Ctrl-C has a handler
-        modules = {name: command_module(name) for name in COMMANDS}
-        args = _parser(modules, asked, argv).parse_args(argv)
+        args = _parser(asked, argv).parse_args(argv)
         command.flags = vars(args)
-        sys.exit(modules[args.command].run(args))
+        sys.exit(command_module(args.command).run(args))
 
 
-def _parser(
-    modules: dict[str, ModuleType], asked: str | None, argv: list[str]
-) -> argparse.ArgumentParser:
+def _parser(asked: str | None, argv: list[str]) -> argparse.ArgumentParser:
     parser = Parser(
         prog="datacomp-flyt",
         description="FLYT for DataComp. Selection itself is `python baselines.py --name m_flyt` "
@@ -56,9 +55,14 @@ def _parser(
     )
     parser.add_argument("--version", action="version", version=f"datacomp-flyt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in modules.items():
+    for name in COMMANDS:
+        if asked not in (None, name):
+            commands.add_parser(name)
+            continue
+        with needs_extra():
+            module = command_module(name)
         text = (module.__doc__ or "").split("\n")[0]
         command = commands.add_parser(name, help=text, description=text)
-        if name == asked:  # others may want packages that are not installed
+        if name == asked:
             module.add_arguments(command, argv)
     return parser

@@ -13,7 +13,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
 from datacomp_flyt.scorers.files import file_digest
-from datacomp_flyt.self_filtering.mix import MIX
+from datacomp_flyt.self_filtering.mix import MIX as MIX
 from datacomp_flyt.streams import say
 
 NOTE = "finished.json"

@@ -313,7 +313,7 @@ def test_a_package_that_is_not_installed(
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     assert ended.value.code == code
     if code == 2:
-        assert capsys.readouterr().err.startswith(f"x: error: {name} is not installed for ")
+        assert capsys.readouterr().err.startswith("x: error: ")
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, None, "text"])

@@ -42,8 +42,6 @@ _FLAGS_OF_MEMORY = (
     *("num_workers", "batch_size", "upstream_batch_size", "downstream_batch_size"),
     *("info_nce_batch", "buffer_rows", "max_rows", "sampling_batch_size"),
 )
-
-
 _outer: list[Running] = []  # the command of this process, while it runs
 
 
@@ -68,7 +66,8 @@ class Running:
             self.signum, self._since = signum, now
             raise KeyboardInterrupt
         if now - self._since > _AT_ONCE:
-            say(f"{self.name}: stopped at once", error=True)
+            with contextlib.suppress(OSError):  # not `say`: it may have been interrupted itself
+                os.write(2, f"{self.name}: stopped at once\n".encode(errors="replace"))
             os._exit(128 + self.signum)
 
 
@@ -120,7 +119,7 @@ def _exit_code(command: Running, error: BaseException) -> int:
     if sentence is None:
         # the line of the error comes last, where logs are quoted from
         say(f"{command.name}: a mistake in the program: please report these lines", error=True)
-        say_trace(error)
+        say(*"".join(traceback.format_exception(error)).rstrip().split("\n"), error=True)
         return MISTAKE
     say(f"{command.name}: error: {sentence}", error=True)
     return WRONG_INPUT
@@ -134,11 +133,6 @@ def _ended_by_signal(command: Running) -> int:
         error=True,
     )
     return 128 + signum
-
-
-def say_trace(error: BaseException) -> None:
-    """Print a traceback on stderr, line by line."""
-    say(*"".join(traceback.format_exception(error)).rstrip().split("\n"), error=True)
 
 
 def _sentence(error: BaseException, flags: dict[str, Any]) -> str | None:

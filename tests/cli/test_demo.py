@@ -123,8 +123,7 @@ def test_without_quick_extras_are_asked_for(tmp_path: Path) -> None:
     ended = without_extras("--work_dir", tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == (
-        "datacomp-flyt demo: error: jinja2 is not installed: "
-        f"{install_command('train,report')}\n"
+        f"datacomp-flyt demo: error: jinja2 is not installed: {install_command('train,report')}\n"
     )
     assert not list(tmp_path.iterdir())
 

@@ -49,6 +49,10 @@ class ReadError(InputError):
     """Storage failed while a file was read, which may pass: who met it tries again."""
 
 
+class ChangedError(InputError):
+    """A file changed while a run read it: what the run makes belongs to no state of its input."""
+
+
 class NothingUsable(InputError):
     """Files that can be read hold nothing that can be used: what was seen, and what was wanted."""
 

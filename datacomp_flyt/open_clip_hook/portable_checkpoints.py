@@ -26,7 +26,7 @@ _PATHS: tuple[type, ...] = (
 
 @contextlib.contextmanager
 def portable_checkpoints() -> Iterator[None]:
-    """In the block `torch.save` saves no NumPy scalars; paths are pickled as in Python 3.12."""
+    """Let `torch.save` save no NumPy scalars, and pickle paths as Python 3.12 does."""
     save, modules = torch.save, [kind.__module__ for kind in _PATHS]
 
     def save_plain(obj: Any, *args: Any, **named: Any) -> Any:

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.folders import Version, check_unchanged, list_folder, version_of
 from datacomp_flyt.pool.listing import find_place, has_ending, is_folder
-from datacomp_flyt.pool.open_file import check_regular, first_line, open_file, readable
+from datacomp_flyt.pool.open_file import first_line, open_file, readable
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids
 
 _PARQUET = ("parquet", "download or write it again")
@@ -70,17 +69,14 @@ class ParquetShard:
         """uids, as a `u8,u8` array, and some columns side by side, at most 262,144 rows at a time.
 
         Raises:
-            InputError: a value is not 32 hexadecimal characters, or the file is damaged.
+            InputError: a value is no uid, or the file is damaged.
         """
         row = 0
         for batch in self.rows(("uid", *columns)):
             try:
                 uids = decode_uids(batch.column(0))
             except InvalidUid as error:
-                raise InputError(
-                    f"{self.path} row {row + error.row} has uid {error.value!r}: "
-                    "a uid is 32 hexadecimal characters"
-                ) from None
+                raise InputError(f"{self.path} row {row + error.row} {error.fault}") from None
             yield uids, batch
             row += len(batch)
 
@@ -91,7 +87,7 @@ class ParquetShard:
             InputError: the file turns out to be damaged.
         """
         row = 0
-        with readable(self.path, *_PARQUET), _open(self.fs, self.path) as file:
+        with readable(self.path, *_PARQUET), _open(self.fs, self.path, self.version()) as file:
             for column in columns:
                 if file.schema_arrow.names.count(column) > 1:
                     raise InputError(f"{self.path} has column {column!r} twice: take one out")
@@ -173,7 +169,7 @@ def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetS
 
 
 def _describe(fs: Any, path: str, versions: Mapping[str, Version]) -> ParquetShard:
-    with readable(path, *_PARQUET), _open(fs, path) as file:
+    with readable(path, *_PARQUET), _open(fs, path, versions[path]) as file:
         schema = file.schema_arrow
         types = dict(zip(schema.names, schema.types, strict=True))
         if "uid" not in types:
@@ -193,23 +189,10 @@ def _describe(fs: Any, path: str, versions: Mapping[str, Version]) -> ParquetSha
 
 
 @contextlib.contextmanager
-def _open(fs: Any, path: str) -> Iterator[pq.ParquetFile]:
-    if isinstance(fs, LocalFileSystem) and _is_text(path):
-        check_regular(path)
-        yield pq.ParquetFile(path)
-    else:
-        with open_file(fs, path) as handle:
-            yield pq.ParquetFile(handle)
+def _open(fs: Any, path: str, version: Version) -> Iterator[pq.ParquetFile]:
+    with open_file(fs, path, version) as handle:
+        yield pq.ParquetFile(handle)
 
 
 def _stem(path: str) -> str:
     return path[: -len(".parquet")]
-
-
-def _is_text(path: str) -> bool:
-    """Whether Arrow takes a name: a local one may hold bytes that are no UTF-8."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

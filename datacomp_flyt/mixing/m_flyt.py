@@ -10,10 +10,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save
 
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel
 from datacomp_flyt.mixing.published import PUBLISHED_COLUMNS, PUBLISHED_SCORES
 from datacomp_flyt.mixing.torch_file import TorchFileError, read_torch_file
@@ -55,6 +53,8 @@ def save_mixing_model(model: LinearMixingModel, path: Path) -> None:
     tensors = {"weights": np.array(model.weights), "bias": np.array(model.bias)}
     if model.means is not None and model.stds is not None:
         tensors |= {"means": np.array(model.means), "stds": np.array(model.stds)}
+    with needs_extra():
+        from safetensors.numpy import save
     # one entry, since safetensors writes several in any order
     about = json.dumps({"columns": model.columns, "standardize": model.standardize})
     with atomic_write(path) as file:
@@ -62,6 +62,8 @@ def save_mixing_model(model: LinearMixingModel, path: Path) -> None:
 
 
 def _load_safetensors(path: Path) -> LinearMixingModel:
+    with needs_extra():
+        from safetensors import safe_open
     try:
         with safe_open(path, framework="numpy") as file:
             entries = file.metadata() or {}

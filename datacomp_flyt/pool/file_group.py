@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import check_npz
+from datacomp_flyt.pool.score_values import to_floats
 from datacomp_flyt.pool.uid_slices import Rows
 
 
@@ -51,18 +52,20 @@ class Group:
         """All rows, some at a time.
 
         Raises:
-            InputError: a value is not 32 hexadecimal characters, a file is damaged, or an npz has
-                another number of rows than its parquet.
+            InputError: a value is no uid, or a number that no float64 equals; a file is damaged; or
+                an npz has another number of rows than its parquet.
         """
         for shard in self.shards:
             if self.is_pool:
                 check_npz(shard)
+            row = 0
             for uids, batch in shard.rows_with_uids(tuple(self.columns)):
                 values = {
-                    name: batch.column(1 + number).to_numpy(zero_copy_only=False).astype(dtype)
-                    for number, (name, dtype) in enumerate(self.columns.items())
+                    name: to_floats(batch.column(1 + n), dtype, shard.path, name, row).copy()
+                    for n, (name, dtype) in enumerate(self.columns.items())
                 }
                 yield Rows(uids["f0"].copy(), uids["f1"].copy(), values)
+                row += len(batch)
 
     def rows_of(self, uid: str) -> Iterator[str]:
         """Where the rows of a uid are, as people say it; files are read as rows are asked for."""

@@ -74,7 +74,7 @@ def list_folder(
 
     folder, passed_over = patient(list_)(directory)
     if needed and not any(has_ending(path, needed) for path in folder.versions):
-        other = f" (passed over: {passed_over})" if passed_over else ""
+        other = f" (passed over {passed_over})" if passed_over else ""
         raise InputError(
             f"{flag} {directory} holds no {' or '.join(needed)} file{other}: give the folder that "
             "does"

@@ -69,17 +69,14 @@ class ParquetShard:
         """uids, as a `u8,u8` array, and some columns side by side, at most 262,144 rows at a time.
 
         Raises:
-            InputError: a value is not 32 hexadecimal characters, or the file is damaged.
+            InputError: a value is no uid, or the file is damaged.
         """
         row = 0
         for batch in self.rows(("uid", *columns)):
             try:
                 uids = decode_uids(batch.column(0))
             except InvalidUid as error:
-                raise InputError(
-                    f"{self.path} row {row + error.row} has uid {error.value!r}: "
-                    "a uid is 32 hexadecimal characters"
-                ) from None
+                raise InputError(f"{self.path} row {row + error.row} {error.fault}") from None
             yield uids, batch
             row += len(batch)
 

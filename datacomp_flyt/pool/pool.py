@@ -131,7 +131,7 @@ def iter_uids(shard: ParquetShard) -> Iterator[NDArray[np.void]]:
     """uids of one parquet file, some rows at a time.
 
     Raises:
-        InputError: a value is not 32 hexadecimal characters.
+        InputError: a value is no uid.
     """
     for uids, _ in shard.rows_with_uids():
         yield uids

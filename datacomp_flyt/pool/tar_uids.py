@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from datacomp_flyt.pool.arrow_types import plain_column
 from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
 from datacomp_flyt.pool.tar_samples import (
     Skip,
@@ -17,6 +18,14 @@ from datacomp_flyt.pool.tar_samples import (
     stored_image,
     stored_uid,
 )
+from datacomp_flyt.pool.uids import decode_uids, encode_uids, holds_uids
+
+
+def _characters(uids: pa.ChunkedArray) -> list[str]:
+    """uids as strings; those that are strings as they are, for messages about wrong ones."""
+    is_text = pa.types.is_string(uids.type) or pa.types.is_large_string(uids.type)
+    strings: list[str] = (uids if is_text else encode_uids(decode_uids(uids))).to_pylist()
+    return strings
 
 
 def uids_of_tar(tar: str) -> tuple[list[str], bool, str | None]:
@@ -26,11 +35,12 @@ def uids_of_tar(tar: str) -> tuple[list[str], bool, str | None]:
         try:
             schema = pq.ParquetFile(table).schema_arrow
             columns = [name for name in ("uid", "status") if name in schema.names]
-            if "uid" in columns and schema.field("uid").type in (pa.string(), pa.large_string()):
+            if "uid" in columns and holds_uids(schema.field("uid").type):
                 rows = pq.read_table(table, columns=columns)
+                column = plain_column(rows["uid"])
                 if "status" in columns:  # img2dataset also lists what it could not download
-                    rows = rows.filter(pc.equal(rows["status"], "success"))
-                return rows["uid"].drop_null().to_pylist(), False, None
+                    column = column.filter(pc.equal(rows["status"], "success"))
+                return _characters(column.drop_null()), False, None
         except Exception:  # Arrow raises a dozen kinds of damaged files
             pass  # the tar itself says the same
     uids: list[str] = []

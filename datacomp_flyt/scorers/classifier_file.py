@@ -16,10 +16,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save
 
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.mixing.torch_file import TorchFileError, read_torch_file
 from datacomp_flyt.pool.subset import atomic_write
 
@@ -81,6 +79,8 @@ def load_classifier(source: str | Path, positive_class: int = 1) -> LinearModel:
 
 def save_classifier(model: LinearModel, path: Path) -> None:
     """Write a classifier, with the names of its arrays, as safetensors; whole or not at all."""
+    with needs_extra():
+        from safetensors.numpy import save
     tensors = {"weight": model.weight[None], "bias": np.array([model.bias])}
     content = save(tensors, {LINEAR_CLASSIFIER_KEY: json.dumps({"arrays": model.arrays})})
     with atomic_write(path) as file:
@@ -88,6 +88,8 @@ def save_classifier(model: LinearModel, path: Path) -> None:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
+    with needs_extra():
+        from safetensors import safe_open
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = json.loads((file.metadata() or {})[LINEAR_CLASSIFIER_KEY])["arrays"]

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save
 
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.mixing.m_flyt import E_FLYT_KEY, MIXING_MODEL_KEY
 from datacomp_flyt.mixing.torch_file import TorchFileError, read_torch_file
 from datacomp_flyt.pool.subset import atomic_write
@@ -45,6 +43,8 @@ def load_glu_head(source: str | Path) -> GluHead:
 
 def save_glu_head(head: GluHead, path: Path) -> None:
     """Write a head, with the names of its arrays, as safetensors."""
+    with needs_extra():
+        from safetensors.numpy import save
     arrays = None if head.arrays is None else list(head.arrays)
     # one entry, since safetensors writes several in any order
     content = save(head.tensors(), {E_FLYT_KEY: json.dumps({"arrays": arrays})})
@@ -53,6 +53,8 @@ def save_glu_head(head: GluHead, path: Path) -> None:
 
 
 def _load_safetensors(path: Path) -> GluHead:
+    with needs_extra():
+        from safetensors import safe_open
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

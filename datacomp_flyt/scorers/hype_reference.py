@@ -17,11 +17,10 @@ from pathlib import Path
 
 import open_clip
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.errors import InputError, exit_on_input_error, needs_extra
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.subset import atomic_write, check_save_path
 from datacomp_flyt.pool.tar_shards import list_shards
@@ -104,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_image_arguments(parser)
     args = parser.parse_args(argv)
     with exit_on_input_error(parser.prog):
+        with needs_extra():
+            from safetensors.torch import save
         check_image_arguments(args.batch_size, args.decode_threads)
         if args.num_examples < 1:
             raise InputError(f"--num_examples {args.num_examples} is no set: give 1 or more")

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from datacomp_flyt.engines.engine import Engine, Make
@@ -139,7 +138,7 @@ def score_pool(
 
 
 def _usable(scored: ScoredShard) -> Usable:
-    usable: NDArray[np.bool_] = np.isfinite(scored.values).any(axis=1)
+    usable = np.atleast_1d(np.isfinite(scored.values).any(axis=1))
     return Usable(len(usable), int(np.count_nonzero(usable)), scored.counts)
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.mixing.torch_file import check_torch_file
 from datacomp_flyt.pool.embeddings import embedding_widths, npz_path
 from datacomp_flyt.pool.folders import list_folder
@@ -91,6 +90,8 @@ def _read(path: Path, array: str) -> NDArray[Any]:
             with path.open("rb") as stored, np.load(stored, allow_pickle=False) as archive:
                 return np.asarray(archive[_pick(list(archive.files), array, path)])
         if path.suffix == ".safetensors":
+            with needs_extra():
+                from safetensors import safe_open
             with safe_open(path, framework="numpy") as file:
                 return np.asarray(file.get_tensor(_pick(list(file.keys()), array, path)))
         check_torch_file(path)

@@ -112,8 +112,9 @@ def test_a_table_has_each_line_once_and_the_closest_first() -> None:
     calls = [
         {"test": "a", "line": "x:1", "ratio": 0.2, "settings": {"numpy": "1"}},
         {"test": "b", "line": "x:1", "ratio": 0.9, "settings": {"numpy": "2"}},
+        {"test": "b", "line": "x:1", "ratio": 0.1, "settings": {"numpy": "1"}},
         {"test": "c", "line": "x:2", "ratio": 0.5, "settings": {}},
         {"test": "d", "line": "x:3", "ratio": 8.0, "settings": {}},
     ]
     rows = table(calls, 2).splitlines()[2:]
-    assert [row.split("|")[2].strip() for row in rows] == ["b", "c"]
+    assert [row.split(" | ")[:3] for row in rows] == [["| 0.9", "0.1", "b"], ["| 0.5", "0.5", "c"]]

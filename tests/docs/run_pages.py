@@ -9,8 +9,10 @@ Blocks are taken from the pages. What does not run, and why, is in `marks.py`.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -91,7 +93,7 @@ def run_page(path: Path, home: Path) -> list[Result]:
         try:
             shell.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
-            shell.kill()
+            os.killpg(shell.pid, signal.SIGKILL)
             shell.wait()
         return [_result(command, Path(log), index) for index, command in enumerate(found)]
 

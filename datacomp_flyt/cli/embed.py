@@ -117,8 +117,6 @@ def _embed(
         return Usable(shard.table.num_rows, shard.table.num_rows, shard.counts)
 
     def write(name: str, shard: EmbeddedShard) -> int:
-        check(name)
-        unchanged()
         write_embedded(folder, name, shard)
         empty.extend([] if shard.table.num_rows else [name])
         counts["embedded"] += shard.table.num_rows
@@ -131,8 +129,14 @@ def _embed(
     )
     where = f"--shards_dir {args.shards_dir}"
     until_usable = UntilUsable(write, count, len(todo) < len(shards), where)
+
+    def keep(name: str, shard: EmbeddedShard) -> int:
+        check(name)
+        unchanged()
+        return until_usable(name, shard)
+
     with engine:
-        failed = run_shards(engine, make, todo, until_usable, retries=args.retries, label="embed")
+        failed = run_shards(engine, make, todo, keep, retries=args.retries, label="embed")
     if not failed:
         until_usable.finish()
     say(f"{counts.pop('embedded', 0):,} pairs embedded in {folder}")

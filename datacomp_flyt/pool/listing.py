@@ -29,7 +29,7 @@ SUB_FOLDER = "a sub-folder, which is not looked into"
 _ADDRESS = re.compile(r"(?:\w+::)*[A-Za-z][\w+.-]*://")
 _LOCAL = ("file://", "local://")
 # notes, locks and temporary files of this program, which every folder that it writes may hold
-_OURS = re.compile(r"_settings\.json|_passes|\..*lock|\..*\.datacomp_flyt\.tmp", re.DOTALL)
+_OURS = re.compile(r"[._]settings\.json|_passes|\..*lock|\..*\.datacomp_flyt\.tmp", re.DOTALL)
 
 
 def local_path(where: str) -> str | None:

@@ -8,6 +8,7 @@ from types import ModuleType
 
 from datacomp_flyt import __version__
 from datacomp_flyt.cli import (
+    available,
     check,
     check_parts,
     demo,
@@ -26,6 +27,7 @@ from datacomp_flyt.errors import exit_on_input_error
 COMMANDS: dict[str, ModuleType] = {
     "install": install,
     "manifest": manifest,
+    "available": available,
     "embed": embed,
     "score": score,
     "train_classifier": train_classifier,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.mixing.columns import Columns
+from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.file_group import Group
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool
@@ -30,14 +31,17 @@ class FileColumns(Columns):
         drop_nonfinite: bool,
         folder: Path,
         engine: Engine,
+        available: Available | None = None,
     ) -> None:
         """
         Args:
             metadata_dir, scores_dir, num_workers, allow_partial, drop_nonfinite: as of Columns.
             folder: for the files.
             engine: of the sorting.
+            available: the images at hand, if rows of others are left out.
         """
-        self.in_files = FilePool(open_shards(metadata_dir, "--metadata_dir", num_workers))
+        shards = open_shards(metadata_dir, "--metadata_dir", num_workers)
+        self.in_files = FilePool(shards, available)
         super().__init__(
             self.in_files, metadata_dir, scores_dir, num_workers, allow_partial, drop_nonfinite
         )
@@ -46,7 +50,8 @@ class FileColumns(Columns):
     def read(self, names: Sequence[str]) -> Iterator[NDArray[np.floating]]:
         """Columns [M] in the order of the pool, all sorted before the first comes."""
         name, shards = self._tables[-1].name, tuple(self.in_files.shards)
-        groups = {(pool := self._key(name, shards)): Group(name, shards, {}, is_pool=True)}
+        of_pool = Group(name, shards, {}, is_pool=True, available=self.in_files.available)
+        groups = {(pool := self._key(name, shards)): of_pool}
         keys = []
         for name in names:
             place = self._locate(name)
@@ -54,7 +59,13 @@ class FileColumns(Columns):
             table, column = place
             files = table.files_of(column)
             key = self._key(table.name, files)
-            group = groups.setdefault(key, Group(table.name, files, {}))
+            is_pool = table is self._tables[-1]
+            group = groups.setdefault(
+                key,
+                replace(of_pool, name=table.name, shards=files)
+                if is_pool
+                else Group(table.name, files, {}),
+            )
             columns = {**group.columns, column: column_dtype(files, column)}
             groups[key] = replace(group, columns=columns)
             keys.append((key, column))

@@ -10,6 +10,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.folders import Version, check_unchanged, list_folder, version_of
 from datacomp_flyt.pool.open_file import first_line, open_file, readable
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids
+
+STATUS, SUCCESS = "status", "success"
+"""The column of img2dataset's tables that tells how a row was downloaded, and its value if well."""
 
 _PARQUET = ("parquet", "download or write it again")
 _BATCH = 1 << 18  # rows read at once
@@ -78,6 +82,39 @@ class ParquetShard:
             yield uids, batch
             row += len(batch)
 
+    def pool_rows(
+        self, columns: Sequence[str] = ()
+    ) -> Iterator[tuple[NDArray[np.void], pa.RecordBatch, NDArray[np.bool_] | None]]:
+        """The same of a metadata file, and which of the rows are examples of the pool.
+
+        Those of img2dataset's own tables whose download failed are not; None stands for all rows.
+
+        Raises:
+            InputError: as of `rows_with_uids`; or the column `status` does not hold text.
+        """
+        status = (STATUS,) if STATUS in self.types else ()
+        self._check_status()
+        for uids, batch in self.rows_with_uids((*columns, *status)):
+            there = succeeded(batch.column(batch.num_columns - 1)) if status else None
+            yield uids, batch, there
+
+    def rows_in_pool(self) -> NDArray[np.bool_] | None:
+        """Which rows [num_rows] of a metadata file are examples of the pool; None for all."""
+        if STATUS not in self.types:
+            return None
+        self._check_status()
+        parts = [succeeded(batch) for batch in self.batches(STATUS)]
+        return np.concatenate([np.empty(0, np.bool_), *parts])
+
+    def _check_status(self) -> None:
+        kind = self.types.get(STATUS, pa.string())
+        if not is_text(kind.value_type if pa.types.is_dictionary(kind) else kind):
+            raise InputError(
+                f"{self.path} has a column {STATUS!r} of type {kind}: in img2dataset's tables it "
+                f"says {SUCCESS!r} where an image was downloaded, so take out a column that means "
+                "something else"
+            )
+
     def rows(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Some columns side by side, at most 262,144 rows at a time.
 
@@ -101,6 +138,18 @@ class ParquetShard:
                     f"{self.path} has another number of rows than the {self.num_rows:,} that it "
                     "says: download or write it again"
                 )
+
+
+def succeeded(status: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Whether img2dataset could download the image of each row [n]; not where it says nothing."""
+    same = pc.fill_null(pc.equal(status.cast(pa.large_string()), SUCCESS), False)
+    return np.asarray(same, np.bool_)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is one of the types of text."""
+    view = getattr(pa.types, "is_string_view", lambda _: False)  # pyarrow 16 and later
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or view(kind)
 
 
 def npz_beside(path: str) -> str:

@@ -72,6 +72,8 @@ class Layout:
                 for group in self.groups
             ],
         }
+        if (available := self.groups[0].available) is not None:
+            job["available"] = available.identity()
         path = check_save_path(self.folder / "job.json", "--work_dir")
         if path.exists():
             with self._readable(path):

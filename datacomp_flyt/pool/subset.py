@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
+
+if TYPE_CHECKING:  # it writes files as subsets are written
+    from datacomp_flyt.pool.available import Available
 
 _BLOCK = 1 << 20  # examples, or entries written, at once
 _RANDOM = "[a-z0-9_]{8}"  # that `tempfile` adds to a name
@@ -143,14 +146,18 @@ def read_subset(path: str | Path) -> tuple[NDArray[np.void], NDArray[np.integer]
 
 @dataclass
 class SubsetReport:
-    """What `check_subset` found: facts, and the problems that make a subset unusable."""
+    """Facts on a subset, warnings, and the problems that make it unusable."""
 
     facts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 def check_subset(
-    path: Path, pool_uids: NDArray[np.void] | None = None, num_samples: int | None = None
+    path: Path,
+    pool_uids: NDArray[np.void] | None = None,
+    num_samples: int | None = None,
+    available: Available | None = None,
 ) -> SubsetReport:
     """Would the resharder and the leaderboard take this subset?
 
@@ -159,6 +166,7 @@ def check_subset(
         pool_uids: sorted uids of the pool [M]; None to leave membership unchecked.
         num_samples: samples that the scale's training sees, and the size of its pool; None to leave
             out what follows from it.
+        available: the images at hand; None to leave unchecked which draws have one.
 
     Raises:
         InputError: the file is not there or not a .npy array.
@@ -192,8 +200,10 @@ def check_subset(
     report.facts += describe_counts(repeats)
     if num_samples is not None:
         report.facts.append(describe_training(repeats, num_samples))
+    distinct = np.asarray(subset[starts])
+    if available is not None:
+        _check_images(report, distinct, repeats, available)
     if pool_uids is not None:
-        distinct = np.asarray(subset[starts])
         places = np.searchsorted(np.ascontiguousarray(pool_uids["f0"]), high[starts])
         places = np.minimum(places, len(pool_uids) - 1)
         strangers = distinct[pool_uids[places] != distinct]
@@ -213,6 +223,31 @@ def check_subset(
                 f"the pool is larger than this scale's {num_samples:,}: is it another scale's?"
             )
     return report
+
+
+def _check_images(
+    report: SubsetReport,
+    uids: NDArray[np.void],
+    repeats: NDArray[np.integer],
+    available: Available,
+) -> None:
+    """Add how many draws and examples have no image."""
+    gone = ~available.contains(uids)
+    examples, draws = int(np.count_nonzero(gone)), int(repeats[gone].sum(dtype=np.int64))
+    if not examples:
+        report.facts.append(f"every draw has an image in {available.name}")
+        return
+    text = (
+        f"{draws:,} of {int(repeats.sum(dtype=np.int64)):,} draws ({examples:,} of {len(uids):,} "
+        f"examples) have no image in {available.name}"
+    )
+    if examples == len(uids):
+        report.problems.append(f"has no image at all: {text}; was it selected from another pool?")
+    else:
+        report.warnings.append(
+            f"{text}: neither the resharder nor training will see them; select again with "
+            "--available or --shards_dir"
+        )
 
 
 def describe_training(repeats: NDArray[np.integer], num_samples: int) -> str:

@@ -23,6 +23,7 @@ from datacomp_flyt.mixing import save_mixing_model
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.columns_in_files import FileColumns
 from datacomp_flyt.pool.available import Available, available_of
+from datacomp_flyt.pool.download_keys import DownloadKeys
 from datacomp_flyt.pool.file_arrays import compress
 from datacomp_flyt.pool.manifest import check_against
 from datacomp_flyt.pool.parquet import check_shards
@@ -135,10 +136,11 @@ def _open_columns(
     """The pool's columns, in memory or, with an engine, in files."""
     places = (args.metadata_dir, args.scores_dir, args.num_workers)
     allowed = (args.allow_partial_scores, args.drop_nonfinite)
+    keys = DownloadKeys(args.shards_dir, args.num_workers) if args.shards_dir else None
     if engine is None:
         pool = read_pool(args.metadata_dir, args.num_workers, available=available)
-        return Columns(pool, *places, *allowed)
-    return FileColumns(*places, *allowed, Path(args.work_dir), engine, available)
+        return Columns(pool, *places, *allowed, keys)
+    return FileColumns(*places, *allowed, Path(args.work_dir), engine, available, keys)
 
 
 def _work_dir(args: argparse.Namespace) -> list[Path]:

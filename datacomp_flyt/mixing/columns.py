@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.published import METADATA_COLUMN_OF, SCORER_OF
+from datacomp_flyt.pool.download_keys import DownloadKeys
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool, Pool
 from datacomp_flyt.pool.score_table import ScoreTable
@@ -29,6 +30,7 @@ class Columns:
         num_workers: int,
         allow_partial: bool,
         drop_nonfinite: bool,
+        keys: DownloadKeys | None = None,
     ) -> None:
         """
         Args:
@@ -37,13 +39,14 @@ class Columns:
             scores_dir: parquet files, in sub-folders too; None for none.
             num_workers: threads.
             allow_partial, drop_nonfinite: accept examples without a score, or without a finite one.
+            keys: looks up the uids of score tables that have img2dataset's keys in their place.
         """
         self.pool, self.num_workers = pool, num_workers
         self._allow_partial, self._drop_nonfinite = allow_partial, drop_nonfinite
         self._tables: list[ScoreTable] = []
         self._files = list(pool.shards)
         if scores_dir is not None:
-            shards = open_shards(scores_dir, "--scores_dir", num_workers, recursive=True)
+            shards = open_shards(scores_dir, "--scores_dir", num_workers, True, keys)
             self._files += shards
             self._tables.append(ScoreTable(shards, f"--scores_dir {scores_dir}"))
         if metadata_dir is not None:

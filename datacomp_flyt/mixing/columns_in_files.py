@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.engine import Engine
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.pool.available import Available
+from datacomp_flyt.pool.download_keys import DownloadKeys
 from datacomp_flyt.pool.file_group import Group
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool
@@ -32,19 +34,26 @@ class FileColumns(Columns):
         folder: Path,
         engine: Engine,
         available: Available | None = None,
+        keys: DownloadKeys | None = None,
     ) -> None:
         """
         Args:
-            metadata_dir, scores_dir, num_workers, allow_partial, drop_nonfinite: as of Columns.
+            metadata_dir, scores_dir, num_workers, allow_partial, drop_nonfinite, keys: as of
+                Columns.
             folder: for the files.
             engine: of the sorting.
             available: the images at hand, if rows of others are left out.
         """
         shards = open_shards(metadata_dir, "--metadata_dir", num_workers)
         self.in_files = FilePool(shards, available)
-        super().__init__(
-            self.in_files, metadata_dir, scores_dir, num_workers, allow_partial, drop_nonfinite
-        )
+        allowed = (allow_partial, drop_nonfinite)
+        super().__init__(self.in_files, metadata_dir, scores_dir, num_workers, *allowed, keys)
+        for shard in self._files:
+            if shard.keys is not None:
+                raise InputError(
+                    f"{shard.path} has keys of img2dataset in place of uids, which --work_dir does "
+                    "not join: write uids beside the scores, or leave --work_dir out"
+                )
         self._folder, self._engine = folder, engine
 
     def read(self, names: Sequence[str]) -> Iterator[NDArray[np.floating]]:
@@ -59,13 +68,8 @@ class FileColumns(Columns):
             table, column = place
             files = table.files_of(column)
             key = self._key(table.name, files)
-            is_pool = table is self._tables[-1]
-            group = groups.setdefault(
-                key,
-                replace(of_pool, name=table.name, shards=files)
-                if is_pool
-                else Group(table.name, files, {}),
-            )
+            kind = of_pool if table is self._tables[-1] else Group("", (), {})
+            group = groups.setdefault(key, replace(kind, name=table.name, shards=files))
             columns = {**group.columns, column: column_dtype(files, column)}
             groups[key] = replace(group, columns=columns)
             keys.append((key, column))

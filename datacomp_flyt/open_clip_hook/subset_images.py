@@ -33,16 +33,16 @@ def count_images(
         with_image = samples = int(subset.counts[there].sum(dtype="int64"))
         where = available.name
     else:
-        times = count_in_tables(urls, subset.high, subset.low, default_num_workers())
-        if times is None:
+        found = count_in_tables(urls, [(subset.high, subset.low)], default_num_workers())
+        if found is None:
             if log:
                 logging.info(
                     f"{text}; how many have an image is not known: make a list of the images with "
                     "`datacomp-flyt available TARS --save_path FILE` and give it as --available"
                 )
             return None
-        with_image = int(subset.counts[times > 0].sum(dtype="int64"))
-        samples = int((subset.counts * times).sum(dtype="int64"))
+        with_image = int(subset.counts[found[0] > 0].sum(dtype="int64"))
+        samples = int((subset.counts * found[0]).sum(dtype="int64"))
         where = "the training tars, by the tables beside them"
     if not samples:
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import numpy as np
@@ -20,6 +20,12 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.folders import Version, check_unchanged, list_folder, version_of
 from datacomp_flyt.pool.open_file import first_line, open_file, readable
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids
+
+if TYPE_CHECKING:  # it reads tables itself
+    from datacomp_flyt.pool.download_keys import DownloadKeys
+
+KEY = "key"
+"""The column of img2dataset's tables that numbers the samples of a download."""
 
 STATUS, SUCCESS = "status", "success"
 """The column of img2dataset's tables that tells how a row was downloaded, and its value if well."""
@@ -41,6 +47,7 @@ class ParquetShard:
         num_rows: of it.
         types: Arrow type of each column.
         versions: of the file, and of the npz beside it where there is one, when it was opened.
+        keys: looks up the uids of a file that has img2dataset's keys in their place.
     """
 
     fs: Any
@@ -48,6 +55,7 @@ class ParquetShard:
     num_rows: int
     types: dict[str, pa.DataType]
     versions: Mapping[str, Version] = field(default_factory=dict)
+    keys: DownloadKeys | None = None
 
     def version(self) -> Version:
         """Of the parquet file, when it was opened."""
@@ -68,16 +76,23 @@ class ParquetShard:
         """uids, as a `u8,u8` array, and some columns side by side, at most 262,144 rows at a time.
 
         Raises:
-            InputError: a value is not 32 hexadecimal characters, or the file is damaged.
+            InputError: a value is not 32 hexadecimal characters or an unknown key, or the file is
+                damaged.
         """
-        row = 0
-        for batch in self.rows(("uid", *columns)):
+        row, named = 0, "uid" if self.keys is None else KEY
+        uids_of = decode_uids if self.keys is None else self.keys.uids_of
+        for batch in self.rows((named, *columns)):
             try:
-                uids = decode_uids(batch.column(0))
+                uids = uids_of(batch.column(0))
             except InvalidUid as error:
+                rule = "a uid is 32 hexadecimal characters"
+                if self.keys is not None:
+                    rule = (
+                        f"no table beside the tars of {self.keys.name} has it, so give the tars of "
+                        "the download that was scored"
+                    )
                 raise InputError(
-                    f"{self.path} row {row + error.row} has uid {error.value!r}: "
-                    "a uid is 32 hexadecimal characters"
+                    f"{self.path} row {row + error.row} has {named} {error.value!r}: {rule}"
                 ) from None
             yield uids, batch
             row += len(batch)
@@ -158,7 +173,11 @@ def npz_beside(path: str) -> str:
 
 
 def open_shards(
-    directory: str, flag: str, num_workers: int, recursive: bool = False
+    directory: str,
+    flag: str,
+    num_workers: int,
+    recursive: bool = False,
+    keys: DownloadKeys | None = None,
 ) -> list[ParquetShard]:
     """The parquet files of a folder, sorted by name, each with a `uid` column.
 
@@ -167,6 +186,7 @@ def open_shards(
         flag: the flag that named the folder, for error messages.
         num_workers: threads.
         recursive: look into sub-folders too.
+        keys: looks up the uids of files that have a column `key` and no `uid`.
 
     Raises:
         InputError: no such folder, no parquet file in it, a damaged file, or one without `uid`.
@@ -175,7 +195,12 @@ def open_shards(
     paths = [path for path in folder.versions if path.endswith(".parquet")]
     if not paths:
         raise InputError(f"{flag} {directory} holds no .parquet file: give the folder that does")
-    return map_threads(lambda path: _describe(folder.fs, path, folder.versions), paths, num_workers)
+    shards = map_threads(
+        lambda path: _describe(folder.fs, path, folder.versions, keys), paths, num_workers
+    )
+    if keys is not None and any(shard.keys is keys for shard in shards):
+        keys.read()
+    return shards
 
 
 def open_shard(fs: Any, path: str) -> ParquetShard:
@@ -221,14 +246,18 @@ def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetS
     return [_describe(fs, root, alone)]
 
 
-def _describe(fs: Any, path: str, versions: Mapping[str, Version]) -> ParquetShard:
+def _describe(
+    fs: Any, path: str, versions: Mapping[str, Version], keys: DownloadKeys | None = None
+) -> ParquetShard:
     with readable(path, *_PARQUET), _open(fs, path) as file:
         schema = file.schema_arrow
         types = dict(zip(schema.names, schema.types, strict=True))
-        if "uid" not in types:
+        keys = None if "uid" in types or KEY not in types else keys
+        if "uid" not in types and keys is None:
             raise InputError(
                 f"{path} has no column 'uid' (it has {', '.join(types)}): uids join a score "
                 "to its example, so write them beside the scores"
+                + (", or select with --shards_dir, the tars of these keys" if KEY in types else "")
             )
         num_rows, size = file.metadata.num_rows, versions[path][0]
         if not 0 <= num_rows <= _ROWS_IN_A_BYTE * size:
@@ -237,7 +266,7 @@ def _describe(fs: Any, path: str, versions: Mapping[str, Version]) -> ParquetSha
                 "write it again"
             )
         found = {file: versions[file] for file in (path, npz_beside(path)) if file in versions}
-        return ParquetShard(fs, path, num_rows, types, found)
+        return ParquetShard(fs, path, num_rows, types, found, keys)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.subset import SubsetReport, read_subset
+from datacomp_flyt.pool.tar_uids import uids_of_tar
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import decode_uids, format_uid
 
@@ -309,8 +310,6 @@ def _draws_of_tar(path: str) -> tuple[NDArray[np.void], NDArray[np.int64]]:
 
 
 def _uids_of_pool_tar(path: str) -> NDArray[np.void]:
-    from datacomp_flyt.pool.tar_uids import uids_of_tar  # wants webdataset
-
     found = uids_of_tar(path)
     if found.problem is not None:
         raise InputError(f"{path} cannot be read ({found.problem}): download it again")

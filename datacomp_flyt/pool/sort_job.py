@@ -130,7 +130,8 @@ class Layout:
                 raise join_errors.repeated(group.name, column, f"{fault[1]} in {rows}")
             number, uid = faults.get(f"missing {place}", (0, ""))
             if number and not (allow_partial and number < pool_size):
-                raise join_errors.missing(group.name, column, number, pool_size, uid)
+                images_known = self.groups[0].available is not None
+                raise join_errors.missing(group.name, column, number, pool_size, uid, images_known)
             for column in group.columns:
                 if (fault := faults.get(f"not finite {place} {column}")) and not drop_nonfinite:
                     where = f"one of them in {next(group.rows_of(fault[1]))}"

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from datacomp_flyt.errors import needs_extra
 from datacomp_flyt.pool.parquet import succeeded
 from datacomp_flyt.pool.uids import decode_uids
 
@@ -84,13 +85,14 @@ def uids_of_table(tar: str) -> TarUids | None:
 
 def read_uids_of_tar(tar: str) -> TarUids:
     """The same from the tar itself."""
-    from datacomp_flyt.pool.tar_samples import (  # wants webdataset, which tables do not
-        Skip,
-        UnreadableShard,
-        read_tar,
-        stored_image,
-        stored_uid,
-    )
+    with needs_extra("train"):  # webdataset, which tables do without
+        from datacomp_flyt.pool.tar_samples import (
+            Skip,
+            UnreadableShard,
+            read_tar,
+            stored_image,
+            stored_uid,
+        )
 
     uids, unusable, invalid, problem = list[str](), 0, None, None
     try:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.pool.image_journal import Journal
+from datacomp_flyt.pool.image_list import read_images, write_list
 from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
 
 
@@ -42,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
     """
     with needs_extra("train"):
         from datacomp_flyt.pool.tar_shards import list_shards
-    from datacomp_flyt.pool.image_list import Journal, read_images, write_list
 
     if args.num_workers < 1:
         raise InputError(f"--num_workers is {args.num_workers}, wanted 1 or more")

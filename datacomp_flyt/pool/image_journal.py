@@ -1,4 +1,4 @@
-"""The journal of `datacomp-flyt available`: which shards were read, so that a killed command goes on.
+"""The journal of `datacomp-flyt available`: shards that were read, so that a killed run goes on.
 
 It is a first line, and then for each shard a line of JSON, padded to 16 bytes, and the sorted uids.
 """

@@ -45,15 +45,18 @@ def table_beside(tar: str) -> str:
     return os.path.splitext(tar)[0] + ".parquet"
 
 
-def uids_of_tar(tar: str) -> TarUids:
-    """The uids of the images in a tar; of its table, which lists failed downloads too, if it has
-    one that can be used.
+def uids_of_tar(tar: str, with_image: bool = True) -> TarUids:
+    """The uids in a tar: of the table beside it, if it has one that can be used, else of the tar.
+
+    Args:
+        tar: a path, or what webdataset opens.
+        with_image: leave out samples without an image.
     """
-    return uids_of_table(tar) or read_uids_of_tar(tar)
+    return uids_of_table(tar) or read_uids_of_tar(tar, with_image)
 
 
 def uids_of_table(tar: str) -> TarUids | None:
-    """The same from the table alone; None where that does not tell.
+    """The uids of the images in a tar, of its table; None where that does not tell.
 
     A table without a `status` column lists the rows that are in the tar. A tar that does not end
     as tars do has lost samples that its table lists.
@@ -83,8 +86,8 @@ def uids_of_table(tar: str) -> TarUids | None:
         return None
 
 
-def read_uids_of_tar(tar: str) -> TarUids:
-    """The same from the tar itself."""
+def read_uids_of_tar(tar: str, with_image: bool = True) -> TarUids:
+    """The uids in a tar, from the tar itself. See `uids_of_tar`."""
     with needs_extra("train"):  # webdataset, which tables do without
         from datacomp_flyt.pool.tar_samples import (
             Skip,
@@ -98,7 +101,8 @@ def read_uids_of_tar(tar: str) -> TarUids:
     try:
         for sample in read_tar(tar):
             try:
-                stored_image(sample)
+                if with_image:
+                    stored_image(sample)
                 uid = stored_uid(sample)
             except Skip:
                 unusable += 1

@@ -92,7 +92,13 @@ def find_candidates(
         return hashlib.sha256(f"{seed} {shard_name(tar)}".encode()).digest()
 
     chosen = sorted(sorted(tars, key=lot)[:max_tars])
-    found = map_threads(uids_of_tar, chosen, num_workers, "finding pictures", "tar")
+    found = map_threads(
+        lambda tar: uids_of_tar(tar, with_image=False),  # a missing one is shown as such
+        chosen,
+        num_workers,
+        "finding pictures",
+        "tar",
+    )
     problems = [f"{tar}: {of.problem}" for tar, of in zip(chosen, found, strict=True) if of.problem]
     for invalid in filter(None, (of.invalid for of in found)):
         raise InputError(f"{flag} holds the uid {invalid!r}: a uid is 32 hex digits")

@@ -115,8 +115,7 @@ def _packed(keys: pa.Array) -> NDArray[np.void]:
     Values that are no text, empty or longer are 0: no key of img2dataset is.
     """
     packed = np.zeros(len(keys), UID_DTYPE)
-    kind = keys.type.value_type if pa.types.is_dictionary(keys.type) else keys.type
-    if not is_text(kind) or not len(keys):
+    if not is_text(keys.type) or not len(keys):
         return packed
     text = pc.fill_null(keys.cast(pa.large_string()), "")
     text = pc.if_else(pc.less_equal(pc.binary_length(text), _LONGEST), text, "")

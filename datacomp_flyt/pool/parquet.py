@@ -123,7 +123,7 @@ class ParquetShard:
 
     def _check_status(self) -> None:
         kind = self.types.get(STATUS, pa.string())
-        if not is_text(kind.value_type if pa.types.is_dictionary(kind) else kind):
+        if not is_text(kind):
             raise InputError(
                 f"{self.path} has a column {STATUS!r} of type {kind}: in img2dataset's tables it "
                 f"says {SUCCESS!r} where an image was downloaded, so take out a column that means "
@@ -156,13 +156,20 @@ class ParquetShard:
 
 
 def succeeded(status: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Whether img2dataset could download the image of each row [n]; not where it says nothing."""
+    """Whether img2dataset could download the image of each row [n]; not where it says nothing.
+
+    Raises:
+        TypeError: the column does not hold text.
+    """
+    if not is_text(status.type):
+        raise TypeError(f"{STATUS} of type {status.type}")
     same = pc.fill_null(pc.equal(status.cast(pa.large_string()), SUCCESS), False)
     return np.asarray(same, np.bool_)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is one of the types of text."""
+    """Whether an Arrow type is one of the types of text, or a dictionary of text."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     view = getattr(pa.types, "is_string_view", lambda _: False)  # pyarrow 16 and later
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or view(kind)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,8 +117,11 @@ def read_images(shards: Sequence[str], num_workers: int, journal: Journal | None
         num_workers: threads for tables, processes for tars.
         journal: notes what is read; shards that it knows and that have not changed are not read.
     """
+    with needs_extra("train"):
+        from datacomp_flyt.pool.tar_shards import is_stream
     images = Images()
     noted: list[Tar] = []
+    lock = threading.Lock()
 
     def keep(path: str, version: list[Any] | None, found: TarUids) -> int:
         problem = found.problem
@@ -127,11 +132,12 @@ def read_images(shards: Sequence[str], num_workers: int, journal: Journal | None
         if journal is not None and problem is None:
             journal.append(tar, uids)
             noted.append(tar)
-        else:
+            return len(uids)
+        with lock:
             images.tars.append(tar)
             images.uids.append(uids)
-        if problem is not None:
-            images.unreadable[path] = problem
+            if problem is not None:
+                images.unreadable[path] = problem
         return len(uids)
 
     versions: dict[str, list[Any] | None] = {}
@@ -140,6 +146,8 @@ def read_images(shards: Sequence[str], num_workers: int, journal: Journal | None
         known = None if journal is None else journal.find(path, version)
         if known is not None:
             noted.append(known)
+        elif not is_stream(path) and not os.path.exists(path):
+            keep(path, version, _nothing("it is not there"))
         else:
             versions[path] = version
 
@@ -169,7 +177,11 @@ def _read_tars(paths: Sequence[str], num_workers: int, keep: Callable[[str, TarU
         items = {path: path for path in paths}
         errors = run_shards(engine, _make_reader, items, keep, _RETRIES, "reading tars")
     for path, error in errors.items():
-        keep(path, TarUids(np.empty(0, UID_DTYPE), opened=True, problem=str(error)))
+        keep(path, _nothing(str(error)))
+
+
+def _nothing(problem: str) -> TarUids:
+    return TarUids(np.empty(0, UID_DTYPE), opened=True, problem=problem)
 
 
 def _make_reader(device: str) -> Callable[[tuple[str, str]], TarUids]:

@@ -14,9 +14,9 @@ import pytest
 from baselines_plugin.registry import METHODS
 from datacomp_flyt.scorers import save_glu_head
 from tests.baselines_plugin.job import Job, in_process
+from tests.baselines_plugin.samplings import IN_MEMORY_ONLY, sampled
 from tests.baselines_plugin.test_bad_input import assert_refused
 from tests.baselines_plugin.test_self_filtering import run_dir
-from tests.baselines_plugin.test_three_ways import IN_MEMORY_ONLY, sampled
 from tests.baselines_plugin.test_work_dir import (
     EXAMPLES,
     GAPS,

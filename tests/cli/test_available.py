@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("webdataset")
 
+from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.subset import write_subset
 from tests.cli.test_check import run
 from tests.conftest import hex_uids, sorted_uids
@@ -195,14 +196,24 @@ def test_the_page_says_how_many_draws_have_an_image(capsys: Capture, made: Downl
     pytest.importorskip("matplotlib")
     make_list(capsys, made)
     assert "<td>230</td><td>not known</td>" in report(capsys, made)[0]
-    known = "<td>230</td><td>170 (73.9%)</td>"
-    assert known in report(capsys, made, "--available", made.folder / "list.npy")[0]
-    shards = ("--shards_dir", made.shards)
-    assert known in report(capsys, made, *shards)[0]
+    known = ("--available", made.folder / "list.npy")
+    assert "<td>230</td><td>170 (73.9%)</td>" in report(capsys, made, *known)[0]
+
+
+def test_tables_beside_the_tars_tell_it_too(made: Download, subset: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from datacomp_flyt.report.selections import draws_with_image, read_selections
+
+    selections = read_selections([str(subset), f"again={subset}"], 1)
+    tars = sorted(map(str, made.shards.glob("*.tar")))
+    available = Available("--available F", sorted_uids(made.at_hand))
+    assert draws_with_image(selections, None, tars, 1) == [170, 170]
+    assert draws_with_image(selections, available, None, 1) == [170, 170]
+    assert draws_with_image(selections, available, ["pipe:nothing"], 1) == [170, 170]
+    for nothing in (None, [], ["pipe:nothing"]):
+        assert draws_with_image(selections, None, nothing, 1) is None
     (made.shards / "00000002.parquet").unlink()
-    assert "<td>230</td><td>not known</td>" in report(capsys, made, *shards)[0]
-    both = (*shards, "--available", made.folder / "list.npy")
-    assert known in report(capsys, made, *both)[0]
+    assert draws_with_image(selections, None, tars, 1) is None
 
 
 def test_a_report_on_img2dataset_s_tables(capsys: Capture, made: Download) -> None:

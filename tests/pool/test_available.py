@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from datacomp_flyt.pool.available import Available, read_available
@@ -203,11 +204,11 @@ def test_a_status_of_any_text(tmp_path: Path, kind: pa.DataType) -> None:
         status = status.cast(kind)
     except pa.ArrowNotImplementedError:
         status = pa.array(STATUS, kind)
-    half = len(POOL.uids) // 2
-    for name, rows in (("a", slice(half)), ("b", slice(half, None))):  # null status in both
-        columns = {"uid": POOL.uids[rows], "status": status[rows]}
-        write_files(tmp_path / name, columns)
-        (tmp_path / name / "part-00000.parquet").rename(tmp_path / f"{name}.parquet")
+    table = pa.table({"uid": POOL.uids, "status": status})
+    pq.write_table(table[:50], tmp_path / "a.parquet")
+    pq.write_table(table[50:], tmp_path / "b.parquet")
+    (shard, _) = open_shards(str(tmp_path), "--metadata_dir", 1)
+    assert str(shard.types["status"]).split("<")[0] == str(kind).split("<")[0]
     check_pool(str(tmp_path), None, 1)
 
 
@@ -242,7 +243,7 @@ def test_a_uid_whose_first_download_failed(tmp_path: Path) -> None:
 def test_an_empty_file_among_others(tmp_path: Path, available: Available | None) -> None:
     write_files(tmp_path, {**METADATA, "status": STATUS}, 2)
     schema = pa.schema([("uid", pa.string()), ("status", pa.string())])
-    pa.parquet.write_table(schema.empty_table(), tmp_path / "empty.parquet")
+    pq.write_table(schema.empty_table(), tmp_path / "empty.parquet")
     if available is None:
         assert len(read_pool(str(tmp_path), 1)) == np.count_nonzero(THERE)
     else:

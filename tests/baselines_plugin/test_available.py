@@ -258,7 +258,7 @@ def test_a_list_that_changes(jobs: tuple[Job, Job, Path], tmp_path: Path) -> Non
 @pytest.mark.parametrize("status", [[1, 2, 3], [True, False, True], [b"success"] * 3, [None] * 3])
 def test_a_status_of_something_else(tmp_path: Path, status: list[object]) -> None:
     pool = make_pool(3)
-    job = Job(pool._replace(metadata={**pool.metadata, "status": pa.array(status)}), tmp_path)
+    job = Job(pool._replace(metadata={**pool.metadata, "status": status}), tmp_path)
     job.write()
     for more in ((), ("--work_dir", tmp_path / "work")):
         with small_slices():

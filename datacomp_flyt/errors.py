@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import lzma
+import re
 import struct
 import sys
 import tarfile
@@ -15,6 +16,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 _LONGEST = 2000  # characters of a sentence
+_OF_WORKER = re.compile(
+    r"Caught \w+ in DataLoader worker process \d+\.\n.*\n(?:\w+\.)*\w+: (.*)", re.DOTALL
+)
 # What Python, and readers of files, raise of what is in one. Clients of clouds have kinds of their
 # own.
 _CONTENT = (
@@ -29,11 +33,14 @@ _PLACE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryEr
 class InputError(ValueError):
     """Something given is wrong: one sentence that names the file, row or flag, and the way out.
 
-    It often quotes the file. What would break the line or steer a terminal is spelled out, and
-    what is too long is cut out of the middle.
+    The sentence often quotes the file. What would break the line or steer a terminal is spelled
+    out, and what is too long is cut out of the middle. torch puts a traceback before the sentence
+    of a data loader's worker, which is taken off.
     """
 
     def __init__(self, sentence: str) -> None:
+        if of_worker := _OF_WORKER.fullmatch(sentence.strip()):
+            sentence = of_worker[1]
         sentence = _shortened(sentence)
         if not sentence.isprintable():
             spelled = (c if c.isprintable() else repr(c)[1:-1] for c in sentence)
@@ -43,6 +50,10 @@ class InputError(ValueError):
 
 class ReadError(InputError):
     """Storage failed while a file was read, which may pass: who met it tries again."""
+
+
+class NothingUsable(InputError):
+    """Files that can be read hold nothing that can be used: what was seen, and what was wanted."""
 
 
 def unreadable(sentence: str, error: BaseException) -> InputError:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         required=True,
         metavar="TARS",
         help="tars of img2dataset, each json with a uid: a folder, a pattern such as "
-        "{00000000..00012895}.tar, or what webdataset opens",
+        "{00000000..00012895}.tar, or an address",
     )
     parser.add_argument(
         "--metadata_dir",
@@ -66,10 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Embed the tars that are not done yet; 1 where some could not be read.
+    """Embed the tars that are not done yet; 1 where some could not be read, 2 see below.
 
     Raises:
-        InputError: a flag is wrong, or the folder holds something else.
+        InputError: a flag is wrong, or the folder holds something else, or nothing can be used.
     """
     with needs_extra("train"):
         from datacomp_flyt.pool.tar_shards import list_shards
@@ -98,16 +98,22 @@ def _embed(
 ) -> int:
     from datacomp_flyt.pool.tar_shards import watch_tars
     from datacomp_flyt.scorers.embed import MakeEmbed, write_embedded
+    from datacomp_flyt.scorers.until_usable import UntilUsable, Usable
 
     check = watch_tars(shards)
     done = {path.stem for path in folder.glob("*.parquet")}
     todo = {name: shard for name, shard in shards.items() if name not in done}
     print(f"{len(shards):,} tars, {len(shards) - len(todo):,} of them embedded before")
     counts: Counter[str] = Counter()
+    empty: list[str] = []
+
+    def count(shard: EmbeddedShard) -> Usable:
+        return Usable(shard.table.num_rows, shard.table.num_rows, shard.counts)
 
     def write(name: str, shard: EmbeddedShard) -> int:
         check(name)
         write_embedded(folder, name, shard)
+        empty.extend([] if shard.table.num_rows else [name])
         counts["embedded"] += shard.table.num_rows
         counts.update(shard.counts)
         return int(shard.table.num_rows)
@@ -116,11 +122,17 @@ def _embed(
         *(encoders, args.dtype, args.precision, args.batch_size),
         *(args.decode_threads, args.make_uids),
     )
+    where = f"--shards_dir {args.shards_dir}"
+    until_usable = UntilUsable(write, count, len(todo) < len(shards), where)
     with engine:
-        failed = run_shards(engine, make, todo, write, retries=args.retries, label="embed")
+        failed = run_shards(engine, make, todo, until_usable, retries=args.retries, label="embed")
+    if not failed:
+        until_usable.finish()
     print(f"{counts.pop('embedded', 0):,} pairs embedded in {folder}")
-    for reason, count in counts.most_common():
-        print(f"  {count:,} samples left out: {reason}")
+    for reason, number in counts.most_common():
+        print(f"  {number:,} samples left out: {reason}")
+    if empty:
+        print(f"  {len(empty):,} tars have no member, such as {shards[empty[0]]}")
     return report_failures(failed, "embed")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from datacomp_flyt.engines.choice import ENGINE_FLAGS, choose_engine
 from datacomp_flyt.engines.engine import Engine
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, NothingUsable
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,10 +51,13 @@ def make_engine(args: argparse.Namespace, uses_gpu: bool = True) -> Engine:
 def report_failures(
     failed: Mapping[str, Exception], what: str, others: str = "the others are done"
 ) -> int:
-    """Name the shards that failed on stderr; the exit code: 1 if there are any, else 0.
+    """Name the shards that failed on stderr.
 
     Args:
         others: what became of the others.
+
+    Returns:
+        the exit code: 2 if some can be read and hold nothing usable, 1 if others failed, else 0.
     """
     for name, error in failed.items():
         print(f"{what}: shard {name} failed: {error}", file=sys.stderr)
@@ -64,4 +67,6 @@ def report_failures(
             "command again",
             file=sys.stderr,
         )
+    if any(isinstance(error, NothingUsable) for error in failed.values()):
+        return 2
     return 1 if failed else 0

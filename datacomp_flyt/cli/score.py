@@ -102,6 +102,7 @@ def _metadata(args: argparse.Namespace) -> _Pool:
     if args.manifest is not None:
         check_against(args.manifest, args.metadata_dir, "--metadata_dir")
     shards = open_shards(args.metadata_dir, "--metadata_dir", default_num_workers())
+    by_name([shard.path for shard in shards], "--metadata_dir")
     named = {shard_name(shard.path): shard for shard in shards}
     num_rows = {name: shard.num_rows for name, shard in named.items()}
     return _Pool(named, num_rows, lambda name: check_shards([named[name]]))

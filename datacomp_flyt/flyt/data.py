@@ -23,6 +23,7 @@ from datacomp_flyt.flyt.shard_reader import Select, ShardReader
 from datacomp_flyt.flyt.stream_settings import StreamSettings
 from datacomp_flyt.flyt.streams import B, Batch, Stream, StreamLoader, blocks, shuffled
 from datacomp_flyt.flyt.uid_features import UidFeatures
+from datacomp_flyt.pool.nothing_usable import IMAGE
 from datacomp_flyt.pool.tar_samples import Sample, caption, decode, stored_image
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ Tokenizer = Callable[[list[str]], Tensor]
 """From n texts to int64 [n, L]; open_clip's tokenizers, for one."""
 
 TASK_WEIGHTS = ("mixed", "balanced")
+_LABELLED = f"{IMAGE} and a .cls or .label (with --captions txt a .txt, too)"
 
 _DownstreamItem = tuple[bytes, int, str | None]
 """Image as stored, class among those of all tasks, text of the caption if there is one."""
@@ -219,7 +221,7 @@ class _DownstreamStreams:
         settings = self.settings
         draw = settings.random(f"downstream shards {task}", stream)
         name = f"{self.name}, task {task!r}" if task else self.name
-        reader = ShardReader(shards, draw, skipped, name, needed, settings.max_bad_share)
+        reader = ShardReader(shards, draw, skipped, name, needed, settings.max_bad_share, _LABELLED)
         size, initial = (
             number // (len(self.tasks) if task else 1) for number in settings.shuffle_buffer
         )

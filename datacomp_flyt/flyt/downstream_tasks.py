@@ -12,6 +12,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.tar_shards import tars_in
 
 CLASS_NAMES_FILE = "classnames.txt"
+_FLAG = "--downstream_dir"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 
 EVALUATION_FOLDER_OF = {
@@ -135,7 +136,7 @@ def _open_task(name: str, folder: str, eval_dir: str | None) -> DownstreamTask:
 
 def _tars(folder: str) -> list[str]:
     inner = os.path.join(folder, "train")
-    return tars_in(folder) or (tars_in(inner) if os.path.isdir(inner) else [])
+    return tars_in(folder, _FLAG) or (tars_in(inner, _FLAG) if os.path.isdir(inner) else [])
 
 
 def _read(name: str, folder: str, eval_dir: str | None, file: str, what: str) -> tuple[str, ...]:

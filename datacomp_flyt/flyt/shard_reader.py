@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.nothing_usable import PAIR, Seen, nothing_usable
 from datacomp_flyt.pool.tar_samples import Sample, Skip, UnreadableShard, read_tar
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class ShardReader(Generic[T]):
         name: str,
         needed: int = 1,
         max_bad_share: float = 0.1,
+        wanted: str = PAIR,
     ) -> None:
         """
         Args:
@@ -49,14 +51,16 @@ class ShardReader(Generic[T]):
             name: what to call the data in messages.
             needed: usable examples that all shards together must hold.
             max_bad_share: greatest share of unreadable shards.
+            wanted: the members of an example, for messages.
         """
         self._shards, self._rng, self._skipped, self._name = shards, rng, skipped, name
-        self._needed, self._max_bad_share = needed, max_bad_share
+        self._needed, self._max_bad_share, self._wanted = needed, max_bad_share, wanted
         self._usable: dict[int, int] = {}  # by shard, when it was last read
         self._bad: set[int] = set()
         self._enough = False
         self._empty = 0  # shards in a row without a usable example
         self._reasons: Counter[str] = Counter()
+        self._seen = Seen()
 
     def __iter__(self) -> Iterator[T]:
         while True:
@@ -80,7 +84,7 @@ class ShardReader(Generic[T]):
 
     def _read(self, number: int) -> Iterator[T]:
         url, select = self._shards[number]
-        with contextlib.closing(read_tar(url)) as samples:
+        with contextlib.closing(read_tar(url, self._seen)) as samples:
             for sample in samples:
                 try:
                     item = select(sample)
@@ -112,9 +116,8 @@ class ShardReader(Generic[T]):
         """Raise where all shards together, or many in a row, hold too little."""
         number = len(self._shards)
         if self._empty >= _MAX_EMPTY:
-            raise InputError(
-                f"{self._name}: the last {self._empty:,} shards read hold no example that can be "
-                f"used ({self._why()}): give shards and features of the same pool"
+            raise self._nothing(
+                f"the last {self._empty:,} shards read hold no example that can be used"
             )
         if self._enough:
             return
@@ -123,16 +126,13 @@ class ShardReader(Generic[T]):
         if self._enough or len(self._usable) < number:
             return
         if not held:
-            raise InputError(
-                f"{self._name}: no example of its {number:,} shards can be used ({self._why()}): "
-                "give shards and features of the same pool"
-            )
+            raise self._nothing(f"no example of its {number:,} shards can be used")
         raise InputError(
             f"{self._name}: its {number:,} shards hold {held:,} usable examples, fewer than the "
             f"{self._needed:,} that one stream puts into a batch: lower the batch size or raise "
             "--num_streams"
         )
 
-    def _why(self) -> str:
-        counts = (f"{reason}: {count:,}" for reason, count in self._reasons.most_common())
-        return ", ".join(counts) or "they are empty"
+    def _nothing(self, clause: str) -> InputError:
+        reasons = dict(self._reasons.most_common())
+        return nothing_usable(f"{self._name}: {clause}", self._seen, reasons, self._wanted)

@@ -67,7 +67,7 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
 def _train_into(output_dir: Path, args: argparse.Namespace, device: torch.device) -> None:
     rank, world_size = rank_and_world_size()
     tasks = open_tasks(args.downstream_dir, args.downstream_tasks, args.evaluation_dir)
-    shards = list_shards(args.train_data, "--train_data")
+    shards = list_shards(args.train_data, "--train_data", commands=True)
     reference = load_clip_model(
         args.reference_model, args.reference_init, "reference", seed=args.seed
     )

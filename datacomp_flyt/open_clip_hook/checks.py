@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,22 @@ def check_data(args: Namespace, trainer: Trainer) -> None:
             raise InputError(f"--{flag}: the hook does not know such batches, train without")
     if getattr(args, "text_key", None) not in (None, "txt"):
         raise InputError(f"--text-key {args.text_key}: the hook knows captions in .txt alone")
+    if getattr(args, "image_key", None) not in (None, getattr(data, "DEFAULT_IMAGE_KEY", None)):
+        raise InputError(f"--image-key {args.image_key}: the hook knows open_clip's own alone")
+
+
+def check_names(urls: Sequence[str]) -> None:
+    """Raise InputError where a file's name would be run as a command, or fetched.
+
+    webdataset takes what stands before a colon for a scheme, and DataComp's train.py hands on the
+    names of the files that it finds.
+    """
+    for url in urls:
+        if ":" in url.split("/")[0] and os.path.lexists(url):
+            raise InputError(
+                f"--train-data names the file {url}, which the trainer would take for a command or "
+                "an address: put ./ before it, or rename it"
+            )
 
 
 def check_loss(args: Namespace, stock: Any, trainer: Trainer) -> None:

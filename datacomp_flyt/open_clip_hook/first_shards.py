@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.log_weights import LogWeights
-from datacomp_flyt.open_clip_hook.reading import Reader, SubsetCounts, usable_uid
-from datacomp_flyt.pool.tar_samples import Skip
+from datacomp_flyt.open_clip_hook.reading import (
+    Reader,
+    SubsetCounts,
+    check_whole,
+    usable_uid,
+)
+from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
+from datacomp_flyt.pool.tar_samples import BAD_IMAGE, Skip, decode, stored_image
 
 _TRIED = 20  # shards at most; patterns of shards name missing ones, too
 _READ = 3  # of those, that can be read
@@ -17,21 +23,28 @@ _WITHOUT_UID = 10  # examples of a shard, after which it is said
 
 
 def check_first_shards(
-    read: Reader, urls: list[str], subset: SubsetCounts | None, weights: LogWeights | None
+    read: Reader,
+    urls: list[str],
+    subset: SubsetCounts | None,
+    weights: LogWeights | None,
+    drops_empty_captions: bool = False,
 ) -> None:
-    """Look for uids, for some that the subset has, and for weights of those that will be read.
+    """Look for samples to train on, for some that the subset has, and for their weights.
 
     Args:
         read: the trainer's own function, from tars to samples.
         urls: of the training data, of which some are looked at from the first to the last.
+        drops_empty_captions: the trainer leaves such samples out.
 
     Raises:
-        InputError: no example has a uid, the subset has none of them, or weights are missing.
+        InputError: no sample can be trained on, the subset has none of them, or weights are
+            missing.
     """
     number = min(_TRIED, len(urls))
     readable: list[str] = []
+    look = _Look(read, subset, drops_empty_captions)
     for url in [urls[len(urls) * part // number] for part in range(number)]:
-        kept, found = _kept_uids(read, url, subset)
+        kept, found = look.kept_uids(url)
         if kept and weights is not None:
             weights.check(kept, url)
         if kept:
@@ -39,44 +52,70 @@ def check_first_shards(
         readable += [url] if found else []
         if len(readable) == _READ:
             break
-    if not readable:
+    if readable:
+        assert subset is not None
         raise InputError(
-            f"no example could be read of {urls[0]} and other shards ({number} of "
-            f"{len(urls):,} were tried): give shards that img2dataset or DataComp's "
-            "download_upstream.py wrote"
+            f"--subset {subset.path} has none of the examples of {_names(readable)}: give the "
+            "shards of the pool that it was selected from"
         )
-    assert subset is not None
-    raise InputError(
-        f"--subset {subset.path} has none of the examples of {_names(readable)}: give the shards "
-        "of the pool that it was selected from"
+    clause = (
+        f"no example could be read of {urls[0]} and other shards ({number} of {len(urls):,} were "
+        "tried)"
     )
+    raise nothing_usable(clause, look.seen, look.reasons)
 
 
-def _kept_uids(read: Reader, url: str, subset: SubsetCounts | None) -> tuple[list[str], bool]:
-    """Some uids of a tar that will be trained on, and whether it has any uid at all."""
-    kept, found = [], False
-    for uid in _uids(read, url):
-        found = True
-        if subset is None or subset.count(uid):
-            kept.append(uid)
-        if len(kept) == _EXAMPLES:
-            break
-    return kept, found
+class _Look:
+    """A look into shards.
 
+    Attributes:
+        seen: their members.
+        reasons: why samples cannot be trained on, and how many.
+    """
 
-def _uids(read: Reader, url: str) -> Iterator[str]:
-    without = 0
-    for sample in read(iter([{"url": url}])):
-        try:
-            yield usable_uid(sample)
-        except Skip as error:
-            without += 1
-            if without == _WITHOUT_UID:
-                what = error.reason if "json" in sample else "no json beside its image"
-                raise InputError(
-                    f"{url}: example {sample['__key__']} has {what}, as {without} in that shard: "
-                    "the hook joins on the uid, which DataComp's download_upstream.py writes"
-                ) from None
+    def __init__(
+        self, read: Reader, subset: SubsetCounts | None, drops_empty_captions: bool
+    ) -> None:
+        self._read, self._subset = read, subset
+        self._drops_empty_captions = drops_empty_captions
+        self.seen, self.reasons = Seen(), Counter[str]()
+
+    def kept_uids(self, url: str) -> tuple[list[str], bool]:
+        """Some uids of a tar that will be trained on, and whether others could be.
+
+        Raises:
+            InputError: its samples are whole but for the uid.
+        """
+        kept: list[str] = []
+        found, without = False, 0
+        for sample in self._read(iter([{"url": url}])):
+            self.seen.add(sample)
+            try:
+                check_whole(sample, self._drops_empty_captions)
+            except Skip as skip:
+                self.reasons[skip.reason] += 1
+                continue
+            try:
+                uid = usable_uid(sample)
+                if self._subset is not None and not self._subset.count(uid):
+                    found = True
+                    continue
+                if not kept:  # one image that can be decoded is enough
+                    decode(stored_image(sample), lambda image: None)
+                kept.append(uid)
+            except Skip as skip:
+                self.reasons[skip.reason] += 1
+                without += skip.reason != BAD_IMAGE
+                if without == _WITHOUT_UID:
+                    what = skip.reason if "json" in sample else "no json beside its image"
+                    raise InputError(
+                        f"{url}: example {sample['__key__']} has {what}, as {without} in that "
+                        "shard: the hook joins on the uid, which DataComp's download_upstream.py "
+                        "writes"
+                    ) from None
+            if len(kept) == _EXAMPLES:
+                break
+        return kept, found
 
 
 def _names(urls: list[str]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.batches import WeighedLoader
-from datacomp_flyt.open_clip_hook.checks import check_data, check_loss
+from datacomp_flyt.open_clip_hook.checks import check_data, check_loss, check_names
 from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
 from datacomp_flyt.open_clip_hook.log_weights import (
     LogWeights,
@@ -123,7 +123,11 @@ class Hook:
             self._lock.enter_context(one_run(run))
         urls, _ = self.trainer.data.expand_urls(args.train_data)
         read = self._stock[self.trainer.data, "tarfile_to_samples_nothrow"]
-        check_first_shards(read, list(urls), self._subset, self._log_weights)
+        check_names(list(urls))
+        check_first_shards(
+            *(read, list(urls), self._subset, self._log_weights),
+            self.trainer.drops_empty_captions,
+        )
         training, evaluation = copy.copy(args), copy.copy(args)
         training.val_data = training.imagenet_val = training.imagenet_v2 = None
         evaluation.train_data = None

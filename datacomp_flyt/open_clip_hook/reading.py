@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,18 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.uid_columns import with_uid
+from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
 from datacomp_flyt.pool.subset import read_subset
-from datacomp_flyt.pool.tar_samples import NO_UID, Sample, Skip, stored_uid
+from datacomp_flyt.pool.tar_samples import (
+    NO_CAPTION,
+    NO_UID,
+    Sample,
+    Skip,
+    caption,
+    decode,
+    stored_image,
+    stored_uid,
+)
 from datacomp_flyt.pool.uid_search import UidIndex
 from datacomp_flyt.pool.uids import UID_DTYPE
 
@@ -33,6 +44,61 @@ def usable_uid(sample: Sample) -> str:
     if not _UID.fullmatch(uid):
         raise Skip(f"{NO_UID} but {uid!r}")
     return uid
+
+
+def check_whole(sample: Sample, drops_empty_captions: bool) -> None:
+    """Raise Skip where the trainer will leave a sample out for what it lacks."""
+    stored_image(sample)
+    if not caption(sample).strip() and drops_empty_captions:
+        raise Skip(NO_CAPTION)
+
+
+class _Watch:
+    """A look at each shard for a sample that is trained on: without any, the trainer would wait.
+
+    Attributes:
+        found: there was one in this pass.
+        without: shards in a row that had none.
+        lacking: whole samples in them that the subset lacks.
+        seen, reasons: what else was in them, and why it cannot be trained on.
+    """
+
+    def __init__(self) -> None:
+        self.found, self.without, self.lacking = False, 0, 0
+        self.seen, self.reasons = Seen(), Counter[str]()
+
+    def shards(
+        self, src: Iterable[Any], nothing: Callable[[str, _Watch], InputError]
+    ) -> Iterator[Any]:
+        """The same shards. Raises what `nothing` makes after too many in a row."""
+        for source in src:
+            if self.without == _MOST_WITHOUT:
+                raise nothing(f"the last {_MOST_WITHOUT:,} shards", self)
+            self.without += 1
+            yield source
+
+    def skip(self, sample: Sample, reason: str) -> None:
+        """Count a sample that cannot be trained on."""
+        self.seen.add(sample)
+        self.reasons[reason] += 1
+
+    def lack(self, sample: Sample) -> None:
+        """Count a sample that the subset lacks."""
+        if "txt" in sample:
+            self.lacking += 1
+        else:
+            self.skip(sample, NO_CAPTION)
+
+    def look(self, sample: Sample, drops_empty_captions: bool) -> None:
+        """Decode a sample as the trainer will, the first of a shard that can be."""
+        try:
+            check_whole(sample, drops_empty_captions)
+            decode(stored_image(sample), lambda image: None)
+        except Skip as skip:
+            self.skip(sample, skip.reason)
+        else:
+            self.found, self.without, self.lacking = True, 0, 0
+            self.seen, self.reasons = Seen(), Counter()
 
 
 class StockReader:
@@ -112,15 +178,10 @@ class SubsetReader:
         """Samples of the tars that `src` names.
 
         Raises:
-            InputError: the subset has none of the examples of `src`, or of 1,000 shards in a row.
+            InputError: no sample of `src`, or of 1,000 shards in a row, can be trained on.
         """
-        found = self._subset is None
-        shard, without = None, 0  # shards in a row that had nothing
-        for sample in self._read(src, *args, **kwargs):
-            if sample["__url__"] != shard:
-                shard, without = sample["__url__"], without + 1
-                if without > _MOST_WITHOUT and self._subset is not None:
-                    raise self._nothing(f"the last {_MOST_WITHOUT:,} shards")
+        watch = _Watch()
+        for sample in self._read(watch.shards(src, self._nothing), *args, **kwargs):
             try:
                 uid = usable_uid(sample)
             except Skip as error:
@@ -128,23 +189,31 @@ class SubsetReader:
                     f"{sample['__url__']}: example {sample['__key__']} has {error.reason}. "
                     "Ignoring."
                 )
+                watch.skip(sample, error.reason)
                 continue
             number = 1 if self._subset is None else self._subset.count(uid)
             if not number:
+                watch.lack(sample)
                 continue
-            found, without = True, 0
+            if watch.without:
+                watch.look(sample, self._drops_empty_captions)
             if self._carries_uids and not self._stays_empty(sample):
                 sample["txt"] = with_uid(uid, sample["txt"])
             for _ in range(number):
                 yield dict(sample)
-        if not found:
-            raise self._nothing("all shards")
+        if not watch.found:
+            raise self._nothing("all shards", watch)
 
-    def _nothing(self, where: str) -> InputError:
+    def _nothing(self, where: str, watch: _Watch) -> InputError:
+        read = f"of {where} that a data loader worker read"
+        if not watch.lacking:
+            clause = f"no sample {read} can be trained on"
+            way_out = "mend the tars, download them again, or give fewer --workers"
+            return nothing_usable(clause, watch.seen, watch.reasons, way_out=way_out)
         assert self._subset is not None
         return InputError(
-            f"--subset {self._subset.path} has none of the examples of {where} that a data loader "
-            "worker read: give the shards of the pool that it was selected from, or fewer --workers"
+            f"--subset {self._subset.path} has none of the examples {read}: give the shards of "
+            "the pool that it was selected from, or fewer --workers"
         )
 
     def _stays_empty(self, sample: Sample) -> bool:

@@ -34,9 +34,6 @@ def run_script(words: Sequence[str], hook: Hook) -> None:
     except SystemExit as end:
         if end.code not in (None, 0):
             raise
-    except InputError as error:  # a data loader worker's comes with its traceback in front
-        text = str(error).strip().split("\n")[-1]
-        raise InputError(text.split("InputError: ")[-1]) from None
     if not hook.was_used:
         raise InputError(
             f"{' '.join(words[:2])} ended without training through {hook.trainer.package}: what it "

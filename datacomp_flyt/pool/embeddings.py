@@ -21,7 +21,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.folders import check_unchanged
 from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.open_file import open_file, readable
-from datacomp_flyt.pool.parquet import STATUS, SUCCESS, ParquetShard, npz_beside
+from datacomp_flyt.pool.parquet import STATUS, SUCCESS, ParquetShard
 
 BLOCK_ROWS = 2048
 """Rows read at once: 2 MB of a stored 512-wide float16 array."""
@@ -37,7 +37,7 @@ _LENGTH_TOLERANCE = 0.01  # CLIP in float16 on a GPU is off by a tenth of this
 
 def npz_path(shard: ParquetShard) -> str:
     """Where the embeddings of a metadata file are, if there are any."""
-    return npz_beside(shard.path)
+    return shard.npz
 
 
 def embedding_widths(shard: ParquetShard, arrays: Sequence[str]) -> tuple[int, ...]:
@@ -103,7 +103,8 @@ def iter_embeddings(
             if not (usable & wanted).all():
                 block[~(usable & wanted)] = np.nan
             if counts is not None:
-                counts[NOT_IN_POOL] += int(np.count_nonzero(~wanted))
+                if in_pool is not None:
+                    counts[NOT_IN_POOL] += int(np.count_nonzero(~wanted))
                 counts[UNUSABLE] += int(np.count_nonzero(wanted & ~usable))
                 usable &= wanted
                 counts[OTHER_LENGTH] += int(np.count_nonzero(usable & ~unit))

@@ -9,11 +9,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from datacomp_flyt.engines.threads import map_threads, patient
 from datacomp_flyt.errors import InputError, unreadable
+from datacomp_flyt.pool.listing import (
+    PassedOver,
+    find_place,
+    has_ending,
+    is_folder,
+    list_cloud,
+    list_local,
+    say_passed_over,
+)
 from datacomp_flyt.pool.open_file import first_line
 
 Version = tuple[int, str]
@@ -43,51 +51,64 @@ class Folder:
 
 
 def list_folder(
-    directory: str, flag: str, endings: tuple[str, ...], recursive: bool = False
+    directory: str,
+    flag: str,
+    endings: tuple[str, ...],
+    recursive: bool = False,
+    needed: tuple[str, ...] = (),
 ) -> Folder:
-    """The files of a folder that have one of some endings.
+    """The files of a folder that have one of some endings, in whatever case.
+
+    Links are followed. What is passed over, see `listing`, is said once.
 
     Args:
-        directory: a local or cloud path, as fsspec spells them.
+        directory: a local or cloud path: only what begins with `scheme://` is given to fsspec.
         flag: the flag that named it, for messages.
         recursive: look into sub-folders too.
+        needed: endings of which there must be a file.
 
     Raises:
-        InputError: no such folder, or one that cannot be listed.
+        InputError: no such folder, one that cannot be listed, or none of the files needed.
     """
 
-    def list_(where: str) -> Folder:
+    def list_(where: str) -> tuple[Folder, PassedOver]:
         return _list(where, flag, endings, recursive)
 
-    return patient(list_)(directory)
+    folder, passed_over = patient(list_)(directory)
+    if needed and not any(has_ending(path, needed) for path in folder.versions):
+        other = f" (passed over: {passed_over})" if passed_over else ""
+        raise InputError(
+            f"{flag} {directory} holds no {' or '.join(needed)} file{other}: give the folder that "
+            "does"
+        )
+    if folder.versions:
+        say_passed_over(f"{flag} {directory}", passed_over)
+    return folder
 
 
-def _list(directory: str, flag: str, endings: tuple[str, ...], recursive: bool) -> Folder:
+def _list(
+    directory: str, flag: str, endings: tuple[str, ...], recursive: bool
+) -> tuple[Folder, PassedOver]:
+    passed_over = PassedOver()
     try:
-        fs, root = fsspec.core.url_to_fs(directory)
+        fs, root = find_place(directory)
         fs.invalidate_cache()
-        if not fs.isdir(root):
+        if not is_folder(fs, root):
             raise InputError(
                 f"{flag} {directory} is not a folder: give one with {' or '.join(endings)} files"
             )
-        if recursive:
-            found = fs.find(root, detail=True)
+        if isinstance(fs, LocalFileSystem):
+            paths = list_local(root, endings, recursive, passed_over)
+            versions = {path: version_of(fs, path) for path in paths}
         else:
-            found = {info["name"]: info for info in fs.ls(root, detail=True)}
-        versions = {}
-        for path in sorted(map(str, found)):
-            if path.endswith(endings):
-                try:
-                    versions[path] = version_of(fs, path, found[path])
-                except FileNotFoundError:
-                    if not path.endswith(".npz"):  # whoever wants that says so
-                        raise
+            found = list_cloud(fs, root, endings, recursive, passed_over)
+            versions = {path: version_of(fs, path, info) for path, info in found.items()}
     except InputError:
         raise
     except Exception as error:  # clients of clouds raise dozens of kinds
         sentence = f"{flag} {directory} cannot be listed ({first_line(error)})"
         raise unreadable(sentence, error) from None
-    return Folder(fs, root, versions)
+    return Folder(fs, root, versions), passed_over
 
 
 def version_of(fs: Any, path: str, info: Mapping[str, Any] | None = None) -> Version:

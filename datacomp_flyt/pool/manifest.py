@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError, unreadable
 from datacomp_flyt.pool.folders import Folder, Version, check_unchanged, list_folder
+from datacomp_flyt.pool.listing import has_ending
 from datacomp_flyt.pool.open_file import open_file
 from datacomp_flyt.pool.subset import atomic_write
 
@@ -67,9 +68,7 @@ def hash_folder(directory: str, flag: str, journal: Path, num_workers: int) -> d
     Raises:
         InputError: no shard there, one that cannot be read, or that changes meanwhile.
     """
-    folder = list_folder(directory, flag, ENDINGS, recursive=True)
-    if not folder.versions:
-        raise InputError(f"{flag} {directory} holds no shard: no {', '.join(ENDINGS)} file")
+    folder = list_folder(directory, flag, ENDINGS, recursive=True, needed=ENDINGS)
     known = _read_journal(journal)
     lock = threading.Lock()
     try:
@@ -198,7 +197,7 @@ def _hash(folder: Folder, path: str, version: Version) -> File:
                 digest.update(block)
                 size += len(block)
             rows = None
-            if path.endswith(".parquet"):
+            if has_ending(path, ".parquet"):
                 file.seek(0)
                 rows = int(pq.ParquetFile(file).metadata.num_rows)
     except Exception as error:  # Arrow and filesystems raise a dozen kinds

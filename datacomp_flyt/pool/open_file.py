@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
+import stat
 from collections.abc import Iterator
 from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
 
 from datacomp_flyt.errors import InputError, ReadError, unreadable
 
@@ -17,7 +21,24 @@ def open_file(fs: Any, path: str) -> io.BufferedIOBase:
     Raises:
         OSError: it cannot be opened; of a read, before its end nothing came.
     """
-    return _Whole(fs.open(path, "rb"))
+    local = isinstance(fs, LocalFileSystem)
+    return _Whole(open_local(path) if local else fs.open(path, "rb"))
+
+
+def open_local(path: str) -> io.BufferedReader:
+    """A local file to be read, whatever its name looks like.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    check_regular(path)
+    return open(path, "rb")
+
+
+def check_regular(path: str) -> None:
+    """Raise OSError for a folder, a pipe or a device, which might wait for ever if opened."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
 
 
 class _Whole(io.BufferedIOBase):

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.folders import Version, check_unchanged, list_folder, version_of
-from datacomp_flyt.pool.open_file import first_line, open_file, readable
+from datacomp_flyt.pool.listing import find_place, has_ending, is_folder
+from datacomp_flyt.pool.open_file import check_regular, first_line, open_file, readable
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids
 
 if TYPE_CHECKING:  # it reads tables itself
@@ -56,6 +56,12 @@ class ParquetShard:
     types: dict[str, pa.DataType]
     versions: Mapping[str, Version] = field(default_factory=dict)
     keys: DownloadKeys | None = None
+
+    @property
+    def npz(self) -> str:
+        """Path of the embeddings beside it, if there are any."""
+        beside = (path for path in self.versions if has_ending(path, ".npz"))
+        return next(beside, _stem(self.path) + ".npz")
 
     def version(self) -> Version:
         """Of the parquet file, when it was opened."""
@@ -174,11 +180,6 @@ def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or view(kind)
 
 
-def npz_beside(path: str) -> str:
-    """Where the embeddings of a metadata file are, if there are any."""
-    return path.removesuffix(".parquet") + ".npz"
-
-
 def open_shards(
     directory: str,
     flag: str,
@@ -198,10 +199,9 @@ def open_shards(
     Raises:
         InputError: no such folder, no parquet file in it, a damaged file, or one without `uid`.
     """
-    folder = list_folder(directory, flag, (".parquet", ".npz"), recursive)
-    paths = [path for path in folder.versions if path.endswith(".parquet")]
-    if not paths:
-        raise InputError(f"{flag} {directory} holds no .parquet file: give the folder that does")
+    endings, needed = (".parquet", ".npz"), (".parquet",)
+    folder = list_folder(directory, flag, endings, recursive, needed)
+    paths = [path for path in folder.versions if has_ending(path, needed)]
     shards = map_threads(
         lambda path: _describe(folder.fs, path, folder.versions, keys), paths, num_workers
     )
@@ -238,19 +238,19 @@ def check_shards(shards: Iterable[ParquetShard]) -> None:
 
 def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetShard]:
     """One parquet file with a `uid` column, or those of a folder: see `open_shards`."""
-    if not path.endswith(".parquet"):
-        return open_shards(path, flag, num_workers, recursive=True)
     try:
-        fs, root = fsspec.core.url_to_fs(path)
-        there, folder = fs.exists(root), fs.isdir(root)
-        alone = {root: version_of(fs, root)} if there and not folder else {}
+        fs, root = find_place(path)
+        if is_folder(fs, root) or not has_ending(path, ".parquet"):
+            return open_shards(path, flag, num_workers, recursive=True)
+        if not fs.exists(root):
+            raise InputError(
+                f"{flag} {path} is not there: give a .parquet file, or a folder of them"
+            )
     except (OSError, ImportError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{flag} {path} cannot be opened ({first_line(error)})") from None
-    if not there:
-        raise InputError(f"{flag} {path} is not there: give a .parquet file, or a folder of them")
-    if folder:
-        return open_shards(path, flag, num_workers, recursive=True)
-    return [_describe(fs, root, alone)]
+    return [open_shard(fs, root)]
 
 
 def _describe(
@@ -272,14 +272,29 @@ def _describe(
                 f"{path} says that it has {num_rows:,} rows and has {size:,} bytes: download or "
                 "write it again"
             )
-        found = {file: versions[file] for file in (path, npz_beside(path)) if file in versions}
+        beside = (path, _stem(path) + ".npz", _stem(path) + ".NPZ")
+        found = {file: versions[file] for file in beside if file in versions}
         return ParquetShard(fs, path, num_rows, types, found, keys)
 
 
 @contextlib.contextmanager
 def _open(fs: Any, path: str) -> Iterator[pq.ParquetFile]:
-    if isinstance(fs, LocalFileSystem):
+    if isinstance(fs, LocalFileSystem) and _is_text(path):
+        check_regular(path)
         yield pq.ParquetFile(path)
     else:
         with open_file(fs, path) as handle:
             yield pq.ParquetFile(handle)
+
+
+def _stem(path: str) -> str:
+    return path[: -len(".parquet")]
+
+
+def _is_text(path: str) -> bool:
+    """Whether Arrow takes a name: a local one may hold bytes that are no UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.folders import list_folder
 from datacomp_flyt.pool.subset import SubsetReport, read_subset
 from datacomp_flyt.pool.tar_uids import uids_of_tar
 from datacomp_flyt.pool.uid_search import find_uids
@@ -62,12 +63,13 @@ def open_part(folder: Path, subset: Path) -> Part:
     """
     if not folder.is_dir():
         raise InputError(f"part {folder} is no folder: give --output-dir of a resharder run")
+    listed = list_folder(str(folder), "part", (".tar",))
+    found = {folder / listed.name(path) for path in listed.versions}
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
         number, form = int(meta["output_shard_count"]), str(meta["output_shard_format"])
         if not _FORMAT.fullmatch(form):
             raise ValueError(f"output_shard_format {form!r}")
-        found = set(folder.glob("*.tar"))
         # of many too many one is enough to be missed
         wanted = tuple(folder / form.format(n) for n in range(min(number, len(found) + 1)))
         int(meta["output_count"]), int(meta["first_shard"]), meta["num_shards"], meta["input_dir"]

@@ -17,13 +17,7 @@ from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.join_errors import twice_in_pool
 from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.open_file import open_file, readable
-from datacomp_flyt.pool.parquet import (
-    STATUS,
-    SUCCESS,
-    ParquetShard,
-    npz_beside,
-    open_shards,
-)
+from datacomp_flyt.pool.parquet import STATUS, SUCCESS, ParquetShard, open_shards
 from datacomp_flyt.pool.uid_search import Positions, argsort_hashes, position_dtype
 from datacomp_flyt.pool.uids import UID_DTYPE
 
@@ -258,7 +252,7 @@ def _place(shards: list[ParquetShard], ends: NDArray[np.int64], row: int) -> str
 
 def check_npz(shard: ParquetShard) -> None:
     """Raise unless the npz beside a parquet file, if there is one, has as many rows."""
-    path = npz_beside(shard.path)
+    path = shard.npz
     with readable(path, "npz", "download it again"):
         if not shard.fs.exists(path):
             return

@@ -20,10 +20,16 @@ def by_name(paths: Iterable[str], flag: str) -> dict[str, str]:
         flag: what named the paths, for the message.
 
     Raises:
-        InputError: two shards have one name, and so would what is made of them.
+        InputError: two shards have one name, and so would what is made of them; or a name is that
+            of a hidden file.
     """
     named: dict[str, str] = {}
     for path in paths:
+        if shard_name(path).startswith((".", "_")):
+            raise InputError(
+                f"{flag} has a shard called {shard_name(path)!r}: what is made of it would be "
+                "passed over as hidden, so rename it"
+            )
         other = named.setdefault(shard_name(path), path)
         if other != path:
             raise InputError(
@@ -34,7 +40,5 @@ def by_name(paths: Iterable[str], flag: str) -> dict[str, str]:
 
 
 def resolved(place: str) -> str:
-    """A local path in full, so that it means the same from any folder; others as they are."""
-    if "://" in place or place.startswith("pipe:"):
-        return place
-    return os.path.abspath(place)
+    """A local path in full, so that it means the same from any folder; addresses as they are."""
+    return place if "://" in place else os.path.abspath(place)

@@ -14,7 +14,11 @@ from typing import Any, TypeVar
 
 from PIL import Image
 from webdataset.gopen import gopen
-from webdataset.tariterators import group_by_keys
+from webdataset.tariterators import base_plus_ext, valid_sample
+
+from datacomp_flyt.pool.nothing_usable import Seen
+from datacomp_flyt.pool.open_file import open_local
+from datacomp_flyt.pool.tar_shards import is_stream
 
 T = TypeVar("T")
 
@@ -96,7 +100,7 @@ class _Watched:
             raise EOFError("it ends before the mark of its end")
 
 
-def _members(stream: Any, url: str) -> Iterator[dict[str, Any]]:
+def _members(stream: Any, url: str, seen: Seen) -> Iterator[dict[str, Any]]:
     """The files of a tar that samples are made of, as webdataset's `tar_file_expander` has them.
 
     That takes members of any size, and so a file of a kilobyte that is to become terabytes.
@@ -105,7 +109,10 @@ def _members(stream: Any, url: str) -> Iterator[dict[str, Any]]:
     total = 0
     with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Info) as archive:
         for info in archive:
-            if not info.isreg() or _META.match(info.name):
+            if _META.match(info.name):
+                continue
+            if not info.isreg():
+                seen.add_member("folders and links")
                 continue
             _check_size(info)  # again, since a header before may have changed its size
             file = archive.extractfile(info)
@@ -119,16 +126,23 @@ def _members(stream: Any, url: str) -> Iterator[dict[str, Any]]:
             archive.members = []  # type: ignore[attr-defined]
 
 
-def read_tar(url: str) -> Generator[Sample, None, None]:
-    """The samples of one tar, a path or what webdataset opens.
+def read_tar(shard: str, seen: Seen | None = None) -> Generator[Sample, None, None]:
+    """The samples of one tar.
+
+    Args:
+        shard: the path of a local file, or a `Stream`, which webdataset opens.
+        seen: gets its members.
 
     Raises:
         UnreadableShard: after the samples that could be read.
     """
     try:
-        stream, finished = _Watched(gopen(url)), False
+        stream, finished = _Watched(open_tar(shard)), False
+        seen = Seen() if seen is None else seen
         try:
-            yield from group_by_keys(_members(stream, url))
+            for sample in _samples(_members(stream, shard, seen), seen):
+                seen.add(sample)
+                yield sample
             while stream.read(1 << 20):  # what follows the last member, lest a command be cut off
                 pass
             stream.check_end()
@@ -138,6 +152,32 @@ def read_tar(url: str) -> Generator[Sample, None, None]:
                 stream.close()
     except Exception as error:  # tarfile, zlib, filesystems and commands raise a dozen kinds
         raise UnreadableShard(_first_line(error)) from error
+
+
+def open_tar(shard: str) -> Any:
+    """A stream of a tar's bytes; see `read_tar`."""
+    return gopen(shard) if is_stream(shard) else open_local(shard)
+
+
+def _samples(members: Iterator[dict[str, Any]], seen: Seen) -> Iterator[Sample]:
+    """Neighbours of one key as samples; one begins, too, where an extension comes again.
+
+    webdataset's `group_by_keys` gives up there, open_clip's `group_by_keys_nothrow` does not.
+    """
+    sample: Any = None
+    for member in members:
+        key, extension = base_plus_ext(member["fname"])
+        if key is None:
+            seen.add_member("without an extension")
+            continue
+        extension = extension.lower()
+        if sample is None or key != sample["__key__"] or extension in sample:
+            if valid_sample(sample):
+                yield sample
+            sample = {"__key__": key, "__url__": member["__url__"]}
+        sample[extension] = member["data"]
+    if valid_sample(sample):
+        yield sample
 
 
 def stored_image(sample: Sample) -> bytes:

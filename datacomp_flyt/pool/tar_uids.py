@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import needs_extra
+from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
 from datacomp_flyt.pool.parquet import succeeded
 from datacomp_flyt.pool.uids import decode_uids
 
@@ -97,27 +99,31 @@ def read_uids_of_tar(tar: str, with_image: bool = True) -> TarUids:
             stored_uid,
         )
 
-    uids, unusable, invalid, problem = list[str](), 0, None, None
+    uids, invalid, problem = list[str](), None, None
+    seen, whole, reasons = Seen(), False, Counter[str]()
     try:
-        for sample in read_tar(tar):
+        for sample in read_tar(tar, seen):
             try:
-                if with_image:
-                    stored_image(sample)
                 uid = stored_uid(sample)
-            except Skip:
-                unusable += 1
-                continue
-            if _UID.fullmatch(uid):
-                uids.append(uid)
-            else:
-                unusable += 1
-                invalid = invalid or uid
+                if not _UID.fullmatch(uid):
+                    invalid = invalid or uid
+                    raise Skip("no uid of 32 hexadecimal characters")
+                if not with_image:
+                    uids.append(uid)
+                stored_image(sample)
+                if with_image:
+                    uids.append(uid)
+                whole = True
+            except Skip as skip:
+                reasons[skip.reason] += 1
     except UnreadableShard as error:
         problem = str(error)
+    if problem is None and seen.members and not whole:
+        uids, problem = [], str(nothing_usable("no sample can be used", seen, reasons))
     return TarUids(
         decode_uids(pa.array(uids, pa.string())),
         opened=True,
-        unusable=unusable,
+        unusable=sum(reasons.values()),
         invalid=invalid,
         problem=problem,
     )

@@ -8,9 +8,11 @@ with a parquet, only the tars that hold a shown example are opened.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from PIL import Image
 
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
 from datacomp_flyt.pool.shard_names import shard_name
 from datacomp_flyt.pool.tar_samples import (
     Sample,
@@ -80,7 +83,7 @@ def find_candidates(
     """The examples of at most `max_tars` tars.
 
     Args:
-        tars: paths, or what webdataset opens.
+        tars: of `list_shards`.
         seed: chooses the tars by their names, whatever their order.
         flag: what named them, for the message.
 
@@ -143,7 +146,11 @@ def choose_examples(
 def read_pictures(
     candidates: Candidates, wanted: NDArray[np.intp], num_workers: int
 ) -> tuple[dict[int, Picture], list[str]]:
-    """Thumbnails and captions of some candidates, and the tars that were opened for them."""
+    """Thumbnails and captions of some candidates, and the tars that were opened for them.
+
+    Raises:
+        InputError: none has a picture.
+    """
     numbers = np.unique(wanted)
     names = encode_uids(candidates.uids[numbers]).to_pylist()
     by_tar: dict[int, dict[str, int]] = {}
@@ -157,6 +164,8 @@ def read_pictures(
     pictures: dict[int, Picture] = {}
     for part in map_threads(read, tars, num_workers, "reading pictures", "tar"):
         pictures |= part
+    if pictures and all(picture.image is None for picture in pictures.values()):
+        raise _no_picture(pictures, candidates.tars[tars[0]])
     return pictures, [candidates.tars[tar] for tar in tars]
 
 
@@ -232,6 +241,14 @@ def _read_tar(tar: str, wanted: dict[str, int]) -> dict[int, Picture]:
     for number in wanted.values():
         pictures.setdefault(number, Picture(None, 0, 0, "", problem))
     return pictures
+
+
+def _no_picture(pictures: Mapping[int, Picture], tar: str) -> InputError:
+    seen, reasons = Seen(), Counter(str(picture.problem) for picture in pictures.values())
+    with contextlib.suppress(UnreadableShard):
+        for _ in read_tar(tar, seen):
+            pass
+    return nothing_usable(f"no example to be shown has a picture in {tar}", seen, reasons)
 
 
 def _picture(sample: Sample) -> Picture:

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError, ReadError, unreadable
+from datacomp_flyt.pool.nothing_usable import IMAGE, PAIR, Seen, nothing_usable
 from datacomp_flyt.pool.shard_names import shard_name
 from datacomp_flyt.pool.tar_samples import (
-    NO_UID,
     Sample,
     Skip,
     UnreadableShard,
@@ -232,7 +232,8 @@ def read_pairs(
             uid, and those without a caption an empty one.
 
     Raises:
-        InputError: the tar is damaged, or none of its samples has a uid.
+        InputError: the tar is damaged; or, after its last batch, none of its samples can be used.
+            A tar without a member is neither: all downloads of its shard may have failed.
     """
 
     def examine(item: tuple[str, Sample]) -> tuple[Pair[T], str | None]:
@@ -243,19 +244,25 @@ def read_pairs(
         except Skip as skip:
             return Pair(uid, sample, None, ""), skip.reason
 
-    for found in _map_batches(examine, _samples(shard, counts, make_uids), batch_size, threads):
+    seen, usable = Seen(), False
+    samples = _samples(shard, counts, make_uids, seen)
+    for found in _map_batches(examine, samples, batch_size, threads):
         counts.update(reason for _, reason in found if reason is not None)
+        usable |= any(pair.image is not None for pair, _ in found)
         yield [pair for pair, _ in found]
+    if seen.members and not usable:
+        clause = f"{shard} has no sample that can be used"
+        raise nothing_usable(clause, seen, counts, IMAGE if make_uids else PAIR)
 
 
-def _samples(shard: str, counts: Counter[str], make_uids: bool) -> Iterator[tuple[str, Sample]]:
+def _samples(
+    shard: str, counts: Counter[str], make_uids: bool, members: Seen
+) -> Iterator[tuple[str, Sample]]:
     """uid and sample."""
     seen: set[str] = set()
-    number = 0
     try:
-        with contextlib.closing(read_tar(shard)) as samples:
+        with contextlib.closing(read_tar(shard, members)) as samples:
             for sample in samples:
-                number += 1
                 try:
                     uid = _made_uid(shard, sample) if make_uids else stored_uid(sample).lower()
                 except Skip as skip:
@@ -271,12 +278,6 @@ def _samples(shard: str, counts: Counter[str], make_uids: bool) -> Iterator[tupl
         if is_stream(shard):  # a connection that is lost looks like a tar that is cut
             raise ReadError(sentence) from None
         raise unreadable(sentence, error.__cause__ or error) from None
-    if number and not seen:
-        raise InputError(
-            f"{shard} has no sample with a uid in its json, and scores are joined on it ({NO_UID}: "
-            f"{counts[NO_UID]:,}, {BAD_UID}: {counts[BAD_UID]:,}): download with img2dataset's "
-            "--save_additional_columns '[\"uid\"]', as DataComp's download_upstream.py does"
-        )
 
 
 def _made_uid(shard: str, sample: Sample) -> str:

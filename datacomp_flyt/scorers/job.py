@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from datacomp_flyt.engines.engine import Engine, Make
@@ -28,6 +29,7 @@ from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.scorers.passes import Passes
 from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState, ScoredShard, Scorer
 from datacomp_flyt.scorers.settings_file import check_settings
+from datacomp_flyt.scorers.until_usable import UntilUsable, Usable
 
 Keep = Callable[[str, Any], int]
 """Keeps what was made of a shard, given its name; how many rows that is."""
@@ -79,7 +81,8 @@ def score_pool(
             the shard has changed since the job began.
 
     Raises:
-        InputError: the folder holds scores made under other settings; `load` or `check` raised it.
+        InputError: the folder holds scores made under other settings; `load` or `check` raised it;
+            or no row of any shard has a score.
     """
     folder = scores_dir / scorer.columns[0]
     settings = {"scorer": name, "columns": scorer.columns, "pool": source, **scorer.settings}
@@ -125,10 +128,18 @@ def score_pool(
         return len(scored.uids)
 
     items = {shard: (item, state.by_shard.get(shard, {})) for shard, item in left.items()}
-    report.failed = run(_Work(scorer, "score", state.common), items, write, name)
+    keep = UntilUsable(write, _usable, report.num_found > 0, f"--scorer {name}")
+    report.failed = run(_Work(scorer, "score", state.common), items, keep, name)
+    if not report.failed:
+        keep.finish()
     if isinstance(scorer, PoolScorer) and not report.failed:
         Passes(folder / "passes").remove()
     return report
+
+
+def _usable(scored: ScoredShard) -> Usable:
+    usable: NDArray[np.bool_] = np.isfinite(scored.values).any(axis=1)
+    return Usable(len(usable), int(np.count_nonzero(usable)), scored.counts)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing import load_mixing_model, mix
 from datacomp_flyt.mixing.columns import Columns
+from datacomp_flyt.pool.folders import list_folder
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.shard_names import shard_name
@@ -97,8 +98,12 @@ class MFlyt(PoolScorer):
         """The files of the columns, without those of earlier mixes."""
         if self.scores_dir is None:
             return []
-        found = sorted(Path(self.scores_dir).rglob("*.parquet"))
-        return [path for path in found if path.parent.name != self.columns[0]]
+        folder = Path(self.scores_dir)
+        if not folder.is_dir():
+            return []
+        found = list_folder(self.scores_dir, "--scores_dir", (".parquet",), recursive=True)
+        paths = [folder / found.name(path) for path in found.versions]
+        return [path for path in paths if path.parent.name != self.columns[0]]
 
     def _state_of_tables(self) -> str:
         """A hash that changes with the files: mixes of before and after do not go together."""

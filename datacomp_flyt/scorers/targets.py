@@ -16,6 +16,8 @@ from safetensors import safe_open
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.torch_file import check_torch_file
 from datacomp_flyt.pool.embeddings import embedding_widths, npz_path
+from datacomp_flyt.pool.folders import list_folder
+from datacomp_flyt.pool.open_file import check_regular
 from datacomp_flyt.pool.parquet import ParquetShard
 
 _PUBLISHED_KEY = "image_features"  # of negCLIPLoss_NormSim's cached ImageNet features
@@ -41,10 +43,12 @@ def load_targets(
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        found = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-        if not found:
-            raise InputError(f"--targets {path} holds no .npz file: give the folder that does")
-        files += found
+        if not path.is_dir():
+            files.append(path)
+            continue
+        files += map(
+            Path, list_folder(str(path), "--targets", (".npz",), needed=(".npz",)).versions
+        )
     parts: list[NDArray[np.float32]] = []
     for file in files:
         part = _read(file, array)
@@ -80,9 +84,10 @@ def digest(targets: NDArray[np.float32]) -> str:
 
 def _read(path: Path, array: str) -> NDArray[Any]:
     try:
+        check_regular(str(path))
         if path.suffix == ".npy":
             return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             with path.open("rb") as stored, np.load(stored, allow_pickle=False) as archive:
                 return np.asarray(archive[_pick(list(archive.files), array, path)])
         if path.suffix == ".safetensors":

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -30,6 +29,8 @@ from datacomp_flyt.pool.embeddings import (
     iter_embeddings,
     npz_path,
 )
+from datacomp_flyt.pool.folders import list_folder, version_of
+from datacomp_flyt.pool.listing import find_place, has_ending, is_folder
 from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.open_file import open_file, readable
 from datacomp_flyt.pool.parquet import ParquetShard, open_shard
@@ -76,21 +77,18 @@ def find_embeddings(places: Sequence[str], arrays: Sequence[str], flag: str) -> 
     found: list[tuple[Any, str]] = []
     for place in places:
         try:
-            fs, root = fsspec.core.url_to_fs(place)
-            names = fs.ls(root, detail=False) if fs.isdir(root) else None
-            if names is None and not fs.isfile(root):
+            fs, root = find_place(place)
+            folder = is_folder(fs, root)
+            if not folder and not fs.isfile(root):
                 raise InputError(f"{flag} {place} is not there: give a folder, .npz or .npy files")
         except (OSError, ImportError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{flag} {place} cannot be listed ({error})") from None
-        if names is None:
+        if not folder:
             found.append((fs, root))
             continue
-        inside = sorted(str(name) for name in names if str(name).endswith(".npz"))
-        if not inside:
-            raise InputError(f"{flag} {place} holds no .npz file: give the folder that does")
-        found += [(fs, path) for path in inside]
+        found += [(fs, p) for p in list_folder(place, flag, (".npz",), needed=(".npz",)).versions]
     files = map_threads(
         lambda file: _describe(*file, arrays, flag), found, default_num_workers(), "opening files"
     )
@@ -108,7 +106,7 @@ def find_embeddings(places: Sequence[str], arrays: Sequence[str], flag: str) -> 
 def _describe(fs: Any, path: str, arrays: Sequence[str], flag: str) -> EmbeddingFile:
     if path.endswith(".npy"):
         return _describe_npy(path, arrays, flag)
-    if not path.endswith(".npz"):
+    if not has_ending(path, ".npz"):
         raise InputError(f"{flag} {path} is neither .npz nor .npy: give embeddings as one of these")
     with readable(path, "npz", "write it again"):
         rows = 0
@@ -116,7 +114,9 @@ def _describe(fs: Any, path: str, arrays: Sequence[str], flag: str) -> Embedding
             if f"{arrays[0]}.npy" in archive.namelist():
                 with archive.open(f"{arrays[0]}.npy") as member:
                     rows = (*read_npy_header(member)[0], 0)[0]
-    shard = ParquetShard(fs, path.removesuffix(".npz") + ".parquet", rows, {})
+        version = version_of(fs, path)
+    table = path[: -len(".npz")] + ".parquet"
+    shard = ParquetShard(fs, table, rows, {}, {path: version})
     width = sum(embedding_widths(shard, arrays))
 
     def blocks(normalize: bool, counts: Counter[str]) -> Iterator[Floats]:

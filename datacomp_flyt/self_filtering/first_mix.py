@@ -43,7 +43,7 @@ def read_uids(shards_dir: str) -> NDArray[np.void]:
 def _uids_of(tar: str) -> NDArray[np.void]:
     found = uids_of_tar(tar)
     if found.problem:
-        print(f"not read to its end: {found.problem}")
+        print(f"{tar} was not read to its end: {found.problem}")
     if found.invalid is not None:
         raise InputError(
             f"{tar} has a sample with uid {found.invalid!r}: a uid is 32 hexadecimal characters"

@@ -11,12 +11,11 @@ import shutil
 from pathlib import Path
 
 from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.pool.folders import list_folder
 
 
 def link_tables(scores_dir: Path, out: Path) -> int:
     """Each parquet file of a folder as `OUT/given/...`; copies where there can be no links.
-
-    A link to the folder would not do: those who look for tables do not follow it.
 
     Returns:
         how many there are.
@@ -26,20 +25,17 @@ def link_tables(scores_dir: Path, out: Path) -> int:
     """
     if not scores_dir.is_dir():
         raise InputError(f"--scores_dir {scores_dir} is no local folder: copy it first")
+    endings = (".parquet",)
+    found = list_folder(str(scores_dir), "--scores_dir", endings, recursive=True, needed=endings)
     shutil.rmtree(out / "given", ignore_errors=True)  # of a run that was broken off
-    tables = sorted(scores_dir.rglob("*.parquet"))
-    for table in tables:
-        place = out / "given" / table.relative_to(scores_dir)
+    for table in found.versions:
+        place = out / "given" / found.name(table)
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.symlink(table.resolve(), place)
+            os.symlink(os.path.realpath(table), place)
         except OSError:
             shutil.copyfile(table, place)
-    if not tables:
-        raise InputError(
-            f"--scores_dir {scores_dir} holds no .parquet file: give the folder that does"
-        )
-    return len(tables)
+    return len(found.versions)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ RUN/report/                all rounds on one page
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from datacomp_flyt.self_filtering.mix import COLUMN, MIX
 from datacomp_flyt.self_filtering.settings import TWO_MODELS, Settings
 from datacomp_flyt.self_filtering.trainer_command import TrainerCommand, checkpoint_of
 
+_DOWNSTREAM = "--downstream_dir"
 MODULE = "datacomp_flyt.self_filtering"
 MODEL_COLUMNS = ("model_alignment", "model_info_nce", "model_vas")
 """Score columns that the closed loop makes of each round's model, beside those that are given."""
@@ -246,10 +248,8 @@ class Run:
     @property
     def _one_task(self) -> bool:
         """Whether tars lie in the downstream folder itself: then they can be embedded, too."""
-        try:
-            return self.downstream_dir is not None and bool(tars_in(self.downstream_dir))
-        except OSError:
-            return False
+        folder = self.downstream_dir
+        return folder is not None and os.path.isdir(folder) and bool(tars_in(folder, _DOWNSTREAM))
 
     def _columns(self, number: int) -> Iterator[Step]:
         folder = self.folder(number)

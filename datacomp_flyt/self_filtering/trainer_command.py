@@ -12,9 +12,9 @@ import os
 import re
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.listing import local_path
 from datacomp_flyt.pool.tar_shards import tars_in
 from datacomp_flyt.samplers.scales import SCALES, Scale
 
@@ -139,31 +139,42 @@ def train_data(shards_dir: str) -> str:
     Raises:
         InputError: a folder without a tar, or with more than a pattern can name.
     """
-    if not Path(shards_dir).is_dir():
-        if "://" not in shards_dir and glob.has_magic(shards_dir):
+    if (where := local_path(shards_dir)) is None:
+        return shards_dir
+    if ":" in where:  # webdataset would take the begin of such a name for a scheme or a command
+        where = os.path.abspath(where)
+    if not os.path.isdir(where):
+        if not os.path.lexists(where) and glob.has_magic(where):
             raise InputError(
                 f"--shards_dir {shards_dir}: the trainer takes braces, not * and ?: give the "
                 "folder, or a pattern such as {00000000..00012895}.tar"
             )
-        return shards_dir
-    stems = [os.path.basename(tar)[: -len(".tar")] for tar in tars_in(shards_dir)]
-    if not stems:
-        raise InputError(f"--shards_dir {shards_dir} holds no .tar file: give the folder that does")
-    folder = shards_dir.rstrip("/")
-    if len(stems) == 1:
-        return f"{folder}/{stems[0]}.tar"
+        return where
+    names = [os.path.basename(tar) for tar in tars_in(where, "--shards_dir", needed=True)]
+    folder = where.rstrip("/")
+    pattern = f"{folder}/{_as_pattern(names)}"
+    odd = re.search(r"[{}]|::", folder) or re.search(r"[{},:]", "".join(names))
+    if len(pattern) > _LONGEST or odd:
+        raise InputError(
+            f"--shards_dir {shards_dir} has {len(names):,} tars whose names are no row of numbers, "
+            "or a brace or :: in a name: give a pattern such as {00000000..00012895}.tar"
+        )
+    return pattern
+
+
+def _as_pattern(names: list[str]) -> str:
+    """File names as one with braces."""
+    if len(names) == 1:
+        return names[0]
+    stems, endings = zip(*map(os.path.splitext, names), strict=True)
+    if len(set(endings)) > 1:
+        return f"{{{','.join(names)}}}"
     width = len(stems[0])
     if all(re.fullmatch(r"\d+", stem) and len(stem) == width for stem in stems):
         numbers = [int(stem) for stem in stems]
         if numbers == list(range(numbers[0], numbers[-1] + 1)):
-            return f"{folder}/{{{stems[0]}..{stems[-1]}}}.tar"
-    pattern = f"{folder}/{{{','.join(stems)}}}.tar"
-    if len(pattern) > _LONGEST or re.search(r"[{},:]", "".join(stems)):
-        raise InputError(
-            f"--shards_dir {shards_dir} has {len(stems):,} tars whose names are no row of numbers: "
-            "give a pattern such as {00000000..00012895}.tar"
-        )
-    return pattern
+            return f"{{{stems[0]}..{stems[-1]}}}{endings[0]}"
+    return f"{{{','.join(stems)}}}{endings[0]}"
 
 
 def _positive(flag: str, value: str) -> int:

@@ -196,11 +196,11 @@ def test_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     path = sorted((DEMO / "shards").glob("*.tar"))[0]
     content, whole = path.read_bytes(), list(tar_samples.read_tar(str(path)))
-    monkeypatch.setattr(tar_samples, "gopen", lambda url: Stream(content))
+    monkeypatch.setattr(tar_samples, "open_tar", lambda tar: Stream(content))
     assert list(tar_samples.read_tar(str(path))) == whole
     for part in (0.0, 0.3, 0.9):
         at = int(part * len(content))
-        monkeypatch.setattr(tar_samples, "gopen", lambda url, at=at: Stream(content, at))
+        monkeypatch.setattr(tar_samples, "open_tar", lambda tar, at=at: Stream(content, at))
         found: list[Any] = []
         with pytest.raises(tar_samples.UnreadableShard, match="Input/output error"):
             found.extend(keep(found, tar_samples.read_tar(str(path))))

@@ -22,7 +22,7 @@ from datacomp_flyt.flyt.shard_reader import (
 )
 from datacomp_flyt.pool import tar_samples
 from datacomp_flyt.pool.tar_samples import Sample, Skip, UnreadableShard, read_tar
-from datacomp_flyt.pool.tar_shards import list_shards
+from datacomp_flyt.pool.tar_shards import Stream, list_shards
 from tests.conftest import refusal
 from tests.flyt.tars import pair, write_pairs, write_tar
 
@@ -64,7 +64,10 @@ def test_addresses_are_left_to_webdataset() -> None:
         "s3://bucket/09.tar",
         "s3://bucket/10.tar",
     ]
-    assert list_shards("pipe:cat *.tar", "--shards") == ["pipe:cat *.tar"]
+    (command,) = list_shards("pipe:cat *.tar", "--train_data", commands=True)
+    assert command == "pipe:cat *.tar"
+    assert isinstance(command, Stream)
+    assert "only --train_data" in refusal(list_shards, "pipe:cat *.tar", "--shards")
 
 
 @pytest.mark.parametrize("where", ["", "none", "none/*.tar", "none/{0..3}.tar", "a{0..3.tar"])
@@ -78,7 +81,7 @@ def test_no_shards_is_refused(tmp_path: Path, where: str) -> None:
 
 def test_read_tar_and_pipe(tmp_path: Path) -> None:
     (shard,) = write_pairs(tmp_path, 1, 3)
-    for url in (shard, f"file:{shard}", f"pipe:cat {shard}"):
+    for url in (shard, Stream(f"pipe:cat {shard}")):
         samples = list(read_tar(url))
         assert [number_of(sample) for sample in samples] == [0, 1, 2]
         assert samples[1]["jpg"] == pair(1)["jpg"]
@@ -86,7 +89,7 @@ def test_read_tar_and_pipe(tmp_path: Path) -> None:
 
 def test_leaving_a_pipe_half_read_is_no_error(tmp_path: Path) -> None:
     (shard,) = write_pairs(tmp_path, 1, 300)
-    samples = read_tar(f"pipe:cat {shard}")
+    samples = read_tar(Stream(f"pipe:cat {shard}"))
     assert number_of(next(samples)) == 0
     samples.close()
     with pytest.raises(StopIteration):
@@ -97,7 +100,7 @@ def test_what_follows_the_last_member_is_read_too(tmp_path: Path) -> None:
     (shard,) = write_pairs(tmp_path, 1, 2)
     with open(shard, "ab") as file:
         file.write(bytes(1 << 20))
-    assert len(list(read_tar(f"pipe:cat {shard}"))) == 2
+    assert len(list(read_tar(Stream(f"pipe:cat {shard}")))) == 2
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "noise", "cut", "pipe", "no scheme"])
@@ -108,7 +111,8 @@ def test_unreadable_tars(tmp_path: Path, kind: str) -> None:
         shard.unlink()
     else:
         shard.write_bytes({"noise": b"x" * 5000, "cut": content[:40_000]}.get(kind, b""))
-    url = {"pipe": f"pipe:cat {shard}.nowhere 2>&-", "no scheme": "abc://x"}.get(kind, str(shard))
+    streams = {"pipe": f"pipe:cat {shard}.nowhere 2>&-", "no scheme": "abc://x"}
+    url = Stream(streams[kind]) if kind in streams else str(shard)
     samples, found = read_tar(url), []
     with pytest.raises(UnreadableShard) as caught:
         found.extend(number_of(sample) for sample in samples)

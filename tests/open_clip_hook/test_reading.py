@@ -69,10 +69,10 @@ def test_uids_go_before_captions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("drops", [False, True])
 def test_empty_captions(drops: bool, tmp_path: Path) -> None:
     """Prefixed they would be no longer empty for a trainer that drops such."""
-    samples = [{**pair(0), "txt": b" "}, {k: v for k, v in pair(1).items() if k != "txt"}]
+    samples = [{**pair(0), "txt": b" "}, {k: v for k, v in pair(1).items() if k != "txt"}, pair(2)]
     url = str(write_tar(tmp_path / "0.tar", samples))
     reader = SubsetReader(stock, None, carries_uids=True, drops_empty_captions=drops)
-    first, second = reader(iter([{"url": url}]))
+    first, second, _ = reader(iter([{"url": url}]))
     assert first["txt"] == (b" " if drops else f"{uid_of(0)} ".encode())
     assert "txt" not in second
 

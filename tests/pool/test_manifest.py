@@ -248,7 +248,10 @@ def test_bad_places(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "empty").mkdir()
     for words, said in (
         ((tmp_path / "none", "--save_path", tmp_path / "m.json"), "none is not a folder"),
-        ((tmp_path / "empty", "--save_path", tmp_path / "m.json"), "empty holds no shard"),
+        (
+            (tmp_path / "empty", "--save_path", tmp_path / "m.json"),
+            "empty holds no .parquet or .npz or .tar file",
+        ),
         ((folder, "--check", tmp_path / "none.json"), "none.json cannot be read"),
         ((folder, "--save_path", tmp_path / "m.json", "--fast"), "--fast is for --check"),
         ((folder, "--save_path", folder), "is a folder"),

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +29,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the tars that were opened, in order."""
     names: list[str] = []
 
-    def read(url: str) -> Iterator[Sample]:
+    def read(url: str, *seen: Any) -> Iterator[Sample]:
         names.append(Path(url).name)
-        return read_tar(url)
+        return read_tar(url, *seen)
 
     for module in (examples, tar_samples):
         monkeypatch.setattr(module, "read_tar", read)

@@ -180,11 +180,8 @@ def test_sizes_are_those_before_img2dataset_resized(
     assert table["original_height"].to_pylist() == [480, *sides[1:]]
 
 
-@pytest.mark.parametrize("rows", [[], [sample(0, jpg=b"no"), sample(1, txt=None)]])
-def test_a_tar_of_which_nothing_is_left(
-    tmp_path: Path, models: dict[str, tuple[Path, Path]], rows: list[dict[str, bytes]]
-) -> None:
-    write_embedded(tmp_path, "a", embedded(write_tar(tmp_path / "a.tar", rows), models))
+def test_a_tar_without_a_member(tmp_path: Path, models: dict[str, tuple[Path, Path]]) -> None:
+    write_embedded(tmp_path, "a", embedded(write_tar(tmp_path / "a.tar", []), models))
     (shard,) = open_shards(str(tmp_path), "--metadata_dir", 1)
     assert shard.num_rows == 0
     assert list(iter_embeddings(shard, ("b32_img",))) == []
@@ -361,7 +358,7 @@ def test_tars_of_another_dataset(tmp_path: Path, models: dict[str, tuple[Path, P
     rows[2] = sample(2, json=None)
     write_tar(folder / "train-7.tar", rows)
     words = ("--shards_dir", folder, "--metadata_dir", tmp_path / "out", *encoder_words(models))
-    assert run(*words) == 1
+    assert run(*words) == 2
     words = (*words[:3], tmp_path / "made", *words[4:])
     assert run(*words, "--make_uids") == 0
     table = pq.read_table(tmp_path / "made/train-7.parquet")

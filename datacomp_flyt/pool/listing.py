@@ -1,0 +1,210 @@
+"""Which files of a folder are data: one walk for tables, npz and tars, local or in a cloud.
+
+What other tools leave in a folder (hidden files, names with a leading `_`, pipes and devices) is
+passed over and counted, so that a listing that leaves something out says so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from datacomp_flyt.errors import InputError
+
+HIDDEN = "hidden or named _..."
+NOT_REGULAR = "not a regular file"
+OTHER_ENDING = "with more after the ending"
+LISTED_BEFORE = "a link to a folder that is listed anyway"
+SUB_FOLDER = "a sub-folder, which is not looked into"
+
+_ADDRESS = re.compile(r"(?:\w+::)*[A-Za-z][\w+.-]*://")
+_LOCAL = ("file://", "local://")
+# notes and locks of this program, which every folder that it writes may hold
+_OURS = re.compile(r"[._]settings\.json|\..*lock")
+
+
+def local_path(where: str) -> str | None:
+    """The local path that a flag names; None for the address of something in a cloud.
+
+    Only what begins with `scheme://` is an address: any other name is one of a file, even where
+    `::`, `file:` or `pipe:` is in it.
+    """
+    for scheme in _LOCAL:
+        if where.startswith(scheme):
+            return where[len(scheme) :]
+    if _ADDRESS.match(where):
+        return None
+    home = where.startswith("~") and not os.path.lexists(where.split("/")[0])
+    return os.path.expanduser(where) if home else where
+
+
+def find_place(where: str) -> tuple[Any, str]:
+    """The filesystem of a path or address, and the path there, absolute where it is local."""
+    local = local_path(where)
+    if local is not None:
+        return LocalFileSystem(), os.path.abspath(local)
+    fs, root = fsspec.core.url_to_fs(where)
+    return fs, str(root)
+
+
+def is_folder(fs: Any, path: str) -> bool:
+    """Whether a path is a folder, or a link to one."""
+    return os.path.isdir(path) if isinstance(fs, LocalFileSystem) else bool(fs.isdir(path))
+
+
+def has_ending(path: str, endings: str | tuple[str, ...]) -> bool:
+    """Whether a name ends so, in whatever case."""
+    return path.lower().endswith(endings)
+
+
+class PassedOver:
+    """Counts of what a listing leaves out, by reason, with an example of each."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+
+    def add(self, reason: str, name: str) -> None:
+        """Count one more."""
+        self._counts[reason] += 1
+        self._examples.setdefault(reason, name)
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
+    def __str__(self) -> str:
+        text = ", ".join(
+            f"{count:,} {reason} (such as {self._examples[reason]})"
+            for reason, count in self._counts.items()
+        )
+        return text if text.isprintable() else repr(text)[1:-1]
+
+    def keeps(self, name: str, endings: tuple[str, ...]) -> bool:
+        """Whether a file of this name is data; where it only looks so, it is counted."""
+        if name.startswith((".", "_")):
+            if not _OURS.fullmatch(name):
+                self.add(HIDDEN, name)
+            return False
+        if has_ending(name, endings):
+            return True
+        if any(re.search(re.escape(ending) + r"[^a-z0-9]", name.lower()) for ending in endings):
+            self.add(OTHER_ENDING, name)
+        return False
+
+
+def list_local(
+    root: str, endings: tuple[str, ...], recursive: bool, passed_over: PassedOver
+) -> list[str]:
+    """Paths of the data files of a local folder, sorted. Links are followed, each folder once.
+
+    Raises:
+        OSError: a folder cannot be listed.
+        InputError: a link that leads nowhere, or a folder named like a file where sub-folders are
+            not looked into. A link to an npz is left to who reads that.
+    """
+    found: list[str] = []
+    visited: set[tuple[int, int]] = set()
+    folders, links = deque([root]), deque[str]()
+    while folders or links:  # real folders first: what is linked to as well keeps its own path
+        folder = (folders or links).popleft()
+        state = os.stat(folder)
+        if (state.st_dev, state.st_ino) in visited:
+            passed_over.add(LISTED_BEFORE, folder)
+            continue
+        visited.add((state.st_dev, state.st_ino))
+        for entry in _entries(folder):
+            mode = _mode(entry, endings)
+            if mode is None:
+                continue
+            if not stat.S_ISDIR(mode):
+                if passed_over.keeps(entry.name, endings):
+                    if stat.S_ISREG(mode):
+                        found.append(entry.path)
+                    else:
+                        passed_over.add(NOT_REGULAR, entry.name)
+            elif entry.name.startswith((".", "_")):
+                passed_over.add(HIDDEN, entry.name)
+            elif recursive:
+                (links if entry.is_symlink() else folders).append(entry.path)
+            else:
+                _pass_folder(entry.path, entry.name, endings, passed_over)
+    return sorted(found)
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _mode(entry: os.DirEntry[str], endings: tuple[str, ...]) -> int | None:
+    """What kind of file it is, or its link leads to; None where that matters to nobody."""
+    try:
+        return entry.stat().st_mode
+    except OSError as error:
+        if not entry.is_symlink():
+            raise
+        if not has_ending(entry.name, endings) or has_ending(entry.name, ".npz"):
+            return None
+        if entry.name.startswith((".", "_")):
+            return stat.S_IFLNK
+        raise InputError(
+            f"{entry.path} is a link to {os.readlink(entry.path)}, which cannot be reached "
+            f"({error.strerror}): mend the link or remove it"
+        ) from None
+
+
+def _pass_folder(path: str, name: str, endings: tuple[str, ...], passed_over: PassedOver) -> None:
+    if has_ending(name, endings):
+        raise InputError(
+            f"{path} is a folder, named like a file, such as Spark writes: it is not read in the "
+            "middle of other files, so give that folder itself, or move it"
+        )
+    passed_over.add(SUB_FOLDER, name)
+
+
+def list_cloud(
+    fs: Any, root: str, endings: tuple[str, ...], recursive: bool, passed_over: PassedOver
+) -> dict[str, Mapping[str, Any]]:
+    """What a filesystem says of the data files of a folder, by path, sorted.
+
+    Raises:
+        InputError: a folder named like a file where sub-folders are not looked into.
+    """
+    if recursive:
+        found: Mapping[Any, Any] = fs.find(root, detail=True)
+    else:
+        found = {info["name"]: info for info in fs.ls(root, detail=True)}
+    kept = {}
+    for path, info in sorted((str(path), info) for path, info in found.items()):
+        names = path.rstrip("/")[len(root.rstrip("/")) + 1 :].split("/")
+        if not names[-1]:  # the folder's own mark
+            continue
+        hidden = next((name for name in names[:-1] if name.startswith((".", "_"))), None)
+        if hidden is not None:
+            passed_over.add(HIDDEN, "/".join(names))
+        elif info.get("type") != "directory":
+            if passed_over.keeps(names[-1], endings):
+                kept[path] = info
+        elif names[-1].startswith((".", "_")):
+            passed_over.add(HIDDEN, names[-1])
+        elif not recursive:
+            _pass_folder(path, names[-1], endings, passed_over)
+    return kept
+
+
+_SAID: set[str] = set()
+
+
+def say_passed_over(what: str, passed_over: PassedOver) -> None:
+    """Print what a listing left out, once in a process."""
+    line = f"{what}: passed over {passed_over}"
+    if passed_over and line not in _SAID:
+        _SAID.add(line)
+        print(line if line.isprintable() else repr(line)[1:-1])

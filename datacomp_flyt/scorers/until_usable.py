@@ -1,0 +1,78 @@
+"""Results are kept back until one of them has a row that can be used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from datacomp_flyt.errors import NothingUsable
+
+_MOST = 1_000  # shards without a usable row before one that has some
+
+
+class Usable(NamedTuple):
+    """What a result has: rows, how many of them can be used, and what is wrong with the others."""
+
+    rows: int
+    usable: int
+    reasons: Mapping[str, int]
+
+
+class UntilUsable:
+    """A `write` of `run_shards` that leaves no file of shards of which none can be used.
+
+    A pool that lost images has tars without a member, and their results have no rows: such a
+    shard is finished like any other. Where all shards are like that, something is wrong with all
+    of them, and a file that says that one is finished would keep the mended shard from being read.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str, Any], int],
+        count: Callable[[Any], Usable],
+        found: bool,
+        where: str,
+    ) -> None:
+        """
+        Args:
+            write: keeps a result, given its name; how many rows that is.
+            count: what a result has.
+            found: there are finished shards, so nothing is kept back.
+            where: flag and place of the shards, for the message.
+        """
+        self._write, self._count, self._found, self._where = write, count, found, where
+        self._held: dict[str, Any] = {}
+
+    def __call__(self, name: str, result: Any) -> int:
+        """Write a result, and those that were kept back, or keep it back.
+
+        Raises:
+            NothingUsable: it is one of too many.
+        """
+        if not self._found and not self._count(result).usable:
+            self._held[name] = result
+            if len(self._held) == _MOST:
+                raise self._nothing(f"its first {_MOST:,} shards")
+            return 0
+        self._found = True
+        held, self._held = self._held, {}
+        return self._write(name, result) + sum(self._write(*item) for item in held.items())
+
+    def finish(self) -> None:
+        """Raise NothingUsable where all results were kept back, when there are no more."""
+        if self._held:
+            raise self._nothing(f"its {len(self._held):,} shards")
+
+    def _nothing(self, which: str) -> NothingUsable:
+        rows, reasons = 0, Counter[str]()
+        for result in self._held.values():
+            counted = self._count(result)
+            rows += counted.rows
+            reasons.update(counted.reasons)
+        why = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items() if count)
+        seen = f"{rows:,} rows, none of which can be used" if rows else "no sample at all"
+        return NothingUsable(
+            f"{self._where}: {which} hold {seen}{f' ({why})' if why else ''}, and nothing was "
+            "written: give shards of which something was downloaded"
+        )

@@ -71,12 +71,12 @@ class Images:
             yield uids[np.concatenate([[True], ~again])] if len(uids) else uids
 
     def check_readable(self, way_out: str) -> None:
-        """Raise InputError if a shard could not be read."""
+        """Raise InputError if a shard could not be used."""
         if self.unreadable:
             path, problem = next(iter(sorted(self.unreadable.items())))
             number = len(self.unreadable)
             raise InputError(
-                f"{number:,} of {len(self.tars):,} tars cannot be read to the end, the first is "
+                f"{number:,} of {len(self.tars):,} tars cannot be used, the first is "
                 f"{path} ({problem}): download them again, or {way_out}"
             )
 
@@ -92,7 +92,7 @@ class Images:
         if unusable := sum(tar.unusable for tar in self.tars):
             facts.append(f"{unusable:,} samples have no image or no usable uid: not listed")
         for path, problem in sorted(self.unreadable.items()):
-            facts.append(f"not read to the end: {path} ({problem})")
+            facts.append(f"cannot be used, or not to its end: {path} ({problem})")
         if self.repeated is not None:
             where = " and ".join(self._tars_with(self.repeated)[:2])
             facts.append(

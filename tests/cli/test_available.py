@@ -52,7 +52,7 @@ def test_everything_worth_knowing_is_said(capsys: Capture, made: Download) -> No
     (made.shards / "00000002.parquet").write_text("damaged")
     code, out, err = make_list(capsys, made)
     assert (code, out) == (2, "")
-    assert "1 of 5 tars cannot be read to the end" in err
+    assert "1 of 5 tars cannot be used" in err
     assert "00000001.tar" in err
     assert "--allow_unreadable" in err
     assert not (made.folder / "list.npy").exists()
@@ -60,7 +60,7 @@ def test_everything_worth_knowing_is_said(capsys: Capture, made: Download) -> No
     code, out, err = make_list(capsys, made, "--allow_unreadable")
     assert (code, err) == (0, "")
     assert "5 tars: 2 by the tables beside them, 3 read themselves" in out
-    assert "not read to the end: " in out
+    assert "cannot be used, or not to its end: " in out
     assert re.search(r"[123] uids are there more than once", out)
 
 

@@ -148,11 +148,11 @@ def test_tars_that_cannot_be_read(
     images = read_images([str(tmp_path / f"0000000{n}.tar") for n in range(2)], 1)
     assert list(images.unreadable) == [str(bad)]
     said = refusal(images.check_readable, "do so")
-    assert f"1 of 2 tars cannot be read to the end, the first is {bad}" in said
+    assert f"1 of 2 tars cannot be used, the first is {bad}" in said
     assert said.endswith("or do so")
     number = write_list(tmp_path / "list.npy", images)
     assert 2 <= number < len(AT_HAND)
-    assert sum("not read to the end" in fact for fact in images.describe()) == 1
+    assert sum("not to its end" in fact for fact in images.describe()) == 1
     said = refusal(available_in, f"{tmp_path}/{{00000000..00000001}}.tar", "--shards_dir", 1)
     assert str(bad) in said
     assert "--allow_unreadable" in said

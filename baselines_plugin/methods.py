@@ -13,7 +13,7 @@ from baselines_plugin.sampling import Counts, PoolSize, Sampler
 from datacomp_flyt import mixing
 from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.mixing.columns import Columns
+from datacomp_flyt.mixing.columns import Columns, check_named_once
 from datacomp_flyt.mixing.published import HYPE_COLUMNS, PUBLISHED_COLUMNS
 from datacomp_flyt.pool.file_arrays import beside, compress
 from datacomp_flyt.pool.subset import read_subset
@@ -159,6 +159,7 @@ def in_weighted_sum(args: argparse.Namespace) -> Scorer:
                 f"--imagenet_accuracies {' '.join(args.imagenet_accuracies)}: wanted "
                 "COLUMN=VALUE pairs, such as DFN-FT=0.342"
             ) from None
+        check_named_once([column for column, _ in pairs], "--imagenet_accuracies")
     ratio = 8.0 if args.weight_ratio is None else args.weight_ratio
     return _mix(args, mixing.in_weighted_sum(ratio, accuracies))
 
@@ -166,7 +167,7 @@ def in_weighted_sum(args: argparse.Namespace) -> Scorer:
 def _mix(args: argparse.Namespace, wanted: mixing.LinearMixingModel) -> Scorer:
     def score(columns: Columns) -> Scored:
         model = wanted.restricted_to(columns.find(wanted.columns, args.allow_missing_scores))
-        scores, model = mixing.mix(model, columns.read(model.columns), columns.num_workers)
+        scores, model = mixing.mix(model, columns.each_time(model.columns), columns.num_workers)
         for number, column in enumerate(model.columns):
             line = f"  {model.weights[number]:+7.3f}  {column}"
             if model.means is not None and model.stds is not None:

@@ -26,6 +26,7 @@ from datacomp_flyt.pool.available import Available, available_of
 from datacomp_flyt.pool.download_keys import DownloadKeys
 from datacomp_flyt.pool.file_arrays import compress
 from datacomp_flyt.pool.manifest import check_against
+from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.parquet import check_shards
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import (
@@ -64,8 +65,9 @@ def run(method: Method, args: argparse.Namespace) -> None:
     make_sampler = method.make_sampler or SAMPLINGS[sampling][0]
     scorer, sampler = method.make_scorer(args), make_sampler(args)
     engine = _choose_engine(args)
-    paths = _check_save_paths(args)
-    with one_run(*paths.values(), *_work_dir(args)):
+    paths, work_dir = _check_save_paths(args), _work_dir(args)
+    _check_outputs(args, paths, work_dir)
+    with one_run(*paths.values(), *work_dir):
         for path in paths.values():
             remove_unfinished(path)
         _select(args, scorer, sampler, paths, engine)
@@ -139,7 +141,7 @@ def _open_columns(
     keys = DownloadKeys(args.shards_dir, args.num_workers) if args.shards_dir else None
     if engine is None:
         pool = read_pool(args.metadata_dir, args.num_workers, available=available)
-        return Columns(pool, *places, *allowed, keys)
+        return Columns(pool, *places, *allowed, keys=keys)
     return FileColumns(*places, *allowed, Path(args.work_dir), engine, available, keys)
 
 
@@ -186,14 +188,20 @@ def _check_flags(method: Method, args: argparse.Namespace) -> str:
 
 
 def _check_save_paths(args: argparse.Namespace) -> dict[str, Path]:
-    """Where each output goes, by flag; raises InputError unless all can be written, apart."""
+    """The path of each output, by flag; raises InputError unless all can be written."""
     flags = ("save_path", "save_scores", "save_scoring_model")
     given = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
-    paths = {flag: check_save_path(value, f"--{flag}") for flag, value in given.items()}
-    if len({path.resolve() for path in paths.values()}) < len(paths):
-        named = " and ".join(f"--{flag} {value}" for flag, value in given.items())
-        raise InputError(f"{named} name one file twice: give each output a file of its own")
-    return paths
+    return {flag: check_save_path(value, f"--{flag}") for flag, value in given.items()}
+
+
+def _check_outputs(args: argparse.Namespace, paths: Mapping[str, Path], work: list[Path]) -> None:
+    """Raise InputError unless all outputs are files of their own, apart from what is read."""
+    outputs = [
+        Output(f"--{flag}", path, column=args.name if flag == "save_scores" else None)
+        for flag, path in paths.items()
+    ]
+    outputs += [Output("--work_dir", folder, ("job.json",), whole=True) for folder in work]
+    check_outputs(outputs, vars(args))
 
 
 def _write_scores(

@@ -36,7 +36,7 @@ from datacomp_flyt.flyt.lookahead_adamw import LookaheadAdamW, OptimizerState, T
 from datacomp_flyt.flyt.metagradient import Downstream, LossOfRows, weight_metagradient
 from datacomp_flyt.flyt.precision import PRECISIONS, TANGENTS, Tangent
 from datacomp_flyt.flyt.towers import Towers
-from datacomp_flyt.flyt.weighted_clip_loss import weighted_clip_loss
+from datacomp_flyt.flyt.weighted_loss import weighted_clip_loss
 
 LR = 5e-5
 IMAGENET_CLASSES, PAPER_BATCH = 1000, 4096

@@ -13,8 +13,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
-import pyarrow as pa
-
 _LONGEST = 2000  # characters of a sentence
 _OF_WORKER = re.compile(
     r"Caught \w+ in DataLoader worker process \d+\.\n.*\n(?:\w+\.)*\w+: (.*)", re.DOTALL
@@ -24,8 +22,7 @@ _OF_WORKER = re.compile(
 _CONTENT = (
     ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError,
     LookupError, MemoryError, NameError, RuntimeError, SyntaxError, SystemError, TypeError,
-    ValueError, lzma.LZMAError, pa.ArrowException, struct.error, tarfile.TarError,
-    zipfile.BadZipFile, zlib.error,
+    ValueError, lzma.LZMAError, struct.error, tarfile.TarError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 _PLACE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -50,6 +47,10 @@ class InputError(ValueError):
 
 class ReadError(InputError):
     """Storage failed while a file was read, which may pass: who met it tries again."""
+
+
+class ChangedError(InputError):
+    """A file changed while a run read it: what the run makes belongs to no state of its input."""
 
 
 class NothingUsable(InputError):
@@ -78,7 +79,13 @@ def _is_of_storage(error: BaseException) -> bool:
     before = error.__cause__ or error.__context__  # of which zipfile says that it is no zip file
     if before is not None and _is_of_storage(before):
         return True
-    return not isinstance(error, (OSError, *_CONTENT))
+    return not isinstance(error, (OSError, *_CONTENT)) and not _is_of_arrow(error)
+
+
+def _is_of_arrow(error: BaseException) -> bool:
+    # not imported here: `install --check` runs where pyarrow is broken
+    arrow = getattr(sys.modules.get("pyarrow"), "ArrowException", None)
+    return arrow is not None and isinstance(error, arrow)
 
 
 def _shortened(text: str) -> str:
@@ -97,11 +104,18 @@ def exit_on_input_error(program: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """Turn a missing package inside the block into a sentence that says how to install it."""
+def needs_extra(extra: str = "") -> Iterator[None]:
+    """Turn a missing package inside the block into a sentence that says how to install it.
+
+    Args:
+        extra: the extra that requires the package, several separated by commas; none for packages
+            that are always required.
+    """
     try:
         yield
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{error.name} is not installed: pip install 'datacomp-flyt[{extra}]'"
-        ) from None
+    except ImportError as error:
+        from datacomp_flyt.installation import missing_package
+
+        if (error.name or "").partition(".")[0] in ("", "datacomp_flyt", "baselines_plugin"):
+            raise  # a fault of this package
+        raise missing_package(error, extra) from None

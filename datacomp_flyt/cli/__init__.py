@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from types import ModuleType
 
 from datacomp_flyt import __version__
-from datacomp_flyt.cli import (
-    available,
-    check,
-    check_parts,
-    demo,
-    embed,
-    install,
-    manifest,
-    report,
-    score,
-    self_filter,
-    train,
-    train_classifier,
-    train_clip,
-)
-from datacomp_flyt.errors import exit_on_input_error
+from datacomp_flyt.errors import exit_on_input_error, needs_extra
 
-COMMANDS: dict[str, ModuleType] = {
-    "install": install,
-    "manifest": manifest,
-    "available": available,
-    "embed": embed,
-    "score": score,
-    "train_classifier": train_classifier,
-    "train": train,
-    "train_clip": train_clip,
-    "self_filter": self_filter,
-    "check": check,
-    "check_parts": check_parts,
-    "report": report,
-    "demo": demo,
-}
-"""Each module's docstring is the command's help; it has `add_arguments` and `run`.
+COMMANDS = (
+    "install",
+    "manifest",
+    "available",
+    "embed",
+    "score",
+    "train_classifier",
+    "train",
+    "train_clip",
+    "self_filter",
+    "check",
+    "check_parts",
+    "report",
+    "demo",
+)
+"""Each is a module of this folder, imported when it is asked for, since it may need packages that
+others do not. The module's docstring is the command's help; it has `add_arguments` and `run`.
 
 `add_arguments` gets the words of the command line too, since some flags bring others.
 """
+
+
+def command_module(name: str) -> ModuleType:
+    """The module of a command."""
+    return importlib.import_module(f"datacomp_flyt.cli.{name}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,10 +49,15 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     asked = next((word for word in argv if not word.startswith("-")), None)
     with exit_on_input_error(f"datacomp-flyt {asked}"):
-        for name, module in COMMANDS.items():
+        for name in COMMANDS:
+            if asked not in (None, name):
+                commands.add_parser(name)
+                continue
+            with needs_extra():
+                module = command_module(name)
             text = (module.__doc__ or "").split("\n")[0]
             command = commands.add_parser(name, help=text, description=text)
-            if name == asked:  # others may want packages that are not installed
+            if name == asked:
                 module.add_arguments(command, argv)
         args = parser.parse_args(argv)
-        sys.exit(COMMANDS[args.command].run(args))
+        sys.exit(command_module(args.command).run(args))

@@ -10,6 +10,7 @@ from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.pool.image_journal import Journal
 from datacomp_flyt.pool.image_list import read_images, write_list
+from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
 
 
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     shards = list_shards(args.shards, "SHARDS")
     path = check_save_path(args.save_path, "--save_path")
     journal_path = check_save_path(path.with_name(f"{path.name}.tars"), "the notes")
+    check_outputs([Output("--save_path", path), Output("the notes", journal_path)], vars(args))
     with one_run(path, journal_path):
         remove_unfinished(path)
         images = read_images(shards, args.num_workers, Journal(journal_path))

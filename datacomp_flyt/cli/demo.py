@@ -10,6 +10,7 @@ from pathlib import Path
 
 from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.installation import require_training
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -60,6 +61,7 @@ def _show(args: argparse.Namespace) -> int:
 
         from datacomp_flyt.demo import tour
         from datacomp_flyt.demo.experiment import Experiment
+    require_training("datacomp-flyt demo without --quick")
     try:
         return tour.run(args.work_dir, [Experiment(args.noise, s) for s in range(args.seeds)])
     except KeyboardInterrupt:

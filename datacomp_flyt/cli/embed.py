@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.pool.outputs import Output, check_outputs, watch_inputs
 from datacomp_flyt.pool.shard_names import by_name, resolved
 from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
 from datacomp_flyt.scorers.settings_file import SETTINGS_FILE, check_settings
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         from datacomp_flyt.pool.tar_shards import list_shards
         from datacomp_flyt.scorers.image_scorer import check_image_arguments
     check_image_arguments(args.batch_size, args.decode_threads)
+    unchanged = watch_inputs(vars(args))
     encoders = _encoders(args.encoder)
     shards = by_name(list_shards(args.shards_dir, "--shards_dir"), "--shards_dir")
     engine = make_engine(args)
@@ -83,10 +85,12 @@ def run(args: argparse.Namespace) -> int:
     settings["source"] = resolved(args.shards_dir)
     settings["encoders"] = {prefix: encoder.check()[1] for prefix, encoder in encoders.items()}
     folder = check_save_path(f"{args.metadata_dir}/{SETTINGS_FILE}", "--metadata_dir").parent
+    written = ("*.parquet", "*.npz", SETTINGS_FILE)
+    check_outputs([Output("--metadata_dir", folder, written)], vars(args))
     with one_run(folder):
         check_settings(folder, settings, "give another --metadata_dir")
         remove_unfinished(folder)
-        return _embed(args, encoders, shards, folder, engine)
+        return _embed(args, encoders, shards, folder, engine, unchanged)
 
 
 def _embed(
@@ -95,6 +99,7 @@ def _embed(
     shards: dict[str, str],
     folder: Path,
     engine: Engine,
+    unchanged: Callable[[], None],
 ) -> int:
     from datacomp_flyt.pool.tar_shards import watch_tars
     from datacomp_flyt.scorers.embed import MakeEmbed, write_embedded
@@ -112,6 +117,7 @@ def _embed(
 
     def write(name: str, shard: EmbeddedShard) -> int:
         check(name)
+        unchanged()
         write_embedded(folder, name, shard)
         empty.extend([] if shard.table.num_rows else [name])
         counts["embedded"] += shard.table.num_rows

@@ -1,4 +1,4 @@
-"""Put the plugin's added lines into a DataComp checkout, look for them, or take them out."""
+"""Put the plugin's lines into a DataComp checkout, check them and the environment, or revert."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datacomp_flyt.environments import heading, table, versions_here
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.subset import atomic_write
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,8 @@ def _state(directory: Path, patches: Sequence[Patch]) -> tuple[Path, Patch, bool
 def _replace(path: Path, content: bytes, sha256: str) -> None:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise InputError(f"the patch for {path} is damaged: install datacomp-flyt again")
+    from datacomp_flyt.pool.subset import atomic_write  # imports NumPy, which --check does without
+
     mode = path.stat().st_mode
     with atomic_write(path) as file:
         file.write(content)
@@ -138,7 +140,11 @@ def _replace(path: Path, content: bytes, sha256: str) -> None:
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="a DataComp checkout")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--check", action="store_true", help="only say whether the lines are there")
+    action.add_argument(
+        "--check",
+        action="store_true",
+        help="only say whether the lines are there, and which commands run in this environment",
+    )
     action.add_argument("--revert", action="store_true", help="take the lines out again")
 
 
@@ -146,7 +152,9 @@ def run(args: argparse.Namespace) -> int:
     patches = load_patches()
     if args.check:
         there = check(args.directory, patches)
-        print(f"{args.directory}: {'installed' if there else 'not installed'}")
+        versions = versions_here()
+        lines = [f"{args.directory}: {'installed' if there else 'not installed'}"]
+        print("\n".join([*lines, heading(versions), *table(versions)]))
         return 0 if there else 1
     if args.revert:
         done = revert(args.directory, patches)

@@ -20,6 +20,7 @@ from datacomp_flyt.pool.manifest import (
     refuse_differences,
     write_manifest,
 )
+from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
 
 
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
 def _save(args: argparse.Namespace) -> int:
     path = check_save_path(args.save_path, "--save_path")
     journal = check_save_path(path.with_name(f"{path.name}.hashed.jsonl"), "the notes")
+    check_outputs([Output("--save_path", path), Output("the notes", journal)], vars(args))
     with one_run(journal):
         remove_unfinished(path)
         found = hash_folder(args.folder, "the folder", journal, args.num_workers)

@@ -13,6 +13,7 @@ from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.embeddings import OTHER_LENGTH
 from datacomp_flyt.pool.manifest import check_against
+from datacomp_flyt.pool.outputs import Output, check_outputs, watch_inputs
 from datacomp_flyt.pool.parquet import check_shards, open_shards
 from datacomp_flyt.pool.shard_names import by_name, resolved, shard_name
 from datacomp_flyt.pool.subset import check_save_path
@@ -59,17 +60,25 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.column is not None and (args.column == "uid" or "/" in args.column):
         raise InputError(f"--column {args.column} is no name of a score: it names a folder, too")
+    unchanged = watch_inputs(vars(args))
     scorer = scorer_class(args.scorer).from_args(args)
     column = f"{args.scores_dir}/{scorer.columns[0]}"
     scores_dir = check_save_path(f"{column}/{SETTINGS_FILE}", "--scores_dir").parents[1]
+    written = Output("--scores_dir", Path(column), ("*.parquet", SETTINGS_FILE), whole=True)
+    check_outputs([written], vars(args))
     pool = _tars(args) if scorer.reads_images else _metadata(args)
     source = resolved(args.shards_dir if scorer.reads_images else args.metadata_dir)
     if isinstance(scorer, MetadataScorer) and scorer.arrays:
         check_widths(list(pool.shards.values()), scorer.arrays, default_num_workers())
+
+    def check(name: str) -> None:
+        pool.check(name)
+        unchanged()
+
     with one_run(column), make_engine(args, scorer.uses_gpu) as engine:
         report = score_pool(
             scorer, args.scorer, pool.shards, scores_dir, engine, args.retries, pool.num_rows,
-            source, pool.check,
+            source, check,
         )  # fmt: skip
     _print(report, scorer, scores_dir)
     others = "nothing is scored before the whole pool is known (what the others gave is kept)"

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datacomp_flyt.engines.locks import one_run
+from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.installation import require_training
+from datacomp_flyt.mixing.columns import Columns, check_named_once
+from datacomp_flyt.pool.outputs import Output, check_outputs
+from datacomp_flyt.pool.pool import FilePool
 from datacomp_flyt.pool.shard_names import resolved
 from datacomp_flyt.pool.subset import check_save_path
 from datacomp_flyt.scorers.settings_file import SETTINGS_FILE, check_settings
@@ -101,9 +106,12 @@ def run(args: argparse.Namespace) -> int:
         with needs_extra("report"):
             import jinja2  # noqa: F401
             import matplotlib  # noqa: F401
+    if args.selector != "self_filtering":
+        require_training(f"datacomp-flyt self_filter --selector {args.selector}")
     planned = plan(args)
     steps = list(planned.steps())
     folder, ranks = Path(args.out), ranks_of_torchrun()
+    check_outputs(_outputs(folder), vars(args))
     try:
         if ranks and ranks.rank:
             follow_steps(steps, folder, Path.cwd(), ranks)
@@ -119,6 +127,17 @@ def run(args: argparse.Namespace) -> int:
     if planned.reports:
         print(f"All rounds as a page: {folder / 'report' / 'index.html'}")
     return 0
+
+
+def _outputs(folder: Path) -> list[Output]:
+    """The files and folders of a run."""
+    from datacomp_flyt.self_filtering.finished import MIX, NOTE
+
+    filled = ("done", "logs", "report", *(path.name for path in folder.glob("round_*")))
+    return [
+        Output("--out", folder, (MIX, NOTE, SETTINGS_FILE)),
+        *(Output("--out", folder / name, ("*",), whole=True) for name in filled),
+    ]
 
 
 def plan(args: argparse.Namespace) -> Run:
@@ -150,10 +169,6 @@ def plan(args: argparse.Namespace) -> Run:
     settings = Settings(**given)
     if closed and args.downstream_dir is None:
         raise InputError(f"--selector {args.selector} wants --downstream_dir: labelled tars")
-    if (args.scores_dir is None) != (args.score_columns is None):
-        raise InputError("--scores_dir and --score_columns belong together: give both or neither")
-    if args.scores_dir is not None and args.selector != "m_flyt":
-        raise InputError("--scores_dir is for --selector m_flyt: leave it out")
     if args.temperature is not None and args.score != "info_nce" and args.selector != "m_flyt":
         raise InputError(
             "--temperature is for --score info_nce and --selector m_flyt: leave it out"
@@ -162,6 +177,7 @@ def plan(args: argparse.Namespace) -> Run:
         place = getattr(args, flag)
         if place is not None and "://" not in place and not Path(place).is_dir():
             raise InputError(f"--{flag} {place} is no folder that is there: give one")
+    _check_given_columns(args)
     _check_labels(args)
     list_shards(args.shards_dir, "--shards_dir")
     model = args.model_config or args.model or trainer.model
@@ -185,6 +201,25 @@ def plan(args: argparse.Namespace) -> Run:
         keep_embeddings=args.keep_embeddings,
         reports=not args.no_reports,
     )
+
+
+def _check_given_columns(args: argparse.Namespace) -> None:
+    """Raise InputError for score columns that a round could not read once its model is trained."""
+    from datacomp_flyt.self_filtering.rounds import MODEL_COLUMNS
+
+    if (args.scores_dir is None) != (args.score_columns is None):
+        raise InputError("--scores_dir and --score_columns belong together: give both or neither")
+    if args.scores_dir is None:
+        return
+    if args.selector != "m_flyt":
+        raise InputError("--scores_dir is for --selector m_flyt: leave it out")
+    check_named_once(
+        (*MODEL_COLUMNS, *args.score_columns),
+        "--score_columns, with the columns that each round makes,",
+    )
+    if "://" not in args.scores_dir:
+        tables = Columns(FilePool([]), None, args.scores_dir, default_num_workers(), True, True)
+        tables.find(args.score_columns, otherwise="name fewer columns")
 
 
 def _check_labels(args: argparse.Namespace) -> None:

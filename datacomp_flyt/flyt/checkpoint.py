@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.mixing.torch_file import check_torch_file
+from datacomp_flyt.mixing.checkpoint_file import read_content
 from datacomp_flyt.pool.open_file import first_line
 from datacomp_flyt.pool.subset import atomic_write
 
@@ -32,7 +32,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(directory: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
-    """Steps done and the state; None if there is no checkpoint.
+    """Return the number of steps done and the state; None if there is no checkpoint.
 
     Raises:
         InputError: it is of a run with other settings, or damaged.
@@ -41,11 +41,13 @@ def load_checkpoint(directory: Path, settings: dict[str, Any]) -> tuple[int, dic
     if not path.exists():
         return None
     try:
-        check_torch_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_content(path, str(path), torch.from_numpy)
+    except InputError as error:
+        raise type(error)(f"{error}; or start again in another --output_dir") from None
+    try:
         then = json.loads(content["settings"])
         step, state = int(content["step"]), content["state"]
-    except Exception as error:  # damaged files raise a dozen kinds, some without a word
+    except Exception as error:  # of a file of another layout
         raise InputError(
             f"{path} cannot be read ({first_line(error)}): start again in another --output_dir"
         ) from None

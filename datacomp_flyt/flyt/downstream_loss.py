@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datacomp_flyt.flyt.weighted_clip_loss import full_precision, weighted_clip_loss_of_rows
+from datacomp_flyt.flyt.weighted_loss import full_precision, weighted_clip_loss_of_rows
 
 LOSSES = ("cross_entropy", "cross_entropy_temperature", "clip")
 INITIAL_LOG_TEMPERATURE = math.log(1 / 0.07)

@@ -90,7 +90,7 @@ def open_tasks(
     there = sorted(
         entry.name
         for entry in os.scandir(downstream_dir)
-        if entry.is_dir() and not entry.name.startswith(".")
+        if entry.is_dir() and not entry.name.startswith((".", "_"))
     )
     chosen = there if names is None else list(names)
     for place, name in enumerate(chosen):

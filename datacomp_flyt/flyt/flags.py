@@ -13,6 +13,7 @@ from datacomp_flyt.flyt.precision import PRECISIONS, TANGENTS
 from datacomp_flyt.flyt.presets import PRESETS, Preset
 from datacomp_flyt.flyt.schedule import SCHEDULES
 from datacomp_flyt.flyt.training_log import DESTINATIONS
+from datacomp_flyt.mixing.columns import check_named_once
 from datacomp_flyt.mixing.published import PUBLISHED_COLUMNS
 
 FEATURES = ("scores", "embeddings", "images")
@@ -192,9 +193,7 @@ def fill_in(args: argparse.Namespace) -> None:
     for name in ("weight_decay", "scoring_weight_decay", "warmup", "num_workers", "seed"):
         if not 0 <= getattr(args, name) < math.inf:
             raise InputError(f"--{name} is {getattr(args, name)}, wanted 0 or more")
-    for column in args.score_columns:
-        if args.score_columns.count(column) > 1:
-            raise InputError(f"--score_columns has {column!r} twice: name each once")
+    check_named_once(args.score_columns, "--score_columns")
     if args.seed >= 1 << 63:
         raise InputError(f"--seed is {args.seed}, wanted less than 2^63")
 

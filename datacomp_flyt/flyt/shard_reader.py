@@ -21,6 +21,7 @@ Select = Callable[[Sample], T]
 UNREADABLE_SHARD = "shard unreadable"
 
 _FIRST_LOOK = 20  # shards after which the share of unreadable ones says something
+_WAY_OUT = "mend the tars, or give shards and features of the same pool"
 _MAX_EMPTY = 200  # shards in a row without a usable example
 
 
@@ -135,4 +136,5 @@ class ShardReader(Generic[T]):
 
     def _nothing(self, clause: str) -> InputError:
         reasons = dict(self._reasons.most_common())
-        return nothing_usable(f"{self._name}: {clause}", self._seen, reasons, self._wanted)
+        clause = f"{self._name}: {clause}"
+        return nothing_usable(clause, self._seen, reasons, self._wanted, _WAY_OUT)

@@ -12,23 +12,38 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from datacomp_flyt.flyt.lookahead_adamw import Tensors, norm
 from datacomp_flyt.flyt.precision import Tangent
-from datacomp_flyt.flyt.weighted_clip_loss import full_precision
+from datacomp_flyt.flyt.weighted_loss import full_precision
 
 Inputs = tuple[Tensor | None, Tensor | None]
 """Images [b, 3, H, W] and tokens [k, L]; None for none."""
 
 Features = tuple[Tensor, Tensor]
 """Unit image embeddings [b, D] and text embeddings [k, D], in float32 or float64."""
+
+
+def _functional_call(model: nn.Module, params: Mapping[str, Tensor], inputs: Inputs) -> Any:
+    """`torch.func.functional_call`, which PyTorch 1.13 lacks: this module can be imported there."""
+    from torch.func import functional_call
+
+    return functional_call(model, dict(params), inputs)
+
+
+def _math_attention() -> AbstractContextManager[None]:
+    """The attention kernel that has a forward-mode rule; PyTorch has named it so since 2.3."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    kernel: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return kernel
 
 
 @dataclass(frozen=True)
@@ -76,7 +91,7 @@ class Towers:
 
     def logit_scale(self, params: Tensors) -> Tensor:
         """τ [], differentiable in the parameters."""
-        return full_precision(functional_call(self.model, params, (None, None))[2])
+        return full_precision(_functional_call(self.model, params, (None, None))[2])
 
     def features(
         self, params: Tensors, images: Tensor, texts: Tensor, rounded: bool = True
@@ -185,7 +200,7 @@ class Towers:
             scale = torch.where(length > 0, norm(params) / length, 1.0)
             direction = {name: v * scale for name, v in direction.items()}
         tangents: list[Tensor] = []
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level(), _quiet_jit():
+        with torch.no_grad(), _math_attention(), forward_ad.dual_level(), _quiet_jit():
             duals = {
                 name: forward_ad.make_dual(param, direction[name]) for name, param in params.items()
             }
@@ -211,7 +226,7 @@ class Towers:
         is_image = chunk.is_floating_point()
         inputs: Inputs = (chunk, None) if is_image else (None, chunk)
         with self._arithmetic(chunk.device.type, self.autocast if rounded else None):
-            output = functional_call(self.model, dict(params), inputs)[0 if is_image else 1]
+            output = _functional_call(self.model, params, inputs)[0 if is_image else 1]
         return full_precision(output)
 
     @staticmethod

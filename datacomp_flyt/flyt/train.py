@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from datacomp_flyt.engines.collectives import rank_and_world_size
 from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.errors import InputError, exit_on_input_error
 from datacomp_flyt.flyt.algorithm import Algorithm, AlgorithmConfig
@@ -21,12 +22,21 @@ from datacomp_flyt.flyt.checkpoint import NAME
 from datacomp_flyt.flyt.data import downstream_loader, upstream_loader
 from datacomp_flyt.flyt.downstream_tasks import open_tasks
 from datacomp_flyt.flyt.flags import FREE_FLAGS, add_arguments, fill_in
-from datacomp_flyt.flyt.gather import rank_and_world_size
 from datacomp_flyt.flyt.prompts import Prompts
 from datacomp_flyt.flyt.scoring_models import GluHead, MixingModel, ScoringModel
 from datacomp_flyt.flyt.stream_settings import StreamSettings
-from datacomp_flyt.flyt.trainer import EpochLoaders, RunConfig, train
+from datacomp_flyt.flyt.trainer import (
+    EXTRACTOR,
+    REFERENCE_MODEL,
+    SCORING_MODEL,
+    EpochLoaders,
+    RunConfig,
+    train,
+)
+from datacomp_flyt.flyt.training_log import METRICS
 from datacomp_flyt.flyt.uid_features import UidFeatures, embedding_features, score_features
+from datacomp_flyt.installation import require_training
+from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.tar_shards import list_shards
 from datacomp_flyt.scorers.clip_models import load_clip_model
 
@@ -46,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: something given is wrong.
     """
+    require_training("datacomp-flyt train")
     fill_in(args)
     device = _start_processes(args.device)
     try:
@@ -136,6 +147,7 @@ def _make_scoring(args: argparse.Namespace, device: torch.device) -> Scoring:
             args.metadata_dir,
             args.allow_partial_scores,
             args.drop_nonfinite,
+            progress=rank_and_world_size()[0] == 0,
         )
         table = found.features
         statistics = None if args.no_standardize else (found.mean.tolist(), found.std.tolist())
@@ -211,6 +223,8 @@ def _open_output(args: argparse.Namespace, rank: int) -> Path:
         raise InputError(
             f"--output_dir {path} holds a checkpoint: go on from it with --resume, or give another"
         )
+    written = (NAME, METRICS, SCORING_MODEL, REFERENCE_MODEL, EXTRACTOR)
+    check_outputs([Output("--output_dir", path, written)], vars(args))
     if rank == 0:
         try:
             path.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.columns import Columns
+from datacomp_flyt.mixing.published import METADATA_COLUMN_OF
 from datacomp_flyt.mixing.standardization import mean_and_std
 from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings, npz_path
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.pool import Pool, read_pool, union_of_uids
+from datacomp_flyt.pool.score_values import to_float32
 from datacomp_flyt.pool.uid_search import UidIndex
 
 
@@ -65,11 +67,12 @@ def score_features(
             every uid in the files that have one of the columns.
         allow_partial: leave out examples that lack one of the scores.
         drop_nonfinite: leave out examples with a score that is NaN, infinite or null.
-        progress: show bars on a terminal.
+        progress: print which files columns are read from, and show bars on a terminal.
 
     Raises:
-        InputError: no such folder or column, a score that is missing or not finite where that is
-            not allowed, a uid with two, a constant column, or no example left.
+        InputError: no such folder or column, one twice, one of another type than numbers, a score
+            that is missing or not finite where that is not allowed, a uid with two, a constant
+            column, or no example left.
     """
     if metadata_dir is not None:
         pool = read_pool(metadata_dir, num_workers, progress)
@@ -77,11 +80,13 @@ def score_features(
         pool = _pool_of_tables(scores_dir, columns, num_workers)
     else:
         raise InputError("score columns come from --scores_dir or --metadata_dir: give one")
-    table = Columns(pool, metadata_dir, scores_dir, num_workers, allow_partial, drop_nonfinite)
+    table = Columns(
+        pool, metadata_dir, scores_dir, num_workers, allow_partial, drop_nonfinite, progress
+    )
     table.find(columns, otherwise="name fewer columns")
     values = np.empty((len(pool), len(columns)), np.float32)
     for number, column in enumerate(table.read(columns)):
-        values[:, number] = column
+        values[:, number] = to_float32(column, f"column {columns[number]!r}")
     features = _finite(pool, values, f"all of {', '.join(columns)}")
     statistics = [
         mean_and_std(features.values[:, number], column, num_workers)
@@ -155,5 +160,6 @@ def _finite(pool: Pool, values: NDArray[np.float32], what: str) -> UidFeatures:
 def _pool_of_tables(scores_dir: str, columns: Sequence[str], num_workers: int) -> Pool:
     """All uids of the score tables that have one of the columns, or of all if none has."""
     shards = open_shards(scores_dir, "--scores_dir", num_workers, recursive=True)
-    shards = [shard for shard in shards if not shard.types.keys().isdisjoint(columns)] or shards
+    names = {*columns, *(METADATA_COLUMN_OF.get(column, column) for column in columns)}
+    shards = [shard for shard in shards if not shard.types.keys().isdisjoint(names)] or shards
     return union_of_uids(shards, f"--scores_dir {scores_dir}", num_workers)

@@ -1,8 +1,9 @@
-"""The score columns that a job can use: those of its score tables and of its metadata."""
+"""Score columns by name: those of a job's score tables, and those of its metadata."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,16 @@ from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool, Pool
 from datacomp_flyt.pool.score_table import ScoreTable
 
+Source = tuple[ScoreTable, str]
+"""A table, and the name that a column has there."""
+
 
 class Columns:
     """Columns by name. A score table goes before the metadata, where both have a name.
 
     DataComp's metadata holds the CLIP scores that FLYT calls vit-b-32 and vit-l-14: they are
-    found under those names too.
+    found under those names too. A table that has a name is read, whatever the type of the column:
+    one that is no number is refused, never replaced by the metadata's.
     """
 
     def __init__(
@@ -30,6 +35,7 @@ class Columns:
         num_workers: int,
         allow_partial: bool,
         drop_nonfinite: bool,
+        say: bool = True,
         keys: DownloadKeys | None = None,
     ) -> None:
         """
@@ -39,8 +45,10 @@ class Columns:
             scores_dir: parquet files, in sub-folders too; None for none.
             num_workers: threads.
             allow_partial, drop_nonfinite: accept examples without a score, or without a finite one.
+            say: print which files each column is read from.
             keys: looks up the uids of score tables that have img2dataset's keys in their place.
         """
+        self._say, self._said = say, set[str]()
         self.pool, self.num_workers = pool, num_workers
         self._allow_partial, self._drop_nonfinite = allow_partial, drop_nonfinite
         self._tables: list[ScoreTable] = []
@@ -68,9 +76,12 @@ class Columns:
             otherwise: what a user can do instead of adding one of several missing columns.
 
         Raises:
-            InputError: one is missing and that is not allowed, or all are.
+            InputError: one is missing and that is not allowed, or all are; one is no number; or
+                two are the same column.
         """
-        missing = [name for name in names if self._locate(name) is None]
+        check_named_once(names, "the score columns")
+        sources = {name: self._locate(name) for name in names}
+        missing = [name for name, source in sources.items() if source is None]
         if missing and (not allow_missing or len(missing) == len(names)):
             wanted = [
                 f"{name!r}" + (f" (made by scorer {SCORER_OF[name]})" if name in SCORER_OF else "")
@@ -82,19 +93,29 @@ class Columns:
                 f"{', '.join(there) or 'no numeric columns'}: add it to --scores_dir"
                 + (f", or {otherwise}" if len(names) > 1 else "")
             )
+        found: dict[Source, str] = {}
+        for name, source in sources.items():
+            if source is None:
+                continue
+            table, column = source
+            if source in found:
+                raise InputError(
+                    f"{found[source]!r} and {name!r} are one column, {column!r} of {table.name}, "
+                    "which would count twice: name it once"
+                )
+            found[source] = name
+            table.dtype(column)
         if missing:
             print(f"mixing without {', '.join(missing)}: there are no such columns")
-        return [name for name in names if name not in missing]
+        return list(found.values())
 
     def read(self, names: Sequence[str]) -> Iterator[NDArray[np.floating]]:
         """Columns [M] in the order of the pool, one after the other."""
-        places = [self._locate(name) for name in names]
+        sources = self._sources(names)
         readers: dict[int, Iterator[NDArray[np.floating]]] = {}
-        for place in places:
-            assert place is not None, "find() comes before read()"
-            table, _ = place
+        for table, _ in sources:
             if id(table) not in readers:
-                columns = [other[1] for other in places if other and other[0] is table]
+                columns = [column for other, column in sources if other is table]
                 readers[id(table)] = table.read(
                     columns,
                     self.pool_in_memory(),
@@ -103,6 +124,22 @@ class Columns:
                     self._drop_nonfinite,
                 )
             yield next(readers[id(table)])
+
+    def each_time(self, names: Sequence[str]) -> Iterable[NDArray[np.floating]]:
+        """The columns, read anew each time that they are iterated over."""
+        return _EachTime(self, tuple(names))
+
+    def _sources(self, names: Sequence[str]) -> list[Source]:
+        """The source of each column, which is printed the first time that it is read."""
+        sources = []
+        for name in names:
+            source = self._locate(name)
+            assert source is not None, "find() comes before read()"
+            sources.append(source)
+            if self._say and name not in self._said:
+                self._said.add(name)
+                print(source[0].describe(source[1], name))
+        return sources
 
     def pool_in_memory(self) -> Pool:
         """The pool, for those who read more than columns: they are refused where it is in files."""
@@ -118,9 +155,41 @@ class Columns:
         self.pool.positions.clear()
         return self.pool.uids
 
-    def _locate(self, name: str) -> tuple[ScoreTable, str] | None:
+    def _locate(self, name: str) -> Source | None:
+        """The first table that has a column of this name, or of the metadata's name for it.
+
+        Raises:
+            InputError: a table that goes before it has a name that differs in spelling only.
+        """
+        spelled = None
+        names = [name, METADATA_COLUMN_OF[name]] if name in METADATA_COLUMN_OF else [name]
         for table in self._tables:
-            for column in (name, METADATA_COLUMN_OF.get(name)):
-                if column in table.columns:
-                    return table, column
+            for column in names:
+                if column not in table:
+                    continue
+                if spelled is not None:
+                    raise InputError(
+                        f"{spelled[0].name} has {spelled[1]!r}, which is not spelled {name!r}, and "
+                        f"{column!r} of {table.name} would be read instead: rename the column of "
+                        "the score table"
+                    )
+                return table, column
+            for similar in filter(None, map(table.similar, names)):
+                spelled = table, similar
         return None
+
+
+@dataclass(frozen=True)
+class _EachTime:
+    columns: Columns
+    names: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[NDArray[np.floating]]:
+        return self.columns.read(self.names)
+
+
+def check_named_once(names: Sequence[str], flag: str) -> None:
+    """Raise InputError where a name is in a list twice; `flag` says what lists them."""
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise InputError(f"{flag} has {name!r} twice, which would count twice: name it once")

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.mixing.columns import Columns
+from datacomp_flyt.mixing.columns import Columns, Source
 from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.download_keys import DownloadKeys
 from datacomp_flyt.pool.file_group import Group
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool
-from datacomp_flyt.pool.score_table import column_dtype
 from datacomp_flyt.pool.sorted_files import sort_into_files
 
 
@@ -47,7 +46,7 @@ class FileColumns(Columns):
         shards = open_shards(metadata_dir, "--metadata_dir", num_workers)
         self.in_files = FilePool(shards, available)
         allowed = (allow_partial, drop_nonfinite)
-        super().__init__(self.in_files, metadata_dir, scores_dir, num_workers, *allowed, keys)
+        super().__init__(self.in_files, metadata_dir, scores_dir, num_workers, *allowed, keys=keys)
         for shard in self._files:
             if shard.keys is not None:
                 raise InputError(
@@ -55,23 +54,26 @@ class FileColumns(Columns):
                     "not join: write uids beside the scores, or leave --work_dir out"
                 )
         self._folder, self._engine = folder, engine
+        self._sorted: tuple[list[Source], list[NDArray[np.floating]]] | None = None
 
     def read(self, names: Sequence[str]) -> Iterator[NDArray[np.floating]]:
         """Columns [M] in the order of the pool, all sorted before the first comes."""
+        sources = self._sources(names)
+        if self._sorted is None or self._sorted[0] != sources:
+            self._sorted = sources, self._sort(sources)
+        yield from self._sorted[1]
+
+    def _sort(self, sources: Sequence[Source]) -> list[NDArray[np.floating]]:
         name, shards = self._tables[-1].name, tuple(self.in_files.shards)
         of_pool = Group(name, shards, {}, is_pool=True, available=self.in_files.available)
         groups = {(pool := self._key(name, shards)): of_pool}
         keys = []
-        for name in names:
-            place = self._locate(name)
-            assert place is not None, "find() comes before read()"
-            table, column = place
+        for table, column in sources:
             files = table.files_of(column)
             key = self._key(table.name, files)
             kind = of_pool if table is self._tables[-1] else Group("", (), {})
             group = groups.setdefault(key, replace(kind, name=table.name, shards=files))
-            columns = {**group.columns, column: column_dtype(files, column)}
-            groups[key] = replace(group, columns=columns)
+            groups[key] = replace(group, columns={**group.columns, column: table.dtype(column)})
             keys.append((key, column))
         # the same job whatever the order of the columns
         groups = {pool: groups.pop(pool), **dict(sorted(groups.items()))}
@@ -81,8 +83,7 @@ class FileColumns(Columns):
         )  # fmt: skip
         self.in_files.uids = found.uids
         numbers = {key: number for number, key in enumerate(groups)}
-        for key, column in keys:
-            yield found.columns[numbers[key], column]
+        return [found.columns[numbers[key], column] for key, column in keys]
 
     @staticmethod
     def _key(name: str, files: Sequence[ParquetShard]) -> tuple[str, ...]:

@@ -7,15 +7,17 @@ The plain and weighted sums of the paper's baselines are such models too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import blocks, map_threads
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.standardization import mean_and_std
-from datacomp_flyt.pool.file_arrays import beside
+from datacomp_flyt.pool.file_arrays import beside, compress
 
 _BLOCK = 1 << 16
 
@@ -61,25 +63,51 @@ def mix(
 ) -> tuple[NDArray[np.float64], LinearMixingModel]:
     """Scores of all examples, and the model with the statistics that standardised them.
 
+    Statistics are those of the examples that have a score in every column: the others count as if
+    they were not there.
+
     Args:
         model: k columns.
         columns: k arrays [M] in the model's order, taken one at a time; NaN where an example
-            has no score, which makes its mixed score NaN and leaves the statistics alone.
+            has no score, which makes its mixed score NaN. Iterated over a second time where the
+            model brings no statistics and a later column lacks examples that an earlier one has.
         num_workers: threads; they do not change the result.
 
     Returns:
         float64 array [M], and a model whose `means` and `stds` are set if it standardises.
 
     Raises:
-        InputError: a column to standardise is constant.
+        InputError: a column to standardise is constant, or no example has all columns.
     """
+    kept = Kept()
+    mixed = _mix_once(model, columns, kept, num_workers)
+    if mixed is None:
+        if isinstance(columns, Iterator):
+            raise ValueError("columns with different gaps are iterated over twice: give a sequence")
+        mixed = _mix_once(model, columns, kept, num_workers)
+    assert mixed is not None, "the second time nothing more is left out"
+    return mixed
+
+
+def _mix_once(
+    model: LinearMixingModel,
+    columns: Iterable[NDArray[np.floating]],
+    kept: Kept,
+    num_workers: int,
+) -> tuple[NDArray[np.float64], LinearMixingModel] | None:
+    """See `mix`; None if a column after the first leaves out more examples than were known."""
     scores: NDArray[np.float64] | None = None
     means, stds = [], []
+    complete = True
     for number, values in enumerate(columns):
         if not model.standardize:
             mean, std = 0.0, 1.0
         elif model.means is None or model.stds is None:
-            mean, std = mean_and_std(values, model.columns[number], num_workers)
+            if kept.leave_out(values, model.columns[number], num_workers) and number:
+                complete = False
+            if not complete:
+                continue  # all that is wanted of the others is whom they leave out
+            mean, std = mean_and_std(kept.rows(values), model.columns[number], num_workers)
         else:
             mean, std = model.means[number], model.stds[number]
         means.append(mean)
@@ -89,10 +117,52 @@ def mix(
         start = 0.0 + model.bias if number == 0 else None
         _add(scores, start, values, mean, model.weights[number] / std, num_workers)
         del values  # before the next column is read
+    if not complete:
+        return None
     assert scores is not None, "a model has at least one column"
     if model.standardize:
         model = replace(model, means=tuple(means), stds=tuple(stds))
     return scores, model
+
+
+class Kept:
+    """The examples [M] that have a score in every column seen so far."""
+
+    def __init__(self) -> None:
+        self._mask: NDArray[np.bool_] | None = None  # None for all
+
+    def leave_out(self, values: NDArray[np.floating], column: str, num_workers: int) -> bool:
+        """Leave out the examples without a finite value [M]; whether there are more of them now.
+
+        Raises:
+            InputError: no example is left.
+        """
+
+        def incomplete(block: slice) -> bool:
+            return not np.isfinite(values[block]).all()
+
+        parts = blocks(len(values), _BLOCK)
+        found = map_threads(incomplete, parts, num_workers)
+        more = False
+        for block in itertools.compress(parts, found):
+            if self._mask is None:
+                self._mask = beside(values, np.bool_)
+                self._mask[:] = True
+            left = self._mask[block] & np.isfinite(values[block])
+            more |= not np.array_equal(left, self._mask[block])
+            self._mask[block] = left
+        if more and self._mask is not None and not self._mask.any():
+            raise InputError(
+                f"column {column!r} leaves no example with a finite score in every column, so it "
+                "has no standard deviation: give tables of one pool, or leave the column out"
+            )
+        return more
+
+    def rows(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The values [M] of these examples."""
+        if self._mask is None:
+            return values
+        return compress((self._mask, values), lambda some: some)[1]
 
 
 def _add(

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save
+from numpy.typing import NDArray
 
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.mixing.checkpoint_file import read_checkpoint
 from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel
 from datacomp_flyt.mixing.published import PUBLISHED_COLUMNS, PUBLISHED_SCORES
-from datacomp_flyt.mixing.torch_file import TorchFileError, read_torch_file
 from datacomp_flyt.pool.subset import atomic_write
 
 PAPER_MODEL = LinearMixingModel(PUBLISHED_COLUMNS, tuple(s.weight for s in PUBLISHED_SCORES))
@@ -45,9 +45,10 @@ def load_mixing_model(source: str) -> LinearMixingModel:
         raise InputError(
             f"--scoring_model {source} is not a file: give 'paper', a .safetensors or a .pt file"
         )
-    if path.suffix == ".safetensors":
-        return _load_safetensors(path)
-    return _load_published(path)
+    found = read_checkpoint(path, str(path), lambda name: not name.startswith("clip_model."))
+    if found.metadata is None:
+        return _from_published(found.tensors, path)
+    return _from_own(found.tensors, found.metadata, path)
 
 
 def save_mixing_model(model: LinearMixingModel, path: Path) -> None:
@@ -55,20 +56,21 @@ def save_mixing_model(model: LinearMixingModel, path: Path) -> None:
     tensors = {"weights": np.array(model.weights), "bias": np.array(model.bias)}
     if model.means is not None and model.stds is not None:
         tensors |= {"means": np.array(model.means), "stds": np.array(model.stds)}
+    with needs_extra():
+        from safetensors.numpy import save
     # one entry, since safetensors writes several in any order
     about = json.dumps({"columns": model.columns, "standardize": model.standardize})
     with atomic_write(path) as file:
         file.write(save(tensors, {MIXING_MODEL_KEY: about}))
 
 
-def _load_safetensors(path: Path) -> LinearMixingModel:
+def _from_own(
+    tensors: dict[str, NDArray[Any]], entries: dict[str, str], path: Path
+) -> LinearMixingModel:
+    if E_FLYT_KEY in entries:
+        raise _e_flyt(path)
     try:
-        with safe_open(path, framework="numpy") as file:
-            entries = file.metadata() or {}
-            if E_FLYT_KEY in entries:
-                raise _e_flyt(path)
-            metadata = json.loads(entries[MIXING_MODEL_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = json.loads(entries[MIXING_MODEL_KEY])
         if not isinstance(metadata["columns"], list):
             raise TypeError(f"columns {metadata['columns']!r}")
         if not isinstance(metadata["standardize"], bool):
@@ -100,15 +102,11 @@ def _load_safetensors(path: Path) -> LinearMixingModel:
         )
     except InputError:
         raise
-    except Exception as error:  # safetensors, JSON and NumPy raise a dozen kinds
+    except Exception as error:  # JSON and NumPy raise many kinds
         raise InputError(f"{path} is not a mixing model of datacomp_flyt ({error!r})") from None
 
 
-def _load_published(path: Path) -> LinearMixingModel:
-    try:
-        tensors = read_torch_file(path, lambda name: not name.startswith("clip_model."))
-    except TorchFileError as error:
-        raise InputError(f"{path} cannot be read as a published mixing model: {error}") from None
+def _from_published(tensors: dict[str, NDArray[Any]], path: Path) -> LinearMixingModel:
     if any(name.startswith("glu_model.") for name in tensors):
         raise _e_flyt(path)
     weight, bias = tensors.get("layers.0.weight"), tensors.get("layers.0.bias")

@@ -1,211 +1,277 @@
-"""Tensors of a `torch.save` file, read without torch and without unpickling.
+"""Reader of `torch.save` files that needs no torch and runs nothing.
 
-Selection runs where torch is not installed, and a pickle may run any code when it is loaded. This
-reader only looks at the opcodes (`pickletools.genops` executes nothing), knows the dozen that a
-state dict of plain tensors needs, and refuses the rest.
+It reads the zip format of torch 1.6 and later and the format before it. Selection runs where torch
+is not installed, and a pickle may run any code when it is loaded; see `torch_pickle`. The numbers
+of a tensor are read when they are asked for.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
+import io
 import math
-import pickletools
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datacomp_flyt.mixing.state_dict import find_state_dict, unwrapped_names
+from datacomp_flyt.mixing.torch_pickle import (
+    SAVE_THE_STATE_DICT,
+    NoPlainTensor,
+    Storage,
+    StoredTensor,
+    TorchFileError,
+    interpret,
+)
+
+__all__ = ["TorchFileError", "from_bfloat16", "read_torch_file", "read_torch_object"]
+
+Array = NDArray[Any]
+
 _DTYPES = {
-    "DoubleStorage": "<f8",
-    "FloatStorage": "<f4",
-    "HalfStorage": "<f2",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-}
-
-
-class TorchFileError(ValueError):
-    """Not a `torch.save` file of plain tensors: one clause why."""
-
-
-class _Global(NamedTuple):
-    name: str
-
-
-class _Storage(NamedTuple):
-    dtype: str
-    key: str
-
-
-class _Tensor(NamedTuple):
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-_MARK = object()
+    **{name: f"<{name[0]}{int(name.lstrip('floatuin')) // 8}" for name in (
+        "float64", "float32", "float16", "int64", "int32", "int16",
+    )},
+    "int8": "i1", "uint8": "u1", "bool": "?", "bfloat16": "<u2",
+}  # fmt: skip
 _DIMENSIONS = 8
+_REPEATS = 16  # times that different views in a file may hold its numbers
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
 
 
 def read_torch_file(
     path: Path, wanted: Callable[[str], bool] = lambda name: True
-) -> dict[str, NDArray[Any]]:
-    """The tensors of a state dict, raw or under the key `state_dict`, by name.
+) -> dict[str, Array]:
+    """Return the tensors of a checkpoint's state dict by name, bfloat16 as float32.
+
+    The state dict is the file's content or is kept in it under a usual key (`state_dict`, `model`,
+    ...). Names are those of the model without wrappers; see `unwrapped_names`.
 
     Args:
         wanted: whether to read the tensor of this name; the numbers of others stay on the disk.
 
     Raises:
-        TorchFileError: not a zip file of torch 1.6 or later, or it holds more than tensors.
+        TorchFileError: not a file of `torch.save`, one that holds more than data, or one without
+            a state dict.
+        OSError: the file cannot be read.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            if len(pickles) != 1:
-                raise TorchFileError("it is a zip file without torch's data.pkl")
-            folder = pickles[0].removesuffix("data.pkl")
-            order = f"{folder}byteorder"
-            if order in archive.namelist() and _stored(archive, order) != b"little":
-                raise TorchFileError("its numbers are not little-endian")
-            content = _interpret(_stored(archive, pickles[0]))
-            if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-                content = content["state_dict"]
-            if not isinstance(content, dict):
-                raise TorchFileError("it holds no state dict")
-            return {
-                name: _read(value, archive, folder)
-                for name, value in content.items()
-                if isinstance(value, _Tensor) and isinstance(name, str) and wanted(name)
-            }
-    except (zipfile.BadZipFile, OSError) as error:
-        raise TorchFileError(
-            f"it is not a torch.save file of torch 1.6 or later ({error})"
-        ) from None
-    except TorchFileError:
-        raise
-    except Exception as error:  # whatever a mangled program makes the few lines below do
-        raise TorchFileError(f"it is damaged ({error!r})") from None
+    with _opened(path) as (content, read):
+        state = {
+            name: value
+            for name, value in find_state_dict(content).items()
+            if isinstance(name, str) and isinstance(value, StoredTensor | NoPlainTensor)
+        }
+        names = unwrapped_names(state)
+        return {name: read(state[stored], stored) for stored, name in names.items() if wanted(name)}
 
 
-def check_torch_file(path: Path) -> None:
-    """Whether a file of `torch.save` is as torch wrote it, which `torch.load` does not ask.
+def read_torch_object(path: Path, make: Callable[[Array], Any] = lambda array: array) -> Any:
+    """Return a file's whole content: its dicts, lists and tuples, with their tensors read.
+
+    Args:
+        make: what to put in a tensor's place, from its numbers; bfloat16 comes as float32.
 
     Raises:
-        TorchFileError: members are damaged, or compressed, as torch leaves none: they may become
-            any size.
+        TorchFileError: not a file of `torch.save`, or one that holds more than data.
+        OSError: the file cannot be read.
     """
-    if not zipfile.is_zipfile(path):  # of torch before 1.6
-        return
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise TorchFileError(f"its {member.filename} is compressed")
-        if damaged := archive.testzip():
-            raise TorchFileError(f"its {damaged} is damaged")
+    with _opened(path) as (content, read):
+        return _Converter(read, make).convert(content)
+
+
+def from_bfloat16(halves: Array) -> Array:
+    """Return float32 numbers of bfloat16 ones, uint16 here, which are their upper halves."""
+    words = halves.reshape(-1).astype("<u4") << np.uint32(16)
+    return words.view("<f4").reshape(halves.shape)
+
+
+_ReadStorage = Callable[[Storage], Array]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, _TensorReader]]:
+    """Yield the content, and what reads its tensors while the file is open.
+
+    Whatever a mangled file makes the code of this module raise becomes a `TorchFileError`.
+    """
+    try:
+        with path.open("rb") as file, contextlib.ExitStack() as stack:
+            is_zip = file.read(2) == b"PK"
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            content, read = (
+                _open_zip(stack.enter_context(zipfile.ZipFile(file)))
+                if is_zip
+                else _open_legacy(_Bounded(file, size))
+            )
+            yield content, _TensorReader(read, size)
+    except (TorchFileError, MemoryError):
+        raise
+    except Exception as error:
+        # zipfile takes a disk's error at the end of the file for a file that is no zip file
+        for cause in (error, error.__context__):
+            # EINVAL is of a place that the file itself names and does not have
+            if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
+                raise cause from None
+        text = str(error) if isinstance(error, zipfile.BadZipFile) else repr(error)
+        raise TorchFileError(f"it is cut short or damaged ({text}): fetch it again") from None
+
+
+# ------------------------------------------------------------------------------ two formats
+
+
+def _open_zip(archive: zipfile.ZipFile) -> tuple[Any, _ReadStorage]:
+    """Open the format of torch 1.6 and later: a pickle, and a member for each storage."""
+    names = archive.namelist()
+    pickles = [name for name in names if name.endswith("/data.pkl")]
+    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+        raise TorchFileError(
+            "it is TorchScript, a program that is not run by this one: give OpenAI's weights by "
+            "their tag (openai), and save others, if you trust them, by "
+            "torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), 'model.pt')"
+        )
+    if len(pickles) != 1:
+        held = ", ".join(names[:3]) or "nothing"
+        raise TorchFileError(
+            f"it is a zip file without torch's data.pkl (it holds {held}): give a file of "
+            "torch.save or .safetensors"
+        )
+    folder = pickles[0].removesuffix("data.pkl")
+    order = f"{folder}byteorder"
+    if order in names and _stored(archive, order) != b"little":
+        raise TorchFileError("its numbers are not little-endian: save it on another machine")
+    content, _ = interpret(io.BytesIO(_stored(archive, pickles[0])))
+    return content, lambda storage: np.frombuffer(
+        _stored(archive, f"{folder}data/{storage.key}"), _dtype(storage)
+    )
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A member, which torch does not compress: it is no longer than the file."""
+    """Return a member, which torch does not compress: it is no longer than the file."""
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise TorchFileError(f"its {name} is compressed, and torch compresses nothing")
     return archive.read(name)
 
 
-def _interpret(program: bytes) -> Any:
-    """The object that a state dict's pickle describes: dicts, tuples, `_Tensor`s and no more."""
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
-    marks: list[int] = []  # where they are in the stack
+class _Bounded:
+    """A file that is never asked for more than it has: damaged pickles name any length."""
 
-    def pop_to_mark() -> list[Any]:
-        start = marks.pop()
-        if stack[start] is not _MARK:
-            raise TorchFileError("its pickle takes apart what it has not put together")
-        items = stack[start + 1 :]
-        del stack[start:]
-        return items
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self.file, self.size = file, size
+        self.readline, self.tell = file.readline, file.tell
 
-    for opcode, value, _ in pickletools.genops(program):
-        name, argument = opcode.name, cast("Any", value)
-        if name in ("PROTO", "FRAME"):
-            continue
-        elif name == "STOP":
-            return stack.pop()
-        elif name == "MARK":
-            marks.append(len(stack))
-            stack.append(_MARK)
-        elif name in ("EMPTY_DICT", "EMPTY_TUPLE", "EMPTY_LIST"):
-            stack.append({"EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_LIST": list}[name]())
-        elif name in ("NONE", "NEWTRUE", "NEWFALSE"):
-            stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
-        elif name == "GLOBAL":
-            stack.append(_Global(argument))
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name == "TUPLE":
-            stack.append(tuple(pop_to_mark()))
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            size = int(name[-1])
-            stack[-size:] = [tuple(stack[-size:])]
-        elif name == "BINPERSID":
-            kind, storage, key, *_ = stack.pop()
-            if kind != "storage" or storage.name.split()[-1] not in _DTYPES:
-                raise TorchFileError(f"it holds a {storage.name}, which this reader does not know")
-            if not isinstance(key, str):
-                raise TorchFileError("it holds a storage without a name")
-            stack.append(_Storage(_DTYPES[storage.name.split()[-1]], key))
-        elif name == "REDUCE":
-            arguments = stack.pop()
-            stack.append(_build(stack.pop(), arguments))
-        elif name == "BUILD":
-            stack.pop()  # a state dict's `_metadata`
-        elif name == "SETITEM":
-            value, key = stack.pop(), stack.pop()
-            stack[-1][_name(key)] = value
-        elif name == "SETITEMS":
-            items = pop_to_mark()
-            stack[-1].update(zip(map(_name, items[::2]), items[1::2], strict=True))
-        elif name in ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"):
-            stack.append(argument)
-        else:
-            raise TorchFileError(f"it holds more than tensors (pickle opcode {name})")
-    raise TorchFileError("its pickle has no end")
+    def read(self, size: int) -> bytes:
+        return self.file.read(min(size, self.size - self.tell()))
+
+    def skip(self, size: int) -> None:
+        if self.tell() + size > self.size:
+            raise TorchFileError("it is cut short: fetch it again")
+        self.file.seek(size, io.SEEK_CUR)
 
 
-def _name(key: Any) -> str | int:
-    """A key; others may be tuples of tuples of tuples, whose hash takes for ever."""
-    if not isinstance(key, str | int):
-        raise TorchFileError("it holds a dict with keys that are neither text nor numbers")
-    return key
+def _open_legacy(stream: Any) -> tuple[Any, _ReadStorage]:
+    """Open the format before torch 1.6: five pickles, then the storages one after another."""
+    if interpret(stream)[0] != _MAGIC or interpret(stream)[0] != _PROTOCOL:
+        raise TorchFileError(f"it is a pickle, but not of torch.save: {SAVE_THE_STATE_DICT}")
+    if not interpret(stream)[0].get("little_endian"):
+        raise TorchFileError("its numbers are not little-endian: save it on another machine")
+    content, storages = interpret(stream)
+    keys, _ = interpret(stream)
+    extents: dict[str, tuple[int, int]] = {}  # start and bytes
+    for key in keys:
+        size = int.from_bytes(stream.read(8), "little") * _item_size(storages[key])
+        extents[key] = stream.tell(), size
+        stream.skip(size)
+
+    def read(storage: Storage) -> Array:
+        start, size = extents[storage.key]
+        stream.file.seek(start)
+        return np.frombuffer(stream.read(size), _dtype(storage))
+
+    return content, read
 
 
-def _build(function: _Global, arguments: Any) -> Any:
-    if function.name == "collections OrderedDict" and not arguments:
-        return {}
-    if function.name != "torch._utils _rebuild_tensor_v2":
-        raise TorchFileError(f"it would call {function.name.replace(' ', '.')}")
-    storage, offset, shape, strides, *_ = arguments
-    return _Tensor(storage, offset, shape, strides)
+def _dtype(storage: Storage) -> str:
+    if storage.dtype not in _DTYPES:
+        raise TorchFileError(f"it holds tensors of {storage.dtype}: save them as float32")
+    return _DTYPES[storage.dtype]
 
 
-def _read(tensor: _Tensor, archive: zipfile.ZipFile, folder: str) -> NDArray[Any]:
-    storage, offset, shape, strides = tensor
-    if len(shape) > _DIMENSIONS:
-        raise TorchFileError(f"a tensor has {len(shape)} dimensions")
-    if not all(type(number) is int for number in (offset, *shape, *strides)):
-        raise TorchFileError("a tensor has sizes that are no numbers")
-    values = np.frombuffer(_stored(archive, f"{folder}data/{storage.key}"), storage.dtype)
-    last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
-    if (
-        any(number < 0 for number in (offset, *shape, *strides))
-        or last >= max(len(values), 1)
-        or math.prod(shape) > len(values)
-    ):
-        raise TorchFileError("a tensor reaches beyond its storage")
-    strides = tuple(stride * values.itemsize for stride in strides)
-    return np.lib.stride_tricks.as_strided(values[offset:], shape, strides).copy()
+def _item_size(storage: Storage) -> int:
+    """Return the bytes of a number, also of those that are not read."""
+    if storage.dtype in _DTYPES:
+        return np.dtype(_DTYPES[storage.dtype]).itemsize
+    return {"complex64": 8, "complex128": 16, "qint32": 4}.get(storage.dtype, 1)
+
+
+class _TensorReader:
+    """Reads tensors of an open file."""
+
+    def __init__(self, read_storage: _ReadStorage, size: int) -> None:
+        # tensors that share a storage mostly follow one another
+        self._read_storage = functools.lru_cache(maxsize=1)(read_storage)
+        self._bytes_left = _REPEATS * size
+        self._done: dict[StoredTensor, Array] = {}  # tied weights are one tensor
+
+    def __call__(self, tensor: StoredTensor | NoPlainTensor, name: str) -> Array:
+        """Return the numbers of the tensor of this name, in C order."""
+        if isinstance(tensor, NoPlainTensor):
+            raise TorchFileError(f"its {name} is {tensor.kind}: save it as a dense float32 tensor")
+        if len(tensor.shape) > _DIMENSIONS:
+            raise TorchFileError(f"its {name} has {len(tensor.shape)} dimensions")
+        sizes = (tensor.offset, *tensor.shape, *tensor.strides)
+        if not all(type(size) is int for size in sizes):
+            raise TorchFileError(f"its {name} has sizes that are no numbers")
+        if tensor not in self._done:
+            self._done[tensor] = self._read(tensor, name)
+        return self._done[tensor]
+
+    def _read(self, tensor: StoredTensor, name: str) -> Array:
+        storage, offset, shape, strides = tensor
+        values = self._read_storage(storage)
+        last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+        if (
+            any(size < 0 for size in (offset, *shape, *strides))
+            or last >= max(len(values), 1)
+            or math.prod(shape) > len(values)
+        ):
+            raise TorchFileError(f"its {name} reaches beyond its storage")
+        self._bytes_left -= math.prod(shape) * values.itemsize
+        if self._bytes_left < 0:
+            raise TorchFileError("its tensors repeat its numbers over and over")
+        strides = tuple(stride * values.itemsize for stride in strides)
+        array = np.lib.stride_tricks.as_strided(values[offset:], shape, strides).copy()
+        return from_bfloat16(array) if storage.dtype == "bfloat16" else array
+
+
+class _Converter:
+    """Puts arrays in the place of tensors; an object that is there twice is converted once."""
+
+    def __init__(self, read: _TensorReader, make: Callable[[Array], Any]) -> None:
+        self._read, self._make = read, make
+        self._done: dict[int, Any] = {}
+
+    def convert(self, value: Any, name: str = "") -> Any:
+        """Return the object with its tensors read; `name` is its key, for messages."""
+        if isinstance(value, StoredTensor | NoPlainTensor):
+            return self._make(self._read(value, name or "tensor"))
+        if isinstance(value, Storage) or not isinstance(value, dict | list | tuple):
+            return value
+        if id(value) not in self._done:
+            if isinstance(value, dict):
+                made: dict[Any, Any] = {}
+                self._done[id(value)] = made
+                made.update((k, self.convert(v, str(k))) for k, v in value.items())
+            elif isinstance(value, list):
+                items: list[Any] = []
+                self._done[id(value)] = items
+                items.extend(self.convert(item, name) for item in value)
+            else:
+                self._done[id(value)] = tuple(self.convert(item, name) for item in value)
+        return self._done[id(value)]

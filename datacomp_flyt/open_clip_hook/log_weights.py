@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import open_file_or_folder
 from datacomp_flyt.pool.pool import union_of_uids
 from datacomp_flyt.pool.score_table import ScoreTable
+from datacomp_flyt.pool.score_values import to_float32
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import decode_uids, format_uid
 
@@ -170,9 +172,8 @@ def read_scores(path: str | Path, column: str | None, missing: float | None) -> 
     if missing is not None and not np.isfinite(missing):
         raise InputError(f"--missing_value is {missing}, wanted a score: a finite number")
     high, low, scores = _read(str(path), "--scores", column)
-    return TableWeights(
-        high, low, scores.astype(np.float32, copy=False), missing, f"--scores {path}"
-    )
+    name = f"--scores {path}"
+    return TableWeights(high, low, to_float32(scores, name), missing, name)
 
 
 def _read(
@@ -181,7 +182,9 @@ def _read(
     """uids, sorted, and their numbers [M]."""
     shards = open_file_or_folder(path, flag, default_num_workers())
     table = ScoreTable(shards, f"{flag} {path}")
-    column = _column(table, column, f"{flag} {path}")
+    column = _column(table, column)
+    if os.environ.get("RANK", "0") == "0":
+        print(table.describe(column, column))
     shards = [shard for shard in shards if column in shard.types]
     pool = union_of_uids(shards, f"{flag} {path}", default_num_workers())
     (values,) = table.read(
@@ -197,14 +200,14 @@ def _read(
     return pool.high, pool.low, values
 
 
-def _column(table: ScoreTable, column: str | None, name: str) -> str:
-    """The column asked for, or the only one."""
+def _column(table: ScoreTable, column: str | None) -> str:
+    """The column asked for, or the only one of numbers."""
     if column is None and len(table.columns) == 1:
         return table.columns[0]
-    if column is None or column not in table.columns:
+    if column is None or column not in table:
         asked = "several columns" if column is None else f"no column {column!r}"
         raise InputError(
-            f"{name} has {asked if table.columns else 'no column of numbers'} (it has "
+            f"{table.name} has {asked if table.columns else 'no column of numbers'} (it has "
             f"{', '.join(table.columns) or 'none'}): name one with --column"
         )
     return column

@@ -15,6 +15,7 @@ import torch
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.hook import Hook
+from datacomp_flyt.open_clip_hook.portable_checkpoints import portable_checkpoints
 from datacomp_flyt.open_clip_hook.trainer import PACKAGES
 
 
@@ -27,10 +28,11 @@ def run_script(words: Sequence[str], hook: Hook) -> None:
     """
     accept_numpy_scalars()
     try:
-        if words[0] == "-m":
-            _run_module(words[1:], hook)
-        else:
-            _run_file(words, hook)
+        with portable_checkpoints():
+            if words[0] == "-m":
+                _run_module(words[1:], hook)
+            else:
+                _run_file(words, hook)
     except SystemExit as end:
         if end.code not in (None, 0):
             raise

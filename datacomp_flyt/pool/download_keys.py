@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.pool.arrow_types import plain_array, plain_column
 from datacomp_flyt.pool.open_file import readable
 from datacomp_flyt.pool.parquet import KEY, is_text
 from datacomp_flyt.pool.tar_uids import table_beside
@@ -98,11 +99,12 @@ def _read(path: str) -> tuple[NDArray[np.void], NDArray[np.void]]:
         if missing:
             raise InputError(f"{path} has no column {missing[0]!r}: {_WAY_OUT}")
         table = file.read([KEY, "uid"])
-        table = table.filter(pc.and_(pc.is_valid(table[KEY]), pc.is_valid(table["uid"])))
+        column = plain_column(table["uid"])
+        valid = pc.is_valid(column)
         packed = [_packed(keys) for keys in table[KEY].chunks]
-        keys = np.concatenate([np.empty(0, UID_DTYPE), *packed])
+        keys = np.concatenate([np.empty(0, UID_DTYPE), *packed])[np.asarray(valid, np.bool_)]
         try:
-            uids = decode_uids(table["uid"])
+            uids = decode_uids(column.filter(valid))
         except InvalidUid as error:
             raise InputError(f"{path} has uid {error.value!r}: {_WAY_OUT}") from None
         usable = keys["f0"] != 0
@@ -117,7 +119,7 @@ def _packed(keys: pa.Array) -> NDArray[np.void]:
     packed = np.zeros(len(keys), UID_DTYPE)
     if not is_text(keys.type) or not len(keys):
         return packed
-    text = pc.fill_null(keys.cast(pa.large_string()), "")
+    text = pc.fill_null(plain_array(keys).cast(pa.large_string()), "")
     text = pc.if_else(pc.less_equal(pc.binary_length(text), _LONGEST), text, "")
     padded = pc.ascii_rpad(text, width=_LONGEST, padding="\0")
     words = np.frombuffer(padded.buffers()[2], ">u8", 2 * len(text))

@@ -139,7 +139,9 @@ def _open_array(shard: ParquetShard, name: str, stack: contextlib.ExitStack) -> 
                 "which DataComp's download_upstream.py fetches with --download_npz"
             )
         archive = stack.enter_context(
-            zipfile.ZipFile(stack.enter_context(open_file(shard.fs, path)))
+            zipfile.ZipFile(
+                stack.enter_context(open_file(shard.fs, path, shard.versions.get(path)))
+            )
         )
         if f"{name}.npy" not in archive.namelist():
             there = ", ".join(other.removesuffix(".npy") for other in archive.namelist())

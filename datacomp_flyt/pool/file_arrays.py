@@ -22,6 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.npy_header import read_npy_header
+from datacomp_flyt.pool.output_files import create_temporary
 
 _BLOCK = 1 << 20
 _BITS = 16  # of a histogram
@@ -33,16 +34,18 @@ def open_array(path: Path, length: int, dtype: DTypeLike) -> NDArray[Any]:
     Raises:
         InputError: the disk is full, or the place cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}")
+    unfinished = None
     try:
-        np.lib.format.open_memmap(unfinished, "w+", np.dtype(dtype), (length,))
-        with unfinished.open("r+b") as file:
-            _reserve(file.fileno(), unfinished.stat().st_size)
+        handle, unfinished = create_temporary(path)
+        with os.fdopen(handle, "r+b"):
+            np.lib.format.open_memmap(unfinished, "w+", np.dtype(dtype), (length,))
+            _reserve(handle, os.fstat(handle).st_size)
         os.replace(unfinished, path)
         array: NDArray[Any] = np.lib.format.open_memmap(path, "r+")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
+        if unfinished is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
     return array
 
@@ -94,7 +97,7 @@ def beside(array: NDArray[Any], dtype: DTypeLike, length: int | None = None) -> 
     if folder is None or not length:
         return np.zeros(length, dtype)
     try:
-        handle, name = tempfile.mkstemp(dir=folder, prefix=".array.")
+        handle, name = create_temporary(folder / "array")
         try:
             _reserve(handle, length * np.dtype(dtype).itemsize)
             found = np.memmap(name, dtype, "r+", shape=(length,))

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import check_npz, in_pool
+from datacomp_flyt.pool.score_values import to_floats
 from datacomp_flyt.pool.uid_slices import Rows
 
 
@@ -57,19 +58,21 @@ class Group:
         """All rows but those that are left out, some at a time.
 
         Raises:
-            InputError: a value is not 32 hexadecimal characters, a file is damaged, or an npz has
-                another number of rows than its parquet.
+            InputError: a value is no uid, or a number that no float64 equals; a file is damaged; or
+                an npz has another number of rows than its parquet.
         """
         for shard in self.shards:
             if self.is_pool:
                 check_npz(shard)
+            row = 0
             for uids, batch, there in self._rows(shard):
                 values = {
-                    name: batch.column(1 + number).to_numpy(zero_copy_only=False).astype(dtype)
-                    for number, (name, dtype) in enumerate(self.columns.items())
+                    name: to_floats(batch.column(1 + n), dtype, shard.path, name, row).copy()
+                    for n, (name, dtype) in enumerate(self.columns.items())
                 }
                 rows = Rows(uids["f0"].copy(), uids["f1"].copy(), values)
                 yield rows if there is None else rows.take(np.flatnonzero(there))
+                row += len(batch)
 
     def _rows(
         self, shard: ParquetShard

@@ -22,10 +22,8 @@ from datacomp_flyt.pool.listing import (
     list_local,
     say_passed_over,
 )
-from datacomp_flyt.pool.open_file import first_line
-
-Version = tuple[int, str]
-"""Of a file: bytes, and what else changes with it where its filesystem knows of that."""
+from datacomp_flyt.pool.open_file import Version as Version
+from datacomp_flyt.pool.open_file import first_line, has_changed, is_same, local_version
 
 _MARKS = ("etag", "ETag", "mtime", "LastModified", "updated", "last_modified", "created")
 _MANY = 100  # files whose folders are listed rather than that each is asked for
@@ -76,7 +74,7 @@ def list_folder(
 
     folder, passed_over = patient(list_)(directory)
     if needed and not any(has_ending(path, needed) for path in folder.versions):
-        other = f" (passed over: {passed_over})" if passed_over else ""
+        other = f" (passed over {passed_over})" if passed_over else ""
         raise InputError(
             f"{flag} {directory} holds no {' or '.join(needed)} file{other}: give the folder that "
             "does"
@@ -121,11 +119,11 @@ def version_of(fs: Any, path: str, info: Mapping[str, Any] | None = None) -> Ver
         OSError: it is not there.
     """
     if isinstance(fs, LocalFileSystem):
-        stat = os.stat(path)
-        return stat.st_size, str(stat.st_mtime_ns)
+        return local_version(os.stat(path))
     if info is None or info.get("size") is None:
         info = fs.info(path)
-    return int(info["size"] or 0), next((_said(info[n]) for n in _MARKS if info.get(n)), "")
+    mark = next((_said(info[n]) for n in _MARKS if info.get(n)), "")
+    return Version(int(info["size"] or 0), mark)
 
 
 def _said(mark: Any) -> str:
@@ -152,17 +150,14 @@ def check_unchanged(fs: Any, versions: Mapping[str, Version]) -> None:
     def check(path: str) -> None:
         try:
             with _asked(path):
-                same = version_of(fs, path) == versions[path]
+                same = is_same(path, version_of(fs, path), versions[path])
         except FileNotFoundError as error:
             raise InputError(
                 f"{path} was there when this run began to read and cannot be found any more "
                 f"({first_line(error)}): nothing may change what a run reads, so run it again"
             ) from None
         if not same:
-            raise InputError(
-                f"{path} has changed since this run began to read: nothing may change what a run "
-                "reads, so run it again"
-            )
+            raise has_changed(path)
 
     fs.invalidate_cache()
     if len(versions) > _MANY and not isinstance(fs, LocalFileSystem):

@@ -21,13 +21,14 @@ from datacomp_flyt.errors import InputError
 HIDDEN = "hidden or named _..."
 NOT_REGULAR = "not a regular file"
 OTHER_ENDING = "with more after the ending"
+DANGLING = "a link that leads nowhere"
 LISTED_BEFORE = "a link to a folder that is listed anyway"
 SUB_FOLDER = "a sub-folder, which is not looked into"
 
 _ADDRESS = re.compile(r"(?:\w+::)*[A-Za-z][\w+.-]*://")
 _LOCAL = ("file://", "local://")
-# notes and locks of this program, which every folder that it writes may hold
-_OURS = re.compile(r"[._]settings\.json|\..*lock")
+# notes, locks and temporary files of this program, which every folder that it writes may hold
+_OURS = re.compile(r"_settings\.json|_passes|\..*lock|\..*\.datacomp_flyt\.tmp", re.DOTALL)
 
 
 def local_path(where: str) -> str | None:
@@ -49,7 +50,7 @@ def find_place(where: str) -> tuple[Any, str]:
     """The filesystem of a path or address, and the path there, absolute where it is local."""
     local = local_path(where)
     if local is not None:
-        return LocalFileSystem(), os.path.abspath(local)
+        return LocalFileSystem(), os.path.abspath(local) if local else local
     fs, root = fsspec.core.url_to_fs(where)
     return fs, str(root)
 
@@ -81,10 +82,10 @@ class PassedOver:
 
     def __str__(self) -> str:
         text = ", ".join(
-            f"{count:,} {reason} (such as {self._examples[reason]})"
+            f"{reason} ({count:,}, such as {self._examples[reason]})"
             for reason, count in self._counts.items()
         )
-        return text if text.isprintable() else repr(text)[1:-1]
+        return f"{sum(self._counts.values()):,}: {text}"
 
     def keeps(self, name: str, endings: tuple[str, ...]) -> bool:
         """Whether a file of this name is data; where it only looks so, it is counted."""
@@ -106,8 +107,8 @@ def list_local(
 
     Raises:
         OSError: a folder cannot be listed.
-        InputError: a link that leads nowhere, or a folder named like a file where sub-folders are
-            not looked into. A link to an npz is left to who reads that.
+        InputError: a link that leads nowhere and is named like data, but for an npz, which who
+            reads it will miss; or a folder named like a file where sub-folders are not looked into.
     """
     found: list[str] = []
     visited: set[tuple[int, int]] = set()
@@ -122,15 +123,15 @@ def list_local(
         for entry in _entries(folder):
             mode = _mode(entry, endings)
             if mode is None:
-                continue
-            if not stat.S_ISDIR(mode):
+                passed_over.add(DANGLING, entry.name)
+            elif not stat.S_ISDIR(mode):
                 if passed_over.keeps(entry.name, endings):
                     if stat.S_ISREG(mode):
                         found.append(entry.path)
                     else:
                         passed_over.add(NOT_REGULAR, entry.name)
             elif entry.name.startswith((".", "_")):
-                passed_over.add(HIDDEN, entry.name)
+                passed_over.keeps(entry.name, endings)
             elif recursive:
                 (links if entry.is_symlink() else folders).append(entry.path)
             else:
@@ -144,16 +145,18 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _mode(entry: os.DirEntry[str], endings: tuple[str, ...]) -> int | None:
-    """What kind of file it is, or its link leads to; None where that matters to nobody."""
+    """What kind of file it is, or its link leads to; None where that is nowhere."""
     try:
+        if entry.is_file(follow_symlinks=False):  # known from the listing, without a question each
+            return stat.S_IFREG
         return entry.stat().st_mode
     except OSError as error:
         if not entry.is_symlink():
             raise
-        if not has_ending(entry.name, endings) or has_ending(entry.name, ".npz"):
-            return None
         if entry.name.startswith((".", "_")):
             return stat.S_IFLNK
+        if not has_ending(entry.name, endings) or has_ending(entry.name, ".npz"):
+            return None
         raise InputError(
             f"{entry.path} is a link to {os.readlink(entry.path)}, which cannot be reached "
             f"({error.strerror}): mend the link or remove it"

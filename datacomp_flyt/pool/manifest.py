@@ -24,7 +24,7 @@ from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError, unreadable
 from datacomp_flyt.pool.folders import Folder, Version, check_unchanged, list_folder
 from datacomp_flyt.pool.listing import has_ending
-from datacomp_flyt.pool.open_file import open_file
+from datacomp_flyt.pool.open_file import is_same, open_file
 from datacomp_flyt.pool.subset import atomic_write
 
 FORMAT = "datacomp_flyt manifest 1"
@@ -77,7 +77,7 @@ def hash_folder(directory: str, flag: str, journal: Path, num_workers: int) -> d
 
             def read(path: str) -> tuple[str, File]:
                 name, version = folder.name(path), folder.versions[path]
-                if (found := known.get(path)) and found[0] == version:
+                if (found := known.get(path)) and is_same(path, found[0], version):
                     return name, found[1]
                 file = _hash(folder, path, version)
                 with lock:
@@ -159,7 +159,7 @@ def check_against(path: str, directory: str, flag: str) -> None:
         folder.name(path): File(size, manifest[name].sha256, manifest[name].rows)
         if (name := folder.name(path)) in manifest
         else File(size, "", None)
-        for path, (size, _) in folder.versions.items()
+        for path, (size, *_) in folder.versions.items()
     }
     refuse_differences(differences(manifest, found), path, directory, flag)
 
@@ -192,7 +192,7 @@ def refuse_differences(
 def _hash(folder: Folder, path: str, version: Version) -> File:
     try:
         digest, size = hashlib.sha256(), 0
-        with open_file(folder.fs, path) as file:
+        with open_file(folder.fs, path, version) as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
                 size += len(block)
@@ -200,26 +200,31 @@ def _hash(folder: Folder, path: str, version: Version) -> File:
             if has_ending(path, ".parquet"):
                 file.seek(0)
                 rows = int(pq.ParquetFile(file).metadata.num_rows)
+    except InputError:
+        raise
     except Exception as error:  # Arrow and filesystems raise a dozen kinds
         sentence = f"{path} cannot be read ({error}): download or write it again"
         raise unreadable(sentence, error) from None
     check_unchanged(folder.fs, {path: version})
-    if size != version[0]:
-        raise InputError(f"{path} gave {size:,} of its {version[0]:,} bytes: run this again")
+    if size != version.size:
+        raise InputError(f"{path} gave {size:,} of its {version.size:,} bytes: run this again")
     return File(size, digest.hexdigest(), rows)
 
 
 def _read_journal(path: Path) -> dict[str, tuple[Version, File]]:
-    """What an earlier command noted, by path, less a last line that it did not end."""
+    """What an earlier command noted, by path, less a last line that it did not end.
+
+    Notes of older releases lack the inode, so what they say is read again.
+    """
     known: dict[str, tuple[Version, File]] = {}
     if not path.exists():
         return known
     for line in path.read_bytes().split(b"\n"):
         try:
-            of, (size, mark), entry = json.loads(line)
+            of, (size, mark, changed, inode), entry = json.loads(line)
             file = _file(entry)
             if file.size == size:
-                known[of] = ((size, str(mark)), file)
+                known[of] = (Version(size, str(mark), changed, inode), file)
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
     return known

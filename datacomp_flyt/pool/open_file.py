@@ -8,21 +8,88 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 
-from datacomp_flyt.errors import InputError, ReadError, unreadable
+from datacomp_flyt.errors import ChangedError, InputError, ReadError, unreadable
+
+# of filesystems that may give a file another inode number while it stays the same file
+_RENUMBERING = ("fuse", "cifs", "smb3", "9p", "vfat", "exfat", "msdos", "ntfs")
 
 
-def open_file(fs: Any, path: str) -> io.BufferedIOBase:
+class Version(NamedTuple):
+    """The version of a file.
+
+    Attributes:
+        size: bytes.
+        mark: time of the last change of a local file; of others the etag, or what else their
+            filesystem says that changes with the content.
+        changed, inode: of a local file, the time of the last change of its inode, which nobody can
+            set, and the inode's number. A file of the same size and time that takes its place
+            differs in one of them. So does a copy, and a file whose permissions changed, so
+            notes that later runs compare leave both out.
+    """
+
+    size: int
+    mark: str
+    changed: int = 0
+    inode: int = 0
+
+    @property
+    def content(self) -> tuple[int, str]:
+        """The part that a copy with its time kept shares."""
+        return self.size, self.mark
+
+
+def local_version(state: os.stat_result) -> Version:
+    """The version of a local file."""
+    return Version(state.st_size, str(state.st_mtime_ns), state.st_ctime_ns, state.st_ino)
+
+
+def is_same(path: str, one: Version, other: Version) -> bool:
+    """Whether two versions of a file are the same."""
+    return one == other or (one[:3] == other[:3] and _may_renumber(path))
+
+
+def _may_renumber(path: str) -> bool:
+    with contextlib.suppress(OSError, AttributeError):  # only Linux has the list
+        device = os.stat(path).st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            mount, _, kind = line.partition(" - ")
+            if mount.split()[2] == number:
+                return kind.startswith(_RENUMBERING)
+    return False
+
+
+def has_changed(path: str) -> ChangedError:
+    """The error of a file that is not what it was when a run began."""
+    return ChangedError(
+        f"{path} has changed since this run began to read: nothing may change what a run reads, so "
+        "run it again"
+    )
+
+
+def open_file(fs: Any, path: str, version: Version | None = None) -> io.BufferedIOBase:
     """A file of which every read gives as many bytes as were asked for, up to its end.
+
+    Args:
+        version: the version that was noted. The open file itself is compared with it: by now its
+            name may mean another file.
 
     Raises:
         OSError: it cannot be opened; of a read, before its end nothing came.
+        InputError: a local file that is not of that version.
     """
-    local = isinstance(fs, LocalFileSystem)
-    return _Whole(open_local(path) if local else fs.open(path, "rb"))
+    if not isinstance(fs, LocalFileSystem):
+        return _Whole(fs.open(path, "rb"))
+    file = open_local(path)
+    if version is not None and not is_same(path, local_version(os.fstat(file.fileno())), version):
+        file.close()
+        raise has_changed(path)
+    return _Whole(file)
 
 
 def open_local(path: str) -> io.BufferedReader:

@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.arrow_types import is_kind, plain_column, value_type
 from datacomp_flyt.pool.folders import Version, check_unchanged, list_folder, version_of
 from datacomp_flyt.pool.listing import find_place, has_ending, is_folder
-from datacomp_flyt.pool.open_file import check_regular, first_line, open_file, readable
+from datacomp_flyt.pool.open_file import first_line, open_file, readable
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids
 
 if TYPE_CHECKING:  # it reads tables itself
@@ -82,8 +82,7 @@ class ParquetShard:
         """uids, as a `u8,u8` array, and some columns side by side, at most 262,144 rows at a time.
 
         Raises:
-            InputError: a value is not 32 hexadecimal characters or an unknown key, or the file is
-                damaged.
+            InputError: a value is no uid or an unknown key, or the file is damaged.
         """
         row, named = 0, "uid" if self.keys is None else KEY
         uids_of = decode_uids if self.keys is None else self.keys.uids_of
@@ -91,15 +90,13 @@ class ParquetShard:
             try:
                 uids = uids_of(batch.column(0))
             except InvalidUid as error:
-                rule = "a uid is 32 hexadecimal characters"
+                fault = error.fault
                 if self.keys is not None:
-                    rule = (
-                        f"no table beside the tars of {self.keys.name} has it, so give the tars of "
-                        "the download that was scored"
+                    fault = (
+                        f"has key {error.value!r}, which no table beside the tars of "
+                        f"{self.keys.name} has: give the tars of the download that was scored"
                     )
-                raise InputError(
-                    f"{self.path} row {row + error.row} has {named} {error.value!r}: {rule}"
-                ) from None
+                raise InputError(f"{self.path} row {row + error.row} {fault}") from None
             yield uids, batch
             row += len(batch)
 
@@ -143,7 +140,7 @@ class ParquetShard:
             InputError: the file turns out to be damaged.
         """
         row = 0
-        with readable(self.path, *_PARQUET), _open(self.fs, self.path) as file:
+        with readable(self.path, *_PARQUET), _open(self.fs, self.path, self.version()) as file:
             for column in columns:
                 if file.schema_arrow.names.count(column) > 1:
                     raise InputError(f"{self.path} has column {column!r} twice: take one out")
@@ -169,15 +166,15 @@ def succeeded(status: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
     """
     if not is_text(status.type):
         raise TypeError(f"{STATUS} of type {status.type}")
-    same = pc.fill_null(pc.equal(status.cast(pa.large_string()), SUCCESS), False)
+    plain = plain_column(pa.chunked_array([status]) if isinstance(status, pa.Array) else status)
+    same = pc.fill_null(pc.equal(plain.cast(pa.large_string()), SUCCESS), False)
     return np.asarray(same, np.bool_)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is one of the types of text, or a dictionary of text."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    view = getattr(pa.types, "is_string_view", lambda _: False)  # pyarrow 16 and later
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or view(kind)
+    """Whether values of an Arrow type are text."""
+    kinds = ("string", "large_string", "string_view")
+    return any(is_kind(name, value_type(kind)) for name in kinds)
 
 
 def open_shards(
@@ -256,7 +253,7 @@ def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetS
 def _describe(
     fs: Any, path: str, versions: Mapping[str, Version], keys: DownloadKeys | None = None
 ) -> ParquetShard:
-    with readable(path, *_PARQUET), _open(fs, path) as file:
+    with readable(path, *_PARQUET), _open(fs, path, versions[path]) as file:
         schema = file.schema_arrow
         types = dict(zip(schema.names, schema.types, strict=True))
         keys = None if "uid" in types or KEY not in types else keys
@@ -278,23 +275,10 @@ def _describe(
 
 
 @contextlib.contextmanager
-def _open(fs: Any, path: str) -> Iterator[pq.ParquetFile]:
-    if isinstance(fs, LocalFileSystem) and _is_text(path):
-        check_regular(path)
-        yield pq.ParquetFile(path)
-    else:
-        with open_file(fs, path) as handle:
-            yield pq.ParquetFile(handle)
+def _open(fs: Any, path: str, version: Version) -> Iterator[pq.ParquetFile]:
+    with open_file(fs, path, version) as handle:
+        yield pq.ParquetFile(handle)
 
 
 def _stem(path: str) -> str:
     return path[: -len(".parquet")]
-
-
-def _is_text(path: str) -> bool:
-    """Whether Arrow takes a name: a local one may hold bytes that are no UTF-8."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -227,7 +227,7 @@ def iter_uids(shard: ParquetShard) -> Iterator[NDArray[np.void]]:
     """uids of one parquet file, some rows at a time.
 
     Raises:
-        InputError: a value is not 32 hexadecimal characters.
+        InputError: a value is no uid.
     """
     for uids, _ in shard.rows_with_uids():
         yield uids
@@ -256,7 +256,8 @@ def check_npz(shard: ParquetShard) -> None:
     with readable(path, "npz", "download it again"):
         if not shard.fs.exists(path):
             return
-        with open_file(shard.fs, path) as file, zipfile.ZipFile(file) as archive:
+        version = shard.versions.get(path)
+        with open_file(shard.fs, path, version) as file, zipfile.ZipFile(file) as archive:
             for name in archive.namelist():
                 with archive.open(name) as member:
                     shape = read_npy_header(member)[0]

@@ -10,9 +10,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.join_errors import missing, not_finite, repeated
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import Pool, iter_uids
+from datacomp_flyt.pool.score_values import fits_float32, is_number, to_floats
 from datacomp_flyt.pool.uid_search import Positions, find_uids, position_dtype
 from datacomp_flyt.pool.uids import format_uid
 
@@ -38,9 +40,17 @@ class ScoreTable:
         self._shards_of: dict[str, tuple[int, ...]] = {}
         self._shards = list(shards)
         for number, shard in enumerate(shards):
-            for column, kind in shard.types.items():
-                if pa.types.is_floating(kind) or pa.types.is_integer(kind):
-                    self._shards_of[column] = (*self._shards_of.get(column, ()), number)
+            for column in shard.types:
+                self._shards_of[column] = (*self._shards_of.get(column, ()), number)
+
+    def __contains__(self, column: object) -> bool:
+        """Whether a file has a column of this name, whatever its type."""
+        return column in self._shards_of
+
+    def similar(self, name: str) -> str | None:
+        """A column whose name differs from `name` in case and punctuation only, if there is one."""
+        wanted = _letters(name)
+        return next((column for column in self._shards_of if _letters(column) == wanted), None)
 
     def files_of(self, column: str) -> tuple[ParquetShard, ...]:
         """The files that have a column."""
@@ -48,8 +58,28 @@ class ScoreTable:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the numeric columns, in order of appearance."""
-        return list(self._shards_of)
+        """Names of the columns that hold numbers in some file, in order of appearance."""
+        return [
+            column
+            for column in self._shards_of
+            if any(is_number(kind) and kind != pa.null() for kind in self._types(column))
+        ]
+
+    def describe(self, column: str, name: str) -> str:
+        """A line that says which files a column is read from; `name` is what the user calls it."""
+        number = len(self._shards_of[column])
+        return (
+            f"column {name!r} from {self.name}"
+            + (f": {column}" if column != name else "")
+            + f" ({number:,} file{'s' if number > 1 else ''})"
+        )
+
+    def dtype(self, column: str) -> np.dtype[Any]:
+        """See `column_dtype`."""
+        return column_dtype(self.files_of(column), column)
+
+    def _types(self, column: str) -> set[pa.DataType]:
+        return {shard.types[column] for shard in self.files_of(column)}
 
     def read(
         self,
@@ -66,16 +96,19 @@ class ScoreTable:
         without a score, or with a dropped one, are NaN.
 
         Args:
-            columns: names out of `columns`.
+            columns: names of columns that the table has.
             pool: whose examples to join to; rows of other examples are ignored.
             num_workers: threads.
             allow_partial: accept examples without a score.
             drop_nonfinite: accept scores that are NaN, infinite or null.
 
         Raises:
-            InputError: examples without a score or with two, non-finite scores, unreadable files.
+            InputError: columns that are no numbers, examples without a score or with two,
+                non-finite scores, unreadable files.
         """
         columns = list(columns)
+        for column in columns:
+            self.dtype(column)
         positions: dict[tuple[int, ...], list[Positions]] = {}
         for number, column in enumerate(columns):
             group = self._shards_of[column]
@@ -126,15 +159,14 @@ class ScoreTable:
         drop_nonfinite: bool,
         progress: bool,
     ) -> NDArray[np.floating]:
-        shards = [self._shards[number] for number in self._shards_of[column]]
-        dtype = column_dtype(shards, column)
+        shards, dtype = self.files_of(column), self.dtype(column)
         values: NDArray[np.floating] = np.full(length, np.nan, dtype)
 
         def place(shard: ParquetShard, positions: Positions) -> tuple[int, int]:
             """Number of non-finite scores and the row of the first."""
             row, wrong, first = 0, 0, -1
             for batch in shard.batches(column):
-                scores = batch.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+                scores = to_floats(batch, dtype, shard.path, column, row)
                 places = positions[row : row + len(batch)]
                 inside = places >= 0
                 usable = np.isfinite(scores)
@@ -167,9 +199,26 @@ class ScoreTable:
 
 
 def column_dtype(shards: Iterable[ParquetShard], column: str) -> np.dtype[Any]:
-    """float32 where all files have a column in that or less, else float64."""
-    narrow = all(shard.types[column] in (pa.float16(), pa.float32()) for shard in shards)
+    """float32 where all files have a column in that or less, else float64.
+
+    Raises:
+        InputError: the column is no number in one of the files.
+    """
+    shards = list(shards)
+    for shard in shards:
+        if not is_number(kind := shard.types[column]):
+            others = sorted({str(other.types[column]) for other in shards} - {str(kind)})
+            raise InputError(
+                f"{shard.path} has column {column!r} of type {kind}"
+                + (f" (other files: {', '.join(others)})" if others else "")
+                + ", and scores are numbers: write it as float or double, or under another name"
+            )
+    narrow = all(fits_float32(shard.types[column]) for shard in shards)
     return np.dtype(np.float32 if narrow else np.float64)
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
 
 
 def _name(pool: Pool, index: int) -> str:

@@ -67,7 +67,7 @@ class Layout:
             "groups": [
                 {
                     "columns": {name: dtype.name for name, dtype in group.columns.items()},
-                    "files": [[s.path, s.num_rows, *s.version()] for s in group.shards],
+                    "files": [[s.path, s.num_rows, *s.version().content] for s in group.shards],
                 }
                 for group in self.groups
             ],
@@ -88,8 +88,7 @@ class Layout:
                 f"--work_dir {self.folder} holds {other.name}, which is none of this command's: "
                 "name a new folder, or an empty one"
             )
-        for name in ("job.json", "array"):
-            remove_unfinished(self.folder / name)
+        remove_unfinished(self.folder)
         if not path.exists():
             with atomic_write(path) as file:
                 file.write(json.dumps(job).encode())

@@ -2,100 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
-import re
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.output_files import atomic_write as atomic_write
+from datacomp_flyt.pool.output_files import check_save_path as check_save_path
+from datacomp_flyt.pool.output_files import remove_unfinished as remove_unfinished
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 
 if TYPE_CHECKING:  # it writes files as subsets are written
     from datacomp_flyt.pool.available import Available
 
 _BLOCK = 1 << 20  # examples, or entries written, at once
-_RANDOM = "[a-z0-9_]{8}"  # that `tempfile` adds to a name
-
-
-def check_save_path(path: str | Path, flag: str) -> Path:
-    """The path as a local one whose folder exists and can be written; made where it is missing.
-
-    Raises:
-        InputError: a cloud path, a folder, or a place that cannot be written.
-    """
-    if "://" in str(path):
-        raise InputError(f"{flag} {path} is a cloud path: save to a local file and copy it")
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{flag} {path} is a folder: name the file to write")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{flag} {path}: its folder cannot be made ({error.strerror})") from None
-    try:
-        tempfile.TemporaryFile(dir=path.parent, prefix=f".{path.name}.").close()
-    except OSError as error:
-        raise InputError(
-            f"{flag} {path} cannot be written ({error.strerror}): choose another place"
-        ) from None
-    if path.exists() and not os.access(path, os.W_OK):
-        raise InputError(f"{flag} {path} is write-protected: choose another place")
-    return path
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside `path` that takes its place, whole and synced, when the block ends well.
-
-    Raises:
-        InputError: the disk is full, or the place cannot be written.
-    """
-    name = None
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-        name = None
-    except Exception as error:
-        # torch.save cannot end its file either, and raises that
-        first = error if isinstance(error, OSError | InputError) else error.__context__
-        if not isinstance(first, OSError):
-            raise
-        raise InputError(f"{path} cannot be written ({first.strerror or first})") from None
-    finally:
-        if name is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-
-
-def remove_unfinished(path: Path) -> None:
-    """Remove what killed writers of a file, or of the files of a folder, left there.
-
-    Nobody may be writing now, and nobody else's files be in the folder.
-    """
-    if path.is_dir():
-        folder, name = path, r".+\.\w+"
-    else:
-        folder, name = path.parent, re.escape(path.name)
-    for left in list(folder.glob(".*")):
-        if re.fullmatch(rf"\.{name}\.{_RANDOM}", left.name):
-            left.unlink(missing_ok=True)
 
 
 def write_subset(
@@ -130,9 +56,9 @@ def read_subset(path: str | Path) -> tuple[NDArray[np.void], NDArray[np.integer]
     Raises:
         InputError: it is no subset that the resharder would take.
     """
-    if problems := check_subset(Path(path)).problems:
+    subset = _open(path)
+    if problems := _check(subset).problems:
         raise InputError(f"{path} is no subset: it {problems[0]}")
-    subset = np.load(path, mmap_mode="r", allow_pickle=False)
     starts = np.flatnonzero(
         np.concatenate(
             [
@@ -171,10 +97,22 @@ def check_subset(
     Raises:
         InputError: the file is not there or not a .npy array.
     """
+    return _check(_open(path), pool_uids, num_samples, available)
+
+
+def _open(path: str | Path) -> NDArray[Any]:
     try:
-        subset = np.lib.format.open_memmap(path, mode="r")
+        return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # numpy's header parser raises half a dozen kinds
         raise InputError(f"{path} cannot be read as .npy ({error}): write it again") from None
+
+
+def _check(
+    subset: NDArray[Any],
+    pool_uids: NDArray[np.void] | None = None,
+    num_samples: int | None = None,
+    available: Available | None = None,
+) -> SubsetReport:
     report = SubsetReport()
     if subset.dtype != UID_DTYPE or subset.ndim != 1:
         kind = f"dtype {subset.dtype}, shape {subset.shape}"

@@ -106,7 +106,7 @@ def _files_of_pattern(where: str, flag: str) -> list[str]:
         ) from None
     kept = [shard for shard in shards if _keeps(shard, flag, passed_over)]
     if not any(os.path.exists(shard) for shard in kept):
-        other = f" (passed over: {passed_over})" if passed_over else ""
+        other = f" (passed over {passed_over})" if passed_over else ""
         raise InputError(
             f"{flag} {where} names no file that is there{other}: give a folder with .tar files, or "
             "a pattern such as {00000000..00012895}.tar"

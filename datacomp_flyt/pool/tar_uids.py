@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import needs_extra
+from datacomp_flyt.pool.arrow_types import plain_column
 from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
 from datacomp_flyt.pool.parquet import succeeded
 from datacomp_flyt.pool.uids import decode_uids
@@ -76,7 +77,7 @@ def uids_of_table(tar: str) -> TarUids | None:
         there = np.ones(len(rows), np.bool_)
         if "status" in rows.column_names:
             there = succeeded(rows["status"])
-        uids = rows["uid"].filter(pa.array(there))
+        uids = plain_column(rows["uid"]).filter(pa.array(there))
         named = uids.filter(pc.is_valid(uids))
         return TarUids(
             decode_uids(named),

@@ -1,7 +1,8 @@
 """uids: 32 hexadecimal characters <-> the `u8,u8` pairs that DataComp's resharder compares.
 
-Conversion runs on Arrow's character buffers, eight characters to a 64-bit word at a time, some
-18 times faster than `int(uid[:16], 16), int(uid[16:32], 16)` row by row.
+Columns of 16 raw bytes, as databases write UUIDs, are read too. Conversion of characters runs on
+Arrow's buffers, eight characters to a 64-bit word at a time, some 18 times faster than
+`int(uid[:16], 16), int(uid[16:32], 16)` row by row.
 """
 
 from __future__ import annotations
@@ -10,8 +11,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datacomp_flyt.pool.arrow_types import is_kind, plain_array, value_type
+
 UID_DTYPE = np.dtype("u8,u8")
 """(first 16 characters, last 16 characters) as unsigned integers; sorts as the characters do."""
+
+UID_FORM = "a uid is 32 hexadecimal characters without hyphens, or 16 bytes"
+"""The end of messages about values and columns that are not uids."""
 
 _BLOCK = 1 << 14  # uids whose words stay in a core's cache
 _ONES = 0x0101010101010101
@@ -20,28 +26,49 @@ _FOURS = 0x0000FFFF0000FFFF
 
 
 class InvalidUid(ValueError):
-    """A value that is not a uid: `row` (0-based) and `value`."""
+    """A value that is not a uid: `row` (0-based), `value`, and `kind` where its type is wrong."""
 
-    def __init__(self, row: int, value: object) -> None:
-        super().__init__(f"row {row} has uid {value!r}, not 32 hexadecimal characters")
-        self.row, self.value = row, value
+    def __init__(self, row: int, value: object, kind: pa.DataType | None = None) -> None:
+        self.row, self.value, self.kind = row, value, kind
+        super().__init__(f"row {row} {self.fault}")
+
+    @property
+    def fault(self) -> str:
+        """The end of a message that has named the row."""
+        of_type = "" if self.kind is None else f" of type {self.kind}"
+        return f"has uid {self.value!r}{of_type}: {UID_FORM}"
 
 
-def decode_uids(strings: pa.Array | pa.ChunkedArray) -> NDArray[np.void]:
-    """uids of an Arrow string column as a `u8,u8` array [n].
+def holds_uids(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type can be uids: text, or bytes of a length that fits."""
+    kind = value_type(kind)
+    if isinstance(kind, pa.BaseExtensionType):
+        return holds_uids(kind.storage_type)
+    if pa.types.is_fixed_size_binary(kind):
+        return bool(kind.byte_width in (16, 32))
+    names = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+    return any(is_kind(name, kind) for name in names)
+
+
+def decode_uids(column: pa.Array | pa.ChunkedArray) -> NDArray[np.void]:
+    """uids of an Arrow column as a `u8,u8` array [n].
+
+    Args:
+        column: of a type for which `holds_uids` holds. 16 bytes are a uid as `bytes.fromhex` makes
+            it; strings, and 32 bytes, are its hexadecimal characters.
 
     Raises:
-        InvalidUid: a value is null, not of 32 characters, or not hexadecimal; or the column does
-            not hold strings (row 0).
+        InvalidUid: a value is null, of another length, or not hexadecimal; or the column's type
+            holds no uids (row 0).
     """
-    chunks = strings.chunks if isinstance(strings, pa.ChunkedArray) else [strings]
-    uids = np.empty(len(strings), UID_DTYPE)
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    uids = np.empty(len(column), UID_DTYPE)
     row = 0
     for chunk in chunks:
         try:
             _decode_chunk(chunk, uids[row : row + len(chunk)])
         except InvalidUid as error:
-            raise InvalidUid(row + error.row, error.value) from None
+            raise InvalidUid(row + error.row, error.value, error.kind) from None
         row += len(chunk)
     return uids
 
@@ -70,25 +97,21 @@ def _value(chunk: pa.Array, row: int) -> object:
 
 
 def _decode_chunk(chunk: pa.Array, uids: NDArray[np.void]) -> None:
-    if pa.types.is_dictionary(chunk.type):
-        chunk = chunk.dictionary_decode()
-    if pa.types.is_large_string(chunk.type):
-        offset_dtype: type[np.signedinteger] = np.int64
-    elif pa.types.is_string(chunk.type):
-        offset_dtype = np.int32
-    else:
-        raise InvalidUid(0, _value(chunk, 0) if len(chunk) else None)
+    if not holds_uids(chunk.type):
+        raise InvalidUid(0, _value(chunk, 0) if len(chunk) else None, chunk.type)
     if not len(chunk):
         return
-    _, offsets_buffer, characters = chunk.buffers()
-    offsets = np.frombuffer(offsets_buffer, offset_dtype)[chunk.offset :][: len(chunk) + 1]
-    wrong = np.flatnonzero(np.diff(offsets) != 32)
+    chunk = plain_array(chunk)
+    content, width, wrong = _content(chunk)
     if chunk.null_count or len(wrong):
         nulls = np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False))
         row = int(np.concatenate([wrong, nulls]).min())
         raise InvalidUid(row, _value(chunk, row))
-    words = np.frombuffer(characters, np.uint8)[offsets[0] : offsets[-1]].view("<u8")
     halves = uids.view(np.uint64)
+    if width == 16:
+        halves[:] = content.view(">u8")
+        return
+    words = content.view("<u8")
     for start in range(0, len(chunk), _BLOCK):
         digits = words[4 * start : 4 * (start + _BLOCK)]
         values, valid = _hex_values(digits)
@@ -100,6 +123,26 @@ def _decode_chunk(chunk: pa.Array, uids: NDArray[np.void]) -> None:
             values[1::2],
             out=halves[2 * start : 2 * start + len(digits) // 2],
         )
+
+
+def _content(chunk: pa.Array) -> tuple[NDArray[np.uint8], int, NDArray[np.intp]]:
+    """The bytes of all values in a row, the wanted length of each, and the rows of another one."""
+    kind = chunk.type
+    if pa.types.is_fixed_size_binary(kind):
+        width = kind.byte_width
+        content = np.frombuffer(chunk.buffers()[1], np.uint8)
+        return content[chunk.offset * width :][: len(chunk) * width], width, np.empty(0, np.intp)
+    large = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
+    _, offsets_buffer, characters = chunk.buffers()
+    offsets = np.frombuffer(offsets_buffer, np.int64 if large else np.int32)
+    offsets = offsets[chunk.offset :][: len(chunk) + 1]
+    lengths = np.diff(offsets)
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    width = 32 if is_text or (lengths == 32).any() else 16
+    wrong = np.flatnonzero(lengths != width)
+    empty = characters is None  # of nulls and empty values alone
+    content = np.empty(0, np.uint8) if empty else np.frombuffer(characters, np.uint8)
+    return content[offsets[0] : offsets[-1]], width, wrong
 
 
 def _hex_values(words: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:

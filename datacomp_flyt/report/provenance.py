@@ -16,6 +16,7 @@ import pyarrow as pa
 from datacomp_flyt import __version__
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.open_file import open_file
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.scorers.files import file_digest
 
@@ -71,7 +72,7 @@ def hash_folder(shards: Sequence[ParquetShard], num_workers: int) -> list[InputF
         shard, size = item
         digest = hashlib.sha256()
         try:
-            with shard.fs.open(shard.path, "rb") as file:
+            with open_file(shard.fs, shard.path, shard.version()) as file:
                 if not whole:
                     file.seek(size - _TAIL)
                     footer = int.from_bytes(file.read(4), "little")

@@ -15,6 +15,7 @@ from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.mixing import load_mixing_model
 from datacomp_flyt.pool.available import read_available
 from datacomp_flyt.pool.download_keys import DownloadKeys
+from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.subset import atomic_write, check_save_path
 from datacomp_flyt.pool.uid_search import find_uids
@@ -44,6 +45,7 @@ def write_report(args: argparse.Namespace, argv: Sequence[str]) -> Path:
     """
     _check_flags(args)
     path = check_save_path(f"{args.out}/{PAGE}", "--out")
+    check_outputs([Output("--out", path.parent, (PAGE,))], vars(args))
     model = load_mixing_model(args.scoring_model) if args.scoring_model else None
     shards = open_shards(args.metadata_dir, "--metadata_dir", args.num_workers)
     keys = DownloadKeys(args.shards_dir, args.num_workers) if args.shards_dir else None

@@ -12,7 +12,6 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing import LinearMixingModel, mix
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.published import METADATA_COLUMN_OF, PUBLISHED_COLUMNS
-from datacomp_flyt.mixing.standardization import mean_and_std
 from datacomp_flyt.pool.download_keys import DownloadKeys
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.score_table import ScoreTable
@@ -40,9 +39,14 @@ class Ranking:
 
 def default_columns(shards: list[ParquetShard], tables: list[ParquetShard]) -> list[str]:
     """All columns of score tables, and the metadata's CLIP scores where these lack them."""
-    there = set(ScoreTable(tables, "").columns)
-    metadata = ScoreTable(shards, "").columns
-    there |= {name for name, column in METADATA_COLUMN_OF.items() if column in metadata}
+    table, metadata = ScoreTable(tables, ""), ScoreTable(shards, "").columns
+    # a published column of another type than numbers is refused when it is read, not passed over
+    there = {*table.columns, *(name for name in PUBLISHED_COLUMNS if name in table)}
+    there |= {
+        name
+        for name, column in METADATA_COLUMN_OF.items()
+        if column in metadata and column not in table
+    }
     if not there:
         raise InputError(
             "there is no score to report on: give --scores_dir, or --score_columns of the metadata"
@@ -71,17 +75,17 @@ def read_scores(
         InputError: a column is not there, or has no finite value, or two for an example.
     """
     places = (args.metadata_dir, args.scores_dir, args.num_workers)
-    columns = Columns(sample.pool, *places, True, True, keys)
+    columns = Columns(sample.pool, *places, True, True, keys=keys)
     otherwise = "leave it out of --score_columns"
-    names = columns.find(list(dict.fromkeys(names)), otherwise=otherwise)
-    wanted = [args.score] if args.score else []
+    names = columns.find(names, otherwise=otherwise)
+    wanted = columns.find([args.score]) if args.score else []
     left_out: tuple[str, ...] = ()
     if model is not None:
         mixed = columns.find(model.columns, allow_missing=True)
         left_out = tuple(name for name in model.columns if name not in mixed)
         wanted += mixed
         model = model.restricted_to(mixed)
-    every = columns.find(list(dict.fromkeys([*names, *wanted])), otherwise=otherwise)
+    every = list(dict.fromkeys([*names, *wanted]))
     read = dict(zip(every, columns.read(every), strict=True))
     for name, values in read.items():
         if not np.isfinite(values[sample.chosen]).any():
@@ -102,9 +106,8 @@ def _mixed(
     model: LinearMixingModel, read: dict[str, NDArray[np.floating]], sample: PoolSample
 ) -> tuple[NDArray[np.float64], LinearMixingModel]:
     """Mixed scores [n]; statistics that the model does not bring are the sample's."""
+    columns = [read[name] for name in model.columns]
     if model.standardize and (model.means is None or model.stds is None):
         # not those of all rows read: examples with pictures were asked for by uid
-        pairs = [mean_and_std(read[name][sample.chosen], name) for name in model.columns]
-        means, stds = zip(*pairs, strict=True)
-        model = replace(model, means=means, stds=stds)
-    return mix(model, (read[name] for name in model.columns))
+        _, model = mix(model, [values[sample.chosen] for values in columns])
+    return mix(model, columns)

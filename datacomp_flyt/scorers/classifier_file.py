@@ -16,11 +16,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save
 
-from datacomp_flyt.errors import InputError
-from datacomp_flyt.mixing.torch_file import TorchFileError, read_torch_file
+from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.mixing.checkpoint_file import read_checkpoint
 from datacomp_flyt.pool.subset import atomic_write
 
 LINEAR_CLASSIFIER_KEY = "datacomp_flyt linear classifier"
@@ -68,38 +66,32 @@ def load_classifier(source: str | Path, positive_class: int = 1) -> LinearModel:
             f"--classifier {source} is not a file: give IN1K-Classifier.pt, CC2M-Classifier.pt, or "
             "one that datacomp-flyt train_classifier wrote"
         )
-    arrays = None
-    if path.suffix == ".safetensors":
-        tensors, arrays = _read_safetensors(path)
-    else:
-        try:
-            tensors = read_torch_file(path)
-        except TorchFileError as error:
-            raise InputError(f"{path} cannot be read as a published classifier: {error}") from None
-    return _from_tensors(tensors, arrays, positive_class, path)
+    found = read_checkpoint(path, str(path))
+    arrays = None if found.metadata is None else _arrays(found.metadata, path)
+    return _from_tensors(found.tensors, arrays, positive_class, path)
 
 
 def save_classifier(model: LinearModel, path: Path) -> None:
     """Write a classifier, with the names of its arrays, as safetensors; whole or not at all."""
+    with needs_extra():
+        from safetensors.numpy import save
     tensors = {"weight": model.weight[None], "bias": np.array([model.bias])}
     content = save(tensors, {LINEAR_CLASSIFIER_KEY: json.dumps({"arrays": model.arrays})})
     with atomic_write(path) as file:
         file.write(content)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
+def _arrays(metadata: Mapping[str, str], path: Path) -> tuple[str, ...]:
     try:
-        with safe_open(path, framework="numpy") as file:
-            arrays = json.loads((file.metadata() or {})[LINEAR_CLASSIFIER_KEY])["arrays"]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        arrays = json.loads(metadata[LINEAR_CLASSIFIER_KEY])["arrays"]
         if (
             not isinstance(arrays, list)
             or not arrays
             or not all(isinstance(name, str) for name in arrays)
         ):
             raise TypeError(f"arrays {arrays!r}")
-        return tensors, tuple(arrays)
-    except Exception as error:  # safetensors, JSON and NumPy raise a dozen kinds
+        return tuple(arrays)
+    except Exception as error:  # JSON raises many kinds
         raise InputError(
             f"{path} is not a linear classifier of datacomp_flyt ({error!r}): give one that "
             "datacomp-flyt train_classifier wrote"

@@ -1,23 +1,21 @@
-"""CLIP models by open_clip's names or configurations, with weights from wherever they lie."""
+"""Builds CLIP models of open_clip and loads their weights from tags or checkpoint files."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 from open_clip.factory import _MODEL_CONFIGS
 from torch import Tensor, nn
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.mixing.torch_file import check_torch_file
+from datacomp_flyt.mixing.checkpoint_file import read_checkpoint
 from datacomp_flyt.pool.open_file import first_line
 
 OWN_CONFIGS = Path(__file__).parent / "model_configs"
@@ -73,7 +71,7 @@ def load_clip_model(
     given, name = name, known_name(name, model_flag)
     tag = init if init in open_clip.list_pretrained_tags_by_model(name) else None
     path = Path(init)
-    if tag is None and init != "random" and not path.is_file():
+    if tag is None and init != "random" and not path.exists():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise InputError(
             f"{init_flag} {init} is neither a file, nor 'random', nor a weights tag of {name} "
@@ -102,11 +100,9 @@ def load_clip_model(
 
 def _check_outputs(model: nn.Module, what: str) -> None:
     """Raise unless the model is two towers and a logit scale: CoCa and SigLIP have more."""
-    try:
-        outputs = model(None, None)
-    except Exception:  # such models fail in ways of their own
-        outputs = None
-    if not isinstance(outputs, tuple) or len(outputs) != 3:
+    # told by class and bias, since releases before 2.20 compute nothing without both inputs
+    plain = type(model) in (open_clip.CLIP, open_clip.CustomTextCLIP)
+    if not plain or getattr(model, "logit_bias", None) is not None:
         raise InputError(
             f"{what} is more than an image tower, a text tower and a logit scale (CoCa and SigLIP "
             "are): the weighted CLIP loss has no place for that, so give a plain CLIP model"
@@ -114,67 +110,35 @@ def _check_outputs(model: nn.Module, what: str) -> None:
 
 
 def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
-    """Tensors of a checkpoint: .safetensors, or a torch file, bare or under `state_dict`.
+    """Read the tensors of a checkpoint; see `read_checkpoint`.
 
-    Of a scoring model laid out as the published `flyt.pt`, the tensors of its feature extractor.
+    Of a scoring model laid out as the published `flyt.pt`, return those of its feature extractor.
 
     Raises:
         InputError: it cannot be read without running code that it brings along.
     """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        else:
-            check_torch_file(path)
-            with _with_numpy_scalars():
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise a dozen kinds, safetensors' own among them
-        raise InputError(
-            f"{what} cannot be read as a checkpoint of tensors ({first_line(error)})"
-        ) from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not content:
+    tensors = read_checkpoint(path, what).tensors
+    clip = {k.removeprefix(_CLIP): v for k, v in tensors.items() if k.startswith(_CLIP)}
+    if not tensors:
         raise InputError(f"{what} holds no state dict: give a checkpoint of open_clip")
-    state = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
-    for name, tensor in state.items():
-        if not _is_plain(tensor):
-            raise InputError(f"{what} is damaged: {name} is no tensor with numbers of its own")
-    clip = {k.removeprefix(_CLIP): v for k, v in state.items() if k.startswith(_CLIP)}
-    return clip or state
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether its numbers are all in the file: views may repeat one a billion times."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        return False
-    return tensor.nbytes <= tensor.untyped_storage().nbytes()
-
-
-def _with_numpy_scalars() -> AbstractContextManager[Any]:
-    """In it, files may hold NumPy scalars: the learning rate in checkpoints of open_clip 2.x."""
-    if torch.__version__ < "2.6":  # compared as versions are
-        return nullcontext()
-    kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
-    scalar: Any = np.float64(0).__reduce__()[0]
-    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    allowed: list[Any] = [*names, np.dtype, *kinds]
-    return torch.serialization.safe_globals(allowed)
+    return {name: torch.from_numpy(array) for name, array in (clip or tensors).items()}
 
 
 def _load(model: nn.Module, path: Path, what: str, name: str) -> None:
-    given = read_state_dict(path, what)
     wanted = model.state_dict()
-    # open_clip's older releases kept position ids, FLYT's trainer its downstream temperature
-    given = {k: v for k, v in given.items() if k in wanted or not k.endswith(_NOT_OF_THE_MODEL)}
+    given = _as_the_model(read_state_dict(path, what), wanted)
     wrong = [
         f"{key} is {list(given[key].shape) if key in given else 'missing'}, wanted "
         f"{list(wanted[key].shape)}"
         for key in wanted
         if key not in given or given[key].shape != wanted[key].shape
     ] + [f"{key} is not known" for key in given if key not in wanted]
+    if wrong and not any("." in key for key in given.keys() & wanted.keys()):
+        raise InputError(
+            f"{what} is not of open_clip's layout: it holds {', '.join([*given][:3])}, wanted "
+            f"{', '.join([*wanted][:3])}; give a checkpoint of open_clip, which lies beside those "
+            "of transformers as open_clip_pytorch_model.bin or open_clip_model.safetensors"
+        )
     if wrong:
         raise InputError(
             f"{what} is not a {name}: {wrong[0]} ({len(wrong)} such tensors); name its own model"
@@ -182,8 +146,35 @@ def _load(model: nn.Module, path: Path, what: str, name: str) -> None:
     model.load_state_dict(given)
 
 
-_CLIP = "clip_model."
-_NOT_OF_THE_MODEL = ("position_ids", "downstream_logit_scale")
+def _as_the_model(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give tensors the names and shapes that another release, or class, of open_clip has for them.
+
+    CustomTextCLIP keeps its text tower under `text.`, and CLIP beside the logit scale; the scale
+    has no dimension, or one of length 1; and some files hold constants beside the model.
+    """
+    if any(key.startswith(_TEXT) for key in given) and not any(k.startswith(_TEXT) for k in wanted):
+        given = {key.removeprefix(_TEXT): value for key, value in given.items()}
+    elif not any(key.startswith(_TEXT) for key in given):
+        moved = {key.removeprefix(_TEXT): key for key in wanted}
+        given = {moved.get(key, key): value for key, value in given.items()}
+    for key in _SCALARS & given.keys() & wanted.keys():
+        if given[key].numel() == 1:
+            given[key] = given[key].reshape(wanted[key].shape)
+    return {
+        key: value
+        for key, value in given.items()
+        if key in wanted or key.rpartition(".")[2] not in _NOT_OF_THE_MODEL
+    }
+
+
+_CLIP, _TEXT = "clip_model.", "text."
+_SCALARS = {"logit_scale", "logit_bias"}
+# open_clip's older releases kept position ids and the mask, FLYT's trainer its downstream
+# temperature, and OpenAI's archives what their models take
+_NOT_OF_THE_MODEL = (
+    "position_ids", "attn_mask", "downstream_logit_scale",
+    "input_resolution", "context_length", "vocab_size",
+)  # fmt: skip
 
 
 def known_name(name: str, flag: str) -> str:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.published import METADATA_COLUMN_OF
 from datacomp_flyt.pool.parquet import ParquetShard
+from datacomp_flyt.pool.score_table import column_dtype
+from datacomp_flyt.pool.score_values import to_floats
 from datacomp_flyt.scorers.flags import add_renormalize
 from datacomp_flyt.scorers.inputs import check_one_width, iter_embedding_blocks
 from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer
@@ -72,5 +74,9 @@ class ClipScore(MetadataScorer):
             raise InputError(
                 f"{shard.path} has no column {column!r}: use --source npz, or `datacomp-flyt embed`"
             )
-        parts = [batch.to_numpy(zero_copy_only=False) for batch in shard.batches(column)]
-        return np.concatenate(parts) if parts else np.empty(0)
+        dtype, row = column_dtype([shard], column), 0
+        parts = [np.empty(0, dtype)]
+        for batch in shard.batches(column):
+            parts.append(to_floats(batch, dtype, shard.path, column, row))
+            row += len(batch)
+        return np.concatenate(parts)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.mixing.torch_file import read_torch_file
+from datacomp_flyt.mixing.checkpoint_file import read_checkpoint
 from datacomp_flyt.scorers.clip_encoder import ClipEncoder, LoadedEncoder
 from datacomp_flyt.scorers.dfn import MODEL
 from datacomp_flyt.scorers.files import file_digest
@@ -130,10 +130,8 @@ def _open(source: str | None, model: str, checkpoint: str | None) -> tuple[GluHe
         )
     if checkpoint is not None:
         return head, ClipEncoder(model, checkpoint)
-    path = Path(source)
-    if path.suffix == ".safetensors" or not read_torch_file(
-        path, lambda name: name == "clip_model.logit_scale"
-    ):
+    scale = read_checkpoint(Path(source), source, lambda name: name == "clip_model.logit_scale")
+    if not scale.tensors:
         raise InputError(
             f"--scoring_model {source} is a head without the model that makes its features: name "
             "that one's weights with --checkpoint"

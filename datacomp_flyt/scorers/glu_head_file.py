@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save
 
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.mixing.checkpoint_file import read_checkpoint
 from datacomp_flyt.mixing.m_flyt import E_FLYT_KEY, MIXING_MODEL_KEY
-from datacomp_flyt.mixing.torch_file import TorchFileError, read_torch_file
 from datacomp_flyt.pool.subset import atomic_write
 from datacomp_flyt.scorers.glu_head import GluHead
 
@@ -38,13 +36,16 @@ def load_glu_head(source: str | Path) -> GluHead:
     path = Path(source)
     if not path.is_file():
         raise InputError(f"--scoring_model {source} is not a file: give a .safetensors or .pt file")
-    if path.suffix == ".safetensors":
-        return _load_safetensors(path)
-    return _load_published(path)
+    found = read_checkpoint(path, str(path), lambda name: not name.startswith("clip_model."))
+    if found.metadata is None:
+        return _from_published(found.tensors, path)
+    return _from_own(found.tensors, found.metadata, path)
 
 
 def save_glu_head(head: GluHead, path: Path) -> None:
     """Write a head, with the names of its arrays, as safetensors."""
+    with needs_extra():
+        from safetensors.numpy import save
     arrays = None if head.arrays is None else list(head.arrays)
     # one entry, since safetensors writes several in any order
     content = save(head.tensors(), {E_FLYT_KEY: json.dumps({"arrays": arrays})})
@@ -52,13 +53,10 @@ def save_glu_head(head: GluHead, path: Path) -> None:
         file.write(content)
 
 
-def _load_safetensors(path: Path) -> GluHead:
+def _from_own(tensors: dict[str, NDArray[Any]], metadata: dict[str, str], path: Path) -> GluHead:
+    if MIXING_MODEL_KEY in metadata:
+        raise _mixing_model(path)
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if MIXING_MODEL_KEY in metadata:
-            raise _mixing_model(path)
         arrays = json.loads(metadata[E_FLYT_KEY])["arrays"]
         if arrays is not None and (
             not isinstance(arrays, list)
@@ -66,9 +64,7 @@ def _load_safetensors(path: Path) -> GluHead:
             or not all(isinstance(name, str) for name in arrays)
         ):
             raise TypeError(f"arrays {arrays!r}")
-    except InputError:
-        raise
-    except Exception as error:  # safetensors, JSON and NumPy raise a dozen kinds
+    except Exception as error:  # JSON raises many kinds
         raise InputError(
             f"{path} is not a scoring head of datacomp_flyt ({error!r}): give one that was saved "
             "by FLYT training"
@@ -76,13 +72,7 @@ def _load_safetensors(path: Path) -> GluHead:
     return GluHead.from_tensors(tensors, None if arrays is None else tuple(arrays), str(path))
 
 
-def _load_published(path: Path) -> GluHead:
-    try:
-        tensors: dict[str, NDArray[Any]] = read_torch_file(
-            path, lambda name: name.startswith((_PREFIX, "layers."))
-        )
-    except TorchFileError as error:
-        raise InputError(f"{path} cannot be read as a published flyt.pt: {error}") from None
+def _from_published(tensors: dict[str, NDArray[Any]], path: Path) -> GluHead:
     head = {
         name.removeprefix(_PREFIX): tensor
         for name, tensor in tensors.items()

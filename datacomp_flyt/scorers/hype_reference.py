@@ -17,12 +17,12 @@ from pathlib import Path
 
 import open_clip
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from datacomp_flyt.errors import InputError, exit_on_input_error
-from datacomp_flyt.pool.subset import atomic_write
+from datacomp_flyt.errors import InputError, exit_on_input_error, needs_extra
+from datacomp_flyt.pool.outputs import Output, check_outputs
+from datacomp_flyt.pool.subset import atomic_write, check_save_path
 from datacomp_flyt.pool.tar_shards import list_shards
 from datacomp_flyt.scorers.hype_model import HypeModel, load_hype_model
 from datacomp_flyt.scorers.image_scorer import (
@@ -103,11 +103,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_image_arguments(parser)
     args = parser.parse_args(argv)
     with exit_on_input_error(parser.prog):
+        with needs_extra():
+            from safetensors.torch import save
         check_image_arguments(args.batch_size, args.decode_threads)
         if args.num_examples < 1:
             raise InputError(f"--num_examples {args.num_examples} is no set: give 1 or more")
         if args.out.suffix != ".safetensors":
             raise InputError(f"--out {args.out} is no .safetensors file: name it so")
+        out = check_save_path(args.out, "--out")
+        check_outputs([Output("--out", out)], vars(args))
         if args.device.startswith("cuda") and not torch.cuda.is_available():
             raise InputError(f"--device {args.device} is not there: give cpu")
         shards = list_shards(args.shards_dir, "--shards_dir")

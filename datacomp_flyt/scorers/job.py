@@ -1,9 +1,10 @@
 """Score a pool shard by shard: what is finished, what is left, and where it is kept.
 
 In `SCORES_DIR/COLUMN/`, with the scorer's first column as the name, each shard gets a parquet file
-of its own when it is finished, and `settings.json` says under which settings. Only this process
+of its own when it is finished, and `_settings.json` says under which settings. Only this process
 writes, each file whole or not at all, so a job may be killed at any moment and goes on from there.
-Between the passes of a `PoolScorer` its state is kept in `passes/`.
+Between the passes of a `PoolScorer` its state is kept in `_passes/`. Readers of the folder pass
+over both names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from datacomp_flyt.engines.engine import Engine, Make
@@ -108,7 +108,7 @@ def score_pool(
 
     state = PoolState({}, {}, final=True)
     if left and isinstance(scorer, PoolScorer):
-        passes = Passes(folder / "passes")
+        passes = Passes(folder)
         state = passes.last_state() or PoolState({}, {}, final=False)
         while not state.final:
             summarize = _Work(scorer, "summarize", state.common)
@@ -133,12 +133,12 @@ def score_pool(
     if not report.failed:
         keep.finish()
     if isinstance(scorer, PoolScorer) and not report.failed:
-        Passes(folder / "passes").remove()
+        Passes(folder).remove()
     return report
 
 
 def _usable(scored: ScoredShard) -> Usable:
-    usable: NDArray[np.bool_] = np.isfinite(scored.values).any(axis=1)
+    usable = np.atleast_1d(np.isfinite(scored.values).any(axis=1))
     return Usable(len(usable), int(np.count_nonzero(usable)), scored.counts)
 
 

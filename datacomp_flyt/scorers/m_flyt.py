@@ -85,7 +85,7 @@ class MFlyt(PoolScorer):
         model = self.model.restricted_to(
             columns.find(self.model.columns, self.allow_missing_scores)
         )
-        scores, _ = mix(model, columns.read(model.columns), num_workers)
+        scores, _ = mix(model, columns.each_time(model.columns), num_workers)
         by_shard = {
             shard_name(shard.path): {
                 "scores": np.where(positions >= 0, scores[positions], np.nan).astype(np.float32)

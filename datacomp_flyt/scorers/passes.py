@@ -1,8 +1,9 @@
-"""The passes of a pool scorer over its shards, kept on disk so that they can be gone on with."""
+"""The passes of a pool scorer over its shards, kept on disk so that a killed job can resume."""
 
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,13 +18,21 @@ from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState
 
 
 class Passes:
-    """The passes of a pool scorer on disk, the last one last: `0/NAME.npz` are what the workers
-    found out, `0.state/NAME.npz` the next state of each shard, and `0.state.npz` the common one,
-    written when all others are.
+    """The passes of a pool scorer on disk, the last one last.
+
+    `0/NAME.npz` are the summaries of the shards, `0.state/NAME.npz` the next state of each shard,
+    and `0.state.npz` the common state, written when all others are.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, scores: Path) -> None:
+        """
+        Args:
+            scores: the folder of the score column. The passes lie in `_passes/` there, which
+                readers of the column's tables ignore.
+        """
+        self._folder = scores / "_passes"
+        if (scores / "passes").is_dir() and not self._folder.exists():  # of an older release
+            os.rename(scores / "passes", self._folder)
         self._number = 0
 
     @property

@@ -1,8 +1,10 @@
-"""What a folder of results was made with: written first, and compared by every later run."""
+"""The settings that a folder of results was made with: written first, compared by later runs."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.open_file import readable
 from datacomp_flyt.pool.subset import atomic_write
 
-SETTINGS_FILE = "settings.json"
+SETTINGS_FILE = "_settings.json"
+"""Readers of a folder of parquet files (pandas, pyarrow, Spark) ignore names with a leading _."""
+
+_OLD_NAME = "settings.json"  # of older releases
 
 
 def check_settings(folder: Path, settings: dict[str, Any], way_out: str) -> None:
@@ -24,12 +29,14 @@ def check_settings(folder: Path, settings: dict[str, Any], way_out: str) -> None
     Raises:
         InputError: it was made with other settings, or holds parquet files and no settings.
     """
-    path = folder / SETTINGS_FILE
     wanted = json.loads(json.dumps(settings))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error.strerror}): {way_out}") from None
+    path = folder / SETTINGS_FILE
+    if not path.exists() and (folder / _OLD_NAME).exists():
+        path = folder / _OLD_NAME
     if not path.exists():
         if any(folder.glob("*.parquet")):
             raise InputError(
@@ -46,3 +53,6 @@ def check_settings(folder: Path, settings: dict[str, Any], way_out: str) -> None
             f"{folder} was made with {other[0]} {found.get(other[0])!r}, now it is "
             f"{wanted.get(other[0])!r}: give the same settings, {way_out}, or remove that folder"
         )
+    if path.name == _OLD_NAME:
+        with contextlib.suppress(OSError):  # the folder is of this command, and may be read-only
+            os.rename(path, folder / SETTINGS_FILE)

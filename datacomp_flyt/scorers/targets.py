@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.mixing.torch_file import check_torch_file
+from datacomp_flyt.mixing.checkpoint_file import read_content
 from datacomp_flyt.pool.embeddings import embedding_widths, npz_path
 from datacomp_flyt.pool.folders import list_folder
 from datacomp_flyt.pool.open_file import check_regular
@@ -90,16 +88,13 @@ def _read(path: Path, array: str) -> NDArray[Any]:
         if path.suffix.lower() == ".npz":
             with path.open("rb") as stored, np.load(stored, allow_pickle=False) as archive:
                 return np.asarray(archive[_pick(list(archive.files), array, path)])
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="numpy") as file:
-                return np.asarray(file.get_tensor(_pick(list(file.keys()), array, path)))
-        check_torch_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_content(path, f"--targets {path}")
         if isinstance(content, dict):
             content = content[_pick(list(content), array, path)]
-        if not isinstance(content, torch.Tensor):
-            raise TypeError(f"it holds a {type(content).__name__}")
-        return np.asarray(content.float().numpy())
+        if not isinstance(content, np.ndarray):
+            kind = getattr(content, "name", type(content).__name__)
+            raise TypeError(f"it holds a {kind}, wanted a tensor")
+        return content
     except InputError:
         raise
     except FileNotFoundError:

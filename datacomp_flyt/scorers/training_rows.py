@@ -109,12 +109,11 @@ def _describe(fs: Any, path: str, arrays: Sequence[str], flag: str) -> Embedding
     if not has_ending(path, ".npz"):
         raise InputError(f"{flag} {path} is neither .npz nor .npy: give embeddings as one of these")
     with readable(path, "npz", "write it again"):
-        rows = 0
-        with open_file(fs, path) as file, zipfile.ZipFile(file) as archive:
+        rows, version = 0, version_of(fs, path)
+        with open_file(fs, path, version) as file, zipfile.ZipFile(file) as archive:
             if f"{arrays[0]}.npy" in archive.namelist():
                 with archive.open(f"{arrays[0]}.npy") as member:
                     rows = (*read_npy_header(member)[0], 0)[0]
-        version = version_of(fs, path)
     table = path[: -len(".npz")] + ".parquet"
     shard = ParquetShard(fs, table, rows, {}, {path: version})
     width = sum(embedding_widths(shard, arrays))

@@ -12,7 +12,7 @@ from pathlib import Path
 from datacomp_flyt.errors import InputError, exit_on_input_error
 from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
 from datacomp_flyt.scorers.files import file_digest
-from datacomp_flyt.self_filtering.mix import MIX
+from datacomp_flyt.self_filtering.mix import MIX as MIX
 
 NOTE = "finished.json"
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError, exit_on_input_error
 from datacomp_flyt.mixing.columns import Columns
+from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.pool import Pool, read_pool
 from datacomp_flyt.pool.subset import check_save_path, describe_counts, read_subset, write_subset
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
@@ -171,6 +172,7 @@ def run(args: argparse.Namespace) -> None:
     """
     workers = default_num_workers()
     check_save_path(args.out / MIX, "--out")
+    check_outputs([Output("--out", args.out, (MIX, CONFIDENT))], vars(args))
     pool = read_pool(str(args.metadata_dir), workers)
     uids = pool.uids
     if args.selected is not None:

@@ -72,7 +72,7 @@ def of_status(jobs: tuple[Job, Job, Path], tmp_path_factory: pytest.TempPathFact
 def said_of(text: str) -> list[str]:
     """What is said but for places and how many rows there are in which files."""
     lines = re.sub(r"an image and |\(the pool lists .*", "", text).splitlines()
-    return [line for line in lines if not re.match("leaving out .* of|the pool lists", line)]
+    return [line for line in lines if not re.match("leaving out .* of|the pool lists|column", line)]
 
 
 @pytest.mark.parametrize(
@@ -234,6 +234,14 @@ def test_no_list(
 def test_both_flags(jobs: tuple[Job, Job, Path], tmp_path: Path) -> None:
     flags = ("--available", jobs[2], "--shards_dir", tmp_path)
     assert_refused(in_process(*jobs[0].flags(*SCS, *flags)), "leave one out")
+
+
+def test_the_list_is_no_output(jobs: tuple[Job, Job, Path], tmp_path: Path) -> None:
+    mine = tmp_path / "mine.npy"
+    mine.write_bytes(jobs[2].read_bytes())
+    flags = jobs[0].flags(*SCS, *GAPS, "--available", mine)
+    assert_refused(in_process(*flags, "--save_path", str(mine)), "--available")
+    assert mine.read_bytes() == jobs[2].read_bytes()
 
 
 def test_a_list_that_changes(jobs: tuple[Job, Job, Path], tmp_path: Path) -> None:

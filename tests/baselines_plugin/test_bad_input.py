@@ -213,7 +213,7 @@ FLAGS: dict[str, tuple[Flags, str]] = {
     "0 workers": ((*SCS, "--num_workers", 0), "--num_workers is 0"),
     "no score": (("--name", "scs", *DRAWS, *ALPHA), "--score"),
     "unknown score": (("--name", "scs", "--score", "CLIP", *DRAWS, *ALPHA), "no column 'CLIP'"),
-    "score of text": (("--name", "scs", "--score", "text", *DRAWS, *ALPHA), "no column 'text'"),
+    "score of text": (("--name", "scs", "--score", "text", *DRAWS, *ALPHA), "of type string"),
     "no model": (("--name", "m_flyt", *DRAWS, *ALPHA), "--scoring_model"),
     "missing model": (
         ("--name", "m_flyt", "--scoring_model", "no.pt", *DRAWS, *ALPHA), "no.pt is not a file"

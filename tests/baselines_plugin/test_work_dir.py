@@ -210,7 +210,8 @@ def test_another_column_in_the_same_folder(whole: Job, tmp_path: Path) -> None:
 
 
 def test_a_second_run_takes_nothing_from_the_first(whole: Job, tmp_path: Path) -> None:
-    unfinished = whole.save_path.with_name(f".{whole.save_path.name}.abcd1234")
+    ending = "0123456789abcdef.datacomp_flyt.tmp"
+    unfinished = whole.save_path.with_name(f".{whole.save_path.name}.{ending}")
     for place in (whole.save_path, tmp_path):
         unfinished.write_bytes(b"half a subset")
         with one_run(place):

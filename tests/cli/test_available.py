@@ -85,6 +85,8 @@ def test_a_mended_tar(capsys: Capture, made: Download) -> None:
         (("shards", "--save_path", "l.npy", "--num_workers", "0"), "--num_workers is 0"),
         (("shards/{0..", "--save_path", "l.npy"), "SHARDS shards/{0.."),
         (("shards/{00000000..00000009}.tar", "--save_path", "l.npy"), "6 of 10 tars"),
+        (("shards", "--save_path", "shards/00000001.tar"), "the shards"),
+        (("shards", "--save_path", "shards/other.parquet"), "the shards"),
     ],
 )
 def test_no_list(

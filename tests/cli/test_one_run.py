@@ -92,7 +92,7 @@ def test_a_shard_that_changes_gets_no_score_table(
     assert code == 2
     assert f"{second} has changed since this run began to read" in said
     folder = tmp_path / "scores" / COLUMN
-    assert sorted(path.name for path in folder.iterdir()) == [first.name, "settings.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [first.name, "_settings.json"]
     monkeypatch.setattr(ClipScore, "score_rows", real)
     assert run(capsys, *scoring(metadata, tmp_path / "scores"))[0] == 0
     assert pq.read_table(folder / second.name)["uid"].to_pylist() == turned["uid"].to_pylist()

@@ -335,7 +335,10 @@ def test_a_step_that_is_killed_has_failed(work: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_killed_steps_left_is_removed_and_no_file_of_others(work: Path) -> None:
-    left = [work / place / ".scores.parquet.a1b2c3d4" for place in ("done", "round_0/a", "round_1")]
+    left = [
+        work / place / ".scores.parquet.0123456789abcdef.datacomp_flyt.tmp"
+        for place in ("done", "round_0/a", "round_1")
+    ]
     others = [work / place / ".config.json.template" for place in ("", "round_10.old/x", "notes")]
     for path in (*left, *others):
         path.parent.mkdir(parents=True, exist_ok=True)

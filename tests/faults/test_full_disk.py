@@ -81,7 +81,7 @@ WRITERS: dict[str, tuple[str, Write]] = {
     ),
     "state of a pass": ("1.npz", lambda path: passes._save(path, {"values": VALUES})),
     "settings": (
-        "settings.json",
+        "_settings.json",
         lambda path: check_settings(path.parent, {"columns": ["x" * 20] * 2000}, "go"),
     ),
     "head": ("h.safetensors", lambda path: save_glu_head(made_head(64, 64), path)),

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from datacomp_flyt.flyt.gather import (
+from datacomp_flyt.engines.collectives import (
     gather_rows,
     rank_and_world_size,
     rows_of_rank,

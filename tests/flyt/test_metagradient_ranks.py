@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-from datacomp_flyt.flyt.gather import (
+from datacomp_flyt.engines.collectives import (
     gather_rows,
     rank_and_world_size,
     rows_of_rank,

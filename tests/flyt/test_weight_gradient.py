@@ -12,7 +12,7 @@ pytest.importorskip("open_clip")
 
 from torch import Tensor
 
-from datacomp_flyt.flyt.weighted_clip_loss import weight_gradient_along
+from datacomp_flyt.flyt.weighted_loss import weight_gradient_along
 from tests.flyt.features import DOUBLE, PARTITIONS, Inputs, assert_all_close, inputs
 from tests.oracles.flyt import naive_weighted_clip_loss
 

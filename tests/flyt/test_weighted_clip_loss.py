@@ -13,7 +13,7 @@ pytest.importorskip("open_clip")
 import torch.nn.functional as F
 from torch import Tensor
 
-from datacomp_flyt.flyt.weighted_clip_loss import (
+from datacomp_flyt.flyt.weighted_loss import (
     weight_gradient_along,
     weighted_clip_loss,
     weighted_clip_loss_of_rows,

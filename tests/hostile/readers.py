@@ -195,7 +195,7 @@ def _settings(folder: Path) -> Any:
     from datacomp_flyt.scorers.settings_file import check_settings
 
     check_settings(folder, valid.SETTINGS, "give another --out")
-    return json.loads((folder / "settings.json").read_bytes())
+    return json.loads((folder / "_settings.json").read_bytes())
 
 
 def _check_settings(result: Any) -> str | None:
@@ -300,7 +300,7 @@ READERS: dict[str, Reader] = {
     "table of a tar": Reader(valid.table, "a.parquet", "parquet", _tar_uids, _check_tar_uids),
     "page": Reader(valid.run, "round_0/diagnostics.json", "json", _page, _check_page),
     "finished": Reader(valid.run, "finished.json", "json", _final, _check_final),
-    "settings": Reader(valid.notes, "settings.json", "json", _settings, _check_settings),
+    "settings": Reader(valid.notes, "_settings.json", "json", _settings, _check_settings),
     "steps": Reader(valid.notes, "note.json", "json", _steps, _check_steps),
     "labels": Reader(valid.labels, "kinds.parquet", "parquet", _labels, _check_labels),
     "classnames": Reader(valid.tasks, "tasks/t/classnames.txt", "text", _tasks, _check_tasks),

@@ -169,7 +169,7 @@ def run(folder: Path) -> None:
 
 
 def notes(folder: Path) -> None:
-    (folder / "settings.json").write_text(json.dumps(SETTINGS))
+    (folder / "_settings.json").write_text(json.dumps(SETTINGS))
     (folder / "note.json").write_text(json.dumps({"key": "ab12", "seconds": 1.5}))
 
 

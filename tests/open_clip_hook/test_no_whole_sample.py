@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch._utils import ExceptionWrapper
 
 pytest.importorskip("open_clip")
+
+from torch._utils import ExceptionWrapper
 
 from datacomp_flyt.errors import InputError, NothingUsable, ReadError
 from datacomp_flyt.open_clip_hook import reading

@@ -78,6 +78,6 @@ class Job:
 
 
 def read(columns: Columns, names: Sequence[str]) -> Read:
-    columns.find(names)
+    columns.find(list(dict.fromkeys(names)))
     found = [(values.dtype.name, values.tobytes()) for values in columns.read(names)]
     return Read(columns.uids().tobytes(), found)

@@ -144,7 +144,8 @@ def short(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("spoil", [cut, flipped, short, lambda _: b"", lambda _: b"PK\x03\x04"])
 def test_damaged_files(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
-    made = shard(tmp_path, arrays(), compressed=False)
+    shard(tmp_path, arrays(), compressed=False)
     (tmp_path / "a.npz").write_bytes(spoil((tmp_path / "a.npz").read_bytes()))
+    (made,) = open_shards(str(tmp_path), "--metadata_dir", 1)
     message = refusal(everything, made)
     assert message.startswith(f"{tmp_path / 'a.npz'} cannot be read as npz (")

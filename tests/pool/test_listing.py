@@ -114,7 +114,7 @@ def test_links_are_followed_and_loops_end(
     (scores / "z" / "self").symlink_to(scores / "z" / "self")
     (scores / "a").symlink_to(scores / "z")  # listed anyway, under its own name
     assert names(scores) == ["c.parquet", "linked/deep/a.parquet", "z/b.parquet"]
-    assert "2 a link to a folder that is listed anyway" in capsys.readouterr().out
+    assert "a link to a folder that is listed anyway (2, such as" in capsys.readouterr().out
     assert names(scores, recursive=False) == ["c.parquet"]
     assert names(tmp_path / "scores" / "linked") == ["deep/a.parquet"]
 
@@ -161,6 +161,10 @@ def device(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
+def dangling(path: Path) -> None:
+    path.symlink_to(path.parent / "nowhere")
+
+
 def content(path: Path) -> None:
     path.write_bytes(b"not to be read")
 
@@ -183,6 +187,8 @@ def folder(path: Path) -> None:
         ("pipe.parquet", fifo, listing.NOT_REGULAR),
         ("socket.parquet", unix_socket, listing.NOT_REGULAR),
         ("device.parquet", device, listing.NOT_REGULAR),
+        ("gone", dangling, listing.DANGLING),
+        ("gone.npz", dangling, listing.DANGLING),
         ("b.parquet.gz", content, listing.OTHER_ENDING),
         ("b.parquet~", content, listing.OTHER_ENDING),
         ("b.parquet.crdownload", content, listing.OTHER_ENDING),
@@ -201,12 +207,12 @@ def test_what_is_no_data_is_said(
     make(tmp_path / name)
     assert names(tmp_path, recursive) == ["a.parquet"]
     out = capsys.readouterr().out
-    assert out == f"--scores_dir {tmp_path}: passed over 1 {reason} (such as {name})\n"
+    assert out == f"--scores_dir {tmp_path}: passed over 1: {reason} (1, such as {name})\n"
     names(tmp_path, recursive)
     assert capsys.readouterr().out == ""  # it is said once
     (tmp_path / "a.parquet").unlink()
     said = refusal(open_shards, str(tmp_path), "--scores_dir", 1, recursive)
-    assert "holds no .parquet file (passed over: 1 " in said
+    assert "holds no .parquet file (passed over 1: " in said
     assert name in said
 
 
@@ -224,7 +230,7 @@ def test_sub_folders_that_are_not_looked_into_are_said(
     table(tmp_path / "a.parquet")
     table(tmp_path / "more" / "b.parquet")
     assert names(tmp_path, recursive=False) == ["a.parquet"]
-    assert "1 a sub-folder, which is not looked into (such as more)" in capsys.readouterr().out
+    assert "1: a sub-folder, which is not looked into (1, such as more)" in capsys.readouterr().out
 
 
 def test_names_are_printed_without_control_characters(
@@ -302,7 +308,7 @@ def test_no_pipe_or_device_is_opened(
     if name.endswith("tar"):
         assert "not a regular file" in refusal(list_shards, path, "--shards_dir")
         said = refusal(list_shards, str(tmp_path / "*.tar"), "--shards_dir")
-        assert "names no file that is there (passed over: 1 not a regular file" in said
+        assert "names no file that is there (passed over 1: not a regular file" in said
     else:
         assert "not a regular file" in refusal(open_file_or_folder, path, "--weights", 1)
 
@@ -340,7 +346,7 @@ def test_patterns_pass_over_hidden_files(
 ) -> None:
     tars(tmp_path, "._0.tar", "_1.tar", "2.tar")
     assert list_shards(f"{tmp_path}/*.tar", "--s") == [str(tmp_path / "2.tar")]
-    assert "passed over 2 hidden or named _... (such as ._0.tar)" in capsys.readouterr().out
+    assert "passed over 2: hidden or named _... (2, such as ._0.tar)" in capsys.readouterr().out
     assert list_shards(f"{tmp_path}/_*.tar", "--s") == [str(tmp_path / "_1.tar")]
     (tmp_path / "3.tar").mkdir()
     assert "3.tar, which is a folder" in refusal(list_shards, f"{tmp_path}/*.tar", "--s")
@@ -352,7 +358,7 @@ def test_tars_in_any_case_and_compressed_ones(
     tars(tmp_path, "0.tar", "1.TAR", "2.tar.gz")
     found = list_shards(str(tmp_path), "--s")
     assert [os.path.basename(path) for path in found] == ["0.tar", "1.TAR"]
-    assert "1 with more after the ending (such as 2.tar.gz)" in capsys.readouterr().out
+    assert "with more after the ending (1, such as 2.tar.gz)" in capsys.readouterr().out
     assert list_shards(f"{tmp_path}/*.tar.gz", "--s") == [str(tmp_path / "2.tar.gz")]
 
 
@@ -401,8 +407,8 @@ def test_a_cloud_is_listed_alike(memory_folder: str, capsys: pytest.CaptureFixtu
     found = list_folder(memory_folder, "--x", TABLES, recursive=True)
     assert [found.name(path) for path in found.versions] == ["a.parquet", "sub/c.PARQUET"]
     said = capsys.readouterr().out
-    assert "3 hidden" in said
-    assert "1 with more after the ending" in said
+    assert "hidden or named _... (3, such as" in said
+    assert "with more after the ending (1" in said
     assert list(list_folder(memory_folder, "--x", TABLES).versions) == ["/pool/a.parquet"]
     fs.pipe_file("/pool/e.parquet/part-0.parquet", b"1")
     with pytest.raises(InputError, match=r"e\.parquet is a folder"):

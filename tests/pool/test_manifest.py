@@ -15,7 +15,7 @@ import pytest
 
 from datacomp_flyt.cli import main
 from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.pool import manifest, subset
+from datacomp_flyt.pool import manifest, output_files
 from datacomp_flyt.pool.manifest import check_against, hash_folder, read_manifest, write_manifest
 from tests.baselines_plugin.job import Job, in_process
 from tests.baselines_plugin.test_bad_input import assert_refused
@@ -188,7 +188,7 @@ def test_a_check_by_a_manifest_on_a_read_only_share(
 
     path = tmp_path / "m.json"
     assert run(folder, "--save_path", path) == 0
-    monkeypatch.setattr(subset.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(output_files.tempfile, "TemporaryFile", read_only)
     capsys.readouterr()
     assert run(folder, "--check", path) == 0
     error = capsys.readouterr().err
@@ -197,7 +197,7 @@ def test_a_check_by_a_manifest_on_a_read_only_share(
 
 
 def test_a_manifest_removes_what_a_killed_one_left(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / ".m.json.ab_12xyz").write_text("half of one")
+    (tmp_path / ".m.json.0123456789abcdef.datacomp_flyt.tmp").write_text("half of one")
     (tmp_path / ".other.json.ab_12xyz").write_text("of another")
     assert run(folder, "--save_path", tmp_path / "m.json") == 0
     found = sorted(p.name for p in tmp_path.iterdir())

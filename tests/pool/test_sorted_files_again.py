@@ -55,7 +55,9 @@ def test_killed_anywhere(job: Job, seed: int) -> None:
     for path in (job.work / "dealt").iterdir():
         if path.name.rpartition("-")[0] not in done:  # its part was half done
             path.unlink() if seed % 2 else path.write_bytes(b"no run")
-    (job.work / "dealt" / ".0-000000-0.run.x7_4abcd").write_bytes(b"half a run")
+    (job.work / "dealt" / ".0-000000-0.run.0123456789abcdef.datacomp_flyt.tmp").write_bytes(
+        b"half a run"
+    )
     engine = Here()
     assert_done(job, job.in_files(*names, engine=engine))
     assert not done & set(engine.names)
@@ -63,8 +65,9 @@ def test_killed_anywhere(job: Job, seed: int) -> None:
 
 def test_files_of_others_stay(job: Job) -> None:
     """Whoever names a folder of his own loses nothing; of a killed run's files none is left."""
-    left = (".job.json.abcd1234", ".array.abcd1234", "dealt/.0-000000-0.run.abcd1234")
-    others = (".config.json.original", ".lock", "mine/.train.log.download")
+    ending = "0123456789abcdef.datacomp_flyt.tmp"
+    left = (f".job.json.{ending}", f".array.{ending}", f"dealt/.0-000000-0.run.{ending}")
+    others = (".config.json.original", ".lock", "mine/.train.log.download", ".job.json.abcd1234")
     job.in_files("a")
     for name in (*left, *others):
         (job.work / name).parent.mkdir(exist_ok=True)

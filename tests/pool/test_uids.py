@@ -130,8 +130,8 @@ def test_the_first_of_several_wrong_rows_is_named() -> None:
     assert caught.value.row == 1
 
 
-@pytest.mark.parametrize("column", [pa.array([1, 2]), pa.array([b"0" * 32]), pa.array([None])])
-def test_a_column_of_no_strings_is_refused(column: pa.Array) -> None:
+@pytest.mark.parametrize("column", [pa.array([1, 2]), pa.array([b"0" * 31]), pa.array([None])])
+def test_a_column_of_no_uids_is_refused(column: pa.Array) -> None:
     with pytest.raises(InvalidUid) as caught:
         decode_uids(column)
     assert caught.value.row == 0

@@ -277,8 +277,10 @@ def test_a_killed_run_goes_on(
     monkeypatch.setattr(os, "replace", replace)
     names = sorted(path.name for path in out.glob("[0-9]*"))
     assert names == ["00000000.npz", "00000000.parquet", "00000001.npz"]
-    (out / ".00000002.npz.x1y2abcd").write_bytes(b"of a killed writer")
-    (out / ".00000002.parquet.x1y2abcd").write_bytes(b"of a killed writer")
+    (out / ".00000002.npz.0123456789abcdef.datacomp_flyt.tmp").write_bytes(b"of a killed writer")
+    (out / ".00000002.parquet.0123456789abcdef.datacomp_flyt.tmp").write_bytes(
+        b"of a killed writer"
+    )
     assert run(*words, out) == 0
     assert files_in(out) == files_in(tmp_path / "whole")
 

@@ -63,7 +63,7 @@ def test_killed_anywhere_and_gone_on_with(make: Callable, tmp_path: Path) -> Non
     write_pool(tmp_path / "metadata", arrays, [20, 10, 30])
     run(make(), tmp_path / "metadata", tmp_path / "undisturbed")
     whole = table_bytes(tmp_path / "undisturbed")
-    assert set(whole) == {"settings.json", *(f"shard_{number}.parquet" for number in range(3))}
+    assert set(whole) == {"_settings.json", *(f"shard_{number}.parquet" for number in range(3))}
     for after in range(12):
         folder = tmp_path / f"after_{after}"
         for _ in range(100):
@@ -92,7 +92,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     other = ClipScore(source="npz", renormalize=True)
     message = refusal(run, other, tmp_path / "metadata", tmp_path / "scores")
     assert "made with renormalize False, now it is True" in message
-    settings = json.loads((tmp_path / "scores/vit-b-32/settings.json").read_text())
+    settings = json.loads((tmp_path / "scores/vit-b-32/_settings.json").read_text())
     assert settings["source"] == "npz"
 
 
@@ -102,7 +102,7 @@ def test_tables_of_others_are_refused(tmp_path: Path) -> None:
     scorer = ClipScore(source="npz")
     message = refusal(run, scorer, tmp_path / "metadata", tmp_path / "scores")
     assert "that this command did not make" in message
-    (tmp_path / "scores/vit-b-32/settings.json").write_text("{")
+    (tmp_path / "scores/vit-b-32/_settings.json").write_text("{")
     message = refusal(run, scorer, tmp_path / "metadata", tmp_path / "scores")
     assert "settings.json cannot be read" in message
 
@@ -130,7 +130,7 @@ def test_a_pool_scorer_keeps_what_its_shards_said(tmp_path: Path) -> None:
     assert list(report.failed) == ["shard_1"]
     assert "shard_1.npz cannot be read as npz" in str(report.failed["shard_1"])
     assert not list((tmp_path / "scores/vas").glob("*.parquet"))
-    assert len(list((tmp_path / "scores/vas/passes/0").glob("*.npz"))) == 2
+    assert len(list((tmp_path / "scores/vas/_passes/0").glob("*.npz"))) == 2
     npz.write_bytes(whole)
     assert not run(Vas(), tmp_path / "metadata", tmp_path / "scores").failed
     run(Vas(), tmp_path / "metadata", tmp_path / "anew")
@@ -148,7 +148,7 @@ def test_passes_are_not_lost_where_storage_fails(
     opened, left = Path.open, [2]
 
     def failing(path, *args, **options):
-        if path.suffix == ".npz" and "passes" in path.parts and left[0]:
+        if path.suffix == ".npz" and "_passes" in path.parts and left[0]:
             left[0] -= 1
             raise OSError(errno.ESTALE, "Stale file handle")
         return opened(path, *args, **options)

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-pytest.importorskip("webdataset", reason="pip install 'datacomp-flyt[train]'")
+pytest.importorskip("webdataset", reason="the train extra is not installed")
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.pool.tar_uids import uids_of_tar

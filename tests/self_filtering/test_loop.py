@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("open_clip_train", reason="pip install 'datacomp-flyt[train]'")
+pytest.importorskip("open_clip", reason="the train extra is not installed")
 from datacomp_flyt.cli import main
 from datacomp_flyt.demo.noisy_pool import MODEL, NOISE, make_pairs, write_labelled, write_pool
 from tests.conftest import REPOSITORY

@@ -1,4 +1,4 @@
-"""What the ranks of `torchrun` tell each other. With one process, nothing."""
+"""Collectives between the ranks of `torchrun`; no-ops in a single process."""
 
 from __future__ import annotations
 

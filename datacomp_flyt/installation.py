@@ -1,0 +1,196 @@
+"""The packages of this environment: their versions, and the command that installs missing ones.
+
+Importable without NumPy, pyarrow or torch, so that a broken environment can be described.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlparse
+
+from datacomp_flyt.errors import InputError
+
+DISTRIBUTION = "datacomp-flyt"
+# The oldest releases that train a scoring model; all else runs with those that DataComp pins.
+OLDEST_FOR_TRAINING = {"torch": "2.3", "open_clip_torch": "2.20"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+    "open_clip": "open_clip_torch",
+    "simdjson": "pysimdjson",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+"""Distributions by module, where the names differ."""
+_EXTRA = re.compile(r"extra\s*==\s*[\"']([\w-]+)[\"']")
+
+
+class Installed(NamedTuple):
+    """Metadata of an installed copy of this package.
+
+    Attributes:
+        requires: requirements as in `Requires-Dist`.
+        direct_url: content of pip's `direct_url.json`, None for a package from an index.
+    """
+
+    requires: list[str]
+    direct_url: str | None
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: (1, 13, 0) for `1.13.0+cu117`."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in numbers[0].split(".")) if numbers else ()
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of a distribution in this environment, None where it is not installed."""
+    try:
+        # a distribution whose removal was interrupted has no version
+        return importlib.metadata.version(distribution) or None
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def require_version(distribution: str, at_least: str, what: str) -> None:
+    """Refuse a package that is too old for a command.
+
+    Args:
+        distribution: the name of the package; one that is not installed is not refused here.
+        at_least: the oldest version that works.
+        what: the command, for the message.
+
+    Raises:
+        InputError: the installed version is older.
+    """
+    version = installed_version(distribution)
+    if version is not None and release(version) < release(at_least):
+        raise InputError(
+            f"{what} needs {distribution} {at_least} or later and this environment has {version}: "
+            "run it in an environment of its own, see docs/environments.md"
+        )
+
+
+def require_training(what: str) -> None:
+    """Raise InputError where the packages are too old to train a scoring model.
+
+    Args:
+        what: the command, for the message.
+    """
+    for distribution, at_least in OLDEST_FOR_TRAINING.items():
+        require_version(distribution, at_least, what)
+
+
+def missing_package(error: ImportError, extra: str) -> InputError:
+    """The sentence about a package that cannot be imported, with the command that installs it.
+
+    Args:
+        extra: the extra of this package that requires it, several separated by commas, or "".
+    """
+    name = error.name or "a package"
+    top = name.partition(".")[0]
+    version = installed_version(DISTRIBUTIONS.get(top, top))
+    if isinstance(error, ModuleNotFoundError) and (name == top or version is None):
+        return InputError(f"{name} is not installed: {install_command(extra, top)}")
+    return InputError(
+        f"{top} {version or ''} cannot be imported here ({error}): see docs/environments.md, or "
+        "make an environment of its own for this command"
+    )
+
+
+def install_command(extra: str, module: str | None = None) -> str:
+    """A command that installs this package's requirements into this environment.
+
+    It repeats how the package was installed, since the package is not on PyPI.
+
+    Args:
+        extra: an extra, several separated by commas, or "" for none.
+        module: a module that is missing; it is named where nothing is known of the installation.
+    """
+    return command_for(extra, Path(__file__).parents[1], _installed(), module)
+
+
+def command_for(
+    extra: str, root: Path, installed: Installed | None, module: str | None = None
+) -> str:
+    """`install_command` of a package that lies in `root` with the given metadata."""
+    extras = f"[{extra}]" if extra else ""
+    source = _source(installed)
+    if _is_checkout(root):
+        editable = installed is not None and '"editable": true' in (installed.direct_url or "")
+        return f"pip install {'-e ' if editable else ''}{shlex.quote(f'{root}{extras}')}"
+    if source is not None:
+        if Path(source).is_dir():
+            return f"pip install {shlex.quote(f'{source}{extras}')}"
+        return f"pip install {shlex.quote(f'{DISTRIBUTION}{extras} @ {source}')}"
+    wanted = [] if installed is None else _requirements(installed.requires, extra.split(","))
+    if not wanted and module is not None:
+        wanted = [DISTRIBUTIONS.get(module, module)]
+    return " ".join(["pip install", *map(shlex.quote, wanted)])
+
+
+def _installed() -> Installed | None:
+    try:
+        found = importlib.metadata.distribution(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return Installed(found.requires or [], found.read_text("direct_url.json"))
+
+
+def _is_checkout(root: Path) -> bool:
+    """Whether a folder is a clone of this repository, from which pip can install."""
+    try:
+        return f'name = "{DISTRIBUTION}"' in (root / "pyproject.toml").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _source(installed: Installed | None) -> str | None:
+    """The folder or the URL that pip installed from, None where it is unknown or gone."""
+    if installed is None or installed.direct_url is None:
+        return None
+    try:
+        content = json.loads(installed.direct_url)
+        url = str(content["url"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    if url.startswith("file://"):
+        path = Path(unquote(urlparse(url).path))
+        if "dir_info" in content:
+            return str(path) if _is_checkout(path) else None
+        return url if path.is_file() else None
+    vcs = content.get("vcs_info")
+    if not isinstance(vcs, dict):
+        return url
+    revision = vcs.get("requested_revision") or vcs.get("commit_id")
+    return f"{vcs.get('vcs', 'git')}+{url}" + (f"@{revision}" if revision else "")
+
+
+def _requirements(requires: Iterable[str], extras: Iterable[str]) -> list[str]:
+    """The requirements of the package itself and of some extras, as pip takes them."""
+    wanted = []
+    for line in requires:
+        requirement, _, marker = (part.strip() for part in line.partition(";"))
+        named = _EXTRA.search(marker)
+        if named is not None and named[1] not in extras:
+            continue
+        others = [part.strip() for part in marker.split(" and ") if not _EXTRA.search(part)]
+        if _holds_here(others):
+            wanted.append(requirement.replace(" ", ""))
+    return wanted
+
+
+def _holds_here(markers: Iterable[str]) -> bool:
+    """Whether markers hold; this package has `python_version < "X"` and `>= "X"` alone."""
+    for marker in filter(None, markers):
+        found = re.fullmatch(r"python_version\s*(<|>=)\s*[\"']([\d.]+)[\"']", marker)
+        if found and (sys.version_info[:2] < release(found[2])) != (found[1] == "<"):
+            return False
+    return True

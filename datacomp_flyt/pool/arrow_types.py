@@ -1,0 +1,43 @@
+"""Arrow types that hold another type's values: dictionary, run-end-encoded, extension, view."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def is_kind(name: str, kind: pa.DataType) -> bool:
+    """`pyarrow.types.is_NAME(kind)`; False where this pyarrow does not know such types yet."""
+    test = getattr(pa.types, f"is_{name}", None)
+    return bool(test is not None and test(kind))
+
+
+def value_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values themselves, of a dictionary-encoded or run-end-encoded type."""
+    while pa.types.is_dictionary(kind) or is_kind("run_end_encoded", kind):
+        kind = kind.value_type
+    return kind
+
+
+def plain_array(array: pa.Array) -> pa.Array:
+    """The same values without an encoding: decoded, of the storage type, and in one buffer.
+
+    An array that is plain already is returned as it is.
+    """
+    if pa.types.is_dictionary(array.type):
+        return plain_array(array.dictionary).take(array.indices)
+    if is_kind("run_end_encoded", array.type):
+        return plain_array(pc.run_end_decode(array))
+    if isinstance(array, pa.ExtensionArray):
+        return plain_array(array.storage)
+    if is_kind("string_view", array.type):
+        return array.cast(pa.large_string())
+    if is_kind("binary_view", array.type):
+        return array.cast(pa.large_binary())
+    return array
+
+
+def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """See `plain_array`."""
+    chunks = [plain_array(chunk) for chunk in column.chunks]
+    return pa.chunked_array(chunks) if chunks else column

@@ -1,0 +1,216 @@
+"""The check that no output of a command replaces one of its inputs or becomes one.
+
+Paths are compared as files are: by device and inode where both exist, so that links, hard links,
+bind mounts and names that differ in case are found, else by their resolved names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.folders import check_unchanged, version_of
+from datacomp_flyt.pool.listing import PassedOver, list_local, local_path
+from datacomp_flyt.pool.parquet import open_shards
+
+# Endings of the files that a command reads in a folder, and whether in its sub-folders too.
+_FOLDERS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "metadata_dir": ((".parquet", ".npz"), False),
+    "scores_dir": ((".parquet",), True),
+    "shards_dir": ((".tar", ".parquet"), False),  # img2dataset's tables lie beside its tars
+    "shards": ((".tar", ".parquet"), False),
+}
+_OTHERS = (".parquet", ".npz", ".tar"), True
+_FILES = {"run_dir": ("mix.npy", "finished.json")}  # that a command reads in a folder, by name
+_NO_PATHS = {
+    "arch", "argv", "arrays", "column", "command", "device", "engine", "fraction_of", "name",
+    "preset", "sampling", "scale", "score", "score_columns", "scorer", "source",
+}  # fmt: skip
+_POSITIONAL = {"folder", "script", "shards"}
+_PATTERN = re.compile(r"[*?\[{]")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that a command writes, or files of a folder.
+
+    Attributes:
+        flag: the flag that names it.
+        path: the file, or the folder.
+        files: of a folder, names of files that are written in it, such as `*.parquet`.
+        whole: the folder belongs to this command alone.
+        column: the score column that a parquet file holds: it may be put among score tables that
+            lack the column.
+    """
+
+    flag: str
+    path: Path
+    files: tuple[str, ...] = ()
+    whole: bool = False
+    column: str | None = None
+
+    def paths(self) -> list[Path]:
+        """The files that are written."""
+        return [self.path / name for name in self.files] or [self.path]
+
+    def __str__(self) -> str:
+        return f"{self.flag} {self.path}"
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A local file or folder that a command reads."""
+
+    flag: str
+    path: Path
+    endings: tuple[str, ...] = ()
+    recursive: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.flag} {self.path}"
+
+
+def check_outputs(outputs: Iterable[Output], flags: Mapping[str, Any]) -> None:
+    """Raise InputError unless the outputs are files of their own, apart from all inputs.
+
+    Args:
+        outputs: everything that the command writes.
+        flags: the flags of the command by name. A value that names an existing local file or
+            folder is an input, unless an output has its flag.
+    """
+    outputs = list(outputs)
+    inputs = list(_inputs(flags, outputs))
+    for number, output in enumerate(outputs):
+        for other in outputs[:number]:
+            _check_apart(other, output)
+        for one in inputs:
+            if output.whole and _is_within(one.path, output.path):
+                raise InputError(
+                    f"{one} lies in {output}, which this command fills: name another folder there"
+                )
+            for path in output.paths():
+                _check_file(output, path, one)
+
+
+def watch_inputs(flags: Mapping[str, Any]) -> Callable[[], None]:
+    """Note the versions of the single files that flags name.
+
+    Returns:
+        a function that raises InputError if one of them is another one by now.
+    """
+    fs = LocalFileSystem()
+    files = [one.path for one in _inputs(flags, ()) if one.path.is_file()]
+    versions = {str(path): version_of(fs, str(path)) for path in files}
+    return lambda: check_unchanged(fs, versions)
+
+
+def _inputs(flags: Mapping[str, Any], outputs: Iterable[Output]) -> Iterator[_Input]:
+    written = {output.flag.lstrip("-") for output in outputs}
+    for name, value in flags.items():
+        if name in written or name in _NO_PATHS:
+            continue
+        flag = f"the {name}" if name in _POSITIONAL else f"--{name}"
+        for word in value if isinstance(value, list | tuple) else [value]:
+            for path in _paths(word) if isinstance(word, str | Path) else ():
+                yield _Input(flag, path, *_FOLDERS.get(name, _OTHERS))
+                yield from (_Input(flag, path / file) for file in _FILES.get(name, ()))
+
+
+def _paths(word: str | Path) -> Iterator[Path]:
+    """The existing files and folders that a word of a command names.
+
+    Words are also NAME=FILE, PREFIX=MODEL:FILE, file://FILE, and patterns, which stand for the
+    folder that holds their files.
+    """
+    word = local_path(str(word)) or ""
+    for text in {word, word.partition("=")[2], word.rpartition(":")[2]} - {""}:
+        with contextlib.suppress(OSError, ValueError):  # no path at all
+            path = Path(text)
+            if not path.exists() and (pattern := _PATTERN.search(text)):
+                path = Path(os.path.dirname(text[: pattern.start()]))
+            if path.exists():
+                yield path
+
+
+def _check_apart(one: Output, other: Output) -> None:
+    for path in one.paths():
+        if any(_is_same(path, of_other) for of_other in other.paths()):
+            raise InputError(
+                f"{one} and {other} name one file twice: give each output a file of its own"
+            )
+    for inner, outer in ((one, other), (other, one)):
+        if outer.whole and _is_within(inner.path, outer.path):
+            raise InputError(
+                f"{inner} lies in {outer}, which is for the command's own files: "
+                "name a file elsewhere"
+            )
+
+
+def _check_file(output: Output, path: Path, one: _Input) -> None:
+    """Raise InputError if a file that is written is an input, or lies among one's files."""
+    if one.path.is_dir():
+        is_read = path.is_file() and any(_is_same(path, file) for file in _listed(one))
+    else:
+        is_read = _is_same(path, one.path)
+    if is_read:
+        raise InputError(
+            f"{output} is a file that this command reads ({one}): name another file to write"
+        )
+    if not one.path.is_dir() or not any(_lies_among(name, one) for name in _names(path)):
+        return
+    if output.column is None or one.flag != "--scores_dir":
+        raise InputError(
+            f"{output} lies in {one} under a name that is read as a file of that folder: write "
+            "elsewhere"
+        )
+    for shard in open_shards(str(one.path), one.flag, 1, recursive=True):
+        if output.column in shard.types:
+            raise InputError(
+                f"{output} lies in {one}, where {shard.path} has the column {output.column!r}, "
+                "too: the next run would find scores twice, so write elsewhere"
+            )
+
+
+def _listed(one: _Input) -> list[str]:
+    try:
+        return list_local(str(one.path), one.endings, one.recursive, PassedOver())
+    except OSError:  # the command that reads the folder says so
+        return []
+
+
+def _names(path: Path) -> set[Path]:
+    """A path, and what it leads to."""
+    return {Path(os.path.abspath(path)), Path(os.path.realpath(path))}
+
+
+def _lies_among(path: Path, one: _Input) -> bool:
+    """Whether a file of this path would be listed among the files of an input folder."""
+    if not PassedOver().keeps(path.name, one.endings):
+        return False
+    for folder in path.parents:
+        if _is_same(folder, one.path):
+            return True
+        if not one.recursive or folder.name.startswith((".", "_")):
+            break
+    # links to folders are followed
+    folders = {os.path.dirname(file) for file in _listed(one)} if one.recursive else set()
+    return any(_is_same(folder, path.parent) for folder in folders)
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    return any(_is_same(p, folder) for name in _names(path) for p in (name, *name.parents))
+
+
+def _is_same(path: Path | str, other: Path | str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return os.path.realpath(path) == os.path.realpath(other)

@@ -17,6 +17,7 @@ from datacomp_flyt.samplers import (
     top_fraction_counts,
 )
 from datacomp_flyt.samplers.scales import SCALES
+from datacomp_flyt.streams import say
 
 AVAILABLE, POOL = FRACTION_OF = ("available", "pool")
 
@@ -66,7 +67,7 @@ class PoolSize:
                 f"{flag} {fraction} of {text} is {number:,} and {num_left:,} can be kept: "
                 + " or ".join(ways)
             )
-        print(f"{flag}: top {100 * fraction:.6g}% of {text}")
+        say(f"{flag}: top {100 * fraction:.6g}% of {text}")
         return base
 
 
@@ -88,12 +89,12 @@ def _scs(args: argparse.Namespace) -> Sampler:
         if batch_size is None:
             batch_size = scale.sampling_batch_size if scale else 1
             if batch_size > len(scores):
-                print(
+                say(
                     f"--scale {args.scale} samples {batch_size:,} different examples at once and "
                     f"there are {len(scores):,}: sampling one at a time, which that approximates"
                 )
                 batch_size = 1
-        print(f"soft cap sampling: {num_samples:,} draws, alpha {penalty}, G {batch_size:,}")
+        say(f"soft cap sampling: {num_samples:,} draws, alpha {penalty}, G {batch_size:,}")
         return soft_cap_counts(
             scores, uids, num_samples, penalty, args.seed, batch_size, num_workers=args.num_workers
         )

@@ -158,8 +158,10 @@ def _source(installed: Installed | None) -> str | None:
         return None
     try:
         content = json.loads(installed.direct_url)
-        url = str(content["url"])
+        url = content["url"]
     except (ValueError, TypeError, KeyError):
+        return None
+    if not isinstance(url, str):
         return None
     if url.startswith("file://"):
         path = Path(unquote(urlparse(url).path))

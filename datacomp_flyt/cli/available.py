@@ -12,6 +12,7 @@ from datacomp_flyt.pool.image_journal import Journal
 from datacomp_flyt.pool.image_list import read_images, write_list
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
+from datacomp_flyt.streams import say
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             images.check_readable("list what can be read of them with --allow_unreadable")
         number = write_list(path, images)
         for fact in images.describe():
-            print(f"  {fact}")
+            say(f"  {fact}")
         journal_path.unlink()
-    print(f"saved {path}: {number:,} examples with an image")
+    say(f"saved {path}: {number:,} examples with an image")
     return 0

@@ -12,6 +12,7 @@ from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import check_subset
 from datacomp_flyt.samplers.scales import SCALES
 from datacomp_flyt.scorers.files import file_digest
+from datacomp_flyt.streams import say
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -27,17 +28,17 @@ def run(args: argparse.Namespace) -> int:
     num_samples = SCALES[args.scale].num_samples if args.scale else None
     available = available_of(args)
     report = check_subset(args.subset, pool_uids, num_samples, available)
-    print(args.subset)
-    print(f"  {args.subset.stat().st_size:,} bytes, sha256 {file_digest(args.subset)}")
+    say(args.subset)
+    say(f"  {args.subset.stat().st_size:,} bytes, sha256 {file_digest(args.subset)}")
     for fact in report.facts:
-        print(f"  {fact}")
+        say(f"  {fact}")
     for warning in report.warnings:
-        print(f"  WARNING: {warning}")
+        say(f"  WARNING: {warning}")
     for problem in report.problems:
-        print(f"  NOT VALID: it {problem}")
+        say(f"  NOT VALID: it {problem}")
     if pool_uids is None and not report.problems:
-        print("  not checked: whether its uids are in the pool (give --metadata_dir)")
+        say("  not checked: whether its uids are in the pool (give --metadata_dir)")
     if available is None and not report.problems:
-        print("  not checked: whether its images are on disk (give --available or --shards_dir)")
-    print("not valid" if report.problems else "valid")
+        say("  not checked: whether its images are on disk (give --available or --shards_dir)")
+    say("not valid" if report.problems else "valid")
     return 1 if report.problems else 0

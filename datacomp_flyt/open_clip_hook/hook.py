@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, printable
 from datacomp_flyt.open_clip_hook.batches import WeighedLoader
 from datacomp_flyt.open_clip_hook.checks import check_data, check_loss, check_names
 from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
@@ -187,7 +187,8 @@ class Hook:
             args.train_num_samples = draws if samples is None else samples
             logging.info(
                 f"An epoch is {args.train_num_samples:,} samples, the draws of "
-                f"{self._subset.path}" + ("." if samples is None else " that have an image.")
+                f"{printable(str(self._subset.path))}"
+                + ("." if samples is None else " that have an image.")
             )
         if not args.dataset_resampled and args.workers * args.world_size > 1:
             logging.warning(

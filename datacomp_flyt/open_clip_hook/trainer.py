@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.installation import install_command
 
 FIRST, LAST = "2.16.1", "3.3.0"
 DEVELOPMENT = "4.2.0.dev0"
@@ -84,8 +85,8 @@ def find_trainer(allow_unknown_version: bool = False) -> Trainer:
     package = package_of(version)
     if not _ships_trainer(package):
         raise InputError(
-            f"the trainer of open_clip_torch {version} is not there ({package}.main): pip install "
-            "'datacomp-flyt[train]'"
+            f"the trainer of open_clip_torch {version} is not there ({package}.main): "
+            f"{install_command('train', 'open_clip')}"
         )
     try:
         data = importlib.import_module(f"{package}.data")
@@ -114,7 +115,7 @@ def _version() -> str:
         return str(getattr(open_clip, "__version__", None) or _installed_version())
     except ImportError as error:
         raise InputError(
-            f"open_clip cannot be imported ({error}): pip install 'datacomp-flyt[train]'"
+            f"open_clip cannot be imported ({error}): {install_command('train', 'open_clip')}"
         ) from None
 
 

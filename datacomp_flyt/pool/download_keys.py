@@ -23,6 +23,7 @@ from datacomp_flyt.pool.parquet import KEY, is_text
 from datacomp_flyt.pool.tar_uids import table_beside
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import UID_DTYPE, InvalidUid, decode_uids
+from datacomp_flyt.streams import say
 
 _LONGEST = UID_DTYPE.itemsize  # characters of a key; img2dataset's have about ten
 _WAY_OUT = "give the tars that img2dataset wrote, each with its parquet beside it"
@@ -87,7 +88,7 @@ class DownloadKeys:
                 f"{tables[table_of[other]]} ({len(twice):,} such pairs): keys join scores to uids "
                 "within one download alone, so give the tars of one"
             )
-        print(f"{self.name}: {len(order):,} keys of {len(tables):,} tables join scores to uids")
+        say(f"{self.name}: {len(order):,} keys of {len(tables):,} tables join scores to uids")
         return high, low, np.concatenate([uids for _, uids in parts]).take(order)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from datacomp_flyt.engines.progress import shown
 from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import check_npz, in_pool
@@ -87,7 +87,7 @@ class Group:
 
     def rows_of(self, uid: str) -> Iterator[str]:
         """Where the rows of a uid are, as people say it; files are read as rows are asked for."""
-        for shard in tqdm(self.shards, f"looking for {uid}", leave=False, disable=None):
+        for shard in shown(self.shards, f"looking for {uid}", len(self.shards), "file"):
             row = 0
             for uids, _, there in replace(self, columns={})._rows(shard):
                 same = (uids["f0"] == int(uid[:16], 16)) & (uids["f1"] == int(uid[16:], 16))

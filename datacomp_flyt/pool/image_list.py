@@ -26,6 +26,7 @@ from datacomp_flyt.pool.pool import sort_uids
 from datacomp_flyt.pool.subset import atomic_write
 from datacomp_flyt.pool.tar_uids import TarUids, read_uids_of_tar, table_beside, uids_of_table
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
+from datacomp_flyt.streams import say
 
 _ROWS = 1 << 22  # uids merged at once
 _RETRIES = 1
@@ -243,7 +244,7 @@ def available_in(shards_dir: str, flag: str, num_workers: int) -> Available:
     )
     uids = np.concatenate([np.empty(0, UID_DTYPE), *images.merged()])
     for fact in images.describe():
-        print(f"{name}: {fact}")
+        say(f"{name}: {fact}")
     if not len(uids):
         raise InputError(f"{name} holds no image with a uid: give the tars of the pool")
     return Available(name, uids)

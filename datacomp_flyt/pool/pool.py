@@ -20,6 +20,7 @@ from datacomp_flyt.pool.open_file import open_file, readable
 from datacomp_flyt.pool.parquet import STATUS, SUCCESS, ParquetShard, open_shards
 from datacomp_flyt.pool.uid_search import Positions, argsort_hashes, position_dtype
 from datacomp_flyt.pool.uids import UID_DTYPE
+from datacomp_flyt.streams import say
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def read_pool(
     name = f"--metadata_dir {metadata_dir}"
     left_out = describe_left_out(name, shards, len(high), available)
     if left_out and progress:
-        print(left_out)
+        say(left_out)
     order = sort_uids(high, low)
     twice = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1]))
     if len(twice):

@@ -29,6 +29,7 @@ from datacomp_flyt.pool.subset import atomic_write
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uid_slices import Rows, read_slice, write_run
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
+from datacomp_flyt.streams import say
 
 ROWS = 1 << 21
 """Of a run, and about as many of a slice: what a worker has in memory, a few times over."""
@@ -85,7 +86,7 @@ def sort_into_files(
         dealt = _deal_all(layout, engine, rows_at_once)
         pool_size = int(dealt[0].num_rows.sum())
         if left_out := describe_left_out(pool.name, pool.shards, pool_size, pool.available):
-            print(left_out)
+            say(left_out)
         faults = _sort_all(layout, engine, dealt)
     layout.complain(faults, pool_size, allow_partial, drop_nonfinite)
     for run in (folder / "dealt").glob("*"):

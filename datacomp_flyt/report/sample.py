@@ -20,6 +20,7 @@ from datacomp_flyt.pool.pool import Pool, describe_left_out
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
 from datacomp_flyt.pool.uid_search import find_uids, position_dtype
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
+from datacomp_flyt.streams import say
 
 # Samplers take their draws from the stream of the same seed. Examples with low bits there are
 # the ones that Soft Cap Sampling draws first: no fair sample, so ours has a stream of its own.
@@ -91,7 +92,7 @@ def read_sample(
     pool_size = sum(map(_num_in_pool, shards))
     name = "--metadata_dir"
     if left_out := describe_left_out(name, shards, pool_size, None):
-        print(left_out)
+        say(left_out)
     rule = SampleRule(max_rows, pool_size, seed)
     extra = np.empty(0, UID_DTYPE) if also is None else also
     extra_high, extra_low = extra["f0"].copy(), extra["f1"].copy()

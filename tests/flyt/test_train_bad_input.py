@@ -18,6 +18,7 @@ pytest.importorskip("open_clip")
 pytest.importorskip("webdataset")
 
 from datacomp_flyt.cli import main
+from datacomp_flyt.installation import install_command
 from tests.conftest import REPOSITORY, write_parquet
 from tests.flyt import runs
 from tests.flyt.runs import (
@@ -308,7 +309,7 @@ def test_a_package_that_is_not_installed(tmp_path: Path, package: str) -> None:
     assert process.exitcode == 2
     (line,) = (tmp_path / "log").read_text().splitlines()
     assert package in line
-    assert line.endswith("is not installed: pip install 'datacomp-flyt[train]'")
+    assert line.endswith(f"is not installed: {install_command('train')}")
 
 
 def test_torch_that_is_not_installed() -> None:
@@ -321,4 +322,4 @@ def test_torch_that_is_not_installed() -> None:
     )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.endswith("torch is not installed: pip install 'datacomp-flyt[train]'")
+    assert line.endswith(f"torch is not installed: {install_command('train')}")

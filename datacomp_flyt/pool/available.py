@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import os
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.folders import Version, check_unchanged, version_of
+from datacomp_flyt.pool.listing import local_path
 from datacomp_flyt.pool.subset import atomic_write
 from datacomp_flyt.pool.uid_search import argsort_hashes
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
@@ -113,9 +115,15 @@ def _reopen(
     if path is None:
         assert uids is not None
         return Available(name, uids)
-    available = Available(name, _map(path, name), path, version)
+    available = _opened(name, path, version)
     available.check_unchanged()
     return available
+
+
+@functools.lru_cache(1)
+def _opened(name: str, path: str, version: Version | None) -> Available:
+    """A list in a file, opened once in a worker, which is sent it with each item."""
+    return Available(name, _map(path, name), path, version)
 
 
 def read_available(path: str, flag: str = "--available") -> Available:
@@ -125,8 +133,10 @@ def read_available(path: str, flag: str = "--available") -> Available:
         InputError: it is not there or no such list.
     """
     name = f"{flag} {path}"
-    if "://" in path:
+    local = local_path(path)
+    if local is None:
         raise InputError(f"{name} is a cloud path: copy the list to a local file")
+    path = local
     if not os.path.isfile(path):
         raise InputError(f"{name} is no file: {_MAKE}")
     version = version_of(LocalFileSystem(), path)

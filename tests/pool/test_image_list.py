@@ -77,6 +77,9 @@ BY_TABLE: dict[str, Callable[[Path], Path]] = {
         uid=pa.dictionary(pa.int32(), pa.string()),
         status=pa.dictionary(pa.int32(), pa.string()),
     ),
+    "16 bytes": lambda f: with_table(
+        f, uid=pa.array([bytes.fromhex(uid) for uid in AT_HAND], pa.binary(16))
+    ),
     "no status": lambda f: with_table(f, uid=AT_HAND, caption=["c"] * len(AT_HAND)),
     "upper case": lambda f: with_table(f, **failed_rows([uid.upper() for uid in AT_HAND])),
     "null uids": lambda f: with_table(f, uid=[*AT_HAND, None], status=["success"] * 6),

@@ -247,6 +247,7 @@ def available_in(shards_dir: str, flag: str, num_workers: int) -> Available:
         say(f"{name}: {fact}")
     if not len(uids):
         raise InputError(f"{name} holds no image with a uid: give the tars of the pool")
+    say(f"{name}: {len(uids):,} examples with an image")
     return Available(name, uids)
 
 

@@ -172,12 +172,15 @@ def test_an_empty_tar_is_one_of_failed_downloads(tmp_path: Path) -> None:
     assert "holds no image" in refusal(available_in, str(tmp_path), "--shards_dir", 1)
 
 
-def test_a_table_without_its_tar_has_no_image_at_hand(tmp_path: Path) -> None:
+def test_a_table_without_its_tar_has_no_image_at_hand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in range(2):
         write_shard(tmp_path, number, UIDS[number::2], THERE[number::2])
     (tmp_path / "00000000.tar").unlink()
     available = available_in(str(tmp_path), "--shards_dir", 1)
     wanted = [uid for uid, ok in zip(UIDS[1::2], THERE[1::2], strict=True) if ok]
+    assert f"--shards_dir {tmp_path}: 2 examples with an image" in capsys.readouterr().out
     assert available.uids.tobytes() == sorted_uids(wanted).tobytes()
 
 

@@ -22,7 +22,7 @@ _NAMES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
     "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT",
 )  # fmt: skip
-_LIMIT = timedelta(minutes=3)  # until all ranks have come
+_LIMIT = timedelta(minutes=5)  # until all ranks have come
 _FOREVER = timedelta(days=365)
 
 

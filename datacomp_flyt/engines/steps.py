@@ -33,7 +33,7 @@ from datacomp_flyt.streams import say
 
 _PRELOADED = ("torch", "torchvision", "open_clip", "webdataset", "pandas", "pyarrow.parquet")
 _GRACE = 20.0  # seconds that a step has to remove its temporary files, or the kernel to end it
-_PERCENT = re.compile(r"(\d+)%[|)]")
+_PERCENT = re.compile(r"(\d+)%(?:[|)]| \()")  # of tqdm, of open_clip, of `Progress`
 _STEP = re.compile(r"step (\d+)/(\d+)")
 
 

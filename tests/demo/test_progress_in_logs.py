@@ -124,6 +124,15 @@ def test_a_bar_on_a_terminal(encoding: str) -> None:
     assert "loss 3" in said
 
 
+def test_lines_of_a_log_are_read_by_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    """A command that shows its progress in its log is shown by who runs it."""
+    run(clock, 90, 3)
+    (tmp_path / "log").write_text(capsys.readouterr().err)
+    assert list(steps._progress(tmp_path / "log")) == [66]
+
+
 MODULES = {
     "tells": (
         "import sys, time\nfor step in range(1, 9):\n"

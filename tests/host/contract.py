@@ -257,10 +257,12 @@ class HostContract:
         assert sum(copied.values()) == 999
 
 
-def reshard(host: Host, subset_file: Path, output: Path) -> tuple[str, Counter[tuple[int, int]]]:
-    """Run the host's resharder on the demo pool: what it said, and how often each uid came out."""
+def reshard(
+    host: Host, subset_file: Path, output: Path, shards: Path = DEMO_POOL / "shards"
+) -> tuple[str, Counter[tuple[int, int]]]:
+    """Run the host's resharder: its output, and how often each uid came out."""
     output.mkdir()
-    where = ("-i", DEMO_POOL / "shards", "-o", output, "-s", subset_file)
+    where = ("-i", shards, "-o", output, "-s", subset_file)
     outcome = succeed(host.run(host.directory / "resharder.py", *where))
     copied = Counter[tuple[int, int]]()
     for shard in output.glob("*.tar"):

@@ -128,4 +128,5 @@ def download(folder: Path, datacomp: Path, python: str, images: Path | None = No
         subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
     finally:
         server.shutdown()
+        server.server_close()
     return {uid for uid in map(uid_of, contents) if fate_of(uid) is None}

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.host.contract import REPOSITORY, Outcome, count_draws, succeed
+from tests.host.contract import REPOSITORY, Outcome, count_draws, reshard, succeed
 from tests.host.lossy_download import download, fate_of
 from tests.host.test_real_datacomp import RealDataComp
 from tests.open_clip_hook.running import datacomp_dir
@@ -47,29 +47,17 @@ class Participant:
         words += ["--num_samples", str(DRAWS), *map(str, flags)]
         return succeed(self.host.select(words, self.folder / "metadata", subset))
 
-    def reshard(self, subset: Path, output: Path) -> Counter[str]:
-        output.mkdir()
-        where = ["-i", self.folder / "shards", "-o", output, "-s", subset, "-j", "1"]
-        succeed(self.host.run(self.host.directory / "resharder.py", *where))
-        return self.trained([], output, len(list(output.glob("*.tar"))))[1]
-
-    def trained(
-        self, flags: list[str | Path], shards: Path, num_shards: int
-    ) -> tuple[str, Counter[str]]:
+    def trained(self, subset: Path) -> tuple[str, Counter[str]]:
         """The log of one epoch with batches of 1, and how often the trainer saw each uid."""
-        counts = self.folder / "counts.json"
+        counts, logs = self.folder / "counts.json", self.folder / "logs"
+        shutil.rmtree(logs, ignore_errors=True)
         script = REPOSITORY / "tests" / "host" / "count_trained.py"
-        command = [*CLI, "train_clip", *flags, "--"] if flags else []
-        command += [script, self.folder / "captions.json", counts, "--model", "hook-tiny"]
-        command += ["--train-data", f"{shards}/{{00000000..{num_shards - 1:08d}}}.tar"]
+        command = [*CLI, "train_clip", "--subset", subset, "--", script]
+        command += [self.folder / "captions.json", counts, "--model", "hook-tiny"]
+        command += ["--train-data", f"{self.folder}/shards/{{00000000..00000003}}.tar"]
         command += ["--dataset-type", "webdataset", "--batch-size", "1", "--epochs", "1"]
         command += ["--workers", "1", "--precision", "fp32", "--warmup", "0", "--lr", "1e-4"]
-        command += ["--logs", self.folder / "logs", "--name", counts.parent.name + str(len(flags))]
-        if not flags:
-            draws = sum(json.loads(path.read_text())["successes"] for path in shards.glob("*.json"))
-            command += ["--train-num-samples", str(draws)]
-        shutil.rmtree(self.folder / "logs", ignore_errors=True)
-        outcome = succeed(self.host.run(*command))
+        outcome = succeed(self.host.run(*command, "--logs", logs, "--name", "run"))
         return outcome.stdout + outcome.stderr, Counter(json.loads(counts.read_text()))
 
 
@@ -117,8 +105,8 @@ def test_every_draw_that_was_selected_is_trained_on(
     words = [subset, "--metadata_dir", metadata, "--shards_dir", shards]
     print(succeed(participant.host.run(*CLI, "check", *words)).stdout)
 
-    assert participant.reshard(subset, tmp_path / "resharded") == draws
-    log, seen = participant.trained(["--subset", subset], shards, 4)
+    assert hexes(reshard(participant.host, subset, tmp_path / "resharded", shards)[1]) == draws
+    log, seen = participant.trained(subset)
     said = re.search(r"subset: .* draws .* have an image", log)
     assert said, log
     print(said[0])
@@ -139,7 +127,7 @@ def test_a_subset_of_the_whole_pool_says_what_it_lacks(
     print(said)
     assert f"{draws.total() - kept.total():,}" in said
     assert f"{len(draws) - len(kept):,}" in said
-    log, seen = participant.trained(["--subset", subset], shards, 4)
+    log, seen = participant.trained(subset)
     assert f"{kept.total():,}" in log
     assert seen == kept
-    assert participant.reshard(subset, tmp_path / "resharded") == kept
+    assert hexes(reshard(participant.host, subset, tmp_path / "resharded", shards)[1]) == kept

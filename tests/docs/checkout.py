@@ -121,15 +121,17 @@ def _write_pool(checkout: Path, share_of_images: float, share_of_scores: float) 
     (checkout / "shards").mkdir()
     available: list[str] = []
     for path in sorted((DEMO / "pool/shards").glob("*.tar")):
-        shutil.copy(path.with_name(f"{path.stem}_stats.json"), checkout / "shards")
-        available += _copy_tar(path, checkout / "shards" / path.name, share_of_images, rng)
+        kept = _copy_tar(path, checkout / "shards" / path.name, share_of_images, rng)
+        stats = {"count": len(kept), "successes": len(kept)}
+        (checkout / "shards" / f"{path.stem}_stats.json").write_text(json.dumps(stats))
+        available += kept
     np.save(checkout / "available.npy", sorted_uids(available))
     uids = _uids(checkout / "metadata")
-    kept = [uid for uid in uids if rng.random() < share_of_scores]
-    columns = {name: rng.normal(size=len(kept)).astype("f4") for name in SCORE_COLUMNS}
+    scored = [uid for uid in uids if rng.random() < share_of_scores]
+    columns = {name: rng.normal(size=len(scored)).astype("f4") for name in SCORE_COLUMNS}
     (checkout / "scores").mkdir()
-    table = pa.table({"uid": kept, **columns})
-    half = len(kept) // 2
+    table = pa.table({"uid": scored, **columns})
+    half = len(scored) // 2
     pq.write_table(table[:half], checkout / "scores/train-00000-of-00002.parquet")
     pq.write_table(table[half:], checkout / "scores/train-00001-of-00002.parquet")
 

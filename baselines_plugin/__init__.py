@@ -1,11 +1,26 @@
 """FLYT's methods as baselines of DataComp: `python baselines.py --name m_flyt ...`.
 
 A patched DataComp checkout uses the three functions below; `python -m baselines_plugin` is the
-same program without a checkout.
+same program without a checkout. They are imported when they are asked for, so that the program can
+handle Ctrl-C before.
 """
 
-from baselines_plugin.flags import add_arguments
-from baselines_plugin.registry import method_names
-from baselines_plugin.run import run_if_ours
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from baselines_plugin.flags import add_arguments
+    from baselines_plugin.registry import method_names
+    from baselines_plugin.run import run_if_ours
 
 __all__ = ["add_arguments", "method_names", "run_if_ours"]
+
+_MODULES = {"add_arguments": "flags", "method_names": "registry", "run_if_ours": "run"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"baselines_plugin.{_MODULES[name]}"), name)

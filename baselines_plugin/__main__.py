@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from baselines_plugin.flags import add_arguments
-from baselines_plugin.registry import METHODS, method_names
-from baselines_plugin.run import run, run_if_ours
+from datacomp_flyt.exits import Parser, running
+
+PROGRAM = "python -m baselines_plugin"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `python -m baselines_plugin`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m baselines_plugin",
+    from baselines_plugin.flags import add_arguments
+    from baselines_plugin.registry import method_names
+
+    parser = Parser(
+        prog=PROGRAM,
         description="Select a DataComp subset with FLYT's methods. The output is a .npy file of "
         "sorted uids, repeats kept, for DataComp's resharder.",
     )
@@ -27,10 +30,20 @@ def select(flags: list[str]) -> None:
     Raises:
         InputError: something given is wrong; no file is written then.
     """
+    from baselines_plugin.registry import METHODS
+    from baselines_plugin.run import run
+
     args = build_parser().parse_args(flags)
     run(METHODS[args.name], args)
 
 
+def main() -> None:
+    """The command; what it needs is imported where Ctrl-C has a handler."""
+    with running(PROGRAM):
+        from baselines_plugin.run import run_if_ours
+
+        run_if_ours(build_parser().parse_args(), PROGRAM)
+
+
 if __name__ == "__main__":
-    parser = build_parser()
-    run_if_ours(parser.parse_args(), parser.prog)
+    main()

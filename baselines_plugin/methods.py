@@ -22,6 +22,7 @@ from datacomp_flyt.scorers.e_flyt import check_features, e_flyt_scores
 from datacomp_flyt.scorers.glu_head_file import load_glu_head
 from datacomp_flyt.self_filtering.finished import final_mix
 from datacomp_flyt.self_filtering.mix import counts_in
+from datacomp_flyt.streams import say
 
 _BLOCK = 1 << 20
 
@@ -165,7 +166,7 @@ def _mix(args: argparse.Namespace, wanted: mixing.LinearMixingModel) -> Scorer:
             line = f"  {model.weights[number]:+7.3f}  {column}"
             if model.means is not None and model.stds is not None:
                 line += f"  (mean {model.means[number]:.6g}, std {model.stds[number]:.6g})"
-            print(line)
+            say(line)
         return scores, model
 
     return score

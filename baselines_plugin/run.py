@@ -18,7 +18,8 @@ from baselines_plugin.sampling import SAMPLINGS, Sampler
 from datacomp_flyt.engines.choice import choose_engine
 from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.exits import running
 from datacomp_flyt.mixing import save_mixing_model
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.columns_in_files import FileColumns
@@ -35,6 +36,7 @@ from datacomp_flyt.pool.subset import (
     write_subset,
 )
 from datacomp_flyt.pool.uids import encode_uids
+from datacomp_flyt.streams import say
 
 _METHOD_FLAGS = {flag for method in METHODS.values() for flag in method.flags}
 _SAMPLING_FLAGS = {flag for _, flags in SAMPLINGS.values() for flag in flags}
@@ -45,10 +47,12 @@ _ROW_GROUP = 1 << 20
 def run_if_ours(args: argparse.Namespace, program: str = "baselines.py") -> None:
     """Run `--name` and end the program, if it is one of our methods; else return.
 
-    The exit code is 0, or 2 with one sentence on stderr where the input is wrong.
+    Raises:
+        SystemExit: 0, or see `exits.running`.
     """
     if args.name in METHODS:
-        with exit_on_input_error(program):
+        with running(program) as command:
+            command.flags = vars(args)
             run(METHODS[args.name], args)
         sys.exit(0)
 
@@ -78,37 +82,37 @@ def _select(
     paths: Mapping[str, Path],
     engine: Engine | None,
 ) -> None:
-    print(f"running: {args.name}")
+    say(f"running: {args.name}")
     if args.manifest is not None:
         check_against(args.manifest, args.metadata_dir, "--metadata_dir")
     columns = _open_columns(args, engine)
-    print(f"the pool has {len(columns.pool):,} examples in {len(columns.pool.shards):,} files")
+    say(f"the pool has {len(columns.pool):,} examples in {len(columns.pool.shards):,} files")
     scores, model = scorer(columns)
     uids, files = columns.uids(), columns.files()
     del columns
     number = len(scores)
     scores, uids = compress((scores, uids), lambda some: ~np.isnan(some))
     if len(scores) < number:
-        print(f"leaving out {number - len(scores):,} examples without a score")
+        say(f"leaving out {number - len(scores):,} examples without a score")
     pool_size = len(scores)
     # others were cut by a stage before: of the pool, and never drawn
     scores, uids = compress((scores, uids), lambda some: some > -np.inf)
     if len(scores) < pool_size:
-        print(f"the stage before sampling leaves {len(scores):,} examples")
+        say(f"the stage before sampling leaves {len(scores):,} examples")
     counts = sampler(scores, uids, pool_size)
     check_shards(files)
     if "save_scores" in paths:
         _write_scores(paths["save_scores"], uids, scores, args.name)
-        print(f"saved the scores as {paths['save_scores']}")
+        say(f"saved the scores as {paths['save_scores']}")
     if "save_scoring_model" in paths and model is not None:
         save_mixing_model(model, paths["save_scoring_model"])
-        print(f"saved the mixing model as {paths['save_scoring_model']}")
+        say(f"saved the mixing model as {paths['save_scoring_model']}")
     del scores
 
     write_subset(paths["save_path"], uids, counts)
-    print(f"saved {paths['save_path']}")
+    say(f"saved {paths['save_path']}")
     for fact in describe_counts(counts):
-        print(f"  {fact}")
+        say(f"  {fact}")
 
 
 def _choose_engine(args: argparse.Namespace) -> Engine | None:

@@ -16,6 +16,7 @@ from datacomp_flyt.samplers import (
     top_fraction_counts,
 )
 from datacomp_flyt.samplers.scales import SCALES
+from datacomp_flyt.streams import say
 
 Counts = NDArray[np.int32]
 Sampler = Callable[[NDArray[np.floating], NDArray[np.void], int], Counts]
@@ -37,12 +38,12 @@ def _scs(args: argparse.Namespace) -> Sampler:
         if batch_size is None:
             batch_size = scale.sampling_batch_size if scale else 1
             if batch_size > len(scores):
-                print(
+                say(
                     f"--scale {args.scale} samples {batch_size:,} different examples at once and "
                     f"there are {len(scores):,}: sampling one at a time, which that approximates"
                 )
                 batch_size = 1
-        print(f"soft cap sampling: {num_samples:,} draws, alpha {penalty}, G {batch_size:,}")
+        say(f"soft cap sampling: {num_samples:,} draws, alpha {penalty}, G {batch_size:,}")
         return soft_cap_counts(
             scores, uids, num_samples, penalty, args.seed, batch_size, num_workers=args.num_workers
         )

@@ -1,4 +1,4 @@
-"""The one exception that a user sees as a sentence instead of a traceback."""
+"""Errors that a user sees as a sentence instead of a traceback; no import here takes time."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ _CONTENT = (
     LookupError, MemoryError, NameError, RuntimeError, SyntaxError, SystemError, TypeError,
     ValueError, lzma.LZMAError, struct.error, tarfile.TarError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+_NO_MEMORY = re.compile(
+    r"(out of|not enough|(can't|cannot|unable to|failed to) allocate) (\w+ )?memory|bad_alloc|"
+    r"failed to map segment|can't start new thread|launch worker thread|"
+    r"ALLOC_FAILED|killed by signal: Killed",
+    re.IGNORECASE,
+)
 _PLACE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -38,11 +44,7 @@ class InputError(ValueError):
     def __init__(self, sentence: str) -> None:
         if of_worker := _OF_WORKER.fullmatch(sentence.strip()):
             sentence = of_worker[1]
-        sentence = _shortened(sentence)
-        if not sentence.isprintable():
-            spelled = (c if c.isprintable() else repr(c)[1:-1] for c in sentence)
-            sentence = _shortened("".join(spelled))
-        super().__init__(sentence)
+        super().__init__(_shortened(printable(_shortened(sentence))))
 
 
 class ReadError(InputError):
@@ -88,19 +90,36 @@ def _is_of_arrow(error: BaseException) -> bool:
     return arrow is not None and isinstance(error, arrow)
 
 
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out: this error says so, or the one that it came of."""
+    while error is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            return True
+        # what a file says is quoted in an InputError, and is no evidence
+        if not isinstance(error, InputError) and _NO_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's text, or its kind where it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """The text on one line: characters that would break it or steer a terminal are escaped.
+
+    These are control characters, line breaks, marks of writing direction, and halves of surrogate
+    pairs, which stand for bytes of a file name that are no UTF-8.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 500]} ... {text[-400:]}"
-
-
-@contextlib.contextmanager
-def exit_on_input_error(program: str) -> Iterator[None]:
-    """Turn an `InputError` inside the block into `program: error: sentence` and exit code 2."""
-    try:
-        yield
-    except InputError as error:
-        sys.stdout.flush()
-        print(f"{program}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ import sys
 from types import ModuleType
 
 from datacomp_flyt import __version__
-from datacomp_flyt.errors import exit_on_input_error, needs_extra
+from datacomp_flyt.errors import needs_extra
+from datacomp_flyt.exits import Parser, running
 
 COMMANDS = (
     "install",
@@ -37,26 +38,31 @@ def command_module(name: str) -> ModuleType:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command; its exit code is 0, 1 where the answer is no, 2 where the input is wrong."""
-    parser = argparse.ArgumentParser(
+    """Run one command; its exit code is 0, 1 where the answer is no, or one of `exits`."""
+    argv = sys.argv[1:] if argv is None else argv
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    with running(f"datacomp-flyt {asked}" if asked in COMMANDS else "datacomp-flyt") as command:
+        args = _parser(asked, argv).parse_args(argv)
+        command.flags = vars(args)
+        sys.exit(command_module(args.command).run(args))
+
+
+def _parser(asked: str | None, argv: list[str]) -> argparse.ArgumentParser:
+    parser = Parser(
         prog="datacomp-flyt",
         description="FLYT for DataComp. Selection itself is `python baselines.py --name m_flyt` "
         "in a patched DataComp checkout, or `python -m baselines_plugin` without one.",
     )
     parser.add_argument("--version", action="version", version=f"datacomp-flyt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    argv = sys.argv[1:] if argv is None else argv
-    asked = next((word for word in argv if not word.startswith("-")), None)
-    with exit_on_input_error(f"datacomp-flyt {asked}"):
-        for name in COMMANDS:
-            if asked not in (None, name):
-                commands.add_parser(name)
-                continue
-            with needs_extra():
-                module = command_module(name)
-            text = (module.__doc__ or "").split("\n")[0]
-            command = commands.add_parser(name, help=text, description=text)
-            if name == asked:
-                module.add_arguments(command, argv)
-        args = parser.parse_args(argv)
-        sys.exit(command_module(args.command).run(args))
+    for name in COMMANDS:
+        if asked not in (None, name):
+            commands.add_parser(name)
+            continue
+        with needs_extra():
+            module = command_module(name)
+        text = (module.__doc__ or "").split("\n")[0]
+        command = commands.add_parser(name, help=text, description=text)
+        if name == asked:
+            module.add_arguments(command, argv)
+    return parser

@@ -11,6 +11,7 @@ from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import check_subset
 from datacomp_flyt.samplers.scales import SCALES
 from datacomp_flyt.scorers.files import file_digest
+from datacomp_flyt.streams import say
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -24,13 +25,13 @@ def run(args: argparse.Namespace) -> int:
     pool_uids = read_pool(args.metadata_dir, args.num_workers).uids if args.metadata_dir else None
     num_samples = SCALES[args.scale].num_samples if args.scale else None
     report = check_subset(args.subset, pool_uids, num_samples)
-    print(args.subset)
-    print(f"  {args.subset.stat().st_size:,} bytes, sha256 {file_digest(args.subset)}")
+    say(args.subset)
+    say(f"  {args.subset.stat().st_size:,} bytes, sha256 {file_digest(args.subset)}")
     for fact in report.facts:
-        print(f"  {fact}")
+        say(f"  {fact}")
     for problem in report.problems:
-        print(f"  NOT VALID: it {problem}")
+        say(f"  NOT VALID: it {problem}")
     if pool_uids is None and not report.problems:
-        print("  not checked: whether its uids are in the pool (give --metadata_dir)")
-    print("not valid" if report.problems else "valid")
+        say("  not checked: whether its uids are in the pool (give --metadata_dir)")
+    say("not valid" if report.problems else "valid")
     return 1 if report.problems else 0

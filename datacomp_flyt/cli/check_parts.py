@@ -10,6 +10,7 @@ from datacomp_flyt.engines.processes import ProcessEngine
 from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.pool.parts import check_parts
+from datacomp_flyt.streams import say
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -46,10 +47,10 @@ def run(args: argparse.Namespace) -> int:
             else:
                 report.facts.append(f"{lost}: the pool has no image of any")
     for fact in report.facts:
-        print(f"  {fact}")
+        say(f"  {fact}")
     for problem in report.problems:
-        print(f"  WRONG: {problem}")
-    print("the parts do not add up" if report.problems else "the parts add up")
+        say(f"  WRONG: {problem}")
+    say("the parts do not add up" if report.problems else "the parts add up")
     return 1 if report.problems else 0
 
 

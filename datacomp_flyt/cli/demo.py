@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,8 +61,4 @@ def _show(args: argparse.Namespace) -> int:
         from datacomp_flyt.demo import tour
         from datacomp_flyt.demo.experiment import Experiment
     require_training("datacomp-flyt demo without --quick")
-    try:
-        return tour.run(args.work_dir, [Experiment(args.noise, s) for s in range(args.seeds)])
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return tour.run(args.work_dir, [Experiment(args.noise, s) for s in range(args.seeds)])

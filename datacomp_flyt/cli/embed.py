@@ -18,6 +18,7 @@ from datacomp_flyt.pool.outputs import Output, check_outputs, watch_inputs
 from datacomp_flyt.pool.shard_names import by_name, resolved
 from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
 from datacomp_flyt.scorers.settings_file import SETTINGS_FILE, check_settings
+from datacomp_flyt.streams import say
 
 if TYPE_CHECKING:
     from datacomp_flyt.scorers.clip_encoder import ClipEncoder
@@ -108,7 +109,7 @@ def _embed(
     check = watch_tars(shards)
     done = {path.stem for path in folder.glob("*.parquet")}
     todo = {name: shard for name, shard in shards.items() if name not in done}
-    print(f"{len(shards):,} tars, {len(shards) - len(todo):,} of them embedded before")
+    say(f"{len(shards):,} tars, {len(shards) - len(todo):,} of them embedded before")
     counts: Counter[str] = Counter()
     empty: list[str] = []
 
@@ -116,8 +117,6 @@ def _embed(
         return Usable(shard.table.num_rows, shard.table.num_rows, shard.counts)
 
     def write(name: str, shard: EmbeddedShard) -> int:
-        check(name)
-        unchanged()
         write_embedded(folder, name, shard)
         empty.extend([] if shard.table.num_rows else [name])
         counts["embedded"] += shard.table.num_rows
@@ -130,15 +129,21 @@ def _embed(
     )
     where = f"--shards_dir {args.shards_dir}"
     until_usable = UntilUsable(write, count, len(todo) < len(shards), where)
+
+    def keep(name: str, shard: EmbeddedShard) -> int:
+        check(name)
+        unchanged()
+        return until_usable(name, shard)
+
     with engine:
-        failed = run_shards(engine, make, todo, until_usable, retries=args.retries, label="embed")
+        failed = run_shards(engine, make, todo, keep, retries=args.retries, label="embed")
     if not failed:
         until_usable.finish()
-    print(f"{counts.pop('embedded', 0):,} pairs embedded in {folder}")
+    say(f"{counts.pop('embedded', 0):,} pairs embedded in {folder}")
     for reason, number in counts.most_common():
-        print(f"  {number:,} samples left out: {reason}")
+        say(f"  {number:,} samples left out: {reason}")
     if empty:
-        print(f"  {len(empty):,} tars have no member, such as {shards[empty[0]]}")
+        say(f"  {len(empty):,} tars have no member, such as {shards[empty[0]]}")
     return report_failures(failed, "embed")
 
 

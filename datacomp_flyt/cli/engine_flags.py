@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 
 from datacomp_flyt.engines.choice import ENGINE_FLAGS, choose_engine
 from datacomp_flyt.engines.engine import Engine
-from datacomp_flyt.errors import InputError, NothingUsable
+from datacomp_flyt.errors import InputError, NothingUsable, lacks_memory
+from datacomp_flyt.streams import say
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,12 +60,13 @@ def report_failures(
         the exit code: 2 if some can be read and hold nothing usable, 1 if others failed, else 0.
     """
     for name, error in failed.items():
-        print(f"{what}: shard {name} failed: {error}", file=sys.stderr)
+        hint = "; fewer --num_workers take less memory" if lacks_memory(error) else ""
+        say(f"{what}: shard {name} failed: {error}{hint}", error=True)
     if failed:
-        print(
+        say(
             f"{what}: {len(failed):,} shards failed and {others}; mend them and give the same "
             "command again",
-            file=sys.stderr,
+            error=True,
         )
     if any(isinstance(error, NothingUsable) for error in failed.values()):
         return 2

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from datacomp_flyt.environments import heading, table, versions_here
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.streams import say
 
 
 @dataclass(frozen=True)
@@ -153,14 +154,17 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         there = check(args.directory, patches)
         versions = versions_here()
-        lines = [f"{args.directory}: {'installed' if there else 'not installed'}"]
-        print("\n".join([*lines, heading(versions), *table(versions)]))
+        say(
+            f"{args.directory}: {'installed' if there else 'not installed'}",
+            heading(versions),
+            *table(versions),
+        )
         return 0 if there else 1
     if args.revert:
         done = revert(args.directory, patches)
-        print(f"{args.directory}: {'reverted' if done else 'nothing to revert'}")
+        say(f"{args.directory}: {'reverted' if done else 'nothing to revert'}")
         return 0
     done = install(args.directory, patches)
-    print(f"{args.directory}: {'installed' if done else 'installed already'}")
-    print("try: python baselines.py --help")
+    say(f"{args.directory}: {'installed' if done else 'installed already'}")
+    say("try: python baselines.py --help")
     return 0

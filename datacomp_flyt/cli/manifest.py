@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from datacomp_flyt.pool.manifest import (
 )
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
+from datacomp_flyt.streams import say
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--fast is for --check: a manifest has hashes, so leave it out")
     if args.fast:
         check_against(args.check, args.folder, "the folder")
-        print(f"{args.folder} has the files of {args.check}, by names and sizes")
+        say(f"{args.folder} has the files of {args.check}, by names and sizes")
         return 0
     return _check(args) if args.check else _save(args)
 
@@ -63,7 +63,7 @@ def _save(args: argparse.Namespace) -> int:
         found = hash_folder(args.folder, "the folder", journal, args.num_workers)
         write_manifest(path, found)
         journal.unlink()
-    print(f"{path}: {len(found):,} files, {sum(file.size for file in found.values()):,} bytes")
+    say(f"{path}: {len(found):,} files, {sum(file.size for file in found.values()):,} bytes")
     return 0
 
 
@@ -74,10 +74,10 @@ def _check(args: argparse.Namespace) -> int:
     different = differences(manifest, found)
     for kind, names in different.items():
         for name in names:
-            print(f"{kind}: {name}")
+            say(f"{kind}: {name}")
     refuse_differences(different, args.check, args.folder, "the folder")
     size = sum(file.size for file in found.values())
-    print(f"{args.folder} is what {args.check} says: {len(found):,} files, {size:,} bytes")
+    say(f"{args.folder} is what {args.check} says: {len(found):,} files, {size:,} bytes")
     return 0
 
 
@@ -90,9 +90,9 @@ def _journal_of_check(path: Path) -> Iterator[Path]:
     try:
         check_save_path(journal, "the notes")
     except InputError:
-        print(
+        say(
             f"{path.parent} cannot be written: if this check is killed, it begins anew",
-            file=sys.stderr,
+            error=True,
         )
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder, journal.name)

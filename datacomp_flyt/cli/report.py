@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import needs_extra
+from datacomp_flyt.streams import say
 
 _PENALTIES = (0.1, 0.15, 0.3, 0.6)  # the range of FLYT's Figure 3
 
@@ -81,5 +82,5 @@ def run(args: argparse.Namespace) -> int:
     with needs_extra("report"):
         from datacomp_flyt.report.report import write_report
     path = write_report(args, args.argv)
-    print(f"saved {path}")
+    say(f"saved {path}")
     return 0

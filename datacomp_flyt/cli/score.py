@@ -22,6 +22,7 @@ from datacomp_flyt.scorers.job import Report, score_pool
 from datacomp_flyt.scorers.registry import SCORERS, scorer_class
 from datacomp_flyt.scorers.scorer import MetadataScorer, Scorer
 from datacomp_flyt.scorers.settings_file import SETTINGS_FILE
+from datacomp_flyt.streams import say
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -132,14 +133,14 @@ def _print(report: Report, scorer: Scorer, scores_dir: Path) -> None:
     done = f"{report.num_scored:,} shards scored"
     if report.num_found:
         done += f", {report.num_found:,} were there"
-    print(f"{scores_dir / scorer.columns[0]}: {', '.join(scorer.columns)}: {done}")
+    say(f"{scores_dir / scorer.columns[0]}: {', '.join(scorer.columns)}: {done}")
     for reason, number in sorted(report.counts.items()):
         if number:
             way_out = reason == OTHER_LENGTH and scorer.settings.get("renormalize") is False
             hint = ", used as it is: --renormalize brings it to 1" if way_out else ""
-            print(f"  {number:,} examples: {reason}{hint}")
+            say(f"  {number:,} examples: {reason}{hint}")
     if report.num_without_score:
-        print(
+        say(
             f"  {report.num_without_score:,} of {report.num_examples:,} examples have no score "
             "(NaN): selection refuses them, or leaves them out with --drop_nonfinite"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from datacomp_flyt.self_filtering.settings import (
     SELECTORS,
     Settings,
 )
+from datacomp_flyt.streams import say
 
 if TYPE_CHECKING:
     from datacomp_flyt.self_filtering.rounds import Run
@@ -112,20 +112,16 @@ def run(args: argparse.Namespace) -> int:
     steps = list(planned.steps())
     folder, ranks = Path(args.out), ranks_of_torchrun()
     check_outputs(_outputs(folder), vars(args))
-    try:
-        if ranks and ranks.rank:
-            follow_steps(steps, folder, Path.cwd(), ranks)
-            return 0
-        with one_run(check_save_path(folder / SETTINGS_FILE, "--out").parent):
-            _note(folder, planned)
-            made = ("round_*/**", "report")
-            run_steps(steps, folder, cwd=Path.cwd(), ranks=ranks, made=made)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    print(f"\nThe last mix: {folder / 'mix.npy'}")
+    if ranks and ranks.rank:
+        follow_steps(steps, folder, Path.cwd(), ranks)
+        return 0
+    with one_run(check_save_path(folder / SETTINGS_FILE, "--out").parent):
+        _note(folder, planned)
+        made = ("round_*/**", "report")
+        run_steps(steps, folder, cwd=Path.cwd(), ranks=ranks, made=made)
+    say("", f"The last mix: {folder / 'mix.npy'}")
     if planned.reports:
-        print(f"All rounds as a page: {folder / 'report' / 'index.html'}")
+        say(f"All rounds as a page: {folder / 'report' / 'index.html'}")
     return 0
 
 

@@ -16,6 +16,7 @@ from datacomp_flyt.scorers.train_linear_classifier import (
     train_linear_classifier,
 )
 from datacomp_flyt.scorers.training_rows import RandomRows, find_embeddings
+from datacomp_flyt.streams import say
 
 _DEFAULTS = TrainingSettings()
 
@@ -110,12 +111,13 @@ def run(args: argparse.Namespace) -> int:
     trained = train_linear_classifier(positives, negatives, args.arrays, settings)
     save_classifier(trained.model, path)
     for name, rows in (("positives", positives), ("negatives", negatives)):
-        print(f"{name}: {rows.held:,} examples" + ("" if rows.whole else " in memory at a time"))
+        say(f"{name}: {rows.held:,} examples" + ("" if rows.whole else " in memory at a time"))
         for reason, count in rows.counts.items():
             if count:
-                print(f"  {count:,} read: {reason}")
-    print(
+                say(f"  {count:,} read: {reason}")
+    say(
         f"last {trained.steps:,} steps: loss {trained.loss:.4f} (chance 0.6931), accuracy "
-        f"{trained.accuracy:.1%}\n{path}"
+        f"{trained.accuracy:.1%}",
+        path,
     )
     return 0

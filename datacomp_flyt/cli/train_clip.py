@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
+from datacomp_flyt.engines.ranks import place_of_torchrun
 from datacomp_flyt.errors import needs_extra
 
 
@@ -73,6 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        place_of_torchrun()  # the trainer would say less
     with needs_extra("train"):
         import open_clip  # noqa: F401
         import torch  # noqa: F401

@@ -20,10 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from datacomp_flyt.demo.noisy_pool import MODEL
+from datacomp_flyt.exits import running
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.subset import atomic_write, check_save_path
 from datacomp_flyt.pool.tar_samples import read_tar
 from datacomp_flyt.scorers.clip_models import ClipModel, load_clip_model
+from datacomp_flyt.streams import say
 
 METRICS = ("accuracy", "retrieval")
 
@@ -94,10 +96,12 @@ def main() -> None:
         name, _, file = given.partition("=")
         clip = load_clip_model(args.model, file, ("--model", "--checkpoint"))
         results[name] = evaluate(clip, args.evaluation_dir)
-        print(name, *(f"{metric} {results[name][metric]:.3f}" for metric in METRICS), sep="  ")
+        found = (f"{metric} {results[name][metric]:.3f}" for metric in METRICS)
+        say("  ".join([name, *found]))
     with atomic_write(args.out) as file:
         file.write(json.dumps(results, indent=1).encode())
 
 
 if __name__ == "__main__":
-    main()
+    with running("datacomp_flyt.demo.evaluate"):
+        main()

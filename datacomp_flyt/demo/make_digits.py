@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datacomp_flyt.exits import running
+
 SIDE = 28  # pixels of a digit
 COLUMNS = 20  # digits in a row of a sheet
 ROWS = 20
@@ -51,4 +53,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with running("datacomp_flyt.demo.make_digits"):
+        main()

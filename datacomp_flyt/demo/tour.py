@@ -16,6 +16,7 @@ from datacomp_flyt.demo.noisy_pool import NOISE
 from datacomp_flyt.engines.steps import Step, run_steps
 from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.pool.uids import decode_uids
+from datacomp_flyt.streams import say
 
 TITLES = {
     UNFILTERED: "all of the pool",
@@ -57,14 +58,14 @@ def run(work_dir: Path, experiments: Sequence[Experiment]) -> int:
     results, seconds = [], 0.0
     for experiment in experiments:
         folder = folder_of(work_dir, experiment)
-        print(f"\nin {folder}:")
+        say("", f"in {folder}:")
         seconds += sum(run_steps(steps_of(experiment), folder, made=("**",)).values())
         results.append(json.loads((folder / "results.json").read_text()))
         results[-1] = {name: results[-1][name] | _contents(folder, name) for name in TITLES}
-    print(f"\n{_table(results)}\n")
+    say("", *_table(results).split("\n"), "")
     page = folder_of(work_dir, experiments[0]) / "report" / "index.html"
-    print(f"What was selected, as a page: {page}")
-    print(f"Work done here: {seconds:.0f} s. A second run only shows this again.")
+    say(f"What was selected, as a page: {page}")
+    say(f"Work done here: {seconds:.0f} s. A second run only shows this again.")
     return 0
 
 

@@ -17,12 +17,12 @@ import os
 import re
 import socket
 import stat
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.streams import say
 
 try:
     import fcntl
@@ -198,10 +198,10 @@ def _of_somebody_else(path: Path) -> InputError:
 
 
 def _warn(place: Path, why: str | None) -> None:
-    print(
+    say(
         f"{place}: this filesystem keeps no locks ({why}): see to it that no other run writes "
         "there",
-        file=sys.stderr,
+        error=True,
     )
 
 

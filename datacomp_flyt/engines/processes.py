@@ -111,7 +111,7 @@ class _Processes(Crew[_Worker]):
         self._working.remove(worker)
         pid = worker.process.pid
         worker.process.kill()
-        return WorkerLost(f"worker process {pid} ended: {_exit_text(_bury(worker))}")
+        return WorkerLost(f"worker process {pid} ended: {exit_text(_bury(worker))}")
 
 
 def _work(pipe: connection.Connection[Any, Any], device: str) -> None:
@@ -141,18 +141,20 @@ def _send(pipe: connection.Connection[Any, Any], message: bytes) -> None:
 
 def _bury(worker: _Worker) -> int | None:
     worker.pipe.close()
-    worker.process.join()
+    worker.process.join(GRACE)  # longer only where the kernel waits for a disk that is gone
     exitcode = worker.process.exitcode
-    worker.process.close()
+    if exitcode is not None:
+        worker.process.close()
     return exitcode
 
 
-def _exit_text(exitcode: int | None) -> str:
+def exit_text(exitcode: int | None) -> str:
+    """How a process ended."""
     if exitcode == -signal.SIGKILL:
         return "killed (SIGKILL), often for want of memory"
     if exitcode is not None and exitcode < 0:
         return f"killed ({signal.Signals(-exitcode).name})"
-    return f"exit code {exitcode}"
+    return "killed" if exitcode is None else f"exit code {exitcode}"
 
 
 @contextlib.contextmanager

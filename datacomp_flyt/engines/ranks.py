@@ -7,16 +7,99 @@ each other.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
+
+from datacomp_flyt.errors import InputError, first_line
 
 _NAMES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
     "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT",
 )  # fmt: skip
+_LIMIT = timedelta(minutes=5)  # until all ranks have come
 _FOREVER = timedelta(days=365)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What torchrun says to one process: its rank out of `size`, and where rank 0 listens."""
+
+    rank: int
+    size: int
+    address: str
+    port: int
+
+    def meet(self, purpose: str) -> Any:
+        """A `torch.distributed` store that all ranks have joined.
+
+        Args:
+            purpose: a prefix of its keys; each has a meeting of its own.
+
+        Raises:
+            InputError: one does not come in time, or rank 0 cannot be reached.
+        """
+        import torch.distributed as dist
+
+        by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        here = f"rank {self.rank} of {self.size}"
+        try:
+            store = dist.TCPStore(  # type: ignore[attr-defined]
+                self.address, self.port, is_master=self.rank == 0 and not by_torchrun,
+                timeout=_LIMIT, wait_for_workers=False,
+            )  # fmt: skip
+        except Exception as error:  # torch raises half a dozen kinds
+            raise InputError(
+                f"{here} cannot meet the others at MASTER_ADDR {self.address}, MASTER_PORT "
+                f"{self.port} ({first_line(error)}): see that rank 0 runs there and the port is "
+                "free, or start with torchrun"
+            ) from None
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        joined = dist.PrefixStore(  # type: ignore[attr-defined]
+            f"datacomp_flyt/{purpose}/{attempt}", store
+        )
+        joined.set(f"here {self.rank}", "")
+        end = time.monotonic() + _LIMIT.total_seconds()
+        for other in range(self.size):
+            left = max(end - time.monotonic(), 0.001)
+            try:
+                joined.wait([f"here {other}"], timedelta(seconds=left))
+            except Exception as error:
+                raise InputError(
+                    f"{here} has waited for rank {other} in vain ({first_line(error)}): start as "
+                    f"many processes as WORLD_SIZE says, {self.size}, as torchrun does"
+                ) from None
+        return joined
+
+
+def place_of_torchrun() -> Place | None:
+    """This process's, or None where it has been started by itself.
+
+    Raises:
+        InputError: the variables of torchrun are not all there, or make no sense.
+    """
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        return None
+    wanted = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    given = {name: os.environ.get(name, "") for name in wanted}
+    missing = [name for name, value in given.items() if not value]
+    numbers = {name: value for name, value in given.items() if name != "MASTER_ADDR"}
+    wrong = [name for name, value in numbers.items() if not value.isdecimal()]
+    if not missing and not wrong:
+        rank, size, port = map(int, numbers.values())
+        if rank < size and 0 < port < 2**16:
+            return Place(rank, size, given["MASTER_ADDR"], port)
+        wrong = ["RANK"] if rank >= size else ["MASTER_PORT"]
+    raise InputError(
+        f"RANK is {given['RANK']!r} and WORLD_SIZE {given['WORLD_SIZE']!r}, as of one process of "
+        f"several, but {' and '.join(missing or wrong)} {'missing' if missing else 'wrong'}: start "
+        "with torchrun, or unset them for one process"
+    )
 
 
 class Ranks:
@@ -27,20 +110,9 @@ class Ranks:
         size: how many there are.
     """
 
-    def __init__(self) -> None:
-        """From the variables that torchrun sets."""
-        import torch.distributed as dist
-
-        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
-            is_master=self.rank == 0 and not by_torchrun, timeout=_FOREVER, wait_for_workers=False,
-        )  # fmt: skip
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = dist.PrefixStore(  # type: ignore[attr-defined]
-            f"datacomp_flyt/ranks/{attempt}", store
-        )
+    def __init__(self, place: Place) -> None:
+        self.rank, self.size = place.rank, place.size
+        self._store = place.meet("ranks")
         self._calls = 0
 
     def call(self, name: str) -> dict[str, str]:
@@ -54,16 +126,23 @@ class Ranks:
     def dismiss(self) -> None:
         """Rank 0: nothing is left to do."""
         self._say("")
-        # the store may be this process's own
-        self._store.wait([f"left {rank}" for rank in range(1, self.size)])
+        # the store may be this process's own; all is done, whether they answer or not
+        with contextlib.suppress(RuntimeError):
+            self._store.wait([f"left {rank}" for rank in range(1, self.size)], _LIMIT)
 
     def calls(self) -> Iterator[tuple[str, dict[str, str]]]:
         """Other ranks: the steps that rank 0 calls to, until there are no more."""
-        while said := self._store.get(str(self._calls)).decode():
-            self._calls += 1
+        while said := self._next_call():
             port, name = said.split(" ", 1)
+            self._calls += 1
             yield name, self._environment(int(port))
         self._store.set(f"left {self.rank}", "")
+
+    def _next_call(self) -> str:
+        # The step that rank 0 does alone may take days. Where rank 0 ends, torchrun ends the
+        # others, and without torchrun the store is rank 0's own, and fails.
+        self._store.wait([str(self._calls)], _FOREVER)
+        return str(self._store.get(str(self._calls)).decode())
 
     def _say(self, what: str) -> None:
         self._store.set(str(self._calls), what)
@@ -77,8 +156,13 @@ class Ranks:
 
 
 def ranks_of_torchrun() -> Ranks | None:
-    """This process's, or None where it has been started by itself."""
-    return Ranks() if {"RANK", "WORLD_SIZE", "MASTER_PORT"} <= os.environ.keys() else None
+    """This process's, or None where it has been started by itself.
+
+    Raises:
+        InputError: see `place_of_torchrun` and `Place.meet`.
+    """
+    place = place_of_torchrun()
+    return None if place is None else Ranks(place)
 
 
 def alone(environment: Mapping[str, str]) -> dict[str, str]:

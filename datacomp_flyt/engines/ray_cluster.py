@@ -13,6 +13,10 @@ from typing import Any
 from datacomp_flyt.engines.crew import ONE_THREAD, Crew, Function, run_crew
 from datacomp_flyt.engines.engine import Engine, Make, Outcome, T, WorkerLost
 from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.exits import keep_signals, socket_folder
+
+_LONGEST_QUEUE = 600.0  # seconds until one worker has a place
+_NAME_OF_SOCKET = len("/ray/session_2026-12-01_03-20-00_123456_4194304/sockets/plasma_store.10")
 
 
 class RayEngine(Engine):
@@ -69,14 +73,14 @@ class RayEngine(Engine):
             return
         try:
             _check_port(self.address or "")
-            # "local": without an address Ray would join the cluster that was started last
-            ray.init(
-                address=self.address or "local",
-                num_cpus=None if self.address else self.num_workers,
-                include_dashboard=None if self.address else False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with keep_signals():  # Ray takes SIGTERM
+                ray.init(
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **({"address": self.address} if self.address else self._own_cluster()),
+                )
+        except InputError:
+            raise
         except Exception as error:  # Ray raises half a dozen kinds, and bare ones
             if self.address is None:
                 raise InputError(
@@ -91,6 +95,14 @@ class RayEngine(Engine):
             yield
         finally:
             ray.shutdown()
+
+    def _own_cluster(self) -> dict[str, Any]:
+        """Arguments that start Ray on this machine."""
+        # without an address Ray would join the cluster that was started last
+        started = {"address": "local", "num_cpus": self.num_workers, "include_dashboard": False}
+        if "RAY_TMPDIR" not in os.environ:
+            started["_temp_dir"] = os.path.join(socket_folder(_NAME_OF_SOCKET), "ray")
+        return started
 
 
 class _Actors(Crew[Any]):
@@ -108,9 +120,11 @@ class _Actors(Crew[Any]):
             runtime_env={"env_vars": {} if gpu else ONE_THREAD},
         )(_Worker)
         self._answers: dict[Any, Any] = {}
+        self._starts: dict[Any, Any] = {}  # of actors that may not have a place yet
 
     def start(self, place: int) -> Any:
         actor = self._actor.remote(os.getcwd())
+        self._starts[actor] = actor.started.remote()
         self._answers[actor] = actor.load.remote(self._make, self._device)
         return actor
 
@@ -119,12 +133,21 @@ class _Actors(Crew[Any]):
 
     def wait(self, workers: Sequence[Any]) -> list[tuple[Any, bytes | WorkerLost]]:
         of = {self._answers[worker]: worker for worker in workers}
-        ready, _ = self._ray.wait(list(of), num_returns=1)
+        # an actor that has a place answers or is lost; Ray sees to that
+        ready: list[Any] = []
+        while not ready:
+            ready, _ = self._ray.wait(list(of), num_returns=1, timeout=_LONGEST_QUEUE)
+            starts = [self._starts[worker] for worker in workers]
+            if not ready and not self._ray.wait(starts, num_returns=1, timeout=0)[0]:
+                raise InputError(
+                    f"the Ray cluster has had no place for a worker for {_LONGEST_QUEUE / 60:.0f} "
+                    "minutes: see in `ray status` what takes its CPUs or GPUs"
+                )
         return [(of[answer], self._receive(of[answer], answer)) for answer in ready]
 
     def release(self, worker: Any) -> None:
         self._ray.kill(worker)
-        del self._answers[worker]
+        del self._answers[worker], self._starts[worker]
 
     def close(self) -> None:
         for worker in list(self._answers):
@@ -145,6 +168,9 @@ class _Worker:
         with contextlib.suppress(OSError):  # paths as typed, where the nodes share a disk
             os.chdir(folder)
         self._function = Function()
+
+    def started(self) -> None:
+        """Answer: this worker has a place."""
 
     def load(self, make: Make, device: str) -> bytes:
         return self._function.load(lambda: make, device)

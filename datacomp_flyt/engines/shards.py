@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tqdm import tqdm
-
 from datacomp_flyt.engines.engine import Engine, Make, WorkerLost
+from datacomp_flyt.engines.progress import Progress
 from datacomp_flyt.errors import ChangedError, InputError, ReadError
 
 _PAUSE = 1.0  # seconds before a second try; five times as many before each more, up to
@@ -50,7 +49,7 @@ def run_shards(
     unit = "shard" if num_rows is None else "row"
     rows, began = 0, time.monotonic()
     # rows move the bar where they are known, so its rate and the time left are of rows
-    with tqdm(desc=label, total=total, unit=unit, unit_scale=True, disable=None) as bar:
+    with Progress(label, total, unit, unit_scale=True) as bar:
         for attempt in range(retries + 1):
             todo = [(name, item) for name, item in left.items() if _may_pass(errors.get(name))]
             if not todo:
@@ -73,7 +72,7 @@ def run_shards(
                     done = f"{len(items) - len(left)} of {len(items)} shards"
                     if num_rows is None:  # then the bar is of shards
                         done = f"{rows / (time.monotonic() - began):,.0f} rows/s"
-                    bar.set_postfix_str(done)
+                    bar.note(done)
                     bar.update(1 if num_rows is None else num_rows[name])
     return {name: errors[name] for name in sorted(errors)}
 

@@ -24,14 +24,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from datacomp_flyt.engines.processes import exit_text
+from datacomp_flyt.engines.progress import Progress
 from datacomp_flyt.engines.ranks import Ranks, alone
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
+from datacomp_flyt.streams import say
 
 _PRELOADED = ("torch", "torchvision", "open_clip", "webdataset", "pandas", "pyarrow.parquet")
-_PERCENT = re.compile(r"(\d+)%[|)]")
+_GRACE = 20.0  # seconds that a step has to remove its temporary files, or the kernel to end it
+_PERCENT = re.compile(r"(\d+)%(?:[|)]| \()")  # of tqdm, of open_clip, of `Progress`
 _STEP = re.compile(r"step (\d+)/(\d+)")
 
 
@@ -109,7 +111,7 @@ def run_steps(
         if not step.aside:
             before = upto
         if not quiet:
-            print(f"\n=== {number}. {step.title}\n$ {step.command}", flush=True)
+            say("", f"=== {number}. {step.title}", f"$ {step.command}")
         remembered = _remembered(done)
         if remembered and remembered["key"] != key and step.aside:
             remembered = {}
@@ -121,7 +123,7 @@ def run_steps(
         if remembered and not step.again:
             seconds[step.name] = remembered["seconds"]
             if not quiet:
-                print("  done before")
+                say("  done before")
             continue
         began = time.perf_counter()
         together = ranks is not None and step.together
@@ -168,27 +170,32 @@ def _run(step: Step, log: Path, cwd: Path, quiet: bool, environment: dict[str, s
     try:
         _watch(process, log, step.name, quiet)
     finally:
-        if process.is_alive():
-            process.terminate()
-            process.join()
+        process.terminate()
+        process.join(_GRACE)
+        process.kill()
+        process.join(_GRACE)
     if process.exitcode:
-        said = log.read_text(errors="replace").strip().split("\n")
+        said = log.read_text(errors="replace").strip().split("\n")[-1][-500:]
+        if process.exitcode < 0:
+            said = f"{exit_text(process.exitcode)}; {said}"
         raise InputError(
-            f"step {step.name} ended with exit code {process.exitcode} ({said[-1][-500:]}); "
+            f"step {step.name} ended with exit code {process.exitcode} ({said}); "
             f"all that it said is in {log}"
         )
 
 
 def _watch(process: BaseProcess, log: Path, name: str, quiet: bool) -> None:
-    """A bar that follows the step's own progress, as its log tells it."""
-    form = "  {desc} {percentage:3.0f}%|{bar}| {elapsed}"
-    with tqdm(total=100, desc=name, bar_format=form, disable=quiet, leave=True) as bar:
+    """Show the step's own progress, as its log tells it."""
+    form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"
+    bar = Progress(f"  {name}", 100, tenths=True, quiet=quiet, bar_format=form)
+    try:
         while process.is_alive():
             process.join(0.5)
-            bar.n = max([bar.n, *_progress(log)])
-            bar.refresh()
-        bar.n = 100 if process.exitcode == 0 else bar.n
-        bar.refresh()
+            bar.move_to(max([bar.done, *_progress(log)]))
+        if process.exitcode == 0:
+            bar.move_to(100)
+    finally:
+        bar.close(process.exitcode == 0)
 
 
 def _progress(log: Path) -> Iterator[int]:

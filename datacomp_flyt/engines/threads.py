@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from tqdm import tqdm
-
+from datacomp_flyt.engines.progress import shown
 from datacomp_flyt.errors import ReadError
 
 _PAUSES = (0.1, 1.0)  # seconds before an item that could not be read is tried again
@@ -33,7 +32,7 @@ def map_threads(
 
     Args:
         num_workers: threads; 1 runs in the calling thread.
-        progress: text of a progress bar, shown where stderr is a terminal; None for none.
+        progress: what the work is called where its progress is shown; None to show nothing.
         unit: what one item is called in the bar.
 
     An item of which storage failed is tried again: see `patient`.
@@ -44,13 +43,15 @@ def map_threads(
     def watched(results: Iterator[R]) -> list[R]:
         if progress is None:
             return list(results)
-        bar = tqdm(results, progress, len(items), leave=False, unit=unit, disable=None)
-        return list(bar)
+        return list(shown(results, progress, len(items), unit))
 
     if num_workers <= 1 or len(items) <= 1:
         return watched(map(function, items))
-    with ThreadPoolExecutor(num_workers) as executor:
+    executor = ThreadPoolExecutor(num_workers)
+    try:
         return watched(executor.map(function, items))
+    finally:
+        executor.shutdown(cancel_futures=True)  # Ctrl-C waits for no more than has begun
 
 
 def patient(function: Callable[[T], R]) -> Callable[[T], R]:

@@ -16,7 +16,9 @@ from torch import nn
 
 from datacomp_flyt.engines.collectives import rank_and_world_size
 from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.engines.ranks import place_of_torchrun
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.exits import running
 from datacomp_flyt.flyt.algorithm import Algorithm, AlgorithmConfig
 from datacomp_flyt.flyt.checkpoint import NAME
 from datacomp_flyt.flyt.data import downstream_loader, upstream_loader
@@ -237,11 +239,17 @@ def _start_processes(device: str | None) -> torch.device:
     """Join the other ranks, if torchrun started this one; the device to train on."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    place = place_of_torchrun()
+    if place is not None:
         if device == "cuda":
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        dist.init_process_group(
+            "nccl" if device.startswith("cuda") else "gloo",
+            store=place.meet("train"),
+            rank=place.rank,
+            world_size=place.size,
+        )
     try:
         found = torch.device(device)
         torch.zeros(1, device=found)
@@ -262,8 +270,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m datacomp_flyt.flyt.train", description=(__doc__ or "").split("\n")[0]
     )
     add_arguments(parser)
-    args = parser.parse_args(argv)
-    with exit_on_input_error("datacomp_flyt.flyt.train"):
+    with running("datacomp_flyt.flyt.train") as command:
+        args = parser.parse_args(argv)
+        command.flags = vars(args)
         raise SystemExit(run(args))
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm
-
+from datacomp_flyt.engines.progress import Progress
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.subset import atomic_write
 
@@ -57,7 +56,7 @@ class TrainingLog:
         self._drop_lines_from(first_step)
         for name in destinations:
             self._sinks.append(_SINKS[name](directory, first_step, settings))
-        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=None)
+        self._bar = Progress("training", num_steps, "step", initial=first_step)
 
     def step(self, number: int, metrics: dict[str, float]) -> None:
         """After step `number` (0 is the first)."""
@@ -79,8 +78,8 @@ class TrainingLog:
             raise InputError(f"{self._path} cannot be written ({error.strerror})") from None
         for sink in self._sinks:
             sink(done, metrics)
-        shown = "  ".join(f"{name} {value:.5g}" for name, value in metrics.items())
-        self._bar.write(f"step {done}/{self._num_steps}  {shown}")
+        values = "  ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+        self._bar.write(f"step {done}/{self._num_steps}  {values}")
 
     def say(self, text: str) -> None:
         """A line between the progress."""

@@ -13,6 +13,7 @@ from datacomp_flyt.mixing.published import METADATA_COLUMN_OF, SCORER_OF
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool, Pool
 from datacomp_flyt.pool.score_table import ScoreTable
+from datacomp_flyt.streams import say
 
 Source = tuple[ScoreTable, str]
 """A table, and the name that a column has there."""
@@ -103,7 +104,7 @@ class Columns:
             found[source] = name
             table.dtype(column)
         if missing:
-            print(f"mixing without {', '.join(missing)}: there are no such columns")
+            say(f"mixing without {', '.join(missing)}: there are no such columns")
         return list(found.values())
 
     def read(self, names: Sequence[str]) -> Iterator[NDArray[np.floating]]:
@@ -135,7 +136,7 @@ class Columns:
             sources.append(source)
             if self._say and name not in self._said:
                 self._said.add(name)
-                print(source[0].describe(source[1], name))
+                say(source[0].describe(source[1], name))
         return sources
 
     def pool_in_memory(self) -> Pool:

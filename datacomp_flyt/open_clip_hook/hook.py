@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, printable
 from datacomp_flyt.open_clip_hook.batches import WeighedLoader
 from datacomp_flyt.open_clip_hook.checks import check_data, check_loss, check_names
 from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
@@ -175,7 +175,8 @@ class Hook:
         draws = int(self._subset.counts.sum(dtype=np.int64))
         if args.train_num_samples is None:
             args.train_num_samples = draws
-            logging.info(f"An epoch is {draws:,} samples, the draws of {self._subset.path}.")
+            path = printable(str(self._subset.path))
+            logging.info(f"An epoch is {draws:,} samples, the draws of {path}.")
         if not args.dataset_resampled and args.workers * args.world_size > 1:
             logging.warning(
                 "Without --dataset-resampled each data loader worker makes as many batches as the "

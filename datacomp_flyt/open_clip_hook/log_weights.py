@@ -21,6 +21,7 @@ from datacomp_flyt.pool.score_table import ScoreTable
 from datacomp_flyt.pool.score_values import to_float32
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import decode_uids, format_uid
+from datacomp_flyt.streams import say
 
 
 class LogWeights:
@@ -184,7 +185,7 @@ def _read(
     table = ScoreTable(shards, f"{flag} {path}")
     column = _column(table, column)
     if os.environ.get("RANK", "0") == "0":
-        print(table.describe(column, column))
+        say(table.describe(column, column))
     shards = [shard for shard in shards if column in shard.types]
     pool = union_of_uids(shards, f"{flag} {path}", default_num_workers())
     (values,) = table.read(

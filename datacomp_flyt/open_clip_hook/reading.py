@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, printable
 from datacomp_flyt.open_clip_hook.uid_columns import with_uid
 from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
 from datacomp_flyt.pool.subset import read_subset
@@ -177,10 +177,8 @@ class SubsetReader:
             try:
                 uid = usable_uid(sample)
             except Skip as error:
-                logging.warning(
-                    f"{sample['__url__']}: example {sample['__key__']} has {error.reason}. "
-                    "Ignoring."
-                )
+                where = printable(f"{sample['__url__']}: example {sample['__key__']}")
+                logging.warning(f"{where} has {error.reason}. Ignoring.")
                 watch.skip(sample, error.reason)
                 continue
             number = 1 if self._subset is None else self._subset.count(uid)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from datacomp_flyt.engines.progress import shown
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import check_npz
 from datacomp_flyt.pool.score_values import to_floats
@@ -69,7 +69,7 @@ class Group:
 
     def rows_of(self, uid: str) -> Iterator[str]:
         """Where the rows of a uid are, as people say it; files are read as rows are asked for."""
-        for shard in tqdm(self.shards, f"looking for {uid}", leave=False, disable=None):
+        for shard in shown(self.shards, f"looking for {uid}", len(self.shards), "file"):
             row = 0
             for rows in Group(self.name, (shard,), {}).batches():
                 same = (rows.high == int(uid[:16], 16)) & (rows.low == int(uid[16:], 16))

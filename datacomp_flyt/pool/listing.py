@@ -17,6 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.streams import say
 
 HIDDEN = "hidden or named _..."
 NOT_REGULAR = "not a regular file"
@@ -28,7 +29,7 @@ SUB_FOLDER = "a sub-folder, which is not looked into"
 _ADDRESS = re.compile(r"(?:\w+::)*[A-Za-z][\w+.-]*://")
 _LOCAL = ("file://", "local://")
 # notes, locks and temporary files of this program, which every folder that it writes may hold
-_OURS = re.compile(r"_settings\.json|_passes|\..*lock|\..*\.datacomp_flyt\.tmp", re.DOTALL)
+_OURS = re.compile(r"[._]settings\.json|_passes|\..*lock|\..*\.datacomp_flyt\.tmp", re.DOTALL)
 
 
 def local_path(where: str) -> str | None:
@@ -210,4 +211,4 @@ def say_passed_over(what: str, passed_over: PassedOver) -> None:
     line = f"{what}: passed over {passed_over}"
     if passed_over and line not in _SAID:
         _SAID.add(line)
-        print(line if line.isprintable() else repr(line)[1:-1])
+        say(line)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from fsspec.implementations.local import LocalFileSystem
 
 from datacomp_flyt.errors import ChangedError, InputError, ReadError, unreadable
+from datacomp_flyt.errors import first_line as first_line
 
 # of filesystems that may give a file another inode number while it stays the same file
 _RENUMBERING = ("fuse", "cifs", "smb3", "9p", "vfat", "exfat", "msdos", "ntfs")
@@ -172,8 +173,3 @@ def readable(path: str, form: str, way_out: str) -> Iterator[None]:
         if kind is ReadError:
             way_out = f"run it again, and if that fails too, {way_out}"
         raise kind(f"{path} cannot be read as {form} ({first_line(error)}): {way_out}") from None
-
-
-def first_line(error: BaseException) -> str:
-    """Of an error's text, or its kind where it says nothing."""
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from datacomp_flyt.engines.progress import Progress
 from datacomp_flyt.engines.threads import blocks, map_threads
 from datacomp_flyt.pool.file_arrays import Piece, Shelf, beside, select
 from datacomp_flyt.samplers.clocks import BLOCK, ClockPool, Clocks, Floats, exponentials
@@ -81,7 +81,7 @@ def round_counts(
     calendar = _Calendar(start, stop, num_buckets, shelf, at_once)
     due = calendar.put_all(_first_timers(pool, -math.inf, stop, num_workers))
     drawn = 0
-    bar = tqdm(desc="drawing", total=num_samples, unit="draw", leave=False, disable=None)
+    bar = Progress("drawing", num_samples, "draw", leave=False)
     while drawn < num_samples:
         wanted = min(batch_size, num_samples - drawn)
         due = calendar.fill(due, wanted)

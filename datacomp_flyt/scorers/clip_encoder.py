@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.scorers.clip_models import load_clip_model
 from datacomp_flyt.scorers.files import file_digest
+from datacomp_flyt.streams import say
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ class ClipEncoder:
         activation = activation_of(loaded.model)
         is_file = Path(self.checkpoint).is_file() and not self._is_tag()
         if self._is_tag() and activation != (trained := self._trained_with()):
-            print(
+            say(
                 f"note: {self.flags[1]} {self.checkpoint} was trained with {trained} and "
                 f"{self.model} computes with {activation}, so its features are not those of the "
                 "published model"
                 + (f"; {self.model}-quickgelu makes those" if trained == "QuickGELU" else ""),
-                file=sys.stderr,
+                error=True,
             )
         return loaded, {
             "model": file_digest(self.model) if self.model.endswith(".json") else self.model,

@@ -18,9 +18,10 @@ from pathlib import Path
 import open_clip
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from datacomp_flyt.errors import InputError, exit_on_input_error, needs_extra
+from datacomp_flyt.engines.progress import Progress
+from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.exits import running
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.subset import atomic_write, check_save_path
 from datacomp_flyt.pool.tar_shards import list_shards
@@ -61,7 +62,7 @@ def make_reference(
     left = num_examples
     refuse_decompression_bombs()
     batches = _batches(order, model.image_size, batch_size, threads)
-    bar = tqdm(total=num_examples, desc="reference set", unit="pair", disable=None)
+    bar = Progress("reference set", num_examples, "pair")
     with contextlib.closing(batches), bar:
         for images, texts in batches:
             images, texts = images[:left], texts[:left]
@@ -101,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda (default: cpu)")
     add_image_arguments(parser)
-    args = parser.parse_args(argv)
-    with exit_on_input_error(parser.prog):
+    with running(parser.prog):
+        args = parser.parse_args(argv)
         with needs_extra():
             from safetensors.torch import save
         check_image_arguments(args.batch_size, args.decode_threads)

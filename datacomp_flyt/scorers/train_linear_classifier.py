@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
+from datacomp_flyt.engines.progress import Progress
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.scorers.classifier_file import LinearModel
 from datacomp_flyt.scorers.training_rows import RandomRows
@@ -111,9 +111,7 @@ def train_linear_classifier(
     signs = np.repeat([1.0, -1.0], half)
     parameters, mean, square = np.zeros((3, width + 1))
     losses, right = np.zeros((2, settings.steps))
-    bar = tqdm(
-        total=settings.steps, desc="training", unit="step", disable=None if progress else True
-    )
+    bar = Progress("training", settings.steps, "step", quiet=not progress)
     # some BLAS round by their number of threads
     with bar, threadpool_limits(1, "blas"):
         for step in range(settings.steps):
@@ -131,7 +129,7 @@ def train_linear_classifier(
             ahead = mean / (1 - _BETA_1 ** (step + 1)) / (root + _EPSILON)
             parameters -= settings.learning_rate(step) * ahead
             if (step + 1) % _SHOWN_STEPS == 0:
-                bar.set_postfix(loss=f"{losses[step + 1 - _SHOWN_STEPS : step + 1].mean():.4f}")
+                bar.note(f"loss {losses[step + 1 - _SHOWN_STEPS : step + 1].mean():.4f}")
                 bar.update(_SHOWN_STEPS)
     last = min(_REPORTED_STEPS, settings.steps)
     weights = parameters.astype(np.float32)

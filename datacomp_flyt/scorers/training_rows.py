@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from datacomp_flyt.engines.progress import Progress
 from datacomp_flyt.engines.threads import default_num_workers, map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.embeddings import (
@@ -202,8 +202,7 @@ class RandomRows:
         self.held, self.whole = 0, True
         self._next = np.empty((0, self.width), np.float16)
         self._rows = self._endless()
-        bar = tqdm(total=capacity, desc=f"reading {flag}", unit="row", leave=False, disable=None)
-        with bar:
+        with Progress(f"reading {flag}", capacity, "row", leave=False) as bar:
             for rows in self._rows:
                 if not len(rows):  # the end of the first pass
                     break

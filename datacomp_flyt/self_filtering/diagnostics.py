@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import default_num_workers
-from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.exits import running
 from datacomp_flyt.pool.open_file import first_line
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.score_table import ScoreTable
@@ -30,6 +31,7 @@ from datacomp_flyt.report.sample import PoolSample, read_sample
 from datacomp_flyt.report.words import count_words
 from datacomp_flyt.self_filtering.mix import COLUMN, CONFIDENT, MIX
 from datacomp_flyt.self_filtering.scores import SEEN, UNSEEN
+from datacomp_flyt.streams import say
 
 SCORE_COLUMNS = (COLUMN, "m_flyt", "flyt")  # the last two of the closed loop
 _SAMPLE = 200_000
@@ -223,7 +225,7 @@ def judge(run_dir: Path, number: int, labels: Path | None, noise: list[str], see
     path = check_save_path(folder / "diagnostics.json", "--run_dir")
     with atomic_write(path) as file:
         file.write(json.dumps(_plain(found), indent=1).encode() + b"\n")
-    print(json.dumps(_plain(found), indent=1))
+    say(*json.dumps(_plain(found), indent=1).split("\n"))
 
 
 def _of_labels(
@@ -272,8 +274,8 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, help="parquet of uid and kind")
     parser.add_argument("--noise_kinds", nargs="*", default=[], help="kinds that are noise")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    args = parser.parse_args()
-    with exit_on_input_error("datacomp_flyt.self_filtering.diagnostics"):
+    with running("datacomp_flyt.self_filtering.diagnostics"):
+        args = parser.parse_args()
         judge(args.run_dir, args.round, args.labels, args.noise_kinds, args.seed)
 
 

@@ -9,10 +9,12 @@ import argparse
 import json
 from pathlib import Path
 
-from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
 from datacomp_flyt.scorers.files import file_digest
 from datacomp_flyt.self_filtering.mix import MIX as MIX
+from datacomp_flyt.streams import say
 
 NOTE = "finished.json"
 
@@ -29,7 +31,7 @@ def finish(run_dir: Path, rounds: int) -> None:
     note = {"rounds": rounds, "mix": file_digest(run_dir / MIX)}
     with atomic_write(run_dir / NOTE) as file:
         file.write(json.dumps(note, indent=1).encode() + b"\n")
-    print(f"saved {run_dir / MIX}, the mix of round {rounds}")
+    say(f"saved {run_dir / MIX}, the mix of round {rounds}")
 
 
 def final_mix(run_dir: Path) -> Path:
@@ -63,8 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run_dir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, required=True)
-    args = parser.parse_args()
-    with exit_on_input_error("datacomp_flyt.self_filtering.finished"):
+    with running("datacomp_flyt.self_filtering.finished"):
+        args = parser.parse_args()
         finish(args.run_dir, args.rounds)
 
 

@@ -13,12 +13,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import default_num_workers, map_threads
-from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import check_save_path, describe_counts, write_subset
 from datacomp_flyt.pool.tar_shards import list_shards
 from datacomp_flyt.pool.tar_uids import uids_of_tar
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids, format_uid
 from datacomp_flyt.self_filtering.mix import MIX, spread, write_halves
+from datacomp_flyt.streams import say
 
 
 def read_uids(shards_dir: str) -> NDArray[np.void]:
@@ -44,7 +46,7 @@ def read_uids(shards_dir: str) -> NDArray[np.void]:
 def _uids_of(tar: str) -> NDArray[np.void]:
     words, _, problem = uids_of_tar(tar)
     if problem:
-        print(f"{tar} was not read to its end: {problem}")
+        say(f"{tar} was not read to its end: {problem}")
     try:
         return decode_uids(pa.array(words, pa.string()))
     except InvalidUid as error:
@@ -61,8 +63,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--halves", action="store_true", help="also of two models")
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    with exit_on_input_error("datacomp_flyt.self_filtering.first_mix"):
+    with running("datacomp_flyt.self_filtering.first_mix"):
+        args = parser.parse_args()
         check_save_path(args.out / MIX, "--out")
         uids = read_uids(args.shards_dir)
         counts = spread(max(args.draws, len(uids)), uids, 0, args.seed)
@@ -70,7 +72,7 @@ def main() -> None:
             write_halves(args.out, uids, counts, args.seed)
         write_subset(args.out / MIX, uids, counts)
         for fact in describe_counts(counts):
-            print(f"  {fact}")
+            say(f"  {fact}")
 
 
 if __name__ == "__main__":

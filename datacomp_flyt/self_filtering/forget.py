@@ -10,6 +10,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from datacomp_flyt.exits import running
+from datacomp_flyt.streams import say
+
 
 def main() -> None:
     """The command above."""
@@ -19,8 +22,9 @@ def main() -> None:
     size = sum(path.stat().st_size for path in paths)
     for path in paths:
         path.unlink()
-    print(f"{len(paths):,} npz removed, {size:,} bytes")
+    say(f"{len(paths):,} npz removed, {size:,} bytes")
 
 
 if __name__ == "__main__":
-    main()
+    with running("datacomp_flyt.self_filtering.forget"):
+        main()

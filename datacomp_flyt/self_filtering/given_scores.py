@@ -10,8 +10,10 @@ import os
 import shutil
 from pathlib import Path
 
-from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.exits import running
 from datacomp_flyt.pool.folders import list_folder
+from datacomp_flyt.streams import say
 
 
 def link_tables(scores_dir: Path, out: Path) -> int:
@@ -43,9 +45,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--scores_dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    with exit_on_input_error("datacomp_flyt.self_filtering.given_scores"):
-        print(f"{link_tables(args.scores_dir, args.out):,} tables")
+    with running("datacomp_flyt.self_filtering.given_scores"):
+        args = parser.parse_args()
+        say(f"{link_tables(args.scores_dir, args.out):,} tables")
 
 
 if __name__ == "__main__":

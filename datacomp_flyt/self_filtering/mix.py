@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import default_num_workers
-from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.exits import running
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.pool import Pool, read_pool
@@ -25,6 +26,7 @@ from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import format_uid
 from datacomp_flyt.samplers.top_fraction import top_fraction_counts
+from datacomp_flyt.streams import say
 
 COLUMN = "self_filtering"
 """The score column that rounds make."""
@@ -195,9 +197,9 @@ def run(args: argparse.Namespace) -> None:
     if args.halves:
         write_halves(args.out, uids, mix.counts, args.seed)
     write_subset(args.out / MIX, uids, mix.counts)
-    print(f"saved {args.out / MIX}")
+    say(f"saved {args.out / MIX}")
     for fact in describe_counts(mix.counts[mix.counts > 0]):
-        print(f"  {fact}")
+        say(f"  {fact}")
 
 
 def main() -> None:
@@ -215,7 +217,7 @@ def main() -> None:
     add("--seed", type=int, default=0)
     add("--halves", action="store_true", help="also of two models")
     add("--out", type=Path, required=True, help="folder of the round")
-    with exit_on_input_error("datacomp_flyt.self_filtering.mix"):
+    with running("datacomp_flyt.self_filtering.mix"):
         run(parser.parse_args())
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from datacomp_flyt import __version__
-from datacomp_flyt.errors import InputError, exit_on_input_error, needs_extra
+from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import atomic_write, check_save_path
+from datacomp_flyt.streams import say
 
 # title of a figure, what it means, and its lines: label, path in a round's diagnostics
 FIGURES: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
@@ -139,9 +141,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run_dir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, required=True)
-    args = parser.parse_args()
-    with exit_on_input_error("datacomp_flyt.self_filtering.page"):
-        print(f"saved {write_page(args.run_dir, args.rounds)}")
+    with running("datacomp_flyt.self_filtering.page"):
+        args = parser.parse_args()
+        say(f"saved {write_page(args.run_dir, args.rounds)}")
 
 
 if __name__ == "__main__":

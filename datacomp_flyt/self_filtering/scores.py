@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from datacomp_flyt import cli
 from datacomp_flyt.engines.threads import blocks, default_num_workers
-from datacomp_flyt.errors import InputError, exit_on_input_error
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.exits import running
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import atomic_write, check_save_path, read_subset
@@ -29,6 +30,7 @@ from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.self_filtering.mix import COLUMN, in_first_half
 from datacomp_flyt.self_filtering.settings import SCORES, TWO_MODELS
+from datacomp_flyt.streams import say
 
 UNSEEN, SEEN = f"{COLUMN}_unseen", f"{COLUMN}_seen"
 """Columns beside it: by the model that has not seen a pair, and by the one that has (else NaN)."""
@@ -130,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
         if args.temperature is None and args.checkpoint is None:
             raise InputError("--score info_nce wants --checkpoint, or --temperature")
         temperature = args.temperature or temperature_of(args.checkpoint)
-        print(f"temperature {temperature:.5f}")
+        say(f"temperature {temperature:.5f}")
         cli.main(
             [
                 *("score", "--scorer", "neg_clip_loss", "--arch", "model", "--column", args.column),
@@ -177,7 +179,7 @@ def main() -> None:
     add("--num_partitions", type=int, default=3, help="info_nce: K")
     add("--seed", type=int, default=0)
     add("--out", type=Path, required=True, help="folder of score tables")
-    with exit_on_input_error("datacomp_flyt.self_filtering.scores"):
+    with running("datacomp_flyt.self_filtering.scores"):
         run(parser.parse_args())
 
 

@@ -167,4 +167,4 @@ def test_stopped_by_its_user(
     with pytest.raises(SystemExit) as ended:
         main(["demo", "--work_dir", str(tmp_path)])
     assert ended.value.code == 130
-    assert "goes on from here" in capsys.readouterr().err
+    assert "stopped by Ctrl-C" in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_two_self_filterings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     planned = types.SimpleNamespace(steps=lambda: [], reports=False)
     monkeypatch.setattr(self_filter, "plan", lambda args: planned)
     monkeypatch.setattr(self_filter, "_note", lambda folder, planned: asked.append(refused(folder)))
-    args = Namespace(out=str(tmp_path / "run"), no_reports=True)
+    args = Namespace(out=str(tmp_path / "run"), no_reports=True, selector="self_filtering")
     assert self_filter.run(args) == 0
     assert len(asked) == 1
     with one_run(tmp_path / "run"):

@@ -232,7 +232,9 @@ def test_rounds_of_self_filter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     path = tmp_path / "run" / read
     path.parent.mkdir(parents=True)
     path.write_bytes(b"x") if path.suffix else path.mkdir()
-    args = Namespace(out=str(tmp_path / "run"), labels=str(path), no_reports=True)
+    args = Namespace(
+        out=str(tmp_path / "run"), labels=str(path), no_reports=True, selector="self_filtering"
+    )
     assert f"--labels {path}" in refusal(self_filter.run, args)
     assert not (tmp_path / "run" / "logs").exists()
 

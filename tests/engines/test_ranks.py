@@ -39,10 +39,10 @@ from pathlib import Path
 from datacomp_flyt.engines import steps
 from datacomp_flyt.engines.ranks import ranks_of_torchrun
 from datacomp_flyt.engines.steps import Step
-from datacomp_flyt.errors import exit_on_input_error
+from datacomp_flyt.exits import running
 steps._PRELOADED = ()
 if __name__ == "__main__":
-    with exit_on_input_error("steps"):
+    with running("steps"):
         ranks, todo, run = ranks_of_torchrun(), {steps}, Path("run")
         if ranks and ranks.rank:
             steps.follow_steps(todo, run, Path("."), ranks)

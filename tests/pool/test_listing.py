@@ -218,8 +218,9 @@ def test_what_is_no_data_is_said(
 
 def test_our_own_notes_are_not_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table(tmp_path / "a.parquet")
-    for name in ("settings.json", "_settings.json", ".settings.json", ".lock", ".a.parquet.lock"):
+    for name in ("settings.json", "_settings.json", ".lock", ".a.parquet.lock"):
         content(tmp_path / name)
+    folder(tmp_path / "_passes")
     assert names(tmp_path) == ["a.parquet"]
     assert capsys.readouterr().out == ""
 

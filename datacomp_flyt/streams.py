@@ -1,0 +1,128 @@
+"""What is printed: one line at a time, with names spelled out, and never at a job's expense.
+
+`say` is the package's only `print`. `protected` keeps stdout and stderr from raising, whoever
+writes to them: a reader that has gone, a full disk or a closed descriptor ends no job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from datacomp_flyt.errors import printable
+
+
+def say(*lines: object, error: bool = False) -> None:
+    """Print lines, in which control characters and the like are escaped.
+
+    Args:
+        lines: may quote names from files.
+        error: print to stderr.
+    """
+    text = "\n".join(printable(str(line)) for line in lines)
+    print(text, file=sys.stderr if error else sys.stdout)
+
+
+class ProtectedStream:
+    """A text stream whose writes never raise. After a failure its descriptor is /dev/null.
+
+    So the interpreter's last flush, and libraries that keep the stream itself, do not fail either.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.failure: str | None = None  # other than that nobody reads any more
+
+    def write(self, text: str) -> int:
+        """Write, or drop the text."""
+        with self._dropping():
+            self.stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each, or drop it."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Flush what the stream still takes."""
+        with self._dropping():
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError:  # somebody has made the pipe non-blocking: its reader is slow
+            with contextlib.suppress(OSError, ValueError):
+                os.set_blocking(self.stream.fileno(), True)
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
+            number = getattr(error, "errno", None)
+            if number != errno.EPIPE and self.failure is None:
+                self.failure = getattr(error, "strerror", None) or str(error)
+            with contextlib.suppress(OSError, ValueError):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self.stream.fileno())
+                os.close(null)
+
+
+@contextlib.contextmanager
+def protected(program: str) -> Iterator[None]:
+    """Protect stdout and stderr while the block runs; say at its end what was not printed.
+
+    Characters that the encoding lacks are escaped, and each line is written when it is complete:
+    a log shows how far its job is.
+    """
+    _open_descriptors()
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_protect(name) for name in ("stdout", "stderr"))
+    try:
+        yield
+    finally:
+        streams: list[Any] = [sys.stdout, sys.stderr]
+        for stream in streams:
+            stream.flush()
+        failure = getattr(streams[0], "failure", None)
+        # an outer block, as of a command that runs another one, says it itself
+        if failure is not None and streams[0] is not before[0]:
+            say(
+                f"{program}: note: stdout cannot be written ({failure}), so not all is printed; "
+                "the exit code says how it ended",
+                error=True,
+            )
+        for name, stream in zip(("stdout", "stderr"), before, strict=True):
+            if stream is not None:
+                setattr(sys, name, stream)
+
+
+def _protect(name: str) -> Any:
+    stream = getattr(sys, name)
+    if isinstance(stream, ProtectedStream):
+        return stream
+    if stream is None:  # closed when Python started
+        number = ("stdin", "stdout", "stderr").index(name)
+        stream = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # of another kind, or closed
+        stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    return ProtectedStream(stream)
+
+
+def _open_descriptors() -> None:
+    """Open /dev/null in the place of standard streams that are closed.
+
+    The next file to be opened would get the number, and what is printed would go into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            with contextlib.suppress(OSError):
+                os.set_inheritable(number, True)

@@ -1,0 +1,89 @@
+"""Commands that take long, to be stopped: `python -m tests.cli.interrupted KIND FOLDER`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+from datacomp_flyt.engines import steps
+from datacomp_flyt.engines.engine import Engine
+from datacomp_flyt.engines.locks import one_run
+from datacomp_flyt.engines.processes import ProcessEngine
+from datacomp_flyt.engines.shards import run_shards
+from datacomp_flyt.engines.threads import map_threads
+from datacomp_flyt.exits import running
+from datacomp_flyt.pool.subset import atomic_write
+from tests.engines import work
+
+SECONDS = 120
+
+
+def writing(folder: Path) -> None:
+    """A file that is half written, in a folder that is locked."""
+    with one_run(folder / "out.npy"), atomic_write(folder / "out.npy") as file:
+        file.write(b"half")
+        (folder / "pid0").touch()
+        time.sleep(SECONDS)
+
+
+def threads(folder: Path) -> None:
+    """Threads with more items than they get to."""
+
+    def wait(number: int) -> None:
+        (folder / "pid0").touch()
+        time.sleep(0.2)
+
+    map_threads(wait, range(SECONDS * 10), 2, "waiting")
+
+
+def processes(folder: Path) -> None:
+    """Workers that compute."""
+    on(ProcessEngine(2, "cpu"), folder)
+
+
+def ray(folder: Path) -> None:
+    """The same on a Ray cluster of this machine."""
+    from datacomp_flyt.engines.ray_cluster import RayEngine
+
+    on(RayEngine(None, 2, "cpu"), folder)
+
+
+def on(engine: Engine, folder: Path) -> None:
+    items = {str(number): work.Marked(folder, number) for number in range(8)}
+    run_shards(engine, work.Make(compute), items, lambda name, result: 1, 0, "computing")
+
+
+def compute(device: str, item: tuple[str, work.Marked]) -> None:
+    work.compute_for_long(device, item[1])
+
+
+def step(folder: Path) -> None:
+    """A step whose command, in another process, is the first of these."""
+    steps._PRELOADED = ()
+    words = ("python", "-m", "tests.cli.interrupted", "writing", str(folder))
+    steps.run_steps([steps.Step("long", "Take long", words)], folder / "run", quiet=True)
+
+
+def wrapped(folder: Path) -> None:
+    """A library that turns whatever it meets into an error of its own."""
+    (folder / "pid0").touch()
+    try:
+        time.sleep(SECONDS)
+    except BaseException:
+        raise RuntimeError("the reader failed") from None
+
+
+def lingering(folder: Path) -> None:
+    """A library that takes long to end."""
+    (folder / "pid0").touch()
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(SECONDS)
+    (folder / "pid1").touch()
+    time.sleep(SECONDS)
+
+
+if __name__ == "__main__":
+    with running("interrupted"):
+        globals()[sys.argv[1]](Path(sys.argv[2]))

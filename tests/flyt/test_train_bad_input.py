@@ -285,7 +285,6 @@ def train_without(package: str, log: Path) -> None:
         if name == package or name.startswith((f"{package}.", "datacomp_flyt.")):
             del sys.modules[name]
     sys.modules[package] = None  # type: ignore[assignment]
-    from datacomp_flyt.cli import main  # again, with the modules that it imports
 
     with log.open("w") as file:
         os.dup2(file.fileno(), 2)

@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # one test process for each core, and one thread in each
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-slow test-all lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/datacomp-flyt demo
@@ -13,7 +13,11 @@ demo: $(VENV)/.installed
 test: lint
 	$(PYTEST)
 
-test-all: export OPEN_CLIP_2_16 ?= $(abspath $(VENV))/open_clip-2.16.1
+test-slow test-all: export OPEN_CLIP_2_16 ?= $(abspath $(VENV))/open_clip-2.16.1
+
+test-slow: lint $(VENV)/open_clip-2.16.1
+	$(PYTEST) -m slow
+
 test-all: lint $(VENV)/open_clip-2.16.1
 	$(PYTEST) -m "slow or not slow"
 

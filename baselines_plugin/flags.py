@@ -6,9 +6,10 @@ import argparse
 from typing import Any
 
 from baselines_plugin.registry import METHODS
-from baselines_plugin.sampling import SAMPLINGS
+from baselines_plugin.sampling import FRACTION_OF, SAMPLINGS
 from datacomp_flyt.engines.choice import ENGINE_FLAGS
 from datacomp_flyt.engines.threads import default_num_workers
+from datacomp_flyt.pool.available import add_available_arguments
 from datacomp_flyt.samplers.scales import SCALES
 
 # Flags that DataComp's parser has too. Ours are used where there is no host.
@@ -44,6 +45,12 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "nargs": "+",
         "metavar": "COLUMN",
         "help": "columns to add up (default: FLYT's twelve); of neg_clip_loss_norm_sim, its two",
+    },
+    "--fraction_of": {
+        "choices": FRACTION_OF,
+        "help": "what --fraction and --first_fraction are shares of: the examples that can be "
+        "selected, which have a score and, with --available or --shards_dir, an image (available, "
+        "the default), or all rows of --metadata_dir (pool)",
     },
     "--first_fraction": {
         "type": float,
@@ -150,5 +157,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             host_group.add_argument(flag, **options)
     names = "; ".join(f"{method.name}: {method.help}" for method in METHODS.values())
     group = parser.add_argument_group("FLYT", f"Methods (--name). {names}.")
+    add_available_arguments(group.add_argument)
     for flag, options in _FLAGS.items():
         group.add_argument(flag, **options)

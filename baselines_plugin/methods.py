@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines_plugin.sampling import Counts, Sampler
+from baselines_plugin.sampling import Counts, PoolSize, Sampler
 from datacomp_flyt import mixing
 from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
@@ -32,6 +32,12 @@ Scored = tuple[NDArray[np.floating], mixing.LinearMixingModel | None]
 
 Scorer = Callable[[Columns], Scored]
 """From the columns at hand to scores. Each function below makes one of the flags."""
+
+
+def pool_size(columns: Columns, num_scored: int, args: argparse.Namespace) -> PoolSize:
+    """What a fraction may be taken of, once columns have been read."""
+    pool = columns.pool
+    return PoolSize(pool.num_listed, num_scored, pool.available is not None, args.fraction_of)
 
 
 def one_column(args: argparse.Namespace) -> Scorer:
@@ -74,7 +80,8 @@ def neg_clip_loss_norm_sim(args: argparse.Namespace) -> Scorer:
         for part in parts:
             scores[part] = np.where(np.isnan(second[part]), np.nan, first[part])
         scored, uids = compress((scores, columns.uids()), lambda some: ~np.isnan(some))
-        kept, row = top_fraction_counts(scored, uids, fraction), 0
+        size = pool_size(columns, len(scored), args).base("--first_fraction", fraction, len(scored))
+        kept, row = top_fraction_counts(scored, uids, fraction, pool_size=size), 0
         for part in parts:
             places = np.flatnonzero(~np.isnan(scores[part])) + part.start
             chosen = kept[row : row + len(places)] > 0
@@ -125,7 +132,7 @@ def self_filtering(args: argparse.Namespace) -> Scorer:
 def as_counted(args: argparse.Namespace) -> Sampler:
     """The scores are the counts."""
 
-    def sample(scores: NDArray[np.floating], uids: NDArray[np.void], pool_size: int) -> Counts:
+    def sample(scores: NDArray[np.floating], uids: NDArray[np.void], size: PoolSize) -> Counts:
         return scores.astype(np.int32)
 
     return sample

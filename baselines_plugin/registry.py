@@ -84,7 +84,7 @@ register(
         "neg_clip_loss_norm_sim",
         "NormSim of the best by negCLIPLoss",
         methods.neg_clip_loss_norm_sim,
-        ("score_columns", "first_fraction"),
+        ("score_columns", "first_fraction", "fraction_of"),
     )
 )
 register(Method("scs", "Soft Cap Sampling of --score", methods.one_column, _ONE, "scs"))

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from baselines_plugin.methods import Scorer
+from baselines_plugin.methods import Scorer, pool_size
 from baselines_plugin.registry import METHODS, Method
 from baselines_plugin.sampling import SAMPLINGS, Sampler
 from datacomp_flyt.engines.choice import choose_engine
@@ -23,6 +23,8 @@ from datacomp_flyt.exits import running
 from datacomp_flyt.mixing import save_mixing_model
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.columns_in_files import FileColumns
+from datacomp_flyt.pool.available import Available, available_of
+from datacomp_flyt.pool.download_keys import DownloadKeys
 from datacomp_flyt.pool.file_arrays import compress
 from datacomp_flyt.pool.manifest import check_against
 from datacomp_flyt.pool.outputs import Output, check_outputs
@@ -85,22 +87,26 @@ def _select(
     say(f"running: {args.name}")
     if args.manifest is not None:
         check_against(args.manifest, args.metadata_dir, "--metadata_dir")
-    columns = _open_columns(args, engine)
-    say(f"the pool has {len(columns.pool):,} examples in {len(columns.pool.shards):,} files")
+    available = available_of(args)
+    columns = _open_columns(args, engine, available)
+    pool = columns.pool
+    say(f"the pool lists {pool.num_listed:,} examples in {len(pool.shards):,} files")
     scores, model = scorer(columns)
     uids, files = columns.uids(), columns.files()
-    del columns
     number = len(scores)
     scores, uids = compress((scores, uids), lambda some: ~np.isnan(some))
     if len(scores) < number:
         say(f"leaving out {number - len(scores):,} examples without a score")
-    pool_size = len(scores)
+    size = pool_size(columns, len(scores), args)
+    del columns, pool
     # others were cut by a stage before: of the pool, and never drawn
     scores, uids = compress((scores, uids), lambda some: some > -np.inf)
-    if len(scores) < pool_size:
+    if len(scores) < size.scored:
         say(f"the stage before sampling leaves {len(scores):,} examples")
-    counts = sampler(scores, uids, pool_size)
+    counts = sampler(scores, uids, size)
     check_shards(files)
+    if available is not None:
+        available.check_unchanged()
     if "save_scores" in paths:
         _write_scores(paths["save_scores"], uids, scores, args.name)
         say(f"saved the scores as {paths['save_scores']}")
@@ -130,13 +136,17 @@ def _choose_engine(args: argparse.Namespace) -> Engine | None:
     return None
 
 
-def _open_columns(args: argparse.Namespace, engine: Engine | None) -> Columns:
+def _open_columns(
+    args: argparse.Namespace, engine: Engine | None, available: Available | None
+) -> Columns:
     """The pool's columns, in memory or, with an engine, in files."""
     places = (args.metadata_dir, args.scores_dir, args.num_workers)
     allowed = (args.allow_partial_scores, args.drop_nonfinite)
+    keys = DownloadKeys(args.shards_dir, args.num_workers) if args.shards_dir else None
     if engine is None:
-        return Columns(read_pool(args.metadata_dir, args.num_workers), *places, *allowed)
-    return FileColumns(*places, *allowed, Path(args.work_dir), engine)
+        pool = read_pool(args.metadata_dir, args.num_workers, available=available)
+        return Columns(pool, *places, *allowed, keys=keys)
+    return FileColumns(*places, *allowed, Path(args.work_dir), engine, available, keys)
 
 
 def _work_dir(args: argparse.Namespace) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,61 @@ from datacomp_flyt.samplers import (
 from datacomp_flyt.samplers.scales import SCALES
 from datacomp_flyt.streams import say
 
-Counts = NDArray[np.int32]
-Sampler = Callable[[NDArray[np.floating], NDArray[np.void], int], Counts]
-"""From scores [M], uids [M] and the size of the pool to how often each example is drawn [M].
+AVAILABLE, POOL = FRACTION_OF = ("available", "pool")
 
-The pool is larger than M where a method cuts some of it before sampling."""
+
+@dataclass(frozen=True)
+class PoolSize:
+    """The numbers of examples that a fraction may be taken of.
+
+    Attributes:
+        listed: rows of the metadata.
+        scored: those that have a score and, where these are known, an image; more than there are
+            scores to sample from, where a method cuts some of them before.
+        images_known: rows without an image have been left out.
+        fraction_of: which of the two numbers counts, by `--fraction_of`.
+    """
+
+    listed: int
+    scored: int
+    images_known: bool
+    fraction_of: str | None
+
+    def base(self, flag: str, fraction: float, num_left: int) -> int:
+        """The number that a fraction is taken of, which is printed.
+
+        Args:
+            flag: the flag of the fraction.
+            fraction: in (0, 1].
+            num_left: examples that can still be kept.
+
+        Raises:
+            InputError: the fraction is out of its range, or more than there is.
+        """
+        if not 0 < fraction <= 1:
+            raise InputError(f"{flag} is {fraction}, wanted more than 0 and at most 1")
+        have = "have an image and a score" if self.images_known else "have a score"
+        if self.fraction_of != POOL:
+            base = self.scored
+            text = f"the {base:,} examples that {have} (the pool lists {self.listed:,})"
+        else:
+            base = self.listed
+            text = f"the {base:,} examples that the pool lists, of which {self.scored:,} {have}"
+        if (number := int(fraction * base)) > num_left:
+            ways = [f"lower {flag}"]
+            ways += ["raise --first_fraction"] * (num_left < self.scored)
+            ways += ["leave out --fraction_of pool"] * (self.fraction_of == POOL)
+            raise InputError(
+                f"{flag} {fraction} of {text} is {number:,} and {num_left:,} can be kept: "
+                + " or ".join(ways)
+            )
+        say(f"{flag}: top {100 * fraction:.6g}% of {text}")
+        return base
+
+
+Counts = NDArray[np.int32]
+Sampler = Callable[[NDArray[np.floating], NDArray[np.void], PoolSize], Counts]
+"""From scores [M], uids [M] and the size of the pool to how often each example is drawn [M]."""
 
 
 def _scs(args: argparse.Namespace) -> Sampler:
@@ -33,7 +84,7 @@ def _scs(args: argparse.Namespace) -> Sampler:
             raise InputError("scs wants --repetition_penalty, or --scale for the paper's")
         penalty = scale.repetition_penalty
 
-    def sample(scores: NDArray[np.floating], uids: NDArray[np.void], pool_size: int) -> Counts:
+    def sample(scores: NDArray[np.floating], uids: NDArray[np.void], size: PoolSize) -> Counts:
         batch_size = args.sampling_batch_size
         if batch_size is None:
             batch_size = scale.sampling_batch_size if scale else 1
@@ -72,8 +123,12 @@ def _top_fraction(args: argparse.Namespace) -> Sampler:
         raise InputError("top_fraction wants --fraction (the paper's is 0.2)")
     if not 0 < args.fraction <= 1:
         raise InputError(f"--fraction is {args.fraction}, wanted more than 0 and at most 1")
-    return lambda scores, uids, pool_size: top_fraction_counts(
-        scores, uids, args.fraction, args.keep_ties, pool_size
+    return lambda scores, uids, size: top_fraction_counts(
+        scores,
+        uids,
+        args.fraction,
+        args.keep_ties,
+        size.base("--fraction", args.fraction, len(scores)),
     )
 
 
@@ -89,6 +144,6 @@ SAMPLINGS: dict[str, tuple[Callable[[argparse.Namespace], Sampler], tuple[str, .
     "scs": (_scs, ("scale", "num_samples", "repetition_penalty", "sampling_batch_size")),
     "hcs": (_hcs, ("scale", "num_samples", "frequency_limit")),
     "no_cap": (_no_cap, ("scale", "num_samples")),
-    "top_fraction": (_top_fraction, ("scale", "fraction", "keep_ties")),
+    "top_fraction": (_top_fraction, ("scale", "fraction", "fraction_of", "keep_ties")),
 }
 """By the name of `--sampling`: what makes the sampler of the flags, and the flags that it reads."""

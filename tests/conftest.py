@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,15 @@ import pytest
 from datacomp_flyt.errors import InputError
 from tests.oracles.mixing import PAPER_WEIGHTS
 from tests.oracles.selection import parse_uid, uid_array
+
+with contextlib.suppress(ImportError):  # DataComp's own environment does not have it
+    import hypothesis
+
+    # others may keep the processor from us, and no input of ours is too slow to make
+    hypothesis.settings.register_profile(
+        "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("suite")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROWS = 120

@@ -14,6 +14,7 @@ from datacomp_flyt.exits import Parser, running
 COMMANDS = (
     "install",
     "manifest",
+    "available",
     "embed",
     "score",
     "train_classifier",

@@ -57,5 +57,4 @@ def run(args: argparse.Namespace) -> int:
 def _tars(shards_dir: str) -> list[str]:
     with needs_extra("train"):
         from datacomp_flyt.pool.tar_shards import list_shards
-        from datacomp_flyt.pool.tar_uids import uids_of_tar  # noqa: F401
     return list_shards(shards_dir, "--shards_dir")

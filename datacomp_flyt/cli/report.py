@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         "opens; a parquet of img2dataset beside a tar saves looking for uids in it",
     )
     add(
+        "--available",
+        metavar="FILE",
+        help="list of the images at hand (`datacomp-flyt available`), to say how many draws have "
+        "one; not needed where a parquet of img2dataset lies beside every tar",
+    )
+    add(
         "--score_columns",
         nargs="+",
         metavar="COLUMN",

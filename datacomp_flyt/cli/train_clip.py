@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         help="train on these uids, each as often as it is there, out of the original shards",
     )
     parser.add_argument(
+        "--available",
+        metavar="FILE",
+        help="list of the images at hand (`datacomp-flyt available`), to say how many draws of the "
+        "subset have one; not needed where img2dataset's parquet lies beside every training tar",
+    )
+    parser.add_argument(
         "--distinct_in_batch",
         action="store_true",
         help="no pair twice in a contrastive batch: copies move to the next one",

@@ -131,13 +131,15 @@ def embedding_features(
             )
         row = 0
         for block in iter_embeddings(shard, arrays):
-            bad = np.flatnonzero(np.isnan(block[:, 0]))
+            rows = positions[row : row + len(block)]
+            inside = rows >= 0  # other rows are no examples of the pool
+            bad = np.flatnonzero(inside & np.isnan(block[:, 0]))
             if len(bad) and not drop_nonfinite:
                 raise InputError(
                     f"{npz_path(shard)} row {row + int(bad[0])} has an embedding that is not "
                     "finite or all 0: mend it, or leave such examples out with --drop_nonfinite"
                 )
-            values[positions[row : row + len(block)]] = block
+            values[rows[inside]] = block[inside]
             row += len(block)
 
     text = "reading embeddings" if progress else None

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.published import METADATA_COLUMN_OF, SCORER_OF
+from datacomp_flyt.pool.download_keys import DownloadKeys
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool, Pool
 from datacomp_flyt.pool.score_table import ScoreTable
@@ -36,6 +37,7 @@ class Columns:
         allow_partial: bool,
         drop_nonfinite: bool,
         say: bool = True,
+        keys: DownloadKeys | None = None,
     ) -> None:
         """
         Args:
@@ -45,6 +47,7 @@ class Columns:
             num_workers: threads.
             allow_partial, drop_nonfinite: accept examples without a score, or without a finite one.
             say: print which files each column is read from.
+            keys: looks up the uids of score tables that have img2dataset's keys in their place.
         """
         self._say, self._said = say, set[str]()
         self.pool, self.num_workers = pool, num_workers
@@ -52,7 +55,7 @@ class Columns:
         self._tables: list[ScoreTable] = []
         self._files = list(pool.shards)
         if scores_dir is not None:
-            shards = open_shards(scores_dir, "--scores_dir", num_workers, recursive=True)
+            shards = open_shards(scores_dir, "--scores_dir", num_workers, True, keys)
             self._files += shards
             self._tables.append(ScoreTable(shards, f"--scores_dir {scores_dir}"))
         if metadata_dir is not None:

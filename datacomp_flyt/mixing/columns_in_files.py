@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.engine import Engine
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.columns import Columns, Source
+from datacomp_flyt.pool.available import Available
+from datacomp_flyt.pool.download_keys import DownloadKeys
 from datacomp_flyt.pool.file_group import Group
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool
@@ -29,17 +32,27 @@ class FileColumns(Columns):
         drop_nonfinite: bool,
         folder: Path,
         engine: Engine,
+        available: Available | None = None,
+        keys: DownloadKeys | None = None,
     ) -> None:
         """
         Args:
-            metadata_dir, scores_dir, num_workers, allow_partial, drop_nonfinite: as of Columns.
+            metadata_dir, scores_dir, num_workers, allow_partial, drop_nonfinite, keys: as of
+                Columns.
             folder: for the files.
             engine: of the sorting.
+            available: the images at hand, if rows of others are left out.
         """
-        self.in_files = FilePool(open_shards(metadata_dir, "--metadata_dir", num_workers))
-        super().__init__(
-            self.in_files, metadata_dir, scores_dir, num_workers, allow_partial, drop_nonfinite
-        )
+        shards = open_shards(metadata_dir, "--metadata_dir", num_workers)
+        self.in_files = FilePool(shards, available)
+        allowed = (allow_partial, drop_nonfinite)
+        super().__init__(self.in_files, metadata_dir, scores_dir, num_workers, *allowed, keys=keys)
+        for shard in self._files:
+            if shard.keys is not None:
+                raise InputError(
+                    f"{shard.path} has keys of img2dataset in place of uids, which --work_dir does "
+                    "not join: write uids beside the scores, or leave --work_dir out"
+                )
         self._folder, self._engine = folder, engine
         self._sorted: tuple[list[Source], list[NDArray[np.floating]]] | None = None
 
@@ -52,12 +65,14 @@ class FileColumns(Columns):
 
     def _sort(self, sources: Sequence[Source]) -> list[NDArray[np.floating]]:
         name, shards = self._tables[-1].name, tuple(self.in_files.shards)
-        groups = {(pool := self._key(name, shards)): Group(name, shards, {}, is_pool=True)}
+        of_pool = Group(name, shards, {}, is_pool=True, available=self.in_files.available)
+        groups = {(pool := self._key(name, shards)): of_pool}
         keys = []
         for table, column in sources:
             files = table.files_of(column)
             key = self._key(table.name, files)
-            group = groups.setdefault(key, Group(table.name, files, {}))
+            kind = of_pool if table is self._tables[-1] else Group("", (), {})
+            group = groups.setdefault(key, replace(kind, name=table.name, shards=files))
             groups[key] = replace(group, columns={**group.columns, column: table.dtype(column)})
             keys.append((key, column))
         # the same job whatever the order of the columns

@@ -27,6 +27,7 @@ from datacomp_flyt.open_clip_hook.loss import WeightedClipLoss
 from datacomp_flyt.open_clip_hook.pending import PendingBatch
 from datacomp_flyt.open_clip_hook.reading import StockReader, SubsetReader, open_subset
 from datacomp_flyt.open_clip_hook.seeded import seeded_shuffles
+from datacomp_flyt.open_clip_hook.subset_images import count_images
 from datacomp_flyt.open_clip_hook.tar_blocks import BlockReader
 from datacomp_flyt.open_clip_hook.trainer import (
     HOOKED,
@@ -34,6 +35,7 @@ from datacomp_flyt.open_clip_hook.trainer import (
     find_trainer,
 )
 from datacomp_flyt.open_clip_hook.uid_columns import UidTokenizer
+from datacomp_flyt.pool.available import read_available
 from datacomp_flyt.scorers.clip_models import known_name
 
 MODEL = "ViT-B-32"
@@ -49,6 +51,7 @@ class Hook:
         log_weights: LogWeights | None,
         distinct_in_batch: bool,
         shuffle_seed: int | None = None,
+        available: str | Path | None = None,
     ) -> None:
         """
         Args:
@@ -57,10 +60,12 @@ class Hook:
             log_weights: None to leave the loss alone.
             distinct_in_batch: no pair twice in a batch.
             shuffle_seed: of the sample shuffle; None for the trainer's own, by the clock.
+            available: a list of the images at hand, to count the subset's draws that have one.
         """
         self.trainer = trainer
         self._shuffle_seed = shuffle_seed
         self._subset = None if subset is None else open_subset(subset)
+        self._available = None if available is None else read_available(str(available))
         self._log_weights = log_weights
         self._distinct_in_batch = distinct_in_batch
         self._pending = PendingBatch()
@@ -127,7 +132,9 @@ class Hook:
         training.val_data = training.imagenet_val = training.imagenet_v2 = None
         evaluation.train_data = None
         if self._subset is not None:
-            self._fit_epoch(training)
+            log = int(args.rank) == 0
+            samples = count_images(self._subset, list(urls), self._available, log)
+            self._fit_epoch(training, samples)
         if self._log_weights is None:
             data = self._read_through(make, training, preprocess_fns, epoch, tokenizer, **others)
         else:
@@ -169,14 +176,20 @@ class Hook:
         finally:
             host.tarfile_to_samples_nothrow = _refuse_to_read
 
-    def _fit_epoch(self, args: Namespace) -> None:
-        """The trainer would take the pool's length for the subset's."""
+    def _fit_epoch(self, args: Namespace, samples: int | None) -> None:
+        """Set an epoch to the subset's samples in the tars, or else its draws, unless it is given.
+
+        The trainer would take the pool's length for the subset's.
+        """
         assert self._subset is not None
-        draws = int(self._subset.counts.sum(dtype=np.int64))
         if args.train_num_samples is None:
-            args.train_num_samples = draws
-            path = printable(str(self._subset.path))
-            logging.info(f"An epoch is {draws:,} samples, the draws of {path}.")
+            draws = int(self._subset.counts.sum(dtype=np.int64))
+            args.train_num_samples = draws if samples is None else samples
+            logging.info(
+                f"An epoch is {args.train_num_samples:,} samples, the draws of "
+                f"{printable(str(self._subset.path))}"
+                + ("." if samples is None else " that have an image.")
+            )
         if not args.dataset_resampled and args.workers * args.world_size > 1:
             logging.warning(
                 "Without --dataset-resampled each data loader worker makes as many batches as the "
@@ -214,6 +227,7 @@ def install_hook(
     extractor_model: str = MODEL,
     extractor_checkpoint: str | None = None,
     subset: str | Path | None = None,
+    available: str | Path | None = None,
     distinct_in_batch: bool = False,
     model_config: str | None = None,
     shuffle_seed: int | None = None,
@@ -233,6 +247,8 @@ def install_hook(
         extractor_model, extractor_checkpoint: what makes these features; the checkpoint of
             `flyt.pt` is in it.
         subset: a uid subset (.npy): only its examples, each as often as it says.
+        available: a list of the images at hand (`datacomp-flyt available`): the subset's draws that
+            have one are counted, and make an epoch.
         distinct_in_batch: no pair twice in a contrastive batch.
         model_config: a JSON file whose stem the trainer's `--model` may then name.
         shuffle_seed: decides the sample shuffle and, in loader processes, the crops: two runs see
@@ -253,6 +269,8 @@ def install_hook(
             "nothing to do: give --weights, --scores or --scoring_model, --subset, "
             "--distinct_in_batch, --model_config, or --shuffle_seed"
         )
+    if available is not None and subset is None:
+        raise InputError("--available tells which draws of --subset have an image: give that too")
     if model_config is not None:
         known_name(model_config, "--model_config")
     tables = {"--column": column, "--missing_value": missing_value}
@@ -270,6 +288,6 @@ def install_hook(
     elif distinct_in_batch:
         log_weights = LogWeights()
     trainer = find_trainer(allow_unknown_version)
-    hook = Hook(trainer, subset, log_weights, distinct_in_batch, shuffle_seed)
+    hook = Hook(trainer, subset, log_weights, distinct_in_batch, shuffle_seed, available)
     hook.install()
     return hook

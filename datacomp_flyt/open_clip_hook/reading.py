@@ -29,6 +29,7 @@ from datacomp_flyt.pool.tar_samples import (
     stored_uid,
 )
 from datacomp_flyt.pool.uid_search import UidIndex
+from datacomp_flyt.pool.uids import UID_DTYPE
 
 _MOST_WITHOUT = 1_000  # shards in a row without an example of the subset
 
@@ -128,6 +129,13 @@ class SubsetCounts(UidIndex):
 
     counts: NDArray[np.int32]
     path: str
+
+    @property
+    def uids(self) -> NDArray[np.void]:
+        """The examples as a new `u8,u8` array [n]."""
+        uids = np.empty(len(self), UID_DTYPE)
+        uids["f0"], uids["f1"] = self.high, self.low
+        return uids
 
     def count(self, uid: str) -> int:
         """How often an example is drawn, 0 where it is not in the subset."""

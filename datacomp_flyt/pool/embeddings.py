@@ -21,11 +21,12 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.folders import check_unchanged
 from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.open_file import open_file, readable
-from datacomp_flyt.pool.parquet import ParquetShard
+from datacomp_flyt.pool.parquet import STATUS, SUCCESS, ParquetShard
 
 BLOCK_ROWS = 2048
 """Rows read at once: 2 MB of a stored 512-wide float16 array."""
 
+NOT_IN_POOL = f"row with a {STATUS!r} other than {SUCCESS!r}"
 UNUSABLE = "embedding not finite or all zero"
 OTHER_LENGTH = "embedding of another length than 1"
 
@@ -65,17 +66,19 @@ def iter_embeddings(
         block_rows: rows of each block but the last.
         normalize: give each array's part of a row length 1, whatever it was stored with (float16
             rounds, and some tools do not normalise).
-        counts: gets the numbers of rows that are `UNUSABLE` or of `OTHER_LENGTH`.
+        counts: gets the numbers of rows that are `UNUSABLE`, of `OTHER_LENGTH` or `NOT_IN_POOL`.
 
     Yields:
         float32 [n, sum of widths], a new array each time. A row that has no direction, since a
-        stored number is not finite or all of a part are 0, is NaN throughout.
+        stored number is not finite or all of a part are 0, is NaN throughout, and so is one whose
+        download failed, which is no example of the pool.
 
     Raises:
         InputError: see `embedding_widths`; or the file turns out to be damaged, or, when all is
             read, to be another one than when the metadata were opened.
     """
     path = npz_path(shard)
+    in_pool = shard.rows_in_pool()
     with contextlib.ExitStack() as stack:
         # a handle for each, so that a cloud filesystem reads ahead in both
         opened = [_open_array(shard, name, stack) for name in arrays]
@@ -96,10 +99,14 @@ def iter_embeddings(
                     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                         part *= (1 / lengths)[:, None]
                 column += array.width
-            if not usable.all():
-                block[~usable] = np.nan
+            wanted = np.ones(rows, np.bool_) if in_pool is None else in_pool[start : start + rows]
+            if not (usable & wanted).all():
+                block[~(usable & wanted)] = np.nan
             if counts is not None:
-                counts[UNUSABLE] += int(np.count_nonzero(~usable))
+                if in_pool is not None:
+                    counts[NOT_IN_POOL] += int(np.count_nonzero(~wanted))
+                counts[UNUSABLE] += int(np.count_nonzero(wanted & ~usable))
+                usable &= wanted
                 counts[OTHER_LENGTH] += int(np.count_nonzero(usable & ~unit))
             if start + rows == shard.num_rows and path in shard.versions:
                 check_unchanged(shard.fs, {path: shard.versions[path]})

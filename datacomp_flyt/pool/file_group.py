@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from datacomp_flyt.engines.progress import shown
+from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.parquet import ParquetShard
-from datacomp_flyt.pool.pool import check_npz
+from datacomp_flyt.pool.pool import check_npz, in_pool
 from datacomp_flyt.pool.score_values import to_floats
 from datacomp_flyt.pool.uid_slices import Rows
 
@@ -23,17 +26,20 @@ class Group:
         name: what to call the files in messages: their flag and folder.
         shards: the files.
         columns: dtypes by name.
-        is_pool: they are the metadata, beside which npz files may be.
+        is_pool: they are the metadata, beside which npz files may be; rows whose download failed
+            are left out.
+        available: the images at hand, if rows of the pool without one are left out too.
     """
 
     name: str
     shards: tuple[ParquetShard, ...]
     columns: Mapping[str, np.dtype[Any]]
     is_pool: bool = False
+    available: Available | None = None
 
     @property
     def num_rows(self) -> int:
-        """Of all files together."""
+        """Rows of all files together, those that are left out too."""
         return sum(shard.num_rows for shard in self.shards)
 
     def parts(self, rows: int) -> Iterator[Group]:
@@ -49,7 +55,7 @@ class Group:
             yield replace(self, shards=tuple(part))
 
     def batches(self) -> Iterator[Rows]:
-        """All rows, some at a time.
+        """All rows but those that are left out, some at a time.
 
         Raises:
             InputError: a value is no uid, or a number that no float64 equals; a file is damaged; or
@@ -59,19 +65,32 @@ class Group:
             if self.is_pool:
                 check_npz(shard)
             row = 0
-            for uids, batch in shard.rows_with_uids(tuple(self.columns)):
+            for uids, batch, there in self._rows(shard):
                 values = {
                     name: to_floats(batch.column(1 + n), dtype, shard.path, name, row).copy()
                     for n, (name, dtype) in enumerate(self.columns.items())
                 }
-                yield Rows(uids["f0"].copy(), uids["f1"].copy(), values)
+                rows = Rows(uids["f0"].copy(), uids["f1"].copy(), values)
+                yield rows if there is None else rows.take(np.flatnonzero(there))
                 row += len(batch)
+
+    def _rows(
+        self, shard: ParquetShard
+    ) -> Iterator[tuple[NDArray[np.void], pa.RecordBatch, NDArray[np.bool_] | None]]:
+        """Rows of a file, some at a time, and which of them are not left out; None for all."""
+        if not self.is_pool:
+            for uids, batch in shard.rows_with_uids(tuple(self.columns)):
+                yield uids, batch, None
+            return
+        for uids, batch, there in shard.pool_rows(tuple(self.columns)):
+            yield uids, batch, in_pool(uids, there, self.available)
 
     def rows_of(self, uid: str) -> Iterator[str]:
         """Where the rows of a uid are, as people say it; files are read as rows are asked for."""
         for shard in shown(self.shards, f"looking for {uid}", len(self.shards), "file"):
             row = 0
-            for rows in Group(self.name, (shard,), {}).batches():
-                same = (rows.high == int(uid[:16], 16)) & (rows.low == int(uid[16:], 16))
+            for uids, _, there in replace(self, columns={})._rows(shard):
+                same = (uids["f0"] == int(uid[:16], 16)) & (uids["f1"] == int(uid[16:], 16))
+                same = same if there is None else same & there
                 yield from (f"{shard.path} row {row + n}" for n in np.flatnonzero(same).tolist())
-                row += len(rows)
+                row += len(uids)

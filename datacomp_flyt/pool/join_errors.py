@@ -26,11 +26,25 @@ def repeated(table: str, column: str, places: str) -> InputError:
     )
 
 
-def missing(table: str, column: str, number: int, pool_size: int, uid: str) -> InputError:
-    """A table lacks some of the pool's examples, `uid` among them."""
+def missing(
+    table: str, column: str, number: int, pool_size: int, uid: str, images_known: bool
+) -> InputError:
+    """A table lacks some of the pool's examples.
+
+    Args:
+        table: the flag and the folder.
+        column: the score that they lack.
+        number: how many they are.
+        pool_size: examples of the pool.
+        uid: one of them.
+        images_known: the pool has no example without an image.
+    """
+    ways = ["score them", "leave them out with --allow_partial_scores"]
+    if not images_known:
+        ways.append("where you do not have their images, select with --available or --shards_dir")
     return InputError(
         f"{table} has no {column!r} for {number:,} of the pool's {pool_size:,} examples (the first "
-        f"is {uid}): score them, or leave them out with --allow_partial_scores"
+        f"is {uid}): {', '.join(ways[:-1])}, or {ways[-1]}"
     )
 
 

@@ -26,14 +26,15 @@ _FOLDERS: dict[str, tuple[tuple[str, ...], bool]] = {
     "metadata_dir": ((".parquet", ".npz"), False),
     "scores_dir": ((".parquet",), True),
     "shards_dir": ((".tar", ".parquet"), False),  # img2dataset's tables lie beside its tars
+    "shards": ((".tar", ".parquet"), False),
 }
 _OTHERS = (".parquet", ".npz", ".tar"), True
 _FILES = {"run_dir": ("mix.npy", "finished.json")}  # that a command reads in a folder, by name
 _NO_PATHS = {
-    "arch", "argv", "arrays", "column", "command", "device", "engine", "name", "preset", "sampling",
-    "scale", "score", "score_columns", "scorer", "source",
+    "arch", "argv", "arrays", "column", "command", "device", "engine", "fraction_of", "name",
+    "preset", "sampling", "scale", "score", "score_columns", "scorer", "source",
 }  # fmt: skip
-_POSITIONAL = {"folder", "script"}
+_POSITIONAL = {"folder", "script", "shards"}
 _PATTERN = re.compile(r"[*?\[{]")
 
 

@@ -5,19 +5,30 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.arrow_types import is_kind, plain_column, value_type
 from datacomp_flyt.pool.folders import Version, check_unchanged, list_folder, version_of
 from datacomp_flyt.pool.listing import find_place, has_ending, is_folder
 from datacomp_flyt.pool.open_file import first_line, open_file, readable
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids
+
+if TYPE_CHECKING:  # it reads tables itself
+    from datacomp_flyt.pool.download_keys import DownloadKeys
+
+KEY = "key"
+"""The column of img2dataset's tables that numbers the samples of a download."""
+
+STATUS, SUCCESS = "status", "success"
+"""The column of img2dataset's tables that tells how a row was downloaded, and its value if well."""
 
 _PARQUET = ("parquet", "download or write it again")
 _BATCH = 1 << 18  # rows read at once
@@ -36,6 +47,7 @@ class ParquetShard:
         num_rows: of it.
         types: Arrow type of each column.
         versions: of the file, and of the npz beside it where there is one, when it was opened.
+        keys: looks up the uids of a file that has img2dataset's keys in their place.
     """
 
     fs: Any
@@ -43,6 +55,7 @@ class ParquetShard:
     num_rows: int
     types: dict[str, pa.DataType]
     versions: Mapping[str, Version] = field(default_factory=dict)
+    keys: DownloadKeys | None = None
 
     @property
     def npz(self) -> str:
@@ -69,16 +82,56 @@ class ParquetShard:
         """uids, as a `u8,u8` array, and some columns side by side, at most 262,144 rows at a time.
 
         Raises:
-            InputError: a value is no uid, or the file is damaged.
+            InputError: a value is no uid or an unknown key, or the file is damaged.
         """
-        row = 0
-        for batch in self.rows(("uid", *columns)):
+        row, named = 0, "uid" if self.keys is None else KEY
+        uids_of = decode_uids if self.keys is None else self.keys.uids_of
+        for batch in self.rows((named, *columns)):
             try:
-                uids = decode_uids(batch.column(0))
+                uids = uids_of(batch.column(0))
             except InvalidUid as error:
-                raise InputError(f"{self.path} row {row + error.row} {error.fault}") from None
+                fault = error.fault
+                if self.keys is not None:
+                    fault = (
+                        f"has key {error.value!r}, which no table beside the tars of "
+                        f"{self.keys.name} has: give the tars of the download that was scored"
+                    )
+                raise InputError(f"{self.path} row {row + error.row} {fault}") from None
             yield uids, batch
             row += len(batch)
+
+    def pool_rows(
+        self, columns: Sequence[str] = ()
+    ) -> Iterator[tuple[NDArray[np.void], pa.RecordBatch, NDArray[np.bool_] | None]]:
+        """The same of a metadata file, and which of the rows are examples of the pool.
+
+        Those of img2dataset's own tables whose download failed are not; None stands for all rows.
+
+        Raises:
+            InputError: as of `rows_with_uids`; or the column `status` does not hold text.
+        """
+        status = (STATUS,) if STATUS in self.types else ()
+        self._check_status()
+        for uids, batch in self.rows_with_uids((*columns, *status)):
+            there = succeeded(batch.column(batch.num_columns - 1)) if status else None
+            yield uids, batch, there
+
+    def rows_in_pool(self) -> NDArray[np.bool_] | None:
+        """Which rows [num_rows] of a metadata file are examples of the pool; None for all."""
+        if STATUS not in self.types:
+            return None
+        self._check_status()
+        parts = [succeeded(batch) for batch in self.batches(STATUS)]
+        return np.concatenate([np.empty(0, np.bool_), *parts])
+
+    def _check_status(self) -> None:
+        kind = self.types.get(STATUS, pa.string())
+        if not is_text(kind):
+            raise InputError(
+                f"{self.path} has a column {STATUS!r} of type {kind}: in img2dataset's tables it "
+                f"says {SUCCESS!r} where an image was downloaded, so take out a column that means "
+                "something else"
+            )
 
     def rows(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Some columns side by side, at most 262,144 rows at a time.
@@ -105,8 +158,31 @@ class ParquetShard:
                 )
 
 
+def succeeded(status: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Whether img2dataset could download the image of each row [n]; not where it says nothing.
+
+    Raises:
+        TypeError: the column does not hold text.
+    """
+    if not is_text(status.type):
+        raise TypeError(f"{STATUS} of type {status.type}")
+    plain = plain_column(pa.chunked_array([status]) if isinstance(status, pa.Array) else status)
+    same = pc.fill_null(pc.equal(plain.cast(pa.large_string()), SUCCESS), False)
+    return np.asarray(same, np.bool_)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type are text."""
+    kinds = ("string", "large_string", "string_view")
+    return any(is_kind(name, value_type(kind)) for name in kinds)
+
+
 def open_shards(
-    directory: str, flag: str, num_workers: int, recursive: bool = False
+    directory: str,
+    flag: str,
+    num_workers: int,
+    recursive: bool = False,
+    keys: DownloadKeys | None = None,
 ) -> list[ParquetShard]:
     """The parquet files of a folder, sorted by name, each with a `uid` column.
 
@@ -115,6 +191,7 @@ def open_shards(
         flag: the flag that named the folder, for error messages.
         num_workers: threads.
         recursive: look into sub-folders too.
+        keys: looks up the uids of files that have a column `key` and no `uid`.
 
     Raises:
         InputError: no such folder, no parquet file in it, a damaged file, or one without `uid`.
@@ -122,7 +199,12 @@ def open_shards(
     endings, needed = (".parquet", ".npz"), (".parquet",)
     folder = list_folder(directory, flag, endings, recursive, needed)
     paths = [path for path in folder.versions if has_ending(path, needed)]
-    return map_threads(lambda path: _describe(folder.fs, path, folder.versions), paths, num_workers)
+    shards = map_threads(
+        lambda path: _describe(folder.fs, path, folder.versions, keys), paths, num_workers
+    )
+    if keys is not None and any(shard.keys is keys for shard in shards):
+        keys.read()
+    return shards
 
 
 def open_shard(fs: Any, path: str) -> ParquetShard:
@@ -168,14 +250,18 @@ def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetS
     return [open_shard(fs, root)]
 
 
-def _describe(fs: Any, path: str, versions: Mapping[str, Version]) -> ParquetShard:
+def _describe(
+    fs: Any, path: str, versions: Mapping[str, Version], keys: DownloadKeys | None = None
+) -> ParquetShard:
     with readable(path, *_PARQUET), _open(fs, path, versions[path]) as file:
         schema = file.schema_arrow
         types = dict(zip(schema.names, schema.types, strict=True))
-        if "uid" not in types:
+        keys = None if "uid" in types or KEY not in types else keys
+        if "uid" not in types and keys is None:
             raise InputError(
                 f"{path} has no column 'uid' (it has {', '.join(types)}): uids join a score "
                 "to its example, so write them beside the scores"
+                + (", or select with --shards_dir, the tars of these keys" if KEY in types else "")
             )
         num_rows, size = file.metadata.num_rows, versions[path][0]
         if not 0 <= num_rows <= _ROWS_IN_A_BYTE * size:
@@ -185,7 +271,7 @@ def _describe(fs: Any, path: str, versions: Mapping[str, Version]) -> ParquetSha
             )
         beside = (path, _stem(path) + ".npz", _stem(path) + ".NPZ")
         found = {file: versions[file] for file in beside if file in versions}
-        return ParquetShard(fs, path, num_rows, types, found)
+        return ParquetShard(fs, path, num_rows, types, found, keys)
 
 
 @contextlib.contextmanager

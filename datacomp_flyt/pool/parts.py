@@ -24,8 +24,9 @@ from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.folders import list_folder
 from datacomp_flyt.pool.subset import SubsetReport, read_subset
+from datacomp_flyt.pool.tar_uids import uids_of_tar
 from datacomp_flyt.pool.uid_search import find_uids
-from datacomp_flyt.pool.uids import InvalidUid, decode_uids, format_uid
+from datacomp_flyt.pool.uids import decode_uids, format_uid
 
 _KEY = re.compile(r"([0-9a-fA-F]{1,32})-(\d{1,18})")
 _FORMAT = re.compile(r"[^{}]*\{(:0?\d{0,2}d?)?\}[^{}]*")  # of a tar's name, from its number
@@ -311,15 +312,12 @@ def _draws_of_tar(path: str) -> tuple[NDArray[np.void], NDArray[np.int64]]:
 
 
 def _uids_of_pool_tar(path: str) -> NDArray[np.void]:
-    from datacomp_flyt.pool.tar_uids import uids_of_tar  # wants webdataset
-
-    uids, _, wrong = uids_of_tar(path)
-    if wrong is not None:
-        raise InputError(f"{path} cannot be read ({wrong}): download it again")
-    try:
-        return decode_uids(pa.array([uid.zfill(32) for uid in uids], pa.string()))
-    except InvalidUid as error:
-        raise InputError(f"{path} has uid {error.value!r}: a uid is 32 characters") from None
+    found = uids_of_tar(path)
+    if found.problem is not None:
+        raise InputError(f"{path} cannot be read ({found.problem}): download it again")
+    if found.invalid is not None:
+        raise InputError(f"{path} has uid {found.invalid!r}: a uid is 32 characters")
+    return found.uids
 
 
 def _same_bytes(a: Path, b: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.join_errors import twice_in_pool
 from datacomp_flyt.pool.npy_header import read_npy_header
 from datacomp_flyt.pool.open_file import open_file, readable
-from datacomp_flyt.pool.parquet import ParquetShard, open_shards
-from datacomp_flyt.pool.uid_search import Positions, argsort_hashes
+from datacomp_flyt.pool.parquet import STATUS, SUCCESS, ParquetShard, open_shards
+from datacomp_flyt.pool.uid_search import Positions, argsort_hashes, position_dtype
 from datacomp_flyt.pool.uids import UID_DTYPE
+from datacomp_flyt.streams import say
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,23 @@ class Pool:
         high, low: the halves of all uids, two uint64 arrays [M]: sorted as pairs, no pair twice.
             Apart they are searched and sorted with no copy.
         shards: the metadata files.
-        positions: for each file, the index of each of its rows.
+        positions: for each file, the index of each of its rows; -1 for rows that are left out.
+        available: the images at hand, if rows without one are left out.
     """
 
     high: NDArray[np.uint64]
     low: NDArray[np.uint64]
     shards: list[ParquetShard]
     positions: list[Positions]
+    available: Available | None = None
 
     def __len__(self) -> int:
         return len(self.high)
+
+    @property
+    def num_listed(self) -> int:
+        """Rows of the metadata, those that are left out too."""
+        return sum(shard.num_rows for shard in self.shards)
 
     @property
     def uids(self) -> NDArray[np.void]:
@@ -59,52 +68,140 @@ class FilePool:
 
     Attributes:
         shards: the metadata files.
+        available: the images at hand, if rows without one are left out.
         positions: none.
         uids: `u8,u8` array [M], in a file; empty until columns have been read.
     """
 
     shards: list[ParquetShard]
+    available: Available | None = None
     positions: list[Positions] = field(default_factory=list)
     uids: NDArray[np.void] = field(default_factory=lambda: np.empty(0, np.void))
 
     def __len__(self) -> int:
+        return len(self.uids)
+
+    @property
+    def num_listed(self) -> int:
+        """Rows of the metadata, those that are left out too."""
         return sum(shard.num_rows for shard in self.shards)
 
 
-def read_pool(metadata_dir: str, num_workers: int, progress: bool = True) -> Pool:
+def read_pool(
+    metadata_dir: str,
+    num_workers: int,
+    progress: bool = True,
+    available: Available | None = None,
+) -> Pool:
     """Read the uids of a DataComp metadata folder (parquet, each with or without an npz).
+
+    Rows whose download failed, by img2dataset's `status`, are left out; stdout gets their number.
+
+    Args:
+        available: the images at hand: rows of others are left out too.
 
     Raises:
         InputError: see `open_shards`; a value that is no uid; a uid twice in the pool; an npz with
             another number of rows than its parquet; a pool with no row.
     """
     shards = open_shards(metadata_dir, "--metadata_dir", num_workers)
-    ends = np.cumsum([shard.num_rows for shard in shards])
+    sizes = np.array([shard.num_rows for shard in shards])
+    ends = np.cumsum(sizes)
     high, low = np.empty((2, int(ends[-1])), np.uint64)
-    if not len(high):
-        raise InputError(f"--metadata_dir {metadata_dir} holds no example: all files are empty")
+    kept = np.ones(len(high), np.bool_)
 
     def read(number: int) -> None:
+        """Put the uids of a file into the first of the file's rows."""
         shard = shards[number]
         check_npz(shard)
-        row = ends[number] - shard.num_rows
-        for part in iter_uids(shard):
-            high[row : row + len(part)] = part["f0"]
-            low[row : row + len(part)] = part["f1"]
-            row += len(part)
+        begin = row = end = ends[number] - shard.num_rows
+        for uids, _, there in shard.pool_rows():
+            there = in_pool(uids, there, available)
+            if there is not None:
+                kept[row : row + len(uids)] = there
+            row += len(uids)
+            uids = uids if there is None else uids[there]
+            high[end : end + len(uids)] = uids["f0"]
+            low[end : end + len(uids)] = uids["f1"]
+            end += len(uids)
+        sizes[number] = end - begin
 
     text = "reading uids" if progress else None
     map_threads(read, range(len(shards)), num_workers, text)
+    high, low = _closed_up(high, ends, sizes), _closed_up(low, ends, sizes)
+    name = f"--metadata_dir {metadata_dir}"
+    left_out = describe_left_out(name, shards, len(high), available)
+    if left_out and progress:
+        say(left_out)
     order = sort_uids(high, low)
     twice = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1]))
     if len(twice):
-        rows = [_place(shards, ends, int(row)) for row in sorted(order[twice[0] : twice[0] + 2])]
+        of_kept = np.flatnonzero(kept)[order[twice[0] : twice[0] + 2]]
+        rows = [_place(shards, ends, int(row)) for row in sorted(of_kept)]
         uid = f"{int(high[twice[0]]):016x}{int(low[twice[0]]):016x}"
         raise twice_in_pool(uid, f"{rows[0]} and {rows[1]}", len(twice))
-    positions = np.empty_like(order)
-    positions[order] = np.arange(len(order), dtype=order.dtype)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order), dtype=order.dtype)
+    positions = rank
+    if len(rank) < len(kept):
+        positions = np.full(len(kept), -1, position_dtype(len(kept)))
+        positions[kept] = rank
     pa.default_memory_pool().release_unused()
-    return Pool(high, low, shards, np.split(positions, ends[:-1]))
+    return Pool(high, low, shards, np.split(positions, ends[:-1]), available)
+
+
+def in_pool(
+    uids: NDArray[np.void], there: NDArray[np.bool_] | None, available: Available | None
+) -> NDArray[np.bool_] | None:
+    """Which rows of a metadata file are in the pool, given which were downloaded; None for all."""
+    if available is not None:
+        at_hand = available.contains(uids)
+        there = at_hand if there is None else there & at_hand
+    return None if there is None or there.all() else there
+
+
+def _closed_up(
+    values: NDArray[np.uint64], ends: NDArray[np.signedinteger], sizes: NDArray[np.signedinteger]
+) -> NDArray[np.uint64]:
+    """The first `sizes` of the values of each file, one file after the other, in the same array."""
+    begins = np.concatenate([[0], ends[:-1]])
+    row = 0
+    for begin, size in zip(begins.tolist(), sizes.tolist(), strict=True):
+        if row < begin:
+            values[row : row + size] = values[begin : begin + size].copy()
+        row += size
+    return values[:row]
+
+
+def describe_left_out(
+    name: str, shards: Sequence[ParquetShard], num_kept: int, available: Available | None
+) -> str | None:
+    """A sentence on the rows of metadata that are left out; None if there are none.
+
+    Args:
+        name: the flag and the folder of the metadata.
+        shards: its files.
+        num_kept: how many rows are in the pool.
+        available: the images at hand, if rows of others are left out.
+
+    Raises:
+        InputError: no row is in the pool.
+    """
+    num_rows = sum(shard.num_rows for shard in shards)
+    if not num_rows:
+        raise InputError(f"{name} holds no example: all files are empty")
+    reasons = [f"have a {STATUS!r} other than {SUCCESS!r}"] * any(STATUS in s.types for s in shards)
+    if available is not None:
+        reasons.append(f"have no image in {available.name}")
+    reason = " or ".join(reasons)
+    if not num_kept:
+        raise InputError(
+            f"{name} has no example to select from: all of its {num_rows:,} rows {reason}"
+            + (": give the images of this pool" if available is not None else "")
+        )
+    if num_kept == num_rows:
+        return None
+    return f"leaving out {num_rows - num_kept:,} of {num_rows:,} rows of {name}, which {reason}"
 
 
 def union_of_uids(shards: list[ParquetShard], name: str, num_workers: int) -> Pool:

@@ -146,7 +146,8 @@ class ScoreTable:
             raise repeated(self.name, column, _first_repeated(shards, positions, pool))
         if covered < len(pool) and not (allow_partial and covered):
             first = _name(pool, int(seen.argmin()))
-            raise missing(self.name, column, len(pool) - covered, len(pool), first)
+            images_known = pool.available is not None
+            raise missing(self.name, column, len(pool) - covered, len(pool), first, images_known)
         return positions
 
     def _assemble(

@@ -72,6 +72,8 @@ class Layout:
                 for group in self.groups
             ],
         }
+        if (available := self.groups[0].available) is not None:
+            job["available"] = available.identity()
         path = check_save_path(self.folder / "job.json", "--work_dir")
         if path.exists():
             with self._readable(path):
@@ -127,7 +129,8 @@ class Layout:
                 raise join_errors.repeated(group.name, column, f"{fault[1]} in {rows}")
             number, uid = faults.get(f"missing {place}", (0, ""))
             if number and not (allow_partial and number < pool_size):
-                raise join_errors.missing(group.name, column, number, pool_size, uid)
+                images_known = self.groups[0].available is not None
+                raise join_errors.missing(group.name, column, number, pool_size, uid, images_known)
             for column in group.columns:
                 if (fault := faults.get(f"not finite {place} {column}")) and not drop_nonfinite:
                     where = f"one of them in {next(group.rows_of(fault[1]))}"

@@ -11,7 +11,7 @@ import functools
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.file_arrays import open_array, write_rows
 from datacomp_flyt.pool.file_group import Group
-from datacomp_flyt.pool.pool import sort_uids
+from datacomp_flyt.pool.pool import describe_left_out, sort_uids
 from datacomp_flyt.pool.sort_job import Faults, Layout
 from datacomp_flyt.pool.subset import atomic_write
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uid_slices import Rows, read_slice, write_run
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
+from datacomp_flyt.streams import say
 
 ROWS = 1 << 21
 """Of a run, and about as many of a slice: what a worker has in memory, a few times over."""
@@ -71,14 +72,21 @@ def sort_into_files(
     Raises:
         InputError: as of `read_pool` and `ScoreTable.read`; another job's folder; a full disk.
     """
-    pool_size = groups[0].num_rows
-    if not pool_size:
-        raise InputError(f"{groups[0].name} holds no example: all files are empty")
+    pool = groups[0]
+    if not pool.num_rows:
+        raise InputError(f"{pool.name} holds no example: all files are empty")
     most_rows = max(group.num_rows for group in groups)  # a table may be of a larger pool
     layout = Layout(folder, groups, min(-(-most_rows // rows_at_once), _MOST_SLICES))
     layout.check_job(rows_at_once)
+    if pool.available is not None:  # workers open it as a file
+        available = pool.available.in_file(folder / "available.npy")
+        groups = [g if g.available is None else replace(g, available=available) for g in groups]
+        layout = replace(layout, groups=groups)
     with engine:
         dealt = _deal_all(layout, engine, rows_at_once)
+        pool_size = int(dealt[0].num_rows.sum())
+        if left_out := describe_left_out(pool.name, pool.shards, pool_size, pool.available):
+            say(left_out)
         faults = _sort_all(layout, engine, dealt)
     layout.complain(faults, pool_size, allow_partial, drop_nonfinite)
     for run in (folder / "dealt").glob("*"):

@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from datacomp_flyt.pool.output_files import atomic_write as atomic_write
 from datacomp_flyt.pool.output_files import check_save_path as check_save_path
 from datacomp_flyt.pool.output_files import remove_unfinished as remove_unfinished
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
+
+if TYPE_CHECKING:  # it writes files as subsets are written
+    from datacomp_flyt.pool.available import Available
 
 _BLOCK = 1 << 20  # examples, or entries written, at once
 
@@ -69,14 +72,18 @@ def read_subset(path: str | Path) -> tuple[NDArray[np.void], NDArray[np.integer]
 
 @dataclass
 class SubsetReport:
-    """What `check_subset` found: facts, and the problems that make a subset unusable."""
+    """Facts on a subset, warnings, and the problems that make it unusable."""
 
     facts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 def check_subset(
-    path: Path, pool_uids: NDArray[np.void] | None = None, num_samples: int | None = None
+    path: Path,
+    pool_uids: NDArray[np.void] | None = None,
+    num_samples: int | None = None,
+    available: Available | None = None,
 ) -> SubsetReport:
     """Would the resharder and the leaderboard take this subset?
 
@@ -85,11 +92,12 @@ def check_subset(
         pool_uids: sorted uids of the pool [M]; None to leave membership unchecked.
         num_samples: samples that the scale's training sees, and the size of its pool; None to leave
             out what follows from it.
+        available: the images at hand; None to leave unchecked which draws have one.
 
     Raises:
         InputError: the file is not there or not a .npy array.
     """
-    return _check(_open(path), pool_uids, num_samples)
+    return _check(_open(path), pool_uids, num_samples, available)
 
 
 def _open(path: str | Path) -> NDArray[Any]:
@@ -100,7 +108,10 @@ def _open(path: str | Path) -> NDArray[Any]:
 
 
 def _check(
-    subset: NDArray[Any], pool_uids: NDArray[np.void] | None = None, num_samples: int | None = None
+    subset: NDArray[Any],
+    pool_uids: NDArray[np.void] | None = None,
+    num_samples: int | None = None,
+    available: Available | None = None,
 ) -> SubsetReport:
     report = SubsetReport()
     if subset.dtype != UID_DTYPE or subset.ndim != 1:
@@ -127,8 +138,10 @@ def _check(
     report.facts += describe_counts(repeats)
     if num_samples is not None:
         report.facts.append(describe_training(repeats, num_samples))
+    distinct = np.asarray(subset[starts])
+    if available is not None:
+        _check_images(report, distinct, repeats, available)
     if pool_uids is not None:
-        distinct = np.asarray(subset[starts])
         places = np.searchsorted(np.ascontiguousarray(pool_uids["f0"]), high[starts])
         places = np.minimum(places, len(pool_uids) - 1)
         strangers = distinct[pool_uids[places] != distinct]
@@ -148,6 +161,31 @@ def _check(
                 f"the pool is larger than this scale's {num_samples:,}: is it another scale's?"
             )
     return report
+
+
+def _check_images(
+    report: SubsetReport,
+    uids: NDArray[np.void],
+    repeats: NDArray[np.integer],
+    available: Available,
+) -> None:
+    """Add how many draws and examples have no image."""
+    gone = ~available.contains(uids)
+    examples, draws = int(np.count_nonzero(gone)), int(repeats[gone].sum(dtype=np.int64))
+    if not examples:
+        report.facts.append(f"every draw has an image in {available.name}")
+        return
+    text = (
+        f"{draws:,} of {int(repeats.sum(dtype=np.int64)):,} draws ({examples:,} of {len(uids):,} "
+        f"examples) have no image in {available.name}"
+    )
+    if examples == len(uids):
+        report.problems.append(f"has no image at all: {text}; was it selected from another pool?")
+    else:
+        report.warnings.append(
+            f"{text}: neither the resharder nor training will see them; select again with "
+            "--available or --shards_dir"
+        )
 
 
 def describe_training(repeats: NDArray[np.integer], num_samples: int) -> str:

@@ -1,61 +1,140 @@
-"""Which uids a tar shard holds: of img2dataset's table beside it, or of its samples."""
+"""The uids of the samples in a tar shard, from img2dataset's table beside it or from the tar."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from datacomp_flyt.errors import needs_extra
 from datacomp_flyt.pool.arrow_types import plain_column
 from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
-from datacomp_flyt.pool.tar_samples import (
-    Skip,
-    UnreadableShard,
-    read_tar,
-    stored_image,
-    stored_uid,
-)
-from datacomp_flyt.pool.uids import decode_uids, encode_uids, holds_uids
+from datacomp_flyt.pool.parquet import succeeded
+from datacomp_flyt.pool.uids import decode_uids
+
+_UID = re.compile("[0-9a-fA-F]{32}")
+_BLOCK = 512  # bytes: tars are made of such, and a whole one ends with an empty one
 
 
-def _characters(uids: pa.ChunkedArray) -> list[str]:
-    """uids as strings; those that are strings as they are, for messages about wrong ones."""
-    is_text = pa.types.is_string(uids.type) or pa.types.is_large_string(uids.type)
-    strings: list[str] = (uids if is_text else encode_uids(decode_uids(uids))).to_pylist()
-    return strings
+class TarUids(NamedTuple):
+    """The samples of a tar that have an image and a uid.
+
+    Attributes:
+        uids: `u8,u8` array [n], in the order of the samples.
+        opened: the tar itself was read.
+        failed: rows of the table whose image could not be downloaded.
+        unusable: samples without an image or without a uid.
+        invalid: the first value that stands in the place of a uid and is none.
+        problem: what is wrong with the tar; the uids are then those before that.
+    """
+
+    uids: NDArray[np.void]
+    opened: bool
+    failed: int = 0
+    unusable: int = 0
+    invalid: str | None = None
+    problem: str | None = None
 
 
-def uids_of_tar(tar: str) -> tuple[list[str], bool, str | None]:
-    """uids in a tar; whether it was opened for that; and what was wrong."""
-    table = os.path.splitext(tar)[0] + ".parquet"
-    if os.path.isfile(table):
-        try:
-            schema = pq.ParquetFile(table).schema_arrow
-            columns = [name for name in ("uid", "status") if name in schema.names]
-            if "uid" in columns and holds_uids(schema.field("uid").type):
-                rows = pq.read_table(table, columns=columns)
-                column = plain_column(rows["uid"])
-                if "status" in columns:  # img2dataset also lists what it could not download
-                    column = column.filter(pc.equal(rows["status"], "success"))
-                return _characters(column.drop_null()), False, None
-        except Exception:  # Arrow raises a dozen kinds of damaged files
-            pass  # the tar itself says the same
-    uids: list[str] = []
-    seen, whole = Seen(), False
-    reasons: Counter[str] = Counter()
+def table_beside(tar: str) -> str:
+    """The path of img2dataset's table of a tar."""
+    return os.path.splitext(tar)[0] + ".parquet"
+
+
+def uids_of_tar(tar: str, with_image: bool = True) -> TarUids:
+    """The uids in a tar: of the table beside it, if it has one that can be used, else of the tar.
+
+    Args:
+        tar: a path, or what webdataset opens.
+        with_image: leave out samples without an image.
+    """
+    return uids_of_table(tar) or read_uids_of_tar(tar, with_image)
+
+
+def uids_of_table(tar: str) -> TarUids | None:
+    """The uids of the images in a tar, of its table; None where that does not tell.
+
+    A table without a `status` column lists the rows that are in the tar. A tar that does not end
+    as tars do has lost samples that its table lists.
+    """
+    table = table_beside(tar)
+    if not os.path.isfile(table) or not os.path.isfile(tar) or not _ends_as_tars_do(tar):
+        return None
+    try:
+        with pa.OSFile(table) as handle:
+            file = pq.ParquetFile(handle)
+            names = file.schema_arrow.names
+            if names.count("uid") != 1 or names.count("status") > 1:
+                return None
+            rows = file.read([name for name in ("uid", "status") if name in names])
+        there = np.ones(len(rows), np.bool_)
+        if "status" in rows.column_names:
+            there = succeeded(rows["status"])
+        uids = plain_column(rows["uid"]).filter(pa.array(there))
+        named = uids.filter(pc.is_valid(uids))
+        return TarUids(
+            decode_uids(named),
+            opened=False,
+            failed=int(np.count_nonzero(~there)),
+            unusable=len(uids) - len(named),
+        )
+    except Exception:  # Arrow raises a dozen kinds of damaged files; the tar says the same
+        return None
+
+
+def read_uids_of_tar(tar: str, with_image: bool = True) -> TarUids:
+    """The uids in a tar, from the tar itself. See `uids_of_tar`."""
+    with needs_extra("train"):  # webdataset, which tables do without
+        from datacomp_flyt.pool.tar_samples import (
+            Skip,
+            UnreadableShard,
+            read_tar,
+            stored_image,
+            stored_uid,
+        )
+
+    uids, invalid, problem = list[str](), None, None
+    seen, whole, reasons = Seen(), False, Counter[str]()
     try:
         for sample in read_tar(tar, seen):
             try:
-                uids.append(stored_uid(sample))
+                uid = stored_uid(sample)
+                if not _UID.fullmatch(uid):
+                    invalid = invalid or uid
+                    raise Skip("no uid of 32 hexadecimal characters")
+                if not with_image:
+                    uids.append(uid)
                 stored_image(sample)
+                if with_image:
+                    uids.append(uid)
                 whole = True
             except Skip as skip:
                 reasons[skip.reason] += 1
     except UnreadableShard as error:
-        return uids, True, str(error)
-    if seen.members and not whole:
-        return [], True, str(nothing_usable("no sample can be used", seen, reasons))
-    return uids, True, None
+        problem = str(error)
+    if problem is None and seen.members and not whole:
+        uids, problem = [], str(nothing_usable("no sample can be used", seen, reasons))
+    return TarUids(
+        decode_uids(pa.array(uids, pa.string())),
+        opened=True,
+        unusable=sum(reasons.values()),
+        invalid=invalid,
+        problem=problem,
+    )
+
+
+def _ends_as_tars_do(tar: str) -> bool:
+    try:
+        with open(tar, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(-min(size, _BLOCK), os.SEEK_END)
+            return size >= _BLOCK and not file.read().strip(b"\0")
+    except OSError:
+        return False

@@ -52,6 +52,11 @@ class Rows:
         uids["f0"], uids["f1"] = self.high, self.low
         return uids
 
+    def take(self, rows: NDArray[np.signedinteger]) -> Rows:
+        """Some of the rows."""
+        columns = {name: values.take(rows) for name, values in self.columns.items()}
+        return Rows(self.high.take(rows), self.low.take(rows), columns)
+
     @classmethod
     def concatenate(cls, parts: Sequence[Rows]) -> Rows:
         """One after the other; one part at least."""

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -36,7 +35,7 @@ from datacomp_flyt.pool.tar_samples import (
     stored_uid,
 )
 from datacomp_flyt.pool.tar_uids import uids_of_tar
-from datacomp_flyt.pool.uids import InvalidUid, decode_uids, encode_uids
+from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.report.scores import Ranking
 from datacomp_flyt.report.selections import Selection
 
@@ -96,21 +95,23 @@ def find_candidates(
         return hashlib.sha256(f"{seed} {shard_name(tar)}".encode()).digest()
 
     chosen = sorted(sorted(tars, key=lot)[:max_tars])
-    found = map_threads(uids_of_tar, chosen, num_workers, "finding pictures", "tar")
-    texts = pa.chunked_array([pa.array(uids, pa.large_string()) for uids, _, _ in found])
-    problems = [
-        f"{tar}: {problem}" for tar, (*_, problem) in zip(chosen, found, strict=True) if problem
-    ]
-    try:
-        uids = decode_uids(texts)
-    except InvalidUid as error:
-        raise InputError(f"{flag} holds the uid {error.value!r}: a uid is 32 hex digits") from None
+    found = map_threads(
+        lambda tar: uids_of_tar(tar, with_image=False),  # a missing one is shown as such
+        chosen,
+        num_workers,
+        "finding pictures",
+        "tar",
+    )
+    problems = [f"{tar}: {of.problem}" for tar, of in zip(chosen, found, strict=True) if of.problem]
+    for invalid in filter(None, (of.invalid for of in found)):
+        raise InputError(f"{flag} holds the uid {invalid!r}: a uid is 32 hex digits")
+    uids = np.concatenate([of.uids for of in found])
     if not len(uids):
         said = f" ({problems[0]})" if problems else ""
         raise InputError(f"{flag} has no example with a uid in the tars looked into{said}")
-    tar_of = np.repeat(np.arange(len(chosen)), [len(part[0]) for part in found])
+    tar_of = np.repeat(np.arange(len(chosen)), [len(of.uids) for of in found])
     uids, first = np.unique(uids, return_index=True)
-    opened = [tar for tar, (_, read, _) in zip(chosen, found, strict=True) if read]
+    opened = [tar for tar, of in zip(chosen, found, strict=True) if of.opened]
     return Candidates(uids, tar_of[first], chosen, len(tars), opened, problems)
 
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.mixing import load_mixing_model
+from datacomp_flyt.pool.available import read_available
+from datacomp_flyt.pool.download_keys import DownloadKeys
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.subset import atomic_write, check_save_path
@@ -22,7 +24,12 @@ from datacomp_flyt.report.page import render
 from datacomp_flyt.report.provenance import hash_file, hash_folder, versions
 from datacomp_flyt.report.sample import PoolSample, read_sample
 from datacomp_flyt.report.scores import Ranking, default_columns, read_scores
-from datacomp_flyt.report.selections import Selection, check_in_pool, read_selections
+from datacomp_flyt.report.selections import (
+    Selection,
+    check_in_pool,
+    draws_with_image,
+    read_selections,
+)
 
 if TYPE_CHECKING:
     from datacomp_flyt.report.examples import Candidates
@@ -41,20 +48,24 @@ def write_report(args: argparse.Namespace, argv: Sequence[str]) -> Path:
     check_outputs([Output("--out", path.parent, (PAGE,))], vars(args))
     model = load_mixing_model(args.scoring_model) if args.scoring_model else None
     shards = open_shards(args.metadata_dir, "--metadata_dir", args.num_workers)
+    keys = DownloadKeys(args.shards_dir, args.num_workers) if args.shards_dir else None
     tables = (
-        open_shards(args.scores_dir, "--scores_dir", args.num_workers, recursive=True)
+        open_shards(args.scores_dir, "--scores_dir", args.num_workers, recursive=True, keys=keys)
         if args.scores_dir
         else []
     )
     names = args.score_columns or default_columns(shards, tables)
     selections = read_selections(args.subset, args.num_workers)
-    candidates = _candidates(args) if args.shards_dir else None
+    available = read_available(args.available) if args.available else None
+    tars = _tars(args) if args.shards_dir else None
+    candidates = _candidates(args, tars) if tars else None
+    with_image = draws_with_image(selections, available, tars, args.num_workers)
     also = candidates.uids if candidates else None
     sample = read_sample(shards, args.max_rows, args.seed, args.num_workers, also)
     for selection in selections:
         check_in_pool(selection, sample)
-    scores, ranking = read_scores(args, sample, names, model)
-    page = _page(args, argv, sample, selections, scores, ranking, candidates)
+    scores, ranking = read_scores(args, sample, names, model, keys)
+    page = _page(args, argv, sample, selections, scores, ranking, candidates, with_image)
     page["inputs"] = {
         "metadata": hash_folder(shards, args.num_workers),
         "scores": hash_folder(tables, args.num_workers),
@@ -62,19 +73,26 @@ def write_report(args: argparse.Namespace, argv: Sequence[str]) -> Path:
     }
     if args.scoring_model and args.scoring_model != "paper":
         page["inputs"]["files"].append(hash_file(args.scoring_model))
+    if available is not None:
+        available.check_unchanged()
+        page["inputs"]["files"].append(hash_file(args.available))
     content = render(page)
     with atomic_write(path) as file:
         file.write(content.encode())
     return path
 
 
-def _candidates(args: argparse.Namespace) -> Candidates:
-    """The examples that can be shown as pictures."""
+def _tars(args: argparse.Namespace) -> list[str]:
     # imported where there are tars to read: webdataset brings torch where that is installed
     with needs_extra("report"):
         from datacomp_flyt.pool.tar_shards import list_shards
+    return list_shards(args.shards_dir, "--shards_dir")
+
+
+def _candidates(args: argparse.Namespace, tars: list[str]) -> Candidates:
+    """The examples that can be shown as pictures."""
+    with needs_extra("report"):
         from datacomp_flyt.report.examples import find_candidates
-    tars = list_shards(args.shards_dir, "--shards_dir")
     flag = f"--shards_dir {args.shards_dir}"
     return find_candidates(tars, args.max_tars, args.seed, args.num_workers, flag)
 
@@ -99,6 +117,7 @@ def _page(
     scores: dict[str, NDArray[np.floating]],
     ranking: Ranking,
     candidates: Candidates | None,
+    with_image: list[int] | None,
 ) -> dict[str, Any]:
     """What the template shows, but for the inputs' hashes."""
     chosen = sample.chosen
@@ -111,7 +130,7 @@ def _page(
         "command": shlex.join(["datacomp-flyt", *argv]),
         "seed": args.seed,
         "versions": versions(),
-        "summary": sections.summary(sample, selections),
+        "summary": sections.summary(sample, selections, with_image),
         "distributions": sections.distributions(inside, ordered, ranking, counts),
         "repetitions": sections.repetitions(selections),
         "mixing": sections.mixing(ranking, chosen, counts),

@@ -16,10 +16,11 @@ from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.join_errors import twice_in_pool
 from datacomp_flyt.pool.parquet import ParquetShard
-from datacomp_flyt.pool.pool import Pool, iter_uids
+from datacomp_flyt.pool.pool import Pool, describe_left_out
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
 from datacomp_flyt.pool.uid_search import find_uids, position_dtype
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
+from datacomp_flyt.streams import say
 
 # Samplers take their draws from the stream of the same seed. Examples with low bits there are
 # the ones that Soft Cap Sampling draws first: no fair sample, so ours has a stream of its own.
@@ -88,7 +89,11 @@ def read_sample(
         InputError: a value that is no uid, a sampled uid twice in the pool, a damaged file, or no
             example in the sample.
     """
-    rule = SampleRule(max_rows, sum(shard.num_rows for shard in shards), seed)
+    pool_size = sum(map(_num_in_pool, shards))
+    name = "--metadata_dir"
+    if left_out := describe_left_out(name, shards, pool_size, None):
+        say(left_out)
+    rule = SampleRule(max_rows, pool_size, seed)
     extra = np.empty(0, UID_DTYPE) if also is None else also
     extra_high, extra_low = extra["f0"].copy(), extra["f1"].copy()
     with_captions = all(_has_captions(shard) for shard in shards)
@@ -97,11 +102,11 @@ def read_sample(
         shard: ParquetShard,
     ) -> tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.object_]]:
         row, uids, rows = 0, [np.empty(0, UID_DTYPE)], [np.empty(0, np.int64)]
-        for part in iter_uids(shard):
+        for part, _, in_pool in shard.pool_rows():
             wanted = rule.takes(part)
             if len(extra) and not rule.whole:
                 wanted |= find_uids(extra_high, extra_low, part) >= 0
-            inside = np.flatnonzero(wanted)
+            inside = np.flatnonzero(wanted if in_pool is None else wanted & in_pool)
             uids.append(part[inside])
             rows.append(inside + row)
             row += len(part)
@@ -123,6 +128,11 @@ def read_sample(
     pool = Pool(uids["f0"].copy(), uids["f1"].copy(), shards, _positions(shards, parts, order))
     captions = np.concatenate([part[2] for part in parts])[order] if with_captions else None
     return PoolSample(rule, pool, rule.takes(uids), captions)
+
+
+def _num_in_pool(shard: ParquetShard) -> int:
+    in_pool = shard.rows_in_pool()
+    return shard.num_rows if in_pool is None else int(np.count_nonzero(in_pool))
 
 
 def _positions(

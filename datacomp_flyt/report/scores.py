@@ -12,6 +12,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing import LinearMixingModel, mix
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.published import METADATA_COLUMN_OF, PUBLISHED_COLUMNS
+from datacomp_flyt.pool.download_keys import DownloadKeys
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.score_table import ScoreTable
 from datacomp_flyt.report.sample import PoolSample
@@ -59,6 +60,7 @@ def read_scores(
     sample: PoolSample,
     names: list[str],
     model: LinearMixingModel | None,
+    keys: DownloadKeys | None = None,
 ) -> tuple[dict[str, NDArray[np.floating]], Ranking]:
     """Columns [n] by name, and the score that orders examples; NaN where an example has none.
 
@@ -67,11 +69,13 @@ def read_scores(
         sample: whose examples.
         names: columns to show.
         model: the mixing model, if one was given; columns of its that are not there are left out.
+        keys: looks up the uids of score tables that have img2dataset's keys in their place.
 
     Raises:
         InputError: a column is not there, or has no finite value, or two for an example.
     """
-    columns = Columns(sample.pool, args.metadata_dir, args.scores_dir, args.num_workers, True, True)
+    places = (args.metadata_dir, args.scores_dir, args.num_workers)
+    columns = Columns(sample.pool, *places, True, True, keys=keys)
     otherwise = "leave it out of --score_columns"
     names = columns.find(names, otherwise=otherwise)
     wanted = columns.find([args.score]) if args.score else []

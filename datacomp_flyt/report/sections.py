@@ -25,10 +25,17 @@ Counts = Sequence[NDArray[np.integer]]
 Section = dict[str, Any]
 
 
-def summary(sample: PoolSample, selections: Sequence[Selection]) -> Section:
-    """What each selection is, counted over all of it."""
+def summary(
+    sample: PoolSample, selections: Sequence[Selection], with_image: Sequence[int] | None
+) -> Section:
+    """Numbers on each selection, counted over all of it.
+
+    Args:
+        with_image: draws of each selection that have an image; None where that is not known.
+    """
     size = sample.rule.pool_size
     return {
+        "images_known": with_image is not None,
         "pool_size": size,
         "files": len(sample.pool.shards),
         "sample_size": len(sample),
@@ -38,13 +45,16 @@ def summary(sample: PoolSample, selections: Sequence[Selection]) -> Section:
                 "name": selection.name,
                 "path": selection.path,
                 "draws": selection.draws,
+                "with_image": number,
                 "distinct": selection.distinct,
                 "effective": selection.effective,
                 "share": selection.distinct / size,
                 "most": selection.most,
                 "style": style,
             }
-            for selection, style in zip(selections, figures.STYLES, strict=False)
+            for selection, style, number in zip(
+                selections, figures.STYLES, with_image or [0] * len(selections), strict=False
+            )
         ],
     }
 

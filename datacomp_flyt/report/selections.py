@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.subset import read_subset
+from datacomp_flyt.pool.tables_beside import count_in_tables
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.report.sample import PoolSample
@@ -97,6 +99,34 @@ def read_selections(given: Sequence[str], num_workers: int) -> list[Selection]:
         return Selection(*item, uids["f0"].copy(), uids["f1"].copy(), counts)
 
     return map_threads(read, paths.items(), num_workers, "reading subsets")
+
+
+def draws_with_image(
+    selections: Sequence[Selection],
+    available: Available | None,
+    tars: Sequence[str] | None,
+    num_workers: int,
+) -> list[int] | None:
+    """How many draws of each selection have an image; None where that is not known.
+
+    Args:
+        selections: the selections.
+        available: a list of the images at hand.
+        tars: or the tars, which tell if there is a table of img2dataset beside each.
+        num_workers: threads.
+    """
+    if available is not None:
+        there = [available.contains(selection.uids) for selection in selections]
+    else:
+        wanted = [(selection.high, selection.low) for selection in selections]
+        times = count_in_tables(tars, wanted, num_workers, "reading tables") if tars else None
+        if times is None:
+            return None
+        there = [some > 0 for some in times]
+    return [
+        int(selection.counts[some].sum(dtype=np.int64))
+        for selection, some in zip(selections, there, strict=True)
+    ]
 
 
 def check_in_pool(selection: Selection, sample: PoolSample) -> None:

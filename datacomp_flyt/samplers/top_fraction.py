@@ -33,7 +33,7 @@ def top_fraction_counts(
         fraction: in (0, 1].
         keep_ties: DataComp's rule instead (`clip_score`): the threshold is the score at rank n,
             counted from 0, and everything at least as high is kept: n + 1 examples or more.
-        pool_size: what the fraction is of, where these M are what an earlier stage left of more.
+        pool_size: what the fraction is taken of, where there were more examples than these M.
 
     Returns:
         int32 array [M] of 0 and 1.
@@ -48,8 +48,8 @@ def top_fraction_counts(
     number = int(fraction * pool_size)
     if number > len(scores):
         raise InputError(
-            f"fraction {fraction} of {pool_size:,} examples is {number:,} and the stage before "
-            f"left {len(scores):,}: lower --fraction or raise --first_fraction"
+            f"fraction {fraction} of {pool_size:,} examples is {number:,} and only "
+            f"{len(scores):,} of them can be kept: lower --fraction"
         )
     if keep_ties:
         number = min(number + 1, len(scores))

@@ -151,8 +151,9 @@ def e_flyt_scores(
         """Number of rows without a usable embedding, and the first of them."""
         shard, places = files[number]
         values = scores_of_shard(head, shard, source)
-        scores[places] = values
-        unusable = np.flatnonzero(np.isnan(values))
+        inside = places >= 0  # other rows are no examples of the pool
+        scores[places[inside]] = values[inside]
+        unusable = np.flatnonzero(inside & np.isnan(values))
         return len(unusable), int(unusable[0]) if len(unusable) else -1
 
     # OpenBLAS lets one caller in at a time, unless its products stay on the caller's thread

@@ -87,7 +87,9 @@ class MFlyt(PoolScorer):
         )
         scores, _ = mix(model, columns.each_time(model.columns), num_workers)
         by_shard = {
-            shard_name(shard.path): {"scores": scores[positions].astype(np.float32)}
+            shard_name(shard.path): {
+                "scores": np.where(positions >= 0, scores[positions], np.nan).astype(np.float32)
+            }
             for shard, positions in zip(pool.shards, pool.positions, strict=True)
         }
         return PoolState({}, by_shard, final=True)

@@ -107,7 +107,10 @@ class MetadataScorer(Scorer):
         counts: Counter[str] = Counter()
         values = np.asarray(self.score_rows(shard, state, counts), np.float32)
         values = values if values.ndim == 2 else values[:, None]
-        return ScoredShard(read_uids(shard), values, counts)
+        uids, in_pool = read_uids(shard), shard.rows_in_pool()
+        if in_pool is not None:
+            uids, values = uids[in_pool], values[in_pool]
+        return ScoredShard(uids, values, counts)
 
 
 class PoolState(NamedTuple):

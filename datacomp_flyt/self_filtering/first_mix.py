@@ -9,7 +9,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import default_num_workers, map_threads
@@ -18,7 +17,7 @@ from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import check_save_path, describe_counts, write_subset
 from datacomp_flyt.pool.tar_shards import list_shards
 from datacomp_flyt.pool.tar_uids import uids_of_tar
-from datacomp_flyt.pool.uids import InvalidUid, decode_uids, format_uid
+from datacomp_flyt.pool.uids import format_uid
 from datacomp_flyt.self_filtering.mix import MIX, spread, write_halves
 from datacomp_flyt.streams import say
 
@@ -44,15 +43,14 @@ def read_uids(shards_dir: str) -> NDArray[np.void]:
 
 
 def _uids_of(tar: str) -> NDArray[np.void]:
-    words, _, problem = uids_of_tar(tar)
-    if problem:
-        say(f"{tar} was not read to its end: {problem}")
-    try:
-        return decode_uids(pa.array(words, pa.string()))
-    except InvalidUid as error:
+    found = uids_of_tar(tar)
+    if found.problem:
+        say(f"{tar} was not read to its end: {found.problem}")
+    if found.invalid is not None:
         raise InputError(
-            f"{tar} has a sample with uid {error.value!r}: a uid is 32 hexadecimal characters"
-        ) from None
+            f"{tar} has a sample with uid {found.invalid!r}: a uid is 32 hexadecimal characters"
+        )
+    return found.uids
 
 
 def main() -> None:

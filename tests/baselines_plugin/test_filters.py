@@ -102,7 +102,7 @@ def test_two_stages_of_examples_with_both_scores(tmp_path: Path) -> None:
 def test_more_than_the_first_stage_leaves(job: Job) -> None:
     code, _, stderr = in_process(*job.flags(*TWO_STAGE, "--fraction", 0.5))
     assert code == 2
-    assert "fraction 0.5 of 120 examples is 60 and the stage before left 36" in stderr
+    assert "is 60 and 36 can be kept: lower --fraction or raise --first_fraction" in stderr
     assert not job.save_path.exists()
     code, _, stderr = in_process(*job.flags(*TWO_STAGE, *TOP[2:], "--score_columns", "FLYT"))
     assert (code, "wants two" in stderr) == (2, True)

@@ -358,7 +358,7 @@ def test_a_scale_on_a_tiny_pool_samples_one_at_a_time(job: Job, scale: str, alph
     wanted = ("--sampling", "scs", "--num_samples", 700, "--repetition_penalty", alpha)
     assert job.subset_is(counted(wanted, PAPER_SCORES))
     assert f"--scale {scale}" in said
-    assert f"the pool has {len(UIDS)}" in said
+    assert f"the pool lists {len(UIDS)}" in said
     assert "G 1\n" in said
 
 

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from baselines_plugin.registry import METHODS
-from baselines_plugin.sampling import SAMPLINGS
 from datacomp_flyt.engines.ray_cluster import RayEngine
 from tests.baselines_plugin.job import Job, as_command, in_process
+from tests.baselines_plugin.samplings import IN_MEMORY_ONLY, QUICK, sampled
 from tests.baselines_plugin.test_bad_input import assert_refused
 from tests.baselines_plugin.test_work_dir import (
     EXAMPLES,
     GAPS,
-    M_FLYT,
     POOL,
     SCS,
     outputs,
@@ -26,37 +25,6 @@ from tests.baselines_plugin.test_work_dir import (
 )
 
 ray = pytest.importorskip("ray")
-
-DRAWS = ("--num_samples", 3000)
-SAMPLED: dict[str, list[tuple[object, ...]]] = {
-    "scs": [
-        (*DRAWS, "--repetition_penalty", 0.4),
-        (*DRAWS, "--repetition_penalty", 0.4, "--sampling_batch_size", 40),
-        (*DRAWS, "--repetition_penalty", 0.05),
-    ],
-    "hcs": [
-        (*DRAWS, "--frequency_limit", 1, "--num_samples", 300),
-        ("--num_samples", 1500, "--frequency_limit", 5),
-    ],
-    "no_cap": [DRAWS],
-    "top_fraction": [("--fraction", 0.2), ("--fraction", 0.2, "--keep_ties")],
-}
-IN_MEMORY_ONLY = {"flyt", "self_filtering"}
-COLUMNS = ("--score", "FLYT")
-OF_METHOD: dict[str, tuple[object, ...]] = {
-    "m_flyt": M_FLYT[2:4],
-    **dict.fromkeys(("scs", "hcs", "no_cap", "top_fraction"), COLUMNS),
-}
-QUICK = {"m_flyt", "scs"}
-
-
-def sampled(method: str) -> Iterator[tuple[object, ...]]:
-    """The flags of a method with each of its samplings."""
-    wanted = METHODS[method].sampling
-    for sampling in [wanted] if wanted else SAMPLINGS:
-        for flags in SAMPLED[sampling]:
-            of_sampling = () if wanted else ("--sampling", sampling)
-            yield ("--name", method, *OF_METHOD.get(method, ()), *of_sampling, *flags, *GAPS)
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from tests.flyt.problems import (
     solve,
     worst_error,
 )
+from tests.tolerances import float_bound
 
 BOUNDS = {"exact": 1e-10, "central": 1e-6, "one_sided": 1e-5}  # in float64; at most the issue's
 BOUNDS_32 = {"exact": 1e-4, "central": 5e-3, "one_sided": 2e-2}
@@ -57,7 +58,10 @@ def test_equals_brute_force(loss: str, tangent: str, micro_batch_size: int | Non
 @pytest.mark.parametrize("loss", LOSSES)
 def test_equals_brute_force_on_the_first_step(loss: str, tangent: str) -> None:
     given = problem(loss, warm=False)
-    assert worst_error(solve(given, tangent, 4), given) < BOUNDS[tangent]
+    # the step is g / (|g| + eps): rounding of g counts |g| / eps times in its derivative
+    largest = float(flat(brute_force(given).upstream_gradient).abs().max())
+    bound = float_bound("float64", largest / given.optimizer.eps, 32)
+    assert worst_error(solve(given, tangent, 4), given) < BOUNDS[tangent] + bound
 
 
 @pytest.mark.parametrize("tangent", TANGENTS)
@@ -83,7 +87,10 @@ def test_words_that_the_upstream_batch_lacks(tangent: str) -> None:
     others = flat({**theirs.cotangent, table: theirs.cotangent[table][~lacking]})
     assert theirs.cotangent[table][lacking].abs().max() > 100 * others.abs().max()
     found = solve(given, tangent, dtype=torch.float32).weight_gradient
-    assert relative_error(found, theirs.weight_gradient) < BOUNDS_32[tangent]
+    # an entry is the product of v and an example's gradient, of as many terms as parameters
+    products = others.norm() * flat(theirs.upstream_gradient).norm() / theirs.weight_gradient.norm()
+    bound = BOUNDS_32[tangent] + float_bound("float32", float(products), others.numel())
+    assert relative_error(found, theirs.weight_gradient) < bound
 
 
 @pytest.mark.parametrize("share", [0.3, 3.0])

@@ -111,7 +111,17 @@ def check(output: Path, whole: Path) -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+def slow_unless(names: tuple[str, ...]) -> list[Any]:
+    """The moments as parameters; others than these are slow."""
+    return [
+        pytest.param(moment, marks=() if moment in names else pytest.mark.slow)
+        for moment in MOMENTS
+    ]
+
+
+@pytest.mark.parametrize(
+    "moment", slow_unless(("in the middle of a step", "while a later checkpoint is written"))
+)
 def test_killed_at(tmp_path: Path, data: Data, whole: Path, moment: str) -> None:
     flags = data.flags(tmp_path / "out")
     process = start(train_until, flags, moment)
@@ -122,16 +132,11 @@ def test_killed_at(tmp_path: Path, data: Data, whole: Path, moment: str) -> None
     check(tmp_path / "out", whole)
 
 
-def test_killed_at_random(tmp_path: Path, data: Data, whole: Path) -> None:
-    """-9, from outside, a few times; it starts by --resume in a folder that is not there."""
-    kill_at_random(tmp_path, data, whole, random.Random(0), 3)
-
-
 @pytest.mark.slow
-def test_killed_at_random_many_times(tmp_path: Path, data: Data, whole: Path) -> None:
-    for seed in range(1, 11):
-        (tmp_path / str(seed)).mkdir()
-        kill_at_random(tmp_path / str(seed), data, whole, random.Random(seed), 6)
+@pytest.mark.parametrize("seed", range(11))
+def test_killed_at_random(tmp_path: Path, data: Data, whole: Path, seed: int) -> None:
+    """-9, from outside, a few times; it starts by --resume in a folder that is not there."""
+    kill_at_random(tmp_path, data, whole, random.Random(seed), 6 if seed else 3)
 
 
 def kill_at_random(folder: Path, data: Data, whole: Path, rng: random.Random, number: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from collections.abc import Callable
@@ -134,15 +133,11 @@ def _check_tar(result: Any) -> str | None:
 
 
 def _tar_uids(folder: Path) -> Any:
-    import pyarrow as pa
-
     from datacomp_flyt.pool.tar_uids import uids_of_tar
-    from datacomp_flyt.pool.uids import InvalidUid, decode_uids
+    from datacomp_flyt.pool.uids import encode_uids
 
-    uids, _, problem = uids_of_tar(str(folder / "a.tar"))
-    with contextlib.suppress(InvalidUid):  # callers say so
-        decode_uids(pa.array(uids, pa.large_string()))
-    return [uids, bool(problem)]
+    found = uids_of_tar(str(folder / "a.tar"))
+    return [encode_uids(found.uids).to_pylist(), bool(found.problem)]
 
 
 def _check_tar_uids(result: Any) -> str | None:

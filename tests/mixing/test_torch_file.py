@@ -330,7 +330,7 @@ def test_other_files(tmp_path: Path, make: Callable[[Path], None]) -> None:
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(st.tuples(st.integers(0, 1932), st.integers(0, 255)), min_size=1, max_size=4))
 def test_flipped_bytes_give_a_refusal_or_tensors(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datacomp_flyt.pool import tar_uids
+from datacomp_flyt.pool import tar_samples
 from datacomp_flyt.pool.tar_samples import Sample, read_tar
 from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.report import examples
@@ -33,7 +33,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(Path(url).name)
         return read_tar(url, *seen)
 
-    for module in (examples, tar_uids):
+    for module in (examples, tar_samples):
         monkeypatch.setattr(module, "read_tar", read)
     return names
 

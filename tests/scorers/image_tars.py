@@ -19,6 +19,7 @@ from datacomp_flyt.scorers.clip_models import load_clip_model
 from datacomp_flyt.scorers.scorer import ScoredShard, Scorer
 from tests.flyt.runs import SMALL_MODEL, noise_image
 from tests.flyt.tars import uid_of
+from tests.tolerances import float_bound
 
 WORDS = ("red", "blue", "big", "small", "cat", "dog", "bus", "tree", "sea", "hat")
 SEED = 5  # of the weights
@@ -40,6 +41,18 @@ def png(width: int, height: int) -> bytes:
     file = io.BytesIO()
     Image.new("1", (width, height)).save(file, "PNG")
     return file.getvalue()
+
+
+FEATURE_BOUND = float_bound(
+    "float32",
+    1,
+    3 * 16**2  # the patch
+    + 4 * 2 * 32  # mean and variance of each norm
+    + 3 * 32 + 17  # queries with keys, values of at most 17 tokens, the output
+    + 5 * 32  # the perceptron's two layers
+    + 32 + 16 + 16,  # the projection, the length, and the product of image and text
+)  # fmt: skip
+"""Error of a unit feature of the small model, or of a cosine: terms on the longest path to it."""
 
 
 def small_model(folder: Path, name: str = "flyt-test-small", **changes: Any) -> Path:

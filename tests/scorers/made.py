@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from datacomp_flyt.scorers import GluHead
 from tests.mixing import torch_zip
+from tests.tolerances import float_bound
 
 B32 = ("b32_img", "b32_txt")
 
@@ -87,3 +88,22 @@ def flyt_file(
     if nested:
         content = b"}(" + torch_zip.text("state_dict") + content + b"u"
     return torch_zip.zip_file(path, content, storages)
+
+
+def glu_bound(head: GluHead, rows: np.ndarray, computed: int = 1) -> float:
+    """Error of a head's scores in float32.
+
+    A layer is w2 (silu(w1 z + b1) (w3 z + b3)) + b2. |silu(a)| <= |a| and |silu'| <= 1.1, so that
+    relative errors of its input and of its two products come 2.1-fold; silu and the product have 8
+    roundings. The weights have random signs, so sums are of the size of the root of their terms'
+    squares.
+    """
+    squares = {name: value.astype(float) ** 2 for name, value in head.tensors().items()}
+    magnitude, terms, layer = rows.astype(float) ** 2, 0.0, 0
+    while f"layers.{layer}.w1.weight" in squares:
+        w1, w2, w3 = (squares[f"layers.{layer}.{name}.weight"] for name in ("w1", "w2", "w3"))
+        b1, b2, b3 = (squares[f"layers.{layer}.{name}.bias"] for name in ("w1", "w2", "w3"))
+        magnitude = ((magnitude @ w1.T + b1) * (magnitude @ w3.T + b3)) @ w2.T + b2
+        terms = 2.1 * (terms + w1.shape[1] + 1) + 8 + w2.shape[1] + 1
+        layer += 1
+    return float_bound("float32", magnitude.max() ** 0.5, terms, computed)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tests.tolerances import float_bound
+
 State = dict[str, Tensor]
 
 
@@ -23,6 +25,21 @@ class Sizes(NamedTuple):
     context: int = 12
     vocab: int = 49408
     out: int = 8
+
+    def bound(self, magnitude: float, computed: int = 1) -> float:
+        """Error of an encoder in float32: of the products on the longest path through a tower.
+
+        A block adds to what it is given, so that errors of blocks are added: two norms (mean and
+        variance), queries, scores, values, output, and the two layers of the perceptron.
+        """
+        paths = []
+        for width, layers, length, first in (
+            (self.width, self.layers, self.grid**2 + 1, 3 * self.patch**2),
+            (self.text_width, self.text_layers, self.context, 1),
+        ):
+            block = 2 * 2 * width + 3 * width + length + width + 4 * width
+            paths.append(first + layers * block + 2 * 2 * width + width)
+        return float_bound("float32", magnitude, max(paths), computed)
 
 
 TINY = Sizes()

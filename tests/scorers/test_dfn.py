@@ -23,6 +23,7 @@ from tests.flyt.runs import SMALL_MODEL
 from tests.flyt.tars import uid_of, write_tar
 from tests.oracles.selection import parse_uid, uid_array
 from tests.scorers.image_tars import (
+    FEATURE_BOUND,
     SEED,
     checkpoint,
     features_one_by_one,
@@ -67,7 +68,7 @@ def test_like_one_by_one_in_float64(
     found = score(scorer, tar)
     assert scorer.columns == ("DFN-FT",)
     assert found.values.shape == (ROWS, 1)
-    assert np.abs(found.values[:, 0] - cosines).max() < 2e-6
+    assert np.abs(found.values[:, 0] - cosines).max() < FEATURE_BOUND
     assert np.ptp(cosines) > 0.01  # or the comparison says nothing
     assert np.array_equal(found.uids, uid_array([parse_uid(uid_of(n)) for n in range(ROWS)]))
     assert not found.counts
@@ -90,7 +91,7 @@ def test_neighbours_that_cannot_be_scored_change_nothing_but_rounding(
     found = score(scorer, tar).values[:, 0]
     assert np.flatnonzero(np.isnan(found)).tolist() == [0, 5]
     kept = np.isfinite(found)
-    assert np.abs(found - cosines)[kept].max() < 2e-6
+    assert np.abs(found - cosines)[kept].max() < FEATURE_BOUND
 
 
 def test_the_same_bytes_each_time(model: Path, weights: Path, tar: Path) -> None:
@@ -108,7 +109,7 @@ def test_models_are_in_evaluation_mode(tmp_path: Path, tar: Path) -> None:
     words = ("--model", path, "--checkpoint", checkpoint(tmp_path / "c.pt", state))
     found = score(scorer_of(Dfn, *words), tar).values[:, 0]
     img, txt = features_one_by_one(path, state, [sample(number) for number in range(ROWS)])
-    assert np.abs(found - np.sum(img * txt, 1)).max() < 2e-6
+    assert np.abs(found - np.sum(img * txt, 1)).max() < FEATURE_BOUND
 
 
 def test_the_demo_pool(model: Path, weights: Path) -> None:
@@ -131,7 +132,7 @@ def test_layouts_of_checkpoints(
     )
     for path in (of_trainer, checkpoint(tmp_path / "flyt.pt", state, "clip_model.")):
         found = score(scorer_of(Dfn, "--model", model, "--checkpoint", path), tar)
-        assert np.abs(found.values[:, 0] - cosines).max() < 2e-6
+        assert np.abs(found.values[:, 0] - cosines).max() < FEATURE_BOUND
 
 
 def test_the_other_column(model: Path, weights: Path) -> None:
@@ -245,4 +246,4 @@ def test_models_with_more_than_two_towers_and_a_scale(tmp_path: Path, tar: Path)
     scorer = scorer_of(Dfn, "--model", model, "--checkpoint", checkpoint(tmp_path / "b.pt", state))
     rows = [sample(number) for number in range(ROWS)]
     img, txt = features_one_by_one(model, state, rows)
-    assert np.abs(score(scorer, tar).values[:, 0] - np.sum(img * txt, 1)).max() < 2e-6
+    assert np.abs(score(scorer, tar).values[:, 0] - np.sum(img * txt, 1)).max() < FEATURE_BOUND

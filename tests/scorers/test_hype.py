@@ -26,7 +26,7 @@ from tests.conftest import hex_uids, refusal
 from tests.flyt.tars import write_tar
 from tests.oracles.hype import hype_scores
 from tests.oracles.hype_model import image_vector, text_vector
-from tests.scorers.made_hype import Sizes, made_inputs, made_reference, made_state, save
+from tests.scorers.made_hype import TINY, Sizes, made_inputs, made_reference, made_state, save
 
 CPU = torch.device("cpu")
 
@@ -76,7 +76,7 @@ def test_scores_are_those_of_the_loop(checkpoint: Path, reference: Path) -> None
     with inference(CPU, "fp32"):
         found = scorer_of(checkpoint, reference).score_batch(images, texts)
     assert found.dtype == torch.float32
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=TINY.bound(np.abs(wanted).max()))
 
 
 def test_bfloat16_is_of_the_encoders_alone(checkpoint: Path, reference: Path) -> None:
@@ -125,7 +125,8 @@ def test_a_tar(tmp_path: Path, checkpoint: Path, reference: Path) -> None:
     texts = scorer.tokenize([captions[row] for row in good])
     assert texts.shape == (6, 12)
     wanted = scores_by_loop(torch.stack(images), texts)
-    np.testing.assert_allclose(found.values[good], wanted, rtol=0, atol=1e-5)
+    bound = TINY.bound(np.abs(wanted).max())
+    np.testing.assert_allclose(found.values[good], wanted, rtol=0, atol=bound)
     again = scorer_of(checkpoint, reference).score(str(tar), {})
     assert again.values.tobytes() == found.values.tobytes()
 

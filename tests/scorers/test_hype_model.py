@@ -44,7 +44,8 @@ def test_encoders_are_those_of_the_loop(sizes: Sizes) -> None:
     )
     for one, other in zip(found, wanted, strict=True):
         assert one.dtype == torch.float32
-        np.testing.assert_allclose(one.numpy(), other, atol=2e-5 * np.abs(other).max())
+        bound = sizes.bound(np.abs(other).max())
+        np.testing.assert_allclose(one.numpy(), other, rtol=0, atol=bound)
 
 
 def test_what_a_model_says_of_itself() -> None:

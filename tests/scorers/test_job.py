@@ -64,11 +64,11 @@ def test_killed_anywhere_and_gone_on_with(make: Callable, tmp_path: Path) -> Non
     run(make(), tmp_path / "metadata", tmp_path / "undisturbed")
     whole = table_bytes(tmp_path / "undisturbed")
     assert set(whole) == {"_settings.json", *(f"shard_{number}.parquet" for number in range(3))}
-    for after in range(12):
+    for after in range(1, 5):  # shards until each kill
         folder = tmp_path / f"after_{after}"
         for _ in range(100):
             try:
-                run(make(), tmp_path / "metadata", folder, KilledEngine(after % 4 + 1))
+                run(make(), tmp_path / "metadata", folder, KilledEngine(after))
             except Killed:
                 continue
             break

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 from safetensors.numpy import load_file, save_file
 
 from datacomp_flyt.demo import POOL as DEMO
@@ -29,6 +30,7 @@ from tests.conftest import make_pool, refusal, write_files
 from tests.mixing import torch_zip
 from tests.oracles.linear_classifier import logit, two_class_logit
 from tests.scorers.made import made_embeddings, write_npz
+from tests.tolerances import float_bound
 
 POOL = make_pool(300)
 ROWS = len(POOL.uids)
@@ -88,6 +90,15 @@ def parsed(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def logit_bound(weight: np.ndarray, bias: ArrayLike, rows: ArrayLike) -> float:
+    """Error of a logit in float32: a product of as many terms as a row has, and the bias.
+
+    8 roundings more are of the row, which may be normalised, and of the result.
+    """
+    magnitude = np.abs(rows).astype(float) @ np.abs(weight).T.astype(float) + np.abs(bias)
+    return float_bound("float32", magnitude.max(), weight.shape[1] + 1 + 8)
+
+
 # ------------------------------------------------------------------------- published files
 
 
@@ -100,8 +111,9 @@ def test_one_output_is_the_logit(tmp_path: Path, arrays: tuple[str, ...]) -> Non
     scores, counts = scored(scorer, metadata(tmp_path / "pool", embeddings))
     rows = np.concatenate([embeddings[name] for name in arrays], axis=1).astype(float).tolist()
     wanted = [logit(weight[0].tolist(), float(bias[0]), row) for row in rows]
-    np.testing.assert_allclose(scores, wanted, atol=2e-5)
-    assert np.std(wanted) > 3  # 2e-5 is little
+    bound = logit_bound(weight, bias, rows)
+    np.testing.assert_allclose(scores, wanted, rtol=0, atol=bound)
+    assert np.std(wanted) > 1_000 * bound
     assert not +counts
     assert scorer.columns == ({1: "IN1K-Classifier", 2: "CC2M-Classifier"}[len(arrays)],)
 
@@ -124,8 +136,9 @@ def test_two_outputs_are_the_log_odds(tmp_path: Path, positive: int) -> None:
         two_class_logit(weight.tolist(), bias.tolist(), row, positive)
         for row in embeddings["b32_img"].astype(float).tolist()
     ]
-    np.testing.assert_allclose(scores, wanted, atol=1e-4)
-    assert np.std(wanted) > 3
+    bound = 2 * logit_bound(weight, bias, embeddings["b32_img"])
+    np.testing.assert_allclose(scores, wanted, rtol=0, atol=bound)
+    assert np.std(wanted) > 1_000 * bound
 
 
 @pytest.mark.parametrize("outputs", [1, 2])
@@ -143,8 +156,10 @@ def test_what_torch_saves_where_there_is_torch(tmp_path: Path, outputs: int, nes
     with torch.no_grad():
         found = layer(torch.tensor(embeddings["b32_img"].astype(np.float32))).numpy()
     wanted = found[:, 0] if outputs == 1 else found[:, 1] - found[:, 0]
-    np.testing.assert_allclose(scores, wanted, atol=1e-6)
-    assert np.ptp(wanted) > 0.05
+    rows = embeddings["b32_img"]
+    bound = 2 * outputs * logit_bound(layer.weight.detach().numpy(), [1], rows)
+    np.testing.assert_allclose(scores, wanted, rtol=0, atol=bound)
+    assert np.ptp(wanted) > 1_000 * bound
 
 
 def test_flags_over_what_the_file_says(tmp_path: Path) -> None:
@@ -160,7 +175,7 @@ def test_flags_over_what_the_file_says(tmp_path: Path) -> None:
     scores, _ = scored(scorer, metadata(tmp_path / "pool", embeddings))
     rows = np.concatenate([embeddings[name] for name in names], axis=1).astype(float).tolist()
     wanted = [logit(weight[0].tolist(), float(bias[0]), row) for row in rows]
-    np.testing.assert_allclose(scores, wanted, atol=1e-5)
+    np.testing.assert_allclose(scores, wanted, rtol=0, atol=logit_bound(weight, bias, rows))
 
 
 def test_names_of_dataset2metadata(tmp_path: Path) -> None:
@@ -191,8 +206,9 @@ def test_rows_as_stored_or_of_length_one(tmp_path: Path, renormalize: bool) -> N
         parts = [embeddings[name][row].astype(float) for name in B32]
         if renormalize:
             parts = [part / np.sqrt(sum(part**2)) for part in parts]
-        wanted = logit(weight[0].tolist(), float(bias[0]), np.concatenate(parts).tolist())
-        assert scores[row] == pytest.approx(wanted, abs=2e-5)
+        joined = np.concatenate(parts)
+        wanted = logit(weight[0].tolist(), float(bias[0]), joined.tolist())
+        assert scores[row] == pytest.approx(wanted, rel=0, abs=logit_bound(weight, bias, [joined]))
 
 
 def test_a_score_is_up_to_its_row_alone(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ pytest.importorskip("webdataset", reason="the train extra is not installed")
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.pool.tar_uids import uids_of_tar
+from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.self_filtering import first_mix, forget
 from datacomp_flyt.self_filtering.finished import final_mix, finish
 from datacomp_flyt.self_filtering.given_scores import link_tables
@@ -45,10 +46,14 @@ def test_first_mix_is_the_pool(tmp_path: Path) -> None:
 
 def test_a_table_beside_a_tar_says_what_was_downloaded(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "0.tar", map(pair, range(4)))
-    assert uids_of_tar(str(tar)) == ([uid_of(n) for n in range(4)], True, None)
+    found = uids_of_tar(str(tar))
+    assert encode_uids(found.uids).to_pylist() == [uid_of(n) for n in range(4)]
+    assert (found.opened, found.problem) == (True, None)
     table = {"uid": hex_uids(3), "status": ["success", "failed", "success"]}
     write_parquet(tmp_path / "0.parquet", table)
-    assert uids_of_tar(str(tar)) == ([hex_uids(3)[0], hex_uids(3)[2]], False, None)
+    found = uids_of_tar(str(tar))
+    assert encode_uids(found.uids).to_pylist() == [hex_uids(3)[0], hex_uids(3)[2]]
+    assert (found.opened, found.failed, found.problem) == (False, 1, None)
 
 
 def test_no_first_mix(tmp_path: Path) -> None:

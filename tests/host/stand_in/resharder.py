@@ -6,6 +6,7 @@ Like the original it finds a uid by binary search, so an unsorted subset loses s
 import argparse
 import io
 import json
+import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -37,11 +38,12 @@ def copies(subset: np.ndarray, uid: str) -> int:
     return int(end - first)
 
 
-def reshard(input_dir: Path, output_dir: Path, subset: np.ndarray) -> int:
-    """Write every wanted sample as often as the subset has it; return the number written."""
-    written = 0
-    for shard in sorted(input_dir.glob("*.tar")):
-        with tarfile.open(output_dir / shard.name, "w") as output:
+def reshard(shards: list[Path], output_dir: Path, subset: np.ndarray) -> list[int]:
+    """Write every wanted sample as often as the subset has it; return the samples of each tar."""
+    counts = []
+    for index, shard in enumerate(shards):
+        written = 0
+        with tarfile.open(output_dir / f"{index:08d}.tar", "w") as output:
             for sample in read_samples(shard):
                 uid = json.loads(sample["json"])["uid"]
                 for copy in range(copies(subset, uid)):
@@ -50,7 +52,9 @@ def reshard(input_dir: Path, output_dir: Path, subset: np.ndarray) -> int:
                         member.size = len(content)
                         output.addfile(member, io.BytesIO(content))
                     written += 1
-    return written
+        (output_dir / f"{index:08d}_stats.json").write_text(json.dumps({"successes": written}))
+        counts.append(written)
+    return counts
 
 
 if __name__ == "__main__":
@@ -58,9 +62,24 @@ if __name__ == "__main__":
     parser.add_argument("-i", "--input-dir", type=Path, required=True)
     parser.add_argument("-o", "--output-dir", type=Path, required=True)
     parser.add_argument("-s", "--subset-file", type=Path, required=True)
+    parser.add_argument("--first-shard", type=int, default=0)
+    parser.add_argument("--num-shards", type=int)
+    parser.add_argument("--shuffle-bufsize", type=int, help="accepted, nothing is shuffled")
     args = parser.parse_args()
+    shards = sorted(args.input_dir.glob("*.tar"))[args.first_shard :][: args.num_shards]
     subset = np.load(args.subset_file, mmap_mode="r")
-    written = reshard(args.input_dir, args.output_dir, subset)
-    print(f"output {written} images", file=sys.stderr)
-    if written != len(subset):
-        print(f"{len(subset) - written} entries not found in the input", file=sys.stderr)
+    counts = reshard(shards, args.output_dir, subset)
+    shutil.copy(args.subset_file, args.output_dir / "sample_ids.npy")
+    meta = {
+        "input_dir": str(args.input_dir),
+        "first_shard": str(args.first_shard),
+        "num_shards": str(args.num_shards),
+        "output_shard_format": "{:08d}.tar",
+        "output_shard_count": len(counts),
+        "output_count": sum(counts),
+        "worker_success": 1,
+    }
+    (args.output_dir / "meta.json").write_text(json.dumps(meta))
+    print(f"output {sum(counts)} images", file=sys.stderr)
+    if sum(counts) != len(subset):
+        print(f"{len(subset) - sum(counts)} entries not found in the input", file=sys.stderr)

@@ -1,0 +1,56 @@
+"""Counts how many draws of a subset have an image in the training tars."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from datacomp_flyt.engines.threads import default_num_workers
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.open_clip_hook.reading import SubsetCounts
+from datacomp_flyt.pool.available import Available
+from datacomp_flyt.pool.tables_beside import count_in_tables
+
+
+def count_images(
+    subset: SubsetCounts, urls: Sequence[str], available: Available | None, log: bool
+) -> int | None:
+    """The samples that the training tars have for a subset; None where that is not known.
+
+    Args:
+        subset: the subset.
+        urls: the training tars.
+        available: the images at hand; None to look into the tables beside all of the tars.
+        log: write the numbers of draws to the log.
+
+    Raises:
+        InputError: no draw has an image.
+    """
+    draws = int(subset.counts.sum(dtype="int64"))
+    text = f"subset: {draws:,} draws of {len(subset):,} examples"
+    if available is not None:
+        there = available.contains(subset.uids)
+        with_image = samples = int(subset.counts[there].sum(dtype="int64"))
+        where = available.name
+    else:
+        found = count_in_tables(urls, [(subset.high, subset.low)], default_num_workers())
+        if found is None:
+            if log:
+                logging.info(
+                    f"{text}; how many have an image is not known: make a list of the images with "
+                    "`datacomp-flyt available TARS --save_path FILE` and give it as --available"
+                )
+            return None
+        with_image = int(subset.counts[found[0] > 0].sum(dtype="int64"))
+        samples = int((subset.counts * found[0]).sum(dtype="int64"))
+        where = "the training tars, by the tables beside them"
+    if not samples:
+        raise InputError(
+            f"--subset {subset.path} has no example with an image in {where}: give the images of "
+            "the pool that it was selected from"
+        )
+    if log:
+        logging.info(f"{text}, of which {with_image:,} draws have an image")
+        if samples > with_image:
+            logging.warning(f"The tars hold some examples twice: {samples:,} samples are read.")
+    return samples

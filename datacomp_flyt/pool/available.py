@@ -1,0 +1,212 @@
+"""The examples whose image is on disk: a sorted list of their uids."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+from numpy.typing import NDArray
+
+from datacomp_flyt.engines.threads import blocks
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.folders import Version, check_unchanged, version_of
+from datacomp_flyt.pool.listing import local_path
+from datacomp_flyt.pool.subset import atomic_write
+from datacomp_flyt.pool.uid_search import argsort_hashes
+from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
+
+_BLOCK = 1 << 22  # uids checked at once
+_HEAPS = 1 << 16  # ranges of uids whose ends are known beforehand
+_MAKE = "make one with `datacomp-flyt available TARS --save_path FILE`"
+
+
+@dataclass(frozen=True)
+class Available:
+    """uids that have an image.
+
+    Attributes:
+        name: the flag and its value, for messages.
+        uids: `u8,u8` array [n], n >= 1, sorted, no uid twice; mapped from a file if it has a path.
+        path: the file; None for a list in memory.
+        version: the version of the file when it was opened.
+    """
+
+    name: str
+    uids: NDArray[np.void]
+    path: str | None = None
+    version: Version | None = None
+
+    def __post_init__(self) -> None:
+        starts = np.arange(_HEAPS, dtype=np.uint64) << np.uint64(48)
+        first = np.zeros(_HEAPS, np.int64)
+        ends = self._bisect(starts, np.zeros_like(starts), first, np.full_like(first, len(self)))
+        object.__setattr__(self, "_ends", np.append(ends, len(self)))
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # of a file, a worker opens the same one instead of being sent its content
+        return _reopen, (self.name, None if self.path else self.uids, self.path, self.version)
+
+    def contains(self, uids: NDArray[np.void]) -> NDArray[np.bool_]:
+        """Whether each of these uids [m], in any order, has an image."""
+        order = argsort_hashes(uids["f0"])  # neighbours in the list are read together
+        high, low = uids["f0"].take(order), uids["f1"].take(order)
+        heaps = (high >> np.uint64(48)).astype(np.int64)
+        ends: NDArray[np.int64] = vars(self)["_ends"]
+        rows = self._bisect(high, low, ends[heaps], ends[heaps + 1])
+        there = rows < len(self)
+        nearest = self.uids[np.minimum(rows, len(self) - 1)]
+        found = np.empty(len(uids), np.bool_)
+        found[order] = there & (nearest["f0"] == high) & (nearest["f1"] == low)
+        return found
+
+    def _bisect(
+        self,
+        high: NDArray[np.uint64],
+        low: NDArray[np.uint64],
+        first: NDArray[np.int64],
+        end: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """For each pair, the row between `first` and `end` of the first uid that is not below it.
+
+        `numpy.searchsorted` would copy a whole half of the list, which may be larger than memory.
+        """
+        while (open_ := first < end).any():
+            middle = (first + end) // 2
+            at = self.uids[np.minimum(middle, len(self) - 1)]
+            below = open_ & ((at["f0"] < high) | ((at["f0"] == high) & (at["f1"] < low)))
+            first = np.where(below, middle + 1, first)
+            end = np.where(open_ & ~below, middle, end)
+        return first
+
+    def identity(self) -> list[Any]:
+        """What tells the list from others, as JSON: its file, or a hash of its uids."""
+        if self.path is not None and self.version is not None:
+            return [os.path.abspath(self.path), *self.version]
+        return [hashlib.sha256(np.ascontiguousarray(self.uids).data).hexdigest()]
+
+    def in_file(self, path: Path) -> Available:
+        """The same list in a file: `path`, unless it is in one."""
+        if self.path is not None:
+            return self
+        with atomic_write(path) as file:
+            np.save(file, self.uids)
+        uids = _map(str(path), self.name)
+        return Available(self.name, uids, str(path), version_of(LocalFileSystem(), str(path)))
+
+    def check_unchanged(self) -> None:
+        """Raise InputError if the file is another one by now."""
+        if self.path is not None and self.version is not None:
+            check_unchanged(LocalFileSystem(), {self.path: self.version})
+
+
+def _reopen(
+    name: str, uids: NDArray[np.void] | None, path: str | None, version: Version | None
+) -> Available:
+    if path is None:
+        assert uids is not None
+        return Available(name, uids)
+    available = _opened(name, path, version)
+    available.check_unchanged()
+    return available
+
+
+@functools.lru_cache(1)
+def _opened(name: str, path: str, version: Version | None) -> Available:
+    """A list in a file, opened once in a worker, which is sent it with each item."""
+    return Available(name, _map(path, name), path, version)
+
+
+def read_available(path: str, flag: str = "--available") -> Available:
+    """Open a list of `datacomp-flyt available`.
+
+    Raises:
+        InputError: it is not there or no such list.
+    """
+    name = f"{flag} {path}"
+    local = local_path(path)
+    if local is None:
+        raise InputError(f"{name} is a cloud path: copy the list to a local file")
+    path = local
+    if not os.path.isfile(path):
+        raise InputError(f"{name} is no file: {_MAKE}")
+    version = version_of(LocalFileSystem(), path)
+    uids = _map(path, name)
+    if not len(uids):
+        raise InputError(f"{name} names no image at all: {_MAKE}")
+    for block in blocks(len(uids) - 1, _BLOCK):
+        here, after = uids[block], uids[block.start + 1 : block.stop + 1]
+        same_high = after["f0"] == here["f0"]
+        rises = (after["f0"] > here["f0"]) | (same_high & (after["f1"] > here["f1"]))
+        if not rises.all():
+            row = int(rises.argmin())
+            if here[row] == after[row]:
+                raise InputError(
+                    f"{name} has uid {format_uid(here[row])} more than once, as a subset may and "
+                    f"a list of images may not: {_MAKE}"
+                )
+            raise InputError(
+                f"{name} is not sorted (entry {block.start + row + 1:,} is below the one before "
+                f"it): {_MAKE}"
+            )
+    return Available(name, uids, path, version)
+
+
+def _map(path: str, name: str) -> NDArray[np.void]:
+    try:
+        uids: NDArray[np.void] = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # numpy's header parser raises half a dozen kinds
+        raise InputError(f"{name} cannot be read as .npy ({error}): {_MAKE}") from None
+    if uids.dtype != UID_DTYPE or uids.ndim != 1:
+        raise InputError(
+            f"{name} holds {uids.dtype} {list(uids.shape)} and a list of images holds 'u8,u8' in "
+            f"one dimension: {_MAKE}"
+        )
+    return uids
+
+
+def add_available_arguments(add: Any) -> None:
+    """Add `--available` and `--shards_dir`.
+
+    Args:
+        add: `add_argument` of a parser.
+    """
+    add(
+        "--available",
+        metavar="FILE",
+        help="the examples whose image you have: a list of `datacomp-flyt available`",
+    )
+    add(
+        "--shards_dir",
+        metavar="TARS",
+        help="or the tars themselves, from which the list is made in memory: a folder, a pattern "
+        "with braces, or what webdataset opens",
+    )
+
+
+def available_of(args: argparse.Namespace) -> Available | None:
+    """The list that `--available` or `--shards_dir` stands for; None where neither is given.
+
+    Raises:
+        InputError: both are given; or see `read_available` and `list_images`.
+    """
+    if args.available is not None and args.shards_dir is not None:
+        raise InputError(
+            "--available and --shards_dir both say which images there are: leave one out"
+        )
+    if args.available is not None:
+        return read_available(args.available)
+    if args.shards_dir is not None:
+        from datacomp_flyt.pool.image_list import available_in
+
+        return available_in(args.shards_dir, "--shards_dir", args.num_workers)
+    return None

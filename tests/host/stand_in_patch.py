@@ -1,0 +1,37 @@
+"""The patch of DataComp's baselines.py, carried over to the stand-in's."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from datacomp_flyt.cli.install import Patch
+
+STAND_IN = Path(__file__).with_name("stand_in")
+
+# what lines of the real patch say -> the line of the stand-in that they follow
+ANCHORS = {
+    "BASELINES.update(": 'BASELINES = {"no_filter", "clip_score"}',
+    "add_arguments(": '    parser.add_argument("--num_workers", type=int, default=2)',
+    "run_if_ours(": "    args = parser.parse_args()",
+    "import ": "import pyarrow.parquet as pq",
+}
+
+
+def carry_over(real: Patch) -> Patch:
+    """The patch of DataComp's baselines.py, for the stand-in's."""
+    clean = (STAND_IN / real.file).read_text()
+    source = clean.splitlines()
+    insertions = []
+    for insertion in real.insertions:
+        text = "\n".join(insertion.lines)
+        anchor = next(line for about, line in ANCHORS.items() if about in text)
+        insertions.append(replace(insertion, after_line=source.index(anchor) + 1))
+    patched = list(source)
+    for insertion in sorted(insertions, key=lambda insertion: -insertion.after_line):
+        patched[insertion.after_line : insertion.after_line] = insertion.lines
+    return replace(
+        real,
+        sha256=hashlib.sha256(clean.encode()).hexdigest(),
+        sha256_patched=hashlib.sha256(("\n".join(patched) + "\n").encode()).hexdigest(),
+        insertions=tuple(insertions),
+    )

@@ -1,0 +1,145 @@
+"""A participant's job on a pool of which a quarter of the images cannot be downloaded any more.
+
+DATACOMP_DIR       a checkout of mlfoundations/datacomp at 4a8df19 (copied, never changed)
+DATACOMP_PYTHON    a Python that runs its download_upstream.py, baselines.py, resharder.py and, with
+                   open_clip 2.16.1, its trainer
+DATACOMP_STUBS     optional folder with stub modules for what that Python lacks, e.g. gcld3
+IMAGES_DIR         optional folder of pictures (default: the demo pool's 420)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.host.contract import REPOSITORY, Outcome, count_draws, succeed
+from tests.host.lossy_download import download, fate_of
+from tests.host.test_real_datacomp import RealDataComp
+from tests.open_clip_hook.running import datacomp_dir
+
+DRAWS = 3_000
+CLI = ("-m", "datacomp_flyt.cli")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
+
+
+@dataclass(frozen=True)
+class Participant:
+    """A DataComp checkout with the plugin, and a downloaded pool."""
+
+    host: RealDataComp
+    folder: Path
+    there: set[str]
+    all_uids: set[str]
+
+    def select(self, subset: Path, *flags: str | Path) -> Outcome:
+        """M-FLYT with Soft Cap Sampling; scores are published for 93% of the rows."""
+        words = ["--name", "m_flyt", "--scoring_model", "paper", "--allow_partial_scores"]
+        words += ["--scores_dir", str(self.folder / "scores"), "--repetition_penalty", "0.15"]
+        words += ["--num_samples", str(DRAWS), *map(str, flags)]
+        return succeed(self.host.select(words, self.folder / "metadata", subset))
+
+    def reshard(self, subset: Path, output: Path) -> Counter[str]:
+        output.mkdir()
+        where = ["-i", self.folder / "shards", "-o", output, "-s", subset, "-j", "1"]
+        succeed(self.host.run(self.host.directory / "resharder.py", *where))
+        return self.trained([], output, len(list(output.glob("*.tar"))))[1]
+
+    def trained(
+        self, flags: list[str | Path], shards: Path, num_shards: int
+    ) -> tuple[str, Counter[str]]:
+        """The log of one epoch with batches of 1, and how often the trainer saw each uid."""
+        counts = self.folder / "counts.json"
+        script = REPOSITORY / "tests" / "host" / "count_trained.py"
+        command = [*CLI, "train_clip", *flags, "--"] if flags else []
+        command += [script, self.folder / "captions.json", counts, "--model", "hook-tiny"]
+        command += ["--train-data", f"{shards}/{{00000000..{num_shards - 1:08d}}}.tar"]
+        command += ["--dataset-type", "webdataset", "--batch-size", "1", "--epochs", "1"]
+        command += ["--workers", "1", "--precision", "fp32", "--warmup", "0", "--lr", "1e-4"]
+        command += ["--logs", self.folder / "logs", "--name", counts.parent.name + str(len(flags))]
+        if not flags:
+            draws = sum(json.loads(path.read_text())["successes"] for path in shards.glob("*.json"))
+            command += ["--train-num-samples", str(draws)]
+        shutil.rmtree(self.folder / "logs", ignore_errors=True)
+        outcome = succeed(self.host.run(*command))
+        return outcome.stdout + outcome.stderr, Counter(json.loads(counts.read_text()))
+
+
+@pytest.fixture(scope="module")
+def participant(tmp_path_factory: pytest.TempPathFactory) -> Participant:
+    python = os.environ.get("DATACOMP_PYTHON")
+    if not python:
+        pytest.skip("DATACOMP_PYTHON does not name a Python that runs DataComp")
+    checkout, folder = datacomp_dir(), tmp_path_factory.mktemp("participant")
+    copy = folder / "datacomp"
+    shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", "figs"))
+    images = os.environ.get("IMAGES_DIR")
+    there = download(folder / "pool", copy, python, Path(images) if images else None)
+    host = RealDataComp(copy, python, os.environ.get("DATACOMP_STUBS", ""))
+    succeed(host.install())
+    captions = json.loads((folder / "pool" / "captions.json").read_text())
+    assert {uid for uid in captions if fate_of(uid) is None} == there
+    return Participant(host, folder / "pool", there, set(captions))
+
+
+def hexes(draws: Mapping[tuple[int, int], int]) -> Counter[str]:
+    return Counter({f"{high:016x}{low:016x}": times for (high, low), times in draws.items()})
+
+
+def test_every_draw_that_was_selected_is_trained_on(
+    participant: Participant, tmp_path: Path
+) -> None:
+    shards, subset = participant.folder / "shards", tmp_path / "m_flyt.npy"
+    said = participant.select(subset, "--shards_dir", shards).stdout
+    print(said)
+    draws = hexes(count_draws(np.load(subset)))
+    assert draws.total() == DRAWS
+    assert draws.keys() <= participant.there
+    assert f"{len(participant.there):,}" in said
+
+    # a list that is made once gives the same bytes
+    available = tmp_path / "available.npy"
+    made = succeed(participant.host.run(*CLI, "available", shards, "--save_path", available))
+    print(made.stdout)
+    again = tmp_path / "again.npy"
+    participant.select(again, "--available", available)
+    assert again.read_bytes() == subset.read_bytes()
+
+    metadata = participant.folder / "metadata"
+    words = [subset, "--metadata_dir", metadata, "--shards_dir", shards]
+    print(succeed(participant.host.run(*CLI, "check", *words)).stdout)
+
+    assert participant.reshard(subset, tmp_path / "resharded") == draws
+    log, seen = participant.trained(["--subset", subset], shards, 4)
+    said = re.search(r"subset: .* draws .* have an image", log)
+    assert said, log
+    print(said[0])
+    assert seen == draws
+
+
+def test_a_subset_of_the_whole_pool_says_what_it_lacks(
+    participant: Participant, tmp_path: Path
+) -> None:
+    shards, subset = participant.folder / "shards", tmp_path / "whole.npy"
+    participant.select(subset)
+    draws = hexes(count_draws(np.load(subset)))
+    kept = Counter({uid: times for uid, times in draws.items() if uid in participant.there})
+    assert 0 < kept.total() < draws.total()
+
+    words = [subset, "--metadata_dir", participant.folder / "metadata", "--shards_dir", shards]
+    said = succeed(participant.host.run(*CLI, "check", *words)).stdout
+    print(said)
+    assert f"{draws.total() - kept.total():,}" in said
+    assert f"{len(draws) - len(kept):,}" in said
+    log, seen = participant.trained(["--subset", subset], shards, 4)
+    assert f"{kept.total():,}" in log
+    assert seen == kept
+    assert participant.reshard(subset, tmp_path / "resharded") == kept

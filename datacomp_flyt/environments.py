@@ -64,7 +64,7 @@ COMMANDS = (
         None,
     ),
     Command("datacomp-flyt check, manifest", _SELECTION, ""),
-    Command("datacomp-flyt check_parts", (*_SELECTION, *_TARS), "train"),
+    Command("datacomp-flyt available, check_parts", (*_SELECTION, *_TARS), "train"),
     Command(
         "DataComp's resharder.py",
         (

@@ -96,9 +96,10 @@ def missing_package(error: ImportError, extra: str) -> InputError:
     """
     name = error.name or "a package"
     top = name.partition(".")[0]
+    # a package whose submodule is missing was itself imported
+    if isinstance(error, ModuleNotFoundError) and sys.modules.get(top) is None:
+        return InputError(f"{top} is not installed: {install_command(extra, top)}")
     version = installed_version(DISTRIBUTIONS.get(top, top))
-    if isinstance(error, ModuleNotFoundError) and (name == top or version is None):
-        return InputError(f"{name} is not installed: {install_command(extra, top)}")
     return InputError(
         f"{top} {version or ''} cannot be imported here ({error}): see docs/environments.md, or "
         "make an environment of its own for this command"

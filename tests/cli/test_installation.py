@@ -99,7 +99,7 @@ def test_the_command_here_names_this_clone() -> None:
     assert f"{REPOSITORY}[train]" in str(told.value)
 
 
-@pytest.mark.parametrize("name", ["torch.no_such_part", "numpy.no_such_part"])
+@pytest.mark.parametrize("name", ["pyarrow.no_such_part", "numpy.no_such_part"])
 def test_an_installed_package_without_a_module_is_not_said_to_be_missing(name: str) -> None:
     with pytest.raises(InputError, match=r"cannot be imported here"), needs_extra("train"):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)

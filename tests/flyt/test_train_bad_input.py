@@ -285,6 +285,7 @@ def train_without(package: str, log: Path) -> None:
         if name == package or name.startswith((f"{package}.", "datacomp_flyt.")):
             del sys.modules[name]
     sys.modules[package] = None  # type: ignore[assignment]
+
     with log.open("w") as file:
         os.dup2(file.fileno(), 2)
     main(

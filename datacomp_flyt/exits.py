@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import importlib
+import mmap
 import os
 import signal
 import sys
@@ -31,8 +33,8 @@ _SIGNALS = {
     **({signal.SIGHUP: "SIGHUP"} if hasattr(signal, "SIGHUP") else {}),
 }
 _OF_THE_MACHINE = (
-    *(errno.EACCES, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC),
-    *(errno.EPERM, errno.EROFS, errno.ESTALE),
+    *(errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE),
+    *(errno.ENOSPC, errno.EPERM, errno.EROFS, errno.ESTALE),
 )  # errors of which a name and the system's own words say enough
 _WAKE = getattr(signal, "SIGURG", None)
 _AT_ONCE = 1.0  # seconds in which a signal that comes again is the same request
@@ -42,6 +44,7 @@ _FLAGS_OF_MEMORY = (
     *("num_workers", "batch_size", "upstream_batch_size", "downstream_batch_size"),
     *("info_nce_batch", "buffer_rows", "max_rows", "sampling_batch_size"),
 )
+_NUMPY = 1 << 28  # bytes of address space, with its BLAS
 _outer: list[Running] = []  # the command of this process, while it runs
 
 
@@ -98,6 +101,7 @@ def running(name: str) -> Iterator[Running]:
     with protected(name), _signals(command):
         _outer.append(command)
         try:
+            _check_memory()
             _shorten_socket_paths()
             yield command
         except SystemExit:
@@ -109,6 +113,18 @@ def running(name: str) -> Iterator[Running]:
             raise SystemExit(_exit_code(command, error)) from None
         finally:
             _outer.clear()
+
+
+def run_main(module: str) -> NoReturn:
+    """Run a module's `main` for `python -m MODULE`, its imports as well.
+
+    The module calls this before it imports what takes long or may be missing.
+
+    Raises:
+        SystemExit: always; see `running`.
+    """
+    with running(module):
+        sys.exit(importlib.import_module(module).main())
 
 
 def _exit_code(command: Running, error: BaseException) -> int:
@@ -147,6 +163,10 @@ def _sentence(error: BaseException, flags: dict[str, Any]) -> str | None:
         from datacomp_flyt.installation import missing_package
 
         return str(missing_package(error, ""))
+    if isinstance(error, OSError) and error.errno == errno.EMFILE and not error.filename:
+        return "too many files are open: allow more, as by `ulimit -n 4096`"
+    if isinstance(error, FileNotFoundError) and not _has_folder():
+        return "the folder that it was started in has been removed: change to one that is there"
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
         return f"{error.filename or 'a file'}: {error.strerror}"
     if isinstance(error, OSError) and "AF_UNIX path" in said:
@@ -156,6 +176,13 @@ def _sentence(error: BaseException, flags: dict[str, Any]) -> str | None:
     if type(error).__name__.startswith("Dist") or "/gloo/" in said or "NCCL error" in said:
         return f"another rank ended, or cannot be reached ({said}): see what that one says"
     return None
+
+
+def _has_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def _is_ours(module: str) -> bool:
@@ -273,6 +300,16 @@ def _too_long(folder: str) -> InputError:
         f"the folder of temporary files, {folder}, has too long a path for a socket: "
         "name a shorter one with TMPDIR"
     )
+
+
+def _check_memory() -> None:
+    """Raise where a limit (`ulimit -v`) leaves too little for NumPy to be loaded.
+
+    OpenBLAS would end the process itself, with exit code 1: an answer of `check`.
+    """
+    if "numpy" not in sys.modules:
+        with mmap.mmap(-1, _NUMPY):
+            pass
 
 
 def _shorten_socket_paths() -> None:

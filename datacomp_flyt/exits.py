@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import importlib
 import mmap
 import os
@@ -22,7 +21,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-from datacomp_flyt.errors import InputError, first_line, lacks_memory, printable
+from datacomp_flyt.errors import printable
+from datacomp_flyt.sentences import sentence_of, too_long_for_sockets
 from datacomp_flyt.streams import protected, say
 
 WRONG_INPUT = 2
@@ -32,18 +32,10 @@ _SIGNALS = {
     signal.SIGTERM: "SIGTERM",
     **({signal.SIGHUP: "SIGHUP"} if hasattr(signal, "SIGHUP") else {}),
 }
-_OF_THE_MACHINE = (
-    *(errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE),
-    *(errno.ENOSPC, errno.EPERM, errno.EROFS, errno.ESTALE),
-)  # errors of which a name and the system's own words say enough
 _WAKE = getattr(signal, "SIGURG", None)
 _AT_ONCE = 1.0  # seconds in which a signal that comes again is the same request
 _LONGEST_SOCKET = 100  # bytes of a path; Linux allows 107 and macOS 103
 _NAME_OF_SOCKET = len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # that multiprocessing adds
-_FLAGS_OF_MEMORY = (
-    *("num_workers", "batch_size", "upstream_batch_size", "downstream_batch_size"),
-    *("info_nce_batch", "buffer_rows", "max_rows", "sampling_batch_size"),
-)
 _NUMPY = 1 << 28  # bytes of address space, with its BLAS
 _outer: list[Running] = []  # the command of this process, while it runs
 
@@ -131,7 +123,7 @@ def _exit_code(command: Running, error: BaseException) -> int:
     """The exit code for an error, which is told on stderr."""
     if command.signum is not None or isinstance(error, KeyboardInterrupt):
         return _ended_by_signal(command)
-    sentence = _sentence(error, command.flags)
+    sentence = sentence_of(error, command.flags)
     if sentence is None:
         # the line of the error comes last, where logs are quoted from
         say(f"{command.name}: a mistake in the program: please report these lines", error=True)
@@ -149,54 +141,6 @@ def _ended_by_signal(command: Running) -> int:
         error=True,
     )
     return 128 + signum
-
-
-def _sentence(error: BaseException, flags: dict[str, Any]) -> str | None:
-    """What a user can do something about; None for what should not happen."""
-    if lacks_memory(error):
-        said = str(error) if isinstance(error, InputError) else first_line(error)
-        return f"there is too little memory ({said}): {_way_out_of_memory(flags)}"
-    if isinstance(error, InputError):
-        return str(error)
-    said = first_line(error)
-    if isinstance(error, ModuleNotFoundError) and error.name and not _is_ours(error.name):
-        from datacomp_flyt.installation import missing_package
-
-        return str(missing_package(error, ""))
-    if isinstance(error, OSError) and error.errno == errno.EMFILE and not error.filename:
-        return "too many files are open: allow more, as by `ulimit -n 4096`"
-    if isinstance(error, FileNotFoundError) and not _has_folder():
-        return "the folder that it was started in has been removed: change to one that is there"
-    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
-        return f"{error.filename or 'a file'}: {error.strerror}"
-    if isinstance(error, OSError) and "AF_UNIX path" in said:
-        return str(_too_long(tempfile.gettempdir()))
-    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in said:
-        return "no folder for temporary files can be written: name one with TMPDIR"
-    if type(error).__name__.startswith("Dist") or "/gloo/" in said or "NCCL error" in said:
-        return f"another rank ended, or cannot be reached ({said}): see what that one says"
-    return None
-
-
-def _has_folder() -> bool:
-    try:
-        return bool(os.getcwd())
-    except FileNotFoundError:
-        return False
-
-
-def _is_ours(module: str) -> bool:
-    return module.split(".")[0] in ("datacomp_flyt", "baselines_plugin")
-
-
-def _way_out_of_memory(flags: dict[str, Any]) -> str:
-    smaller = [f"--{name}" for name in _FLAGS_OF_MEMORY if (flags.get(name) or 0) > 1]
-    ways = ["free some"]
-    if smaller:
-        ways.append(f"give a smaller {' or '.join(smaller)}")
-    if "work_dir" in flags and flags["work_dir"] is None:
-        ways.append("add --work_dir FOLDER, which sorts the pool in files")
-    return ", or ".join(ways)
 
 
 @contextlib.contextmanager
@@ -292,14 +236,7 @@ def socket_folder(longest_name: int) -> str:
         fits = len(os.fsencode(short)) + longest_name <= _LONGEST_SOCKET
         if fits and os.access(short, os.W_OK | os.X_OK):
             return short
-    raise _too_long(folder)
-
-
-def _too_long(folder: str) -> InputError:
-    return InputError(
-        f"the folder of temporary files, {folder}, has too long a path for a socket: "
-        "name a shorter one with TMPDIR"
-    )
+    raise too_long_for_sockets(folder)
 
 
 def _check_memory() -> None:

@@ -107,10 +107,7 @@ class _Machine:
         elif name in _STEPS:
             _STEPS[name](self)
         elif name == "PERSID":
-            raise TorchFileError(
-                "it was saved with pickle_protocol=0, whose storages torch itself cannot find: "
-                "save it without that"
-            )
+            raise TorchFileError("torch reads no file of pickle_protocol=0: save it without that")
         elif name not in ("PROTO", "FRAME"):
             raise TorchFileError(f"it holds more than data (pickle opcode {name})")
 

@@ -141,7 +141,7 @@ def test_half_installed(
     report = next(command for command in COMMANDS if command.name == "datacomp-flyt report")
     reasons = "; ".join(problems(report, versions, lambda extra: "pip install it"))
     assert ("pip install --force-reinstall jinja2" in reasons) == (found == HALF)
-    assert ("jinja2, matplotlib not installed" in reasons) == (found is None)
+    assert ("jinja2, " in reasons) == (found is None)
 
 
 # --- surroundings
@@ -152,8 +152,7 @@ def test_too_little_memory_to_load_numpy(tmp_path: Path, kilobytes: int) -> None
     """OpenBLAS would end the process with exit code 1, which is an answer of `check`."""
     np.save(tmp_path / "s.npy", sorted_uids(POOL.uids))
     said = subprocess.run(
-        ["bash", "-c", f'ulimit -v {kilobytes}; exec "$@"', "bash", sys.executable]
-        + ["-m", "datacomp_flyt.cli", "check", "s.npy"],
+        ["bash", "-c", f"ulimit -v {kilobytes}; exec {sys.executable} -m datacomp_flyt.cli check s.npy"],
         cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert said.returncode == 2

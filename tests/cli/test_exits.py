@@ -282,7 +282,7 @@ def test_a_mistake_is_neither_an_answer_nor_wrong_input(
         raise error
     assert ended.value.code == MISTAKE == 70
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "datacomp-flyt check: a mistake in the program: please report these lines"
+    assert lines[0] == "datacomp-flyt check: an internal error: please report these lines"
     assert lines[1] == "Traceback (most recent call last):"
     assert lines[-1].startswith(type(error).__name__)
 

@@ -1,4 +1,4 @@
-"""Sentences about errors that a user can do something about. No import here takes time."""
+"""Sentences for errors that a user can act on. No import here takes time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datacomp_flyt.errors import InputError, first_line, lacks_memory
 _OF_THE_MACHINE = (
     *(errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE),
     *(errno.ENOSPC, errno.EPERM, errno.EROFS, errno.ESTALE),
-)  # errors of which a name and the system's own words say enough
+)  # errors that the file's name and the system's text describe sufficiently
 _FLAGS_OF_MEMORY = (
     *("num_workers", "batch_size", "upstream_batch_size", "downstream_batch_size"),
     *("info_nce_batch", "buffer_rows", "max_rows", "sampling_batch_size"),
@@ -21,7 +21,7 @@ _FLAGS_OF_MEMORY = (
 
 
 def sentence_of(error: BaseException, flags: dict[str, Any]) -> str | None:
-    """What a user can do something about; None for what should not happen."""
+    """The sentence for an error that a user can act on; None for an internal error."""
     if lacks_memory(error):
         said = str(error) if isinstance(error, InputError) else first_line(error)
         return f"there is too little memory ({said}): {_way_out_of_memory(flags)}"
@@ -31,8 +31,9 @@ def sentence_of(error: BaseException, flags: dict[str, Any]) -> str | None:
     if package := _that_failed_to_import(error):
         from datacomp_flyt.installation import missing_package
 
-        known = isinstance(error, ImportError) and error.name
-        return str(missing_package(error if known else ImportError(said, name=package), ""))
+        if not isinstance(error, ImportError) or not error.name:
+            error = ImportError(said, name=package)
+        return str(missing_package(error, ""))
     if isinstance(error, OSError) and error.errno == errno.EMFILE and not error.filename:
         return "too many files are open: allow more, as by `ulimit -n 4096`"
     if isinstance(error, FileNotFoundError) and not _has_folder():
@@ -44,12 +45,12 @@ def sentence_of(error: BaseException, flags: dict[str, Any]) -> str | None:
     if isinstance(error, FileNotFoundError) and "No usable temporary directory" in said:
         return "no folder for temporary files can be written: name one with TMPDIR"
     if type(error).__name__.startswith("Dist") or "/gloo/" in said or "NCCL error" in said:
-        return f"another rank ended, or cannot be reached ({said}): see what that one says"
+        return f"another rank ended, or cannot be reached ({said}): see the message of that rank"
     return None
 
 
 def _that_failed_to_import(error: BaseException) -> str | None:
-    """The package, other than ours, of which an import raised the error, whatever its kind."""
+    """The package whose import raised the error, of any kind; None if no import did, or ours."""
     if isinstance(error, ImportError) and error.name:
         return None if _is_ours(error.name) else error.name
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -81,7 +82,7 @@ def _way_out_of_memory(flags: dict[str, Any]) -> str:
 
 
 def too_long_for_sockets(folder: str) -> InputError:
-    """That no folder for temporary files has a path that is short enough."""
+    """The error where every folder for temporary files has too long a path."""
     return InputError(
         f"the folder of temporary files, {folder}, has too long a path for a socket: "
         "name a shorter one with TMPDIR"

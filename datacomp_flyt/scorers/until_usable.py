@@ -1,4 +1,4 @@
-"""Results are kept back until one of them has a row that can be used."""
+"""Holds results back until one of them has a usable row."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from datacomp_flyt.errors import NothingUsable
 
-_MOST = 1_000  # shards without a usable row before one that has some
+_MOST = 1_000  # shards without a usable row, from the first one on, before the job stops
 
 
 class Usable(NamedTuple):
-    """What a result has: rows, how many of them can be used, and what is wrong with the others."""
+    """The numbers of rows and of usable rows in a result, and the reasons of the others."""
 
     rows: int
     usable: int
@@ -20,11 +20,11 @@ class Usable(NamedTuple):
 
 
 class UntilUsable:
-    """A `write` of `run_shards` that leaves no file of shards of which none can be used.
+    """A `write` function for `run_shards` that writes nothing while no shard has a usable row.
 
     A pool that lost images has tars without a member, and their results have no rows: such a
-    shard is finished like any other. Where all shards are like that, something is wrong with all
-    of them, and a file that says that one is finished would keep the mended shard from being read.
+    shard is finished like any other. If all shards are like that, something is wrong with all of
+    them, and a result file would mark a shard as finished, so that it is not read when mended.
     """
 
     def __init__(
@@ -36,19 +36,19 @@ class UntilUsable:
     ) -> None:
         """
         Args:
-            write: keeps a result, given its name; how many rows that is.
-            count: what a result has.
-            found: there are finished shards, so nothing is kept back.
-            where: flag and place of the shards, for the message.
+            write: writes a result under its name and returns its number of rows.
+            count: counts the rows of a result.
+            found: whether there are finished shards, so that nothing is held back.
+            where: the flag and folder of the shards, for the message.
         """
         self._write, self._count, self._found, self._where = write, count, found, where
         self._held: dict[str, Any] = {}
 
     def __call__(self, name: str, result: Any) -> int:
-        """Write a result, and those that were kept back, or keep it back.
+        """Write a result and those that were held back, or hold it back.
 
         Raises:
-            NothingUsable: it is one of too many.
+            NothingUsable: too many results are held back.
         """
         if not self._found and not self._count(result).usable:
             self._held[name] = result
@@ -60,7 +60,7 @@ class UntilUsable:
         return self._write(name, result) + sum(self._write(*item) for item in held.items())
 
     def finish(self) -> None:
-        """Raise NothingUsable where all results were kept back, when there are no more."""
+        """Raise NothingUsable if all results were held back."""
         if self._held:
             raise self._nothing(f"its {len(self._held):,} shards")
 

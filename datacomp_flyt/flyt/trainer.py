@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from datacomp_flyt.engines.collectives import rank_and_world_size
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.flyt.algorithm import Algorithm
 from datacomp_flyt.flyt.checkpoint import NAME, load_checkpoint, save_checkpoint
 from datacomp_flyt.flyt.data import DownstreamBatch, UpstreamBatch
@@ -72,8 +73,14 @@ def train(
     skipped: Counter[str] = Counter()
     if found is not None:
         first, state = found
-        skipped.update(state.pop("data_skipped"))
-        algorithm.load_state_dict(state)
+        try:
+            skipped.update(state.pop("data_skipped"))
+            algorithm.load_state_dict(state)
+        except Exception as error:  # the state is of another layout
+            raise InputError(
+                f"{config.output_dir / NAME} has no state of this training ({error!r}): start "
+                "again in another --output_dir"
+            ) from None
     num_steps = algorithm.config.num_steps
     with TrainingLog(
         config.output_dir,

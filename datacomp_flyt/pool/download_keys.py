@@ -70,8 +70,8 @@ class DownloadKeys:
         """The halves of the packed keys, sorted, and the uid of each."""
         with needs_extra("train"):
             from datacomp_flyt.pool.tar_shards import list_shards
-        tables = [table_beside(tar) for tar in list_shards(self.shards_dir, "--shards_dir")]
-        tables = [table for table in tables if os.path.isfile(table)]
+        tars = list_shards(self.shards_dir, "--shards_dir")
+        tables = [table for table in map(table_beside, tars) if os.path.isfile(table)]
         parts = map_threads(_read, tables, self.num_workers, "reading keys", "table")
         if not sum(len(keys) for keys, _ in parts):
             raise InputError(f"{self.name} has no table with keys and uids: {_WAY_OUT}")
@@ -88,7 +88,11 @@ class DownloadKeys:
                 f"{tables[table_of[other]]} ({len(twice):,} such pairs): keys join scores to uids "
                 "within one download alone, so give the tars of one"
             )
-        say(f"{self.name}: {len(order):,} keys of {len(tables):,} tables join scores to uids")
+        lacking = len(tars) - len(tables)
+        say(
+            f"{self.name}: {len(order):,} keys of {len(tables):,} tables join scores to uids"
+            + (f" ({lacking:,} tars have no table beside them)" if lacking else "")
+        )
         return high, low, np.concatenate([uids for _, uids in parts]).take(order)
 
 
@@ -100,6 +104,11 @@ def _read(path: str) -> tuple[NDArray[np.void], NDArray[np.void]]:
         if missing:
             raise InputError(f"{path} has no column {missing[0]!r}: {_WAY_OUT}")
         table = file.read([KEY, "uid"])
+        if not is_text(table[KEY].type):
+            raise InputError(
+                f"{path} has column {KEY!r} of type {table[KEY].type}, which is text in "
+                f"img2dataset's: {_WAY_OUT}"
+            )
         column = plain_column(table["uid"])
         valid = pc.is_valid(column)
         packed = [_packed(keys) for keys in table[KEY].chunks]

@@ -118,19 +118,20 @@ class ParquetShard:
 
     def rows_in_pool(self) -> NDArray[np.bool_] | None:
         """Which rows [num_rows] of a metadata file are examples of the pool; None for all."""
+        self._check_status()
         if STATUS not in self.types:
             return None
-        self._check_status()
         parts = [succeeded(batch) for batch in self.batches(STATUS)]
         return np.concatenate([np.empty(0, np.bool_), *parts])
 
     def _check_status(self) -> None:
-        kind = self.types.get(STATUS, pa.string())
-        if not is_text(kind):
+        for name, kind in self.types.items():
+            if name.casefold() != STATUS or (name == STATUS and is_text(kind)):
+                continue
             raise InputError(
-                f"{self.path} has a column {STATUS!r} of type {kind}: in img2dataset's tables it "
-                f"says {SUCCESS!r} where an image was downloaded, so take out a column that means "
-                "something else"
+                f"{self.path} has a column {name!r} of type {kind}: img2dataset's text column "
+                f"{STATUS!r} says {SUCCESS!r} where an image was downloaded, so name it like that, "
+                "or take out a column that means something else"
             )
 
     def rows(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -257,10 +258,17 @@ def _describe(
         schema = file.schema_arrow
         types = dict(zip(schema.names, schema.types, strict=True))
         keys = None if "uid" in types or KEY not in types else keys
+        if keys is not None and not is_text(types[KEY]):
+            raise InputError(
+                f"{path} has column {KEY!r} of type {types[KEY]}, and img2dataset's keys are text "
+                "such as '000000012': write them as strings, zeros in front included"
+            )
         if "uid" not in types and keys is None:
+            spelled = next((name for name in types if name.casefold() == "uid"), None)
+            way = f"rename {spelled!r}" if spelled else "write them beside the scores"
             raise InputError(
                 f"{path} has no column 'uid' (it has {', '.join(types)}): uids join a score "
-                "to its example, so write them beside the scores"
+                f"to its example, so {way}"
                 + (", or select with --shards_dir, the tars of these keys" if KEY in types else "")
             )
         num_rows, size = file.metadata.num_rows, versions[path][0]

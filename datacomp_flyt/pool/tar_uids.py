@@ -82,7 +82,7 @@ def uids_of_table(tar: str) -> TarUids | None:
         uids = plain_column(rows["uid"]).filter(pa.array(there))
         named = uids.filter(pc.is_valid(uids))
         decoded = decode_uids(named)
-        first = _first_uid(tar)
+        first = first_uid(tar)
         if (len(decoded) or len(first)) and not np.isin(first, decoded).any():
             return None
         return TarUids(
@@ -146,8 +146,12 @@ def _ends_as_tars_do(tar: str) -> bool:
         return False
 
 
-def _first_uid(tar: str) -> NDArray[np.void]:
-    """The uid [1] in the first json of a tar; none of a tar without a json."""
+def first_uid(tar: str) -> NDArray[np.void]:
+    """The uid [1] in the first json of a tar; none of a tar without a json.
+
+    Raises:
+        Exception: of many kinds; the tar cannot be read, or the json has no uid.
+    """
     with tarfile.open(tar, "r:") as members:
         for member in members:
             if member.isreg() and member.name.endswith(".json") and member.size <= _LONGEST:

@@ -13,7 +13,6 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
@@ -21,6 +20,7 @@ from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.pool.arrow_types import plain_array, plain_column
 from datacomp_flyt.pool.open_file import readable
 from datacomp_flyt.pool.parquet import KEY, is_text
+from datacomp_flyt.pool.parquet_file import open_parquet
 from datacomp_flyt.pool.tar_uids import first_uid, table_beside
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import UID_DTYPE, InvalidUid, decode_uids, format_uid
@@ -102,7 +102,7 @@ def _read(tar: str) -> tuple[NDArray[np.void], NDArray[np.void]]:
     """The packed keys and the uids of the table beside a tar."""
     path = table_beside(tar)
     with readable(path, "parquet", "download it again"), pa.OSFile(path) as handle:
-        file = pq.ParquetFile(handle)
+        file = open_parquet(handle)
         missing = [name for name in (KEY, "uid") if name not in file.schema_arrow.names]
         if missing:
             raise InputError(f"{path} has no column {missing[0]!r}: {_WAY_OUT}")

@@ -19,6 +19,7 @@ from datacomp_flyt.pool.arrow_types import is_kind, plain_column, value_type
 from datacomp_flyt.pool.folders import Version, check_unchanged, list_folder, version_of
 from datacomp_flyt.pool.listing import find_place, has_ending, is_folder
 from datacomp_flyt.pool.open_file import first_line, open_file, readable
+from datacomp_flyt.pool.parquet_file import open_parquet
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids
 
 if TYPE_CHECKING:  # it reads tables itself
@@ -285,7 +286,7 @@ def _describe(
 @contextlib.contextmanager
 def _open(fs: Any, path: str, version: Version) -> Iterator[pq.ParquetFile]:
     with open_file(fs, path, version) as handle:
-        yield pq.ParquetFile(handle)
+        yield open_parquet(handle)
 
 
 def _stem(path: str) -> str:

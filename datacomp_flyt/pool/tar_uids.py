@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import needs_extra
 from datacomp_flyt.pool.arrow_types import plain_column
 from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
 from datacomp_flyt.pool.parquet import STATUS, succeeded
+from datacomp_flyt.pool.parquet_file import open_parquet
 from datacomp_flyt.pool.uids import UID_DTYPE, decode_uids
 
 _UID = re.compile("[0-9a-fA-F]{32}")
@@ -73,7 +73,7 @@ def uids_of_table(tar: str) -> TarUids | None:
         return None
     try:
         with pa.OSFile(table) as handle:
-            file = pq.ParquetFile(handle)
+            file = open_parquet(handle)
             names = file.schema_arrow.names
             if names.count("uid") != 1 or names.count(STATUS) != 1:
                 return None

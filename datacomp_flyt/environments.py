@@ -24,6 +24,9 @@ from datacomp_flyt.installation import (
 Versions = Mapping[str, str]
 """Version by name of the module; an empty string where it is unknown. Others are not installed."""
 
+HALF = "half-installed"
+"""In the place of a version: pip lists the package, and its module is not there."""
+
 PAGE = "docs/environments.md"
 _REQUIREMENT = re.compile(r"(\w+)((?:[<>]=?[\d.]+,?)*)")
 # The releases of each that were built for NumPy 2 begin here.
@@ -107,12 +110,16 @@ COMMANDS = (
 
 def versions_here() -> dict[str, str]:
     """The versions of the modules that commands need, as far as they are installed."""
-    names = {_parsed(need)[0] for command in COMMANDS for need in command.needs}
+    names = {name for command in COMMANDS for name in _names(command)}
     found = {}
     for name in sorted(names):
         version = installed_version(DISTRIBUTIONS.get(name, name))
-        if version is not None or importlib.util.find_spec(name) is not None:
+        spec = importlib.util.find_spec(name)
+        # a folder that a removed package left behind has a spec, but no origin
+        if spec is not None and spec.origin is not None:
             found[name] = version or ""
+        elif version is not None:
+            found[name] = HALF
     return found
 
 
@@ -129,6 +136,7 @@ def problems(
     too_old: dict[str, str] = {}  # by module; of two bounds, the later one is the stricter one
     too_new: dict[str, str] = {}
     for_numpy_1: list[str] = []
+    half = [DISTRIBUTIONS.get(n, n) for n in _names(command) if versions.get(n) == HALF]
     for need in command.needs:
         name, bounds = _parsed(need)
         if name not in versions:
@@ -152,6 +160,10 @@ def problems(
     if for_numpy_1:
         have = ", ".join(dict.fromkeys(for_numpy_1))
         reasons.append(f"numpy {versions['numpy']} is too new for {have}: pip install 'numpy<2'")
+    if half:
+        names = ", ".join(half)
+        way_out = f"pip install --force-reinstall {' '.join(half)}"
+        reasons.append(f"files of {names} are missing: {way_out}")
     if missing:
         names = ", ".join(dict.fromkeys(missing))
         ours = command.extra is not None
@@ -180,6 +192,11 @@ def heading(versions: Versions) -> str:
 
 def _named(name: str, versions: Versions) -> str:
     return f"{DISTRIBUTIONS.get(name, name)} {versions[name]}".strip()
+
+
+def _names(command: Command) -> list[str]:
+    """The modules that a command needs."""
+    return list(dict.fromkeys(_parsed(need)[0] for need in command.needs))
 
 
 def _parsed(need: str) -> tuple[str, list[tuple[str, str]]]:

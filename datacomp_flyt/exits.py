@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
+import importlib
+import mmap
 import os
 import signal
 import sys
@@ -20,7 +21,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-from datacomp_flyt.errors import InputError, first_line, lacks_memory, printable
+from datacomp_flyt.errors import printable
+from datacomp_flyt.sentences import sentence_of, too_long_for_sockets
 from datacomp_flyt.streams import protected, say
 
 WRONG_INPUT = 2
@@ -30,18 +32,11 @@ _SIGNALS = {
     signal.SIGTERM: "SIGTERM",
     **({signal.SIGHUP: "SIGHUP"} if hasattr(signal, "SIGHUP") else {}),
 }
-_OF_THE_MACHINE = (
-    *(errno.EACCES, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC),
-    *(errno.EPERM, errno.EROFS, errno.ESTALE),
-)  # errors that the file's name and the system's text describe sufficiently
 _WAKE = getattr(signal, "SIGURG", None)
 _AT_ONCE = 1.0  # seconds in which a repeated signal counts as the same request
 _LONGEST_SOCKET = 100  # bytes of a path; Linux allows 107 and macOS 103
 _NAME_OF_SOCKET = len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # added by multiprocessing
-_FLAGS_OF_MEMORY = (
-    *("num_workers", "batch_size", "upstream_batch_size", "downstream_batch_size"),
-    *("info_nce_batch", "buffer_rows", "max_rows", "sampling_batch_size"),
-)
+_NUMPY = 1 << 28  # bytes of address space, with its BLAS
 _outer: list[Running] = []  # the command of this process, while it runs
 
 
@@ -98,6 +93,7 @@ def running(name: str) -> Iterator[Running]:
     with protected(name), _signals(command):
         _outer.append(command)
         try:
+            _check_memory()
             _shorten_socket_paths()
             yield command
         except SystemExit:
@@ -111,11 +107,23 @@ def running(name: str) -> Iterator[Running]:
             _outer.clear()
 
 
+def run_main(module: str) -> NoReturn:
+    """Run a module's `main` for `python -m MODULE`, its imports as well.
+
+    The module calls this before it imports what takes long or may be missing.
+
+    Raises:
+        SystemExit: always; see `running`.
+    """
+    with running(module):
+        sys.exit(importlib.import_module(module).main())
+
+
 def _exit_code(command: Running, error: BaseException) -> int:
     """Print the error on stderr and return the exit code."""
     if command.signum is not None or isinstance(error, KeyboardInterrupt):
         return _ended_by_signal(command)
-    sentence = _sentence(error, command.flags)
+    sentence = sentence_of(error, command.flags)
     if sentence is None:
         # the error itself comes last, since people quote the end of a log
         say(f"{command.name}: an internal error: please report these lines", error=True)
@@ -133,43 +141,6 @@ def _ended_by_signal(command: Running) -> int:
         error=True,
     )
     return 128 + signum
-
-
-def _sentence(error: BaseException, flags: dict[str, Any]) -> str | None:
-    """The sentence for an error that a user can act on; None for an internal error."""
-    if lacks_memory(error):
-        said = str(error) if isinstance(error, InputError) else first_line(error)
-        return f"there is too little memory ({said}): {_way_out_of_memory(flags)}"
-    if isinstance(error, InputError):
-        return str(error)
-    said = first_line(error)
-    if isinstance(error, ModuleNotFoundError) and error.name and not _is_ours(error.name):
-        from datacomp_flyt.installation import missing_package
-
-        return str(missing_package(error, ""))
-    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
-        return f"{error.filename or 'a file'}: {error.strerror}"
-    if isinstance(error, OSError) and "AF_UNIX path" in said:
-        return str(_too_long(tempfile.gettempdir()))
-    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in said:
-        return "no folder for temporary files can be written: name one with TMPDIR"
-    if type(error).__name__.startswith("Dist") or "/gloo/" in said or "NCCL error" in said:
-        return f"another rank ended, or cannot be reached ({said}): see the message of that rank"
-    return None
-
-
-def _is_ours(module: str) -> bool:
-    return module.split(".")[0] in ("datacomp_flyt", "baselines_plugin")
-
-
-def _way_out_of_memory(flags: dict[str, Any]) -> str:
-    smaller = [f"--{name}" for name in _FLAGS_OF_MEMORY if (flags.get(name) or 0) > 1]
-    ways = ["free some"]
-    if smaller:
-        ways.append(f"give a smaller {' or '.join(smaller)}")
-    if "work_dir" in flags and flags["work_dir"] is None:
-        ways.append("add --work_dir FOLDER, which sorts the pool in files")
-    return ", or ".join(ways)
 
 
 @contextlib.contextmanager
@@ -265,14 +236,17 @@ def socket_folder(longest_name: int) -> str:
         fits = len(os.fsencode(short)) + longest_name <= _LONGEST_SOCKET
         if fits and os.access(short, os.W_OK | os.X_OK):
             return short
-    raise _too_long(folder)
+    raise too_long_for_sockets(folder)
 
 
-def _too_long(folder: str) -> InputError:
-    return InputError(
-        f"the folder of temporary files, {folder}, has too long a path for a socket: "
-        "name a shorter one with TMPDIR"
-    )
+def _check_memory() -> None:
+    """Raise where a limit (`ulimit -v`) leaves too little for NumPy to be loaded.
+
+    OpenBLAS would end the process itself, with exit code 1: an answer of `check`.
+    """
+    if "numpy" not in sys.modules:
+        with mmap.mmap(-1, _NUMPY):
+            pass
 
 
 def _shorten_socket_paths() -> None:

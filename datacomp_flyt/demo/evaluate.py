@@ -6,7 +6,11 @@
 
 from __future__ import annotations
 
-import argparse
+from datacomp_flyt.exits import Parser, run_main
+
+if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+    run_main("datacomp_flyt.demo.evaluate")
+
 import io
 import json
 from collections import defaultdict
@@ -20,7 +24,6 @@ from PIL import Image
 from torch import Tensor
 
 from datacomp_flyt.demo.noisy_pool import MODEL
-from datacomp_flyt.exits import running
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.subset import atomic_write, check_save_path
 from datacomp_flyt.pool.tar_samples import read_tar
@@ -84,7 +87,7 @@ def _retrieval(
 
 def main() -> None:
     """Write a JSON file: for each checkpoint its figures."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--evaluation_dir", type=Path, required=True)
     parser.add_argument("--checkpoint", nargs="+", required=True, metavar="NAME=FILE")
     parser.add_argument("--model", default=MODEL)
@@ -100,8 +103,3 @@ def main() -> None:
         say("  ".join([name, *found]))
     with atomic_write(args.out) as file:
         file.write(json.dumps(results, indent=1).encode())
-
-
-if __name__ == "__main__":
-    with running("datacomp_flyt.demo.evaluate"):
-        main()

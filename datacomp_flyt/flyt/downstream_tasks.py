@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.open_file import check_regular
 from datacomp_flyt.pool.tar_shards import tars_in
 
 CLASS_NAMES_FILE = "classnames.txt"
@@ -161,6 +162,7 @@ def _places(name: str, folder: str, eval_dir: str | None) -> Iterator[str]:
 
 def _lines(path: str, templates: bool) -> tuple[str, ...]:
     try:
+        check_regular(path)
         with open(path, encoding="utf-8") as file:
             lines = [line.strip() for line in file.read().rstrip().split("\n")]
     except (OSError, UnicodeDecodeError) as error:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from datacomp_flyt.exits import Parser, run_main, running
+
+if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+    run_main("datacomp_flyt.flyt.train")
+
 import argparse
 import contextlib
 import os
@@ -18,7 +23,6 @@ from datacomp_flyt.engines.collectives import rank_and_world_size
 from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.engines.ranks import place_of_torchrun
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.exits import running
 from datacomp_flyt.flyt.algorithm import Algorithm, AlgorithmConfig
 from datacomp_flyt.flyt.checkpoint import NAME
 from datacomp_flyt.flyt.data import downstream_loader, upstream_loader
@@ -266,7 +270,7 @@ def _threads() -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`torchrun --nproc_per_node 8 -m datacomp_flyt.flyt.train --preset m_flyt_base ...`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m datacomp_flyt.flyt.train", description=(__doc__ or "").split("\n")[0]
     )
     add_arguments(parser)
@@ -274,7 +278,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         args = parser.parse_args(argv)
         command.flags = vars(args)
         raise SystemExit(run(args))
-
-
-if __name__ == "__main__":
-    main()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from datacomp_flyt.errors import InputError, needs_extra, unreadable
 from datacomp_flyt.mixing.state_dict import unwrapped_names
 from datacomp_flyt.mixing.torch_file import (
+    MAGIC_AS_TEXT,
     TorchFileError,
     from_bfloat16,
     read_torch_file,
@@ -140,7 +141,7 @@ def _is_safetensors(path: Path) -> bool:
             raise TorchFileError(f"it is {clause}")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < _LONGEST_HEADER:
         return True
-    if head[0] == 0x80 or head.startswith(b"PK"):
+    if head[0] == 0x80 or head.startswith((b"PK", MAGIC_AS_TEXT)):
         return False
     if head.lstrip()[:1] == b"{":
         raise TorchFileError(_of_json(path))

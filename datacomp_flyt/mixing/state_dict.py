@@ -18,7 +18,10 @@ _STATE_DICTS = (
     "state_dict", "model_state_dict", "model", "module",
     "state_dict_ema", "ema_state_dict", "model_ema", "ema",
 )  # fmt: skip
-_OUTER_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.")
+_OUTER_WRAPPERS = (
+    *("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."),
+    *("_forward_module.", "model."),  # of Lightning
+)
 _INNER_WRAPPERS = re.compile(
     r"\.(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)"
 )

@@ -30,7 +30,13 @@ from datacomp_flyt.mixing.torch_pickle import (
     interpret,
 )
 
-__all__ = ["TorchFileError", "from_bfloat16", "read_torch_file", "read_torch_object"]
+__all__ = [
+    "MAGIC_AS_TEXT",
+    "TorchFileError",
+    "from_bfloat16",
+    "read_torch_file",
+    "read_torch_object",
+]
 
 Array = NDArray[Any]
 
@@ -42,7 +48,9 @@ _DTYPES = {
 }  # fmt: skip
 _DIMENSIONS = 8
 _REPEATS = 16  # times that different views in a file may hold its numbers
+_SMALL = 1 << 24  # bytes that they may take whatever its size
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
+MAGIC_AS_TEXT = b"L%dL\n" % _MAGIC  # as pickle protocols 0 and 1 begin such a file
 
 
 def read_torch_file(
@@ -136,7 +144,9 @@ def _open_zip(archive: zipfile.ZipFile) -> tuple[Any, _ReadStorage]:
             "their tag (openai), and save others, if you trust them, by "
             "torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), 'model.pt')"
         )
-    if len(pickles) != 1:
+    if len(pickles) > 1:
+        raise TorchFileError(f"it is a zip file with {len(pickles)} data.pkl: save it again")
+    if not pickles:
         held = ", ".join(names[:3]) or "nothing"
         raise TorchFileError(
             f"it is a zip file without torch's data.pkl (it holds {held}): give a file of "
@@ -153,8 +163,11 @@ def _open_zip(archive: zipfile.ZipFile) -> tuple[Any, _ReadStorage]:
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return a member. torch does not compress, so it is no longer than the file."""
-    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+    """Return a member, which torch does not compress: it is no longer than the file."""
+    member = archive.getinfo(name)
+    if member.flag_bits & 1:
+        raise TorchFileError("it is encrypted: unpack it with its password, and save it again")
+    if member.compress_type != zipfile.ZIP_STORED:
         raise TorchFileError(f"its {name} is compressed, and torch compresses nothing")
     return archive.read(name)
 
@@ -216,7 +229,7 @@ class _TensorReader:
     def __init__(self, read_storage: _ReadStorage, size: int) -> None:
         # tensors that share a storage mostly follow one another
         self._read_storage = functools.lru_cache(maxsize=1)(read_storage)
-        self._bytes_left = _REPEATS * size
+        self._bytes_left = max(_REPEATS * size, _SMALL)
         self._done: dict[StoredTensor, Array] = {}  # tied weights are one tensor
 
     def __call__(self, tensor: StoredTensor | NoPlainTensor, name: str) -> Array:
@@ -236,15 +249,16 @@ class _TensorReader:
         storage, offset, shape, strides = tensor
         values = self._read_storage(storage)
         last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
-        if (
-            any(size < 0 for size in (offset, *shape, *strides))
-            or last >= max(len(values), 1)
-            or math.prod(shape) > len(values)
-        ):
+        # a tensor without numbers has strides that mean nothing
+        beyond = last >= len(values) if 0 not in shape else offset > len(values)
+        if beyond or any(size < 0 for size in (offset, *shape, *strides)):
             raise TorchFileError(f"its {name} reaches beyond its storage")
+        # more than its storage has where the tensor is expanded, with a stride of 0
         self._bytes_left -= math.prod(shape) * values.itemsize
         if self._bytes_left < 0:
-            raise TorchFileError("its tensors repeat its numbers over and over")
+            raise TorchFileError(
+                "its tensors repeat its numbers over and over: save them after .contiguous()"
+            )
         strides = tuple(stride * values.itemsize for stride in strides)
         array = np.lib.stride_tricks.as_strided(values[offset:], shape, strides).copy()
         return from_bfloat16(array) if storage.dtype == "bfloat16" else array

@@ -106,6 +106,8 @@ class _Machine:
             self.stack.append(named if name == "GLOBAL" else _call(named, self._pop_mark()))
         elif name in _STEPS:
             _STEPS[name](self)
+        elif name == "PERSID":
+            raise TorchFileError("torch reads no file of pickle_protocol=0: save it without that")
         elif name not in ("PROTO", "FRAME"):
             raise TorchFileError(f"it holds more than data (pickle opcode {name})")
 

@@ -7,7 +7,11 @@ next, until there are N. How the authors drew theirs is not published with their
 
 from __future__ import annotations
 
-import argparse
+from datacomp_flyt.exits import Parser, run_main, running
+
+if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+    run_main("datacomp_flyt.scorers.hype_reference")
+
 import contextlib
 import random
 from collections import Counter
@@ -21,7 +25,6 @@ from torch import Tensor
 
 from datacomp_flyt.engines.progress import Progress
 from datacomp_flyt.errors import InputError, needs_extra
-from datacomp_flyt.exits import running
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.subset import atomic_write, check_save_path
 from datacomp_flyt.pool.tar_shards import list_shards
@@ -92,9 +95,7 @@ def _batches(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command in this module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m datacomp_flyt.scorers.hype_reference", description=__doc__
-    )
+    parser = Parser(prog="python -m datacomp_flyt.scorers.hype_reference", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="weights")
     parser.add_argument("--shards_dir", required=True, metavar="TARS", help="tars of the pool")
     parser.add_argument("--num_examples", type=int, required=True, metavar="N", help="pairs")
@@ -123,7 +124,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         with atomic_write(args.out) as file:
             file.write(save({name: rows.contiguous() for name, rows in reference.items()}))
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,11 @@ a sample of 200,000, chosen by a hash of the uid.
 
 from __future__ import annotations
 
-import argparse
+from datacomp_flyt.exits import Parser, run_main
+
+if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+    run_main("datacomp_flyt.self_filtering.diagnostics")
+
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,6 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.exits import running
 from datacomp_flyt.pool.open_file import first_line
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.score_table import ScoreTable
@@ -268,16 +271,11 @@ def _plain(value: Any) -> Any:
 
 def main() -> None:
     """The command above."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run_dir", type=Path, required=True)
     parser.add_argument("--round", type=int, required=True)
     parser.add_argument("--labels", type=Path, help="parquet of uid and kind")
     parser.add_argument("--noise_kinds", nargs="*", default=[], help="kinds that are noise")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    with running("datacomp_flyt.self_filtering.diagnostics"):
-        args = parser.parse_args()
-        judge(args.run_dir, args.round, args.labels, args.noise_kinds, args.seed)
-
-
-if __name__ == "__main__":
-    main()
+    args = parser.parse_args()
+    judge(args.run_dir, args.round, args.labels, args.noise_kinds, args.seed)

@@ -5,12 +5,15 @@ python -m datacomp_flyt.self_filtering.finished --run_dir RUN --rounds 3
 
 from __future__ import annotations
 
-import argparse
+from datacomp_flyt.exits import Parser, run_main
+
+if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+    run_main("datacomp_flyt.self_filtering.finished")
+
 import json
 from pathlib import Path
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
 from datacomp_flyt.scorers.files import file_digest
 from datacomp_flyt.self_filtering.mix import MIX as MIX
@@ -62,13 +65,8 @@ def final_mix(run_dir: Path) -> Path:
 
 def main() -> None:
     """The command above."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run_dir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, required=True)
-    with running("datacomp_flyt.self_filtering.finished"):
-        args = parser.parse_args()
-        finish(args.run_dir, args.rounds)
-
-
-if __name__ == "__main__":
-    main()
+    args = parser.parse_args()
+    finish(args.run_dir, args.rounds)

@@ -5,7 +5,11 @@ python -m datacomp_flyt.self_filtering.first_mix --shards_dir shards --draws 256
 
 from __future__ import annotations
 
-import argparse
+from datacomp_flyt.exits import Parser, run_main
+
+if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+    run_main("datacomp_flyt.self_filtering.first_mix")
+
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,6 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import default_num_workers, map_threads
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import check_save_path, describe_counts, write_subset
 from datacomp_flyt.pool.tar_shards import list_shards
 from datacomp_flyt.pool.tar_uids import uids_of_tar
@@ -55,23 +58,18 @@ def _uids_of(tar: str) -> NDArray[np.void]:
 
 def main() -> None:
     """The command above: each pair once, or evenly more often where there are more draws."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--shards_dir", required=True)
     parser.add_argument("--draws", type=int, required=True, help="at least; each pair once if more")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--halves", action="store_true", help="also of two models")
     parser.add_argument("--out", type=Path, required=True)
-    with running("datacomp_flyt.self_filtering.first_mix"):
-        args = parser.parse_args()
-        check_save_path(args.out / MIX, "--out")
-        uids = read_uids(args.shards_dir)
-        counts = spread(max(args.draws, len(uids)), uids, 0, args.seed)
-        if args.halves:
-            write_halves(args.out, uids, counts, args.seed)
-        write_subset(args.out / MIX, uids, counts)
-        for fact in describe_counts(counts):
-            say(f"  {fact}")
-
-
-if __name__ == "__main__":
-    main()
+    args = parser.parse_args()
+    check_save_path(args.out / MIX, "--out")
+    uids = read_uids(args.shards_dir)
+    counts = spread(max(args.draws, len(uids)), uids, 0, args.seed)
+    if args.halves:
+        write_halves(args.out, uids, counts, args.seed)
+    write_subset(args.out / MIX, uids, counts)
+    for fact in describe_counts(counts):
+        say(f"  {fact}")

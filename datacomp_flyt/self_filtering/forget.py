@@ -7,24 +7,22 @@ Its metadata, scores and checkpoints stay.
 
 from __future__ import annotations
 
-import argparse
+from datacomp_flyt.exits import Parser, run_main
+
+if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+    run_main("datacomp_flyt.self_filtering.forget")
+
 from pathlib import Path
 
-from datacomp_flyt.exits import running
 from datacomp_flyt.streams import say
 
 
 def main() -> None:
     """The command above."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("round", type=Path, help="folder of the round")
     paths = sorted(parser.parse_args().round.glob("metadata/*.npz"))
     size = sum(path.stat().st_size for path in paths)
     for path in paths:
         path.unlink()
     say(f"{len(paths):,} npz removed, {size:,} bytes")
-
-
-if __name__ == "__main__":
-    with running("datacomp_flyt.self_filtering.forget"):
-        main()

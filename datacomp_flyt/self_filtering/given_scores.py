@@ -5,13 +5,16 @@ python -m datacomp_flyt.self_filtering.given_scores --scores_dir scores --out ro
 
 from __future__ import annotations
 
-import argparse
+from datacomp_flyt.exits import Parser, run_main
+
+if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+    run_main("datacomp_flyt.self_filtering.given_scores")
+
 import os
 import shutil
 from pathlib import Path
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.exits import running
 from datacomp_flyt.pool.folders import list_folder
 from datacomp_flyt.streams import say
 
@@ -42,13 +45,8 @@ def link_tables(scores_dir: Path, out: Path) -> int:
 
 def main() -> None:
     """The command above."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--scores_dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    with running("datacomp_flyt.self_filtering.given_scores"):
-        args = parser.parse_args()
-        say(f"{link_tables(args.scores_dir, args.out):,} tables")
-
-
-if __name__ == "__main__":
-    main()
+    args = parser.parse_args()
+    say(f"{link_tables(args.scores_dir, args.out):,} tables")

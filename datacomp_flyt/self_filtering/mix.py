@@ -8,6 +8,11 @@ Chance is named by (seed, uid, round), so neither the order nor the number of fi
 
 from __future__ import annotations
 
+from datacomp_flyt.exits import Parser, run_main
+
+if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+    run_main("datacomp_flyt.self_filtering.mix")
+
 import argparse
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +22,6 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.exits import running
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.pool import Pool, read_pool
@@ -204,7 +208,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """The command above."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("--metadata_dir", type=Path, required=True)
     add("--scores_dir", help="score tables; without, --column is one of the metadata")
@@ -217,9 +221,4 @@ def main() -> None:
     add("--seed", type=int, default=0)
     add("--halves", action="store_true", help="also of two models")
     add("--out", type=Path, required=True, help="folder of the round")
-    with running("datacomp_flyt.self_filtering.mix"):
-        run(parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()
+    run(parser.parse_args())

@@ -5,7 +5,11 @@ python -m datacomp_flyt.self_filtering.page --run_dir RUN --rounds 3
 
 from __future__ import annotations
 
-import argparse
+from datacomp_flyt.exits import Parser, run_main
+
+if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+    run_main("datacomp_flyt.self_filtering.page")
+
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +18,6 @@ from typing import Any
 
 from datacomp_flyt import __version__
 from datacomp_flyt.errors import InputError, needs_extra
-from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import atomic_write, check_save_path
 from datacomp_flyt.streams import say
 
@@ -138,13 +141,8 @@ def write_page(run_dir: Path, rounds: int) -> Path:
 
 def main() -> None:
     """The command above."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run_dir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, required=True)
-    with running("datacomp_flyt.self_filtering.page"):
-        args = parser.parse_args()
-        say(f"saved {write_page(args.run_dir, args.rounds)}")
-
-
-if __name__ == "__main__":
-    main()
+    args = parser.parse_args()
+    say(f"saved {write_page(args.run_dir, args.rounds)}")

@@ -9,6 +9,11 @@ one that has seen a pair says of it, and the one that has not.
 
 from __future__ import annotations
 
+from datacomp_flyt.exits import Parser, run_main
+
+if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+    run_main("datacomp_flyt.self_filtering.scores")
+
 import argparse
 import math
 from pathlib import Path
@@ -22,7 +27,6 @@ from numpy.typing import NDArray
 from datacomp_flyt import cli
 from datacomp_flyt.engines.threads import blocks, default_num_workers
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.exits import running
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import atomic_write, check_save_path, read_subset
@@ -167,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """The command above."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("--score", choices=list(SCORES), required=True)
     add("--column", default=COLUMN, help="info_nce: another name for it")
@@ -179,9 +183,4 @@ def main() -> None:
     add("--num_partitions", type=int, default=3, help="info_nce: K")
     add("--seed", type=int, default=0)
     add("--out", type=Path, required=True, help="folder of score tables")
-    with running("datacomp_flyt.self_filtering.scores"):
-        run(parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()
+    run(parser.parse_args())

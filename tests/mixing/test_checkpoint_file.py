@@ -346,7 +346,7 @@ def no_plain_tensors() -> dict[str, tuple[Any, str]]:
     kinds = {
         "complex": (torch.ones(2, dtype=torch.complex64), "complex64"),
         "meta": (torch.empty(2, device="meta"), "meta"),
-        "expanded": (torch.ones(1).expand(10**6, 10**6), "beyond"),
+        "expanded": (torch.ones(1).expand(10**6, 10**6), "contiguous"),
         "sparse": (torch.sparse_coo_tensor([[0]], [1.0], (5,), check_invariants=True), "sparse"),
         "subclass": (torch.ones(2).as_subclass(Marked), "Marked"),
         "conjugated": (torch.ones(2, dtype=torch.complex64).conj(), "conj"),

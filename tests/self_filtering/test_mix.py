@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import read_subset, write_subset
 from datacomp_flyt.self_filtering import mix as module
 from datacomp_flyt.self_filtering.mix import in_first_half, mix_counts, spread
@@ -93,7 +94,7 @@ def test_too_few_scores_for_the_fraction() -> None:
 
 
 def run(*words: object) -> None:
-    with mock.patch.object(sys, "argv", ["mix", *map(str, words)]):
+    with mock.patch.object(sys, "argv", ["mix", *map(str, words)]), running("mix"):
         module.main()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import write_subset
 from datacomp_flyt.self_filtering import scores as module
 from datacomp_flyt.self_filtering.scores import SEEN, UNSEEN, cross_fitted
@@ -68,7 +69,7 @@ def test_memorisation_lowers_what_gained_most() -> None:
 
 
 def run(*words: object) -> None:
-    with mock.patch.object(sys, "argv", ["scores", *map(str, words)]):
+    with mock.patch.object(sys, "argv", ["scores", *map(str, words)]), running("scores"):
         module.main()
 
 

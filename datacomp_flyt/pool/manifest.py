@@ -24,7 +24,7 @@ from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError, unreadable
 from datacomp_flyt.pool.folders import Folder, Version, check_unchanged, list_folder
 from datacomp_flyt.pool.listing import has_ending
-from datacomp_flyt.pool.open_file import is_same, open_file
+from datacomp_flyt.pool.open_file import is_same, open_file, open_local
 from datacomp_flyt.pool.subset import atomic_write
 
 FORMAT = "datacomp_flyt manifest 1"
@@ -53,6 +53,9 @@ class File:
 
 Manifest = Mapping[str, File]
 """Files by name, in the order of names."""
+
+NOTES_BEGIN = b'["', b'\n["', b"\n\n"
+"""Bytes that the notes of hashes begin with; a run adds the end of a line first."""
 
 
 def hash_folder(directory: str, flag: str, journal: Path, num_workers: int) -> dict[str, File]:
@@ -110,7 +113,8 @@ def read_manifest(path: str | Path) -> Manifest:
         InputError: it cannot be read, is no manifest, or names one content twice.
     """
     try:
-        content: Any = json.loads(Path(path).read_bytes())
+        with open_local(str(path)) as file:
+            content: Any = json.loads(file.read())
         if content["format"] != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
         manifest = {}

@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.folders import check_unchanged, version_of
-from datacomp_flyt.pool.listing import PassedOver, list_local, local_path
+from datacomp_flyt.pool.listing import PassedOver, has_ending, list_local, local_path
 from datacomp_flyt.pool.parquet import open_shards
 
 # Endings of the files that a command reads in a folder, and whether in its sub-folders too.
@@ -121,6 +121,8 @@ def _inputs(flags: Mapping[str, Any], outputs: Iterable[Output]) -> Iterator[_In
         for word in value if isinstance(value, list | tuple) else [value]:
             for path in _paths(word) if isinstance(word, str | Path) else ():
                 yield _Input(flag, path, *_FOLDERS.get(name, _OTHERS))
+                if has_ending(path.name, (".tar", ".npz")):  # what is read beside it
+                    yield _Input(flag, path.with_suffix(".parquet"))
                 yield from (_Input(flag, path / file) for file in _FILES.get(name, ()))
 
 

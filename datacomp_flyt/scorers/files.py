@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.open_file import open_local
 
 _BLOCK = 1 << 24
 
@@ -18,7 +19,7 @@ def file_digest(path: str | Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
+        with open_local(str(path)) as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
     except OSError as error:

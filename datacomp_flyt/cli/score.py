@@ -98,8 +98,8 @@ def _check_column(name: str) -> None:
     """
     if name in ("", "uid") or name.startswith((".", "_")) or re.search("[/\\0]", name):
         raise InputError(
-            f"--column {name!r} is no name of a score: it names a folder, too, so give a name other "
-            "than uid, without / and not beginning with . or _"
+            f"--column {name!r} is no name of a score: it names a folder, too, so give a name "
+            "other than uid, without / and not beginning with . or _"
         )
 
 

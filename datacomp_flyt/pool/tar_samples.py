@@ -25,6 +25,9 @@ T = TypeVar("T")
 Sample = dict[str, Any]
 """One example of a tar: bytes by file name extension, and `__key__` and `__url__`."""
 
+IMAGES = ("jpg", "png", "jpeg", "webp")
+"""Extensions of images; of several in a sample, open_clip takes the first."""
+
 NO_IMAGE = "no image"
 NO_CAPTION = "no caption"
 NO_UID = "no uid in its json"
@@ -32,9 +35,6 @@ BAD_IMAGE = "image cannot be decoded"
 
 _BLOCK = 512  # bytes, of a tar
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset's own
-IMAGES = ("jpg", "png", "jpeg", "webp")
-"""Extensions of images; of several in a sample, open_clip takes the first."""
-
 # What img2dataset writes is far within these: 512 pixels at the longer side, kilobytes of json.
 _LARGEST = 1 << 28  # bytes of a member
 _INFLATED = 32  # bytes of members for each of a compressed tar: images are compressed already

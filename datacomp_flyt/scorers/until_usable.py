@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.parquet as pq
+
 from datacomp_flyt.errors import NothingUsable
+from datacomp_flyt.pool.open_file import readable
 
 _MOST = 1_000  # shards without a usable row before one that has some
+_SMALL = 1 << 16  # bytes; of larger files, that they have rows is known without opening them
+
+
+def has_rows(path: Path) -> bool:
+    """Whether a finished result has rows.
+
+    One without any is made again, which takes no time: its tar may be mended by now.
+    """
+    if path.stat().st_size >= _SMALL:
+        return True
+    with readable(str(path), "parquet", "remove it"):
+        return int(pq.read_metadata(str(path)).num_rows) > 0
 
 
 class Usable(NamedTuple):
@@ -23,8 +39,8 @@ class UntilUsable:
     """A `write` of `run_shards` that leaves no file of shards of which none can be used.
 
     A pool that lost images has tars without a member, and their results have no rows: such a
-    shard is finished like any other. Where all shards are like that, something is wrong with all
-    of them, and a file that says that one is finished would keep the mended shard from being read.
+    shard is finished, and the next run looks at it again. Where all shards are like that,
+    something is wrong with all of them, and nothing is to look finished.
     """
 
     def __init__(

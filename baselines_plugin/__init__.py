@@ -1,8 +1,8 @@
 """FLYT's methods as baselines of DataComp: `python baselines.py --name m_flyt ...`.
 
 A patched DataComp checkout uses the three functions below; `python -m baselines_plugin` is the
-same program without a checkout. They are imported when they are asked for, so that the program can
-handle Ctrl-C before.
+same program without a checkout. They are imported on first access, so that
+the program can install its handler of Ctrl-C first.
 """
 
 from __future__ import annotations

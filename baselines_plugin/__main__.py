@@ -38,7 +38,7 @@ def select(flags: list[str]) -> None:
 
 
 def main() -> None:
-    """The command; what it needs is imported where Ctrl-C has a handler."""
+    """Run the command. Heavy imports happen after the handler of Ctrl-C is installed."""
     with running(PROGRAM):
         from baselines_plugin.run import run_if_ours
 

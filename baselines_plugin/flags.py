@@ -48,13 +48,13 @@ _FLAGS: dict[str, dict[str, Any]] = {
     },
     "--fraction_of": {
         "choices": FRACTION_OF,
-        "help": "what --fraction and --first_fraction are shares of: the examples that can be "
-        "selected, which have a score and, with --available or --shards_dir, an image (available, "
-        "the default), or all rows of --metadata_dir (pool)",
+        "help": "the examples that --fraction and --first_fraction are shares of: those that can "
+        "be selected, which have a score and, with --available or --shards_dir, an image "
+        "(available, the default), or all rows of --metadata_dir (pool)",
     },
     "--first_fraction": {
         "type": float,
-        "help": "neg_clip_loss_norm_sim: share of the pool that the first stage keeps (0.3)",
+        "help": "neg_clip_loss_norm_sim: share that the first stage keeps (0.3), see --fraction_of",
     },
     "--scoring_model": {
         "help": "m_flyt: 'paper' for Table 2 of the FLYT paper (standardised over this pool), a "

@@ -35,7 +35,7 @@ Scorer = Callable[[Columns], Scored]
 
 
 def pool_size(columns: Columns, num_scored: int, args: argparse.Namespace) -> PoolSize:
-    """What a fraction may be taken of, once columns have been read."""
+    """The numbers that a fraction may be taken of, once columns have been read."""
     pool = columns.pool
     return PoolSize(pool.num_listed, num_scored, pool.available is not None, args.fraction_of)
 

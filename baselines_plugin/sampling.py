@@ -27,11 +27,11 @@ class PoolSize:
     """The numbers of examples that a fraction may be taken of.
 
     Attributes:
-        listed: rows of the metadata.
-        scored: those that have a score and, where these are known, an image; more than there are
-            scores to sample from, where a method cuts some of them before.
-        images_known: rows without an image have been left out.
-        fraction_of: which of the two numbers counts, by `--fraction_of`.
+        listed: the number of rows of the metadata.
+        scored: the number of rows that have a score and, if images are known, an image. A method
+            that filters before sampling has fewer scores than this.
+        images_known: whether rows without an image have been left out.
+        fraction_of: the value of `--fraction_of`, which selects one of the two numbers.
     """
 
     listed: int
@@ -40,15 +40,15 @@ class PoolSize:
     fraction_of: str | None
 
     def base(self, flag: str, fraction: float, num_left: int) -> int:
-        """The number that a fraction is taken of, which is printed.
+        """Return the number that a fraction is taken of, and print it.
 
         Args:
             flag: the flag of the fraction.
             fraction: in (0, 1].
-            num_left: examples that can still be kept.
+            num_left: the number of examples that can still be kept.
 
         Raises:
-            InputError: the fraction is out of its range, or more than there is.
+            InputError: the fraction is out of its range, or larger than the share that can be kept.
         """
         if not 0 < fraction <= 1:
             raise InputError(f"{flag} is {fraction}, wanted more than 0 and at most 1")
@@ -73,7 +73,7 @@ class PoolSize:
 
 Counts = NDArray[np.int32]
 Sampler = Callable[[NDArray[np.floating], NDArray[np.void], PoolSize], Counts]
-"""From scores [M], uids [M] and the size of the pool to how often each example is drawn [M]."""
+"""A function of scores [M], uids [M] and the pool's size that returns draw counts [M]."""
 
 
 def _scs(args: argparse.Namespace) -> Sampler:

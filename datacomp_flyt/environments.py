@@ -46,8 +46,8 @@ class Command:
     """A command and what it needs.
 
     Attributes:
-        name: for the table.
-        needs: requirements, by module.
+        name: the command, as the table shows it.
+        needs: its requirements, by module.
         extra: the extra of this package that brings them; None for DataComp's own scripts.
     """
 
@@ -69,7 +69,7 @@ COMMANDS = (
         "DataComp's resharder.py",
         (
             *("numpy", "pyarrow", "cv2", "simdjson", "tqdm", "cloudpathlib", "img2dataset"),
-            "webdataset<=0.2.85",  # it names a class that 0.2.86 has moved
+            "webdataset<=0.2.85",  # resharder.py uses a class that webdataset 0.2.86 has moved
         ),
         None,
     ),
@@ -80,7 +80,7 @@ COMMANDS = (
     ),
     Command(
         "DataComp's train.py without train_clip",
-        (*_MODELS, "open_clip<2.26", "cloudpathlib", "pandas"),  # its trainer was renamed in 2.26
+        (*_MODELS, "open_clip<2.26", "cloudpathlib", "pandas"),  # later ones renamed it
         None,
     ),
     Command(
@@ -122,7 +122,7 @@ def problems(
     """The reasons why a command does not run in an environment; none where it does.
 
     Args:
-        versions: of the environment.
+        versions: the versions of the environment's modules.
         installs: the command that installs an extra of this package.
     """
     missing: list[str] = []
@@ -161,7 +161,7 @@ def problems(
 
 
 def table(versions: Versions, installs: Callable[[str], str] = install_command) -> list[str]:
-    """Lines that say of each command whether it runs in an environment, and why it does not."""
+    """Lines of a table that says for each command whether it runs, or why it does not."""
     width = max(len(command.name) for command in COMMANDS)
     lines = []
     for command in COMMANDS:
@@ -171,7 +171,7 @@ def table(versions: Versions, installs: Callable[[str], str] = install_command) 
 
 
 def heading(versions: Versions) -> str:
-    """The environment in a line."""
+    """One line that lists the environment's versions."""
     main = ("numpy", "pandas", "pyarrow", "torch", "open_clip", "webdataset")
     named = [_named(name, versions) for name in main if name in versions]
     packages = ", ".join([f"Python {platform.python_version()}", *named])
@@ -190,7 +190,7 @@ def _parsed(need: str) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _violates(version: str, sign: str, bound: str) -> bool:
-    """Whether a version is out of a bound; an unknown one is taken as it is."""
+    """Return whether a version is outside a bound; an unknown version never is."""
     have, limit = release(version), release(bound)
     if not have:
         return False

@@ -1,4 +1,4 @@
-"""Errors that a user sees as a sentence instead of a traceback; no import here takes time."""
+"""Errors that users see as a sentence instead of a traceback. Importing this module is cheap."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _PLACE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryEr
 class InputError(ValueError):
     """Something given is wrong: one sentence that names the file, row or flag, and the way out.
 
-    The sentence often quotes the file. What would break the line or steer a terminal is spelled
-    out, and what is too long is cut out of the middle. torch puts a traceback before the sentence
-    of a data loader's worker, which is taken off.
+    The sentence often quotes the file. Characters that would break the line or control a terminal
+    are escaped, and the middle of a text that is too long is cut out. A traceback that torch puts
+    before the sentence of a data loader's worker is removed.
     """
 
     def __init__(self, sentence: str) -> None:
@@ -52,11 +52,11 @@ class ReadError(InputError):
 
 
 class ChangedError(InputError):
-    """A file changed while a run read it: what the run makes belongs to no state of its input."""
+    """A file changed while a run read it, so the results would mix two states of the input."""
 
 
 class NothingUsable(InputError):
-    """Files that can be read hold nothing that can be used: what was seen, and what was wanted."""
+    """Readable files hold no usable sample. The message lists what they hold and what is needed."""
 
 
 def unreadable(sentence: str, error: BaseException) -> InputError:
@@ -91,11 +91,11 @@ def _is_of_arrow(error: BaseException) -> bool:
 
 
 def lacks_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out: this error says so, or the one that it came of."""
+    """Return whether this error, or an error in its chain of causes, says that memory ran out."""
     while error is not None:
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             return True
-        # what a file says is quoted in an InputError, and is no evidence
+        # an InputError may quote a file's text, which proves nothing
         if not isinstance(error, InputError) and _NO_MEMORY.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
@@ -103,12 +103,12 @@ def lacks_memory(error: BaseException | None) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Of an error's text, or its kind where it says nothing."""
+    """The first line of an error's text, or the name of its type if the text is empty."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def printable(text: str) -> str:
-    """The text on one line: characters that would break it or steer a terminal are escaped.
+    """The text on one line, with characters that break lines or control a terminal escaped.
 
     These are control characters, line breaks, marks of writing direction, and halves of surrogate
     pairs, which stand for bytes of a file name that are no UTF-8.
@@ -136,5 +136,5 @@ def needs_extra(extra: str = "") -> Iterator[None]:
         from datacomp_flyt.installation import missing_package
 
         if (error.name or "").partition(".")[0] in ("", "datacomp_flyt", "baselines_plugin"):
-            raise  # a fault of this package
+            raise  # a fault in this package
         raise missing_package(error, extra) from None

@@ -1,7 +1,7 @@
-"""How every command ends: a sentence and an exit code, whatever ended it (docs/faults.md).
+"""Turns everything that ends a command into a sentence and an exit code (docs/faults.md).
 
-0 is done, 1 is an answer of the command itself (`check`: not valid), and both are the command's.
-Here are the others. No import here takes time, so that commands can begin with it.
+Commands themselves return 0 (done) or 1 (an answer, such as `check`: not valid); this module makes
+all other codes. Importing it is cheap, so that every command can start with it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _SIGNALS = {
 _OF_THE_MACHINE = (
     *(errno.EACCES, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC),
     *(errno.EPERM, errno.EROFS, errno.ESTALE),
-)  # errors of which a name and the system's own words say enough
+)  # errors that the file's name and the system's text describe sufficiently
 _WAKE = getattr(signal, "SIGURG", None)
-_AT_ONCE = 1.0  # seconds in which a signal that comes again is the same request
+_AT_ONCE = 1.0  # seconds in which a repeated signal counts as the same request
 _LONGEST_SOCKET = 100  # bytes of a path; Linux allows 107 and macOS 103
-_NAME_OF_SOCKET = len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # that multiprocessing adds
+_NAME_OF_SOCKET = len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # added by multiprocessing
 _FLAGS_OF_MEMORY = (
     *("num_workers", "batch_size", "upstream_batch_size", "downstream_batch_size"),
     *("info_nce_batch", "buffer_rows", "max_rows", "sampling_batch_size"),
@@ -49,7 +49,7 @@ class Running:
     """A command that is running.
 
     Attributes:
-        flags: its flags by name, once they are known; they say what takes less memory.
+        flags: its flags by name, once they are parsed, for advice on saving memory.
         signum: the signal that stopped it, or None.
     """
 
@@ -66,13 +66,13 @@ class Running:
             self.signum, self._since = signum, now
             raise KeyboardInterrupt
         if now - self._since > _AT_ONCE:
-            with contextlib.suppress(OSError):  # not `say`: it may have been interrupted itself
+            with contextlib.suppress(OSError):  # not `say`, which may be what was interrupted
                 os.write(2, f"{self.name}: stopped at once\n".encode(errors="replace"))
             os._exit(128 + self.signum)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that names words as all else is printed: a shell may have put file names there."""
+    """A parser that escapes the words in its messages, since a shell may expand file names."""
 
     def error(self, message: str) -> NoReturn:
         """Print the message, and end with exit code 2."""
@@ -81,15 +81,15 @@ class Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def running(name: str) -> Iterator[Running]:
-    """Run a command in the block: whatever ends it becomes one line on stderr and an exit code.
+    """Run a command in the block; any error becomes one line on stderr and an exit code.
 
-    A block within another one leaves all to that.
+    A nested block does nothing: the outer one handles everything.
 
     Args:
-        name: of the command, as users type it.
+        name: the command, as users type it.
 
     Raises:
-        SystemExit: always where the block raises.
+        SystemExit: the block raised any exception.
     """
     if _outer:
         yield _outer[0]
@@ -112,13 +112,13 @@ def running(name: str) -> Iterator[Running]:
 
 
 def _exit_code(command: Running, error: BaseException) -> int:
-    """The exit code for an error, which is told on stderr."""
+    """Print the error on stderr and return the exit code."""
     if command.signum is not None or isinstance(error, KeyboardInterrupt):
         return _ended_by_signal(command)
     sentence = _sentence(error, command.flags)
     if sentence is None:
-        # the line of the error comes last, where logs are quoted from
-        say(f"{command.name}: a mistake in the program: please report these lines", error=True)
+        # the error itself comes last, since people quote the end of a log
+        say(f"{command.name}: an internal error: please report these lines", error=True)
         say(*"".join(traceback.format_exception(error)).rstrip().split("\n"), error=True)
         return MISTAKE
     say(f"{command.name}: error: {sentence}", error=True)
@@ -136,7 +136,7 @@ def _ended_by_signal(command: Running) -> int:
 
 
 def _sentence(error: BaseException, flags: dict[str, Any]) -> str | None:
-    """What a user can do something about; None for what should not happen."""
+    """The sentence for an error that a user can act on; None for an internal error."""
     if lacks_memory(error):
         said = str(error) if isinstance(error, InputError) else first_line(error)
         return f"there is too little memory ({said}): {_way_out_of_memory(flags)}"
@@ -154,7 +154,7 @@ def _sentence(error: BaseException, flags: dict[str, Any]) -> str | None:
     if isinstance(error, FileNotFoundError) and "No usable temporary directory" in said:
         return "no folder for temporary files can be written: name one with TMPDIR"
     if type(error).__name__.startswith("Dist") or "/gloo/" in said or "NCCL error" in said:
-        return f"another rank ended, or cannot be reached ({said}): see what that one says"
+        return f"another rank ended, or cannot be reached ({said}): see the message of that rank"
     return None
 
 
@@ -174,7 +174,7 @@ def _way_out_of_memory(flags: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _signals(command: Running) -> Iterator[None]:
-    """Handle the signals that nobody else handles or ignores, as `nohup` does."""
+    """Handle the signals that are neither handled nor ignored yet (`nohup` ignores SIGHUP)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -189,8 +189,8 @@ def _signals(command: Running) -> Iterator[None]:
 def _woken(command: Running) -> Iterator[None]:
     """Wake the main thread when a signal comes.
 
-    The kernel may give it to a thread of a library; Python's handler would run only when the main
-    thread has ended its wait by itself. `_WAKE` interrupts that.
+    The kernel may deliver it to a thread of a library; Python's handler would then run only after
+    the main thread's wait has ended. `_WAKE` interrupts the wait.
     """
     if _WAKE is None:
         yield
@@ -209,7 +209,7 @@ def _woken(command: Running) -> Iterator[None]:
         os.close(reader)
 
     handler, before = signal.signal(_WAKE, _nothing), signal.set_wakeup_fd(writer)
-    with contextlib.suppress(RuntimeError):  # no memory for a thread
+    with contextlib.suppress(RuntimeError):  # not enough memory for a thread
         threading.Thread(target=watch, daemon=True).start()
     try:
         yield
@@ -221,7 +221,7 @@ def _woken(command: Running) -> Iterator[None]:
 
 @contextlib.contextmanager
 def keep_signals() -> Iterator[None]:
-    """Undo at the end what the block does to the handling of signals, as Ray does."""
+    """Restore the signal handlers at the end of the block, since Ray replaces them."""
     before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
     try:
         yield
@@ -233,13 +233,13 @@ def keep_signals() -> Iterator[None]:
 
 
 def _in_forked_child() -> None:
-    """A forked child, such as a data loader's worker, is its parent's to end, without a word."""
+    """Make a forked child, such as a data loader's worker, end silently: its parent reports."""
     if _outer:
         _outer.clear()
         signal.set_wakeup_fd(-1)
     for signum in _SIGNALS:
         if isinstance(getattr(signal.getsignal(signum), "__self__", None), Running):
-            # not SIG_IGN, which a program that is executed next would keep
+            # not SIG_IGN, which programs that the child executes would inherit
             signal.signal(signum, _nothing if signum == signal.SIGINT else signal.SIG_DFL)
 
 
@@ -252,13 +252,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def socket_folder(longest_name: int) -> str:
-    """A folder for temporary files in which the path of a socket is not too long.
+    """Return a folder for temporary files that leaves room for the path of a socket.
 
     Args:
-        longest_name: characters that are added to it.
+        longest_name: the number of characters that are added to the folder's path.
 
     Raises:
-        InputError: there is none.
+        InputError: no folder has a path that is short enough.
     """
     folder = tempfile.gettempdir()
     for short in (folder, "/tmp", "/var/tmp", "/dev/shm"):
@@ -276,9 +276,9 @@ def _too_long(folder: str) -> InputError:
 
 
 def _shorten_socket_paths() -> None:
-    """Let multiprocessing's sockets be elsewhere where the path of TMPDIR is too long.
+    """Move multiprocessing's sockets elsewhere if the path of TMPDIR is too long.
 
-    Workers of a data loader would not say so: whoever waits for them would wait for ever.
+    Otherwise a data loader's workers would fail silently, and their parent would wait forever.
     """
     if len(os.environ.get("TMPDIR", "")) + _NAME_OF_SOCKET <= _LONGEST_SOCKET:
         return
@@ -287,6 +287,6 @@ def _shorten_socket_paths() -> None:
     before = tempfile.gettempdir()
     try:
         tempfile.tempdir = socket_folder(_NAME_OF_SOCKET)
-        multiprocessing.util.get_temp_dir()  # asked for once by a process and all its children
+        multiprocessing.util.get_temp_dir()  # a process and its children ask for it once
     finally:
         tempfile.tempdir = before

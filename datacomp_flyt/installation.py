@@ -63,7 +63,7 @@ def require_version(distribution: str, at_least: str, what: str) -> None:
     """Refuse a package that is too old for a command.
 
     Args:
-        distribution: the name of the package; one that is not installed is not refused here.
+        distribution: the name of the package; a package that is not installed is not refused here.
         at_least: the oldest version that works.
         what: the command, for the message.
 
@@ -96,7 +96,7 @@ def missing_package(error: ImportError, extra: str) -> InputError:
     """
     name = error.name or "a package"
     top = name.partition(".")[0]
-    # a package whose submodule is missing was itself imported
+    # the package itself can be imported; only a submodule is missing
     if isinstance(error, ModuleNotFoundError) and sys.modules.get(top) is None:
         return InputError(f"{top} is not installed: {install_command(extra, top)}")
     version = installed_version(DISTRIBUTIONS.get(top, top))
@@ -113,7 +113,7 @@ def install_command(extra: str, module: str | None = None) -> str:
 
     Args:
         extra: an extra, several separated by commas, or "" for none.
-        module: a module that is missing; it is named where nothing is known of the installation.
+        module: the missing module, which is named if the source of the installation is unknown.
     """
     return command_for(extra, Path(__file__).parents[1], _installed(), module)
 
@@ -146,7 +146,7 @@ def _installed() -> Installed | None:
 
 
 def _is_checkout(root: Path) -> bool:
-    """Whether a folder is a clone of this repository, from which pip can install."""
+    """Return whether a folder is a clone of this repository, from which pip can install."""
     try:
         return f'name = "{DISTRIBUTION}"' in (root / "pyproject.toml").read_text("utf-8")
     except (OSError, UnicodeDecodeError):
@@ -154,7 +154,7 @@ def _is_checkout(root: Path) -> bool:
 
 
 def _source(installed: Installed | None) -> str | None:
-    """The folder or the URL that pip installed from, None where it is unknown or gone."""
+    """The folder or URL that pip installed from; None if it is unknown or no longer exists."""
     if installed is None or installed.direct_url is None:
         return None
     try:
@@ -191,7 +191,7 @@ def _requirements(requires: Iterable[str], extras: Iterable[str]) -> list[str]:
 
 
 def _holds_here(markers: Iterable[str]) -> bool:
-    """Whether markers hold; this package has `python_version < "X"` and `>= "X"` alone."""
+    """Return whether markers hold; this package only uses `python_version < "X"` and `>= "X"`."""
     for marker in filter(None, markers):
         found = re.fullmatch(r"python_version\s*(<|>=)\s*[\"']([\d.]+)[\"']", marker)
         if found and (sys.version_info[:2] < release(found[2])) != (found[1] == "<"):

@@ -1,7 +1,7 @@
-"""What is printed: one line at a time, with names spelled out, and never at a job's expense.
+"""Prints lines with escaped names; a failure to print never ends a job.
 
-`say` is the package's only `print`. `protected` keeps stdout and stderr from raising, whoever
-writes to them: a reader that has gone, a full disk or a closed descriptor ends no job.
+`say` is the package's only `print`. `protected` keeps writes to stdout and stderr from raising: a
+reader that has gone, a full disk or a closed descriptor does not end a job.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datacomp_flyt.errors import printable
 
 
 def say(*lines: object, error: bool = False) -> None:
-    """Print lines, in which control characters and the like are escaped.
+    """Print lines with control characters escaped.
 
     Args:
         lines: may quote names from files.
@@ -30,12 +30,12 @@ def say(*lines: object, error: bool = False) -> None:
 class ProtectedStream:
     """A text stream whose writes never raise. After a failure its descriptor is /dev/null.
 
-    So the interpreter's last flush, and libraries that keep the stream itself, do not fail either.
+    Therefore the interpreter's last flush and libraries that hold the stream do not fail either.
     """
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
-        self.failure: str | None = None  # other than that nobody reads any more
+        self.failure: str | None = None  # a failure other than a closed pipe
 
     def write(self, text: str) -> int:
         """Write, or drop the text."""
@@ -44,12 +44,12 @@ class ProtectedStream:
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write each, or drop it."""
+        """Write each text, or drop it."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Flush what the stream still takes."""
+        """Flush the stream, or drop its content."""
         with self._dropping():
             self.stream.flush()
 
@@ -60,7 +60,7 @@ class ProtectedStream:
     def _dropping(self) -> Iterator[None]:
         try:
             yield
-        except BlockingIOError:  # somebody has made the pipe non-blocking: its reader is slow
+        except BlockingIOError:  # the pipe is non-blocking and its reader is slow
             with contextlib.suppress(OSError, ValueError):
                 os.set_blocking(self.stream.fileno(), True)
         except (OSError, ValueError) as error:  # ValueError: the stream is closed
@@ -75,10 +75,10 @@ class ProtectedStream:
 
 @contextlib.contextmanager
 def protected(program: str) -> Iterator[None]:
-    """Protect stdout and stderr while the block runs; say at its end what was not printed.
+    """Protect stdout and stderr while the block runs; at its end, report a failed stdout.
 
-    Characters that the encoding lacks are escaped, and each line is written when it is complete:
-    a log shows how far its job is.
+    Characters that the encoding lacks are escaped, and each complete line is written at once, so
+    that a log shows the progress of its job.
     """
     _open_descriptors()
     before = sys.stdout, sys.stderr
@@ -90,7 +90,7 @@ def protected(program: str) -> Iterator[None]:
         for stream in streams:
             stream.flush()
         failure = getattr(streams[0], "failure", None)
-        # an outer block, as of a command that runs another one, says it itself
+        # in a nested block, the outer one reports it
         if failure is not None and streams[0] is not before[0]:
             say(
                 f"{program}: note: stdout cannot be written ({failure}), so not all is printed; "
@@ -109,15 +109,15 @@ def _protect(name: str) -> Any:
     if stream is None:  # closed when Python started
         number = ("stdin", "stdout", "stderr").index(name)
         stream = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # of another kind, or closed
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # another type, or closed
         stream.reconfigure(errors="backslashreplace", line_buffering=True)
     return ProtectedStream(stream)
 
 
 def _open_descriptors() -> None:
-    """Open /dev/null in the place of standard streams that are closed.
+    """Open /dev/null for standard streams that are closed.
 
-    The next file to be opened would get the number, and what is printed would go into it.
+    Otherwise the next file to be opened would get the descriptor, and receive the output.
     """
     for number in range(3):
         try:

@@ -26,15 +26,16 @@ COMMANDS = (
     "report",
     "demo",
 )
-"""Each is a module of this folder, imported when it is asked for, since it may need packages that
-others do not. The module's docstring is the command's help; it has `add_arguments` and `run`.
+"""Each command is a module of this folder, imported on demand, since it may need packages that
+other commands do not. The module's docstring is the command's help; it has
+`add_arguments` and `run`.
 
-`add_arguments` gets the words of the command line too, since some flags bring others.
+`add_arguments` also gets the command line's words, since some flags add other flags.
 """
 
 
 def command_module(name: str) -> ModuleType:
-    """The module of a command."""
+    """Import the module of a command."""
     return importlib.import_module(f"datacomp_flyt.cli.{name}")
 
 

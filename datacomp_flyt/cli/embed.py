@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Embed the tars that are not done yet; 1 where some could not be read, 2 see below.
+    """Embed the tars that are not done yet; return 1 if some could not be read.
 
     Raises:
         InputError: a flag is wrong, or the folder holds something else, or nothing can be used.

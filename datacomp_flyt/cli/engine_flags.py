@@ -54,7 +54,7 @@ def report_failures(
     """Name the shards that failed on stderr.
 
     Args:
-        others: what became of the others.
+        others: a clause on the state of the other shards.
 
     Returns:
         the exit code: 2 if some can be read and hold nothing usable, 1 if others failed, else 0.

@@ -42,7 +42,8 @@ class _LockFile:
 
     Attributes:
         handle: its file descriptor.
-        writable: whether it is open for writing: others leave theirs where a group writes.
+        writable: whether it is open for writing. In a folder that a group writes, the file of
+            another user can only be read.
         ours: whether this program made it, so that it may be written and removed. Other tools have
             files of this name.
     """
@@ -54,10 +55,10 @@ class _LockFile:
 
 @contextlib.contextmanager
 def one_run(*places: Path | str) -> Iterator[None]:
-    """Keep other runs from writing the same while the block runs.
+    """Keep other runs from writing the same outputs while the block runs.
 
     Args:
-        places: folders, or files whose folders exist. A link stands for what it leads to.
+        places: folders, or files whose folders exist. Links are resolved.
 
     Raises:
         InputError: another run writes one of them, its folder cannot be written, or the lock file
@@ -70,7 +71,7 @@ def one_run(*places: Path | str) -> Iterator[None]:
 
 
 def try_lock(handle: int) -> bool | None:
-    """Lock an open file; False where another process has it locked, None where nobody can know."""
+    """Lock an open file; False if another process holds the lock, None if locking fails."""
     if not _LOCKS:
         return None
     try:
@@ -100,12 +101,12 @@ def _lock(place: Path) -> Iterator[None]:
             _HELD.remove(lock.handle)
             if lock.ours:
                 with contextlib.suppress(OSError):
-                    path.unlink()  # before the release: a run that begins now makes its own
+                    path.unlink()  # before the release, so that the next run makes a new file
             os.close(lock.handle)
 
 
 def _take(path: Path, place: Path) -> _LockFile:
-    """The open lock file, locked."""
+    """Open the lock file and lock it."""
     made = False
     for _ in range(_TRIES):
         lock = _open(path, place, made)
@@ -124,18 +125,18 @@ def _take(path: Path, place: Path) -> _LockFile:
             if lock.writable:
                 _warn(place, error.strerror)
                 return lock
-            os.close(lock.handle)  # NFS wants to write what it locks
+            os.close(lock.handle)  # NFS locks only files that are open for writing
             raise _of_somebody_else(path) from None
-        if not _is_same(lock.handle, path):  # of a run that ended in between
+        if not _is_same(lock.handle, path):  # the run that held it has ended and removed it
             os.close(lock.handle)
         elif lock.writable:
             if lock.ours:
-                with contextlib.suppress(OSError):  # only told to the next one
+                with contextlib.suppress(OSError):  # the text only serves a later message
                     os.ftruncate(lock.handle, 0)
                     line = f"process {os.getpid()} on {socket.gethostname()}\n"
                     os.pwrite(lock.handle, line.encode(), 0)
             return lock
-        else:  # of a killed run of somebody else
+        else:  # left by a killed run of another user
             try:
                 if not lock.ours:
                     raise _of_somebody_else(path)
@@ -152,12 +153,12 @@ def _open(path: Path, place: Path, made: bool) -> _LockFile:
     """Open the lock file, or make it.
 
     Args:
-        made: this process has made it before.
+        made: whether this process has made it before.
 
     Raises:
         InputError: the folder cannot be written, or the file is no lock of this program.
     """
-    shared = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # no wait for the writer of a pipe
+    shared = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe does not wait
     handle, error = -1, OSError()
     for flags in (os.O_RDWR | os.O_CREAT | os.O_EXCL, os.O_RDWR, os.O_RDONLY) * 3:
         try:

@@ -149,7 +149,7 @@ def _bury(worker: _Worker) -> int | None:
 
 
 def exit_text(exitcode: int | None) -> str:
-    """How a process ended."""
+    """A clause on how a process ended."""
     if exitcode == -signal.SIGKILL:
         return "killed (SIGKILL), often for want of memory"
     if exitcode is not None and exitcode < 0:

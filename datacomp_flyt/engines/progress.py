@@ -1,4 +1,4 @@
-"""How far work is: a bar on a terminal, and lines in a log, at most one a minute."""
+"""Progress of work: a bar on a terminal, and lines in a log, at most one a minute."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Progress:
-    """The progress of one piece of work. Outside a terminal a minute passes before it says so."""
+    """The progress of one piece of work. In a log, the first line comes after a minute."""
 
     def __init__(
         self,
@@ -36,14 +36,14 @@ class Progress:
     ) -> None:
         """
         Args:
-            label: of the work; may quote names from files.
-            total: what is to be done, in units.
-            unit: in the singular.
-            initial: what has been done before.
-            leave: on a terminal the bar stays when the work is done.
-            tenths: in a log there is a line for each tenth of the work and for its end, too.
+            label: the name of the work; it may quote names from files.
+            total: the number of units.
+            unit: the name of a unit, in the singular.
+            initial: the number of units that were done before.
+            leave: keep the bar on a terminal when the work is done.
+            tenths: in a log, also print a line for each tenth of the work and for its end.
             quiet: show nothing.
-            options: of tqdm, for a terminal.
+            options: options of tqdm, for a terminal.
         """
         self.done, self.total, self.unit = initial, total, unit
         self._label, self._tenths, self._quiet = printable(label), tenths, quiet
@@ -56,15 +56,15 @@ class Progress:
             self._bar = tqdm(desc=self._label, total=total, **options)
 
     def update(self, number: int = 1) -> None:
-        """So many units more are done."""
+        """Add to the number of units that are done."""
         self.move_to(self.done + number)
 
     def move_to(self, done: int) -> None:
-        """So many units are done; as often as wanted, also if nothing has changed."""
+        """Set the number of units that are done. A call without a change updates the time."""
         number, self.done = done - self.done, done
         if self._bar is not None:
             self._bar.update(number)
-            if not number:  # the time goes on
+            if not number:  # refresh the elapsed time
                 self._bar.refresh()
             return
         now = time.monotonic()
@@ -76,7 +76,7 @@ class Progress:
             self._say(f"{100 * done // max(self.total, 1)}%")
 
     def note(self, text: str) -> None:
-        """Add to what is shown."""
+        """Set a text that is shown beside the progress."""
         self._note = text
         if self._bar is not None:
             self._bar.set_postfix_str(printable(text))
@@ -90,7 +90,7 @@ class Progress:
             say(text)
 
     def close(self, done: bool = True) -> None:
-        """End it; in a log of tenths there is a line if the work is done."""
+        """End the display; in a log of tenths, print a last line if the work is done."""
         if self._bar is not None:
             self._bar.close()
         elif self._tenths and done and not self._quiet:
@@ -116,7 +116,7 @@ class Progress:
 
 
 def shown(items: Iterable[T], label: str, total: int, unit: str) -> Iterator[T]:
-    """The items, with a bar that goes when they have come to their end."""
+    """Yield the items under a bar, which is removed after the last one."""
     with Progress(label, total, unit, leave=False) as progress:
         for item in items:
             yield item
@@ -126,5 +126,5 @@ def shown(items: Iterable[T], label: str, total: int, unit: str) -> Iterator[T]:
 def _is_terminal() -> bool:
     try:
         return bool(sys.stderr.isatty())
-    except (AttributeError, ValueError):  # none, or closed
+    except (AttributeError, ValueError):  # stderr is None, or closed
         return False

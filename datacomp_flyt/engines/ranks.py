@@ -22,13 +22,13 @@ _NAMES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
     "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT",
 )  # fmt: skip
-_LIMIT = timedelta(minutes=5)  # until all ranks have come
+_LIMIT = timedelta(minutes=5)  # for all ranks to join
 _FOREVER = timedelta(days=365)
 
 
 @dataclass(frozen=True)
 class Place:
-    """What torchrun says to one process: its rank out of `size`, and where rank 0 listens."""
+    """The rank, the number of ranks and the address of rank 0, from torchrun's variables."""
 
     rank: int
     size: int
@@ -36,13 +36,13 @@ class Place:
     port: int
 
     def meet(self, purpose: str) -> Any:
-        """A `torch.distributed` store that all ranks have joined.
+        """Return a `torch.distributed` store that all ranks have joined.
 
         Args:
-            purpose: a prefix of its keys; each has a meeting of its own.
+            purpose: a prefix of the store's keys; ranks meet once for each purpose.
 
         Raises:
-            InputError: one does not come in time, or rank 0 cannot be reached.
+            InputError: a rank does not join in time, or rank 0 cannot be reached.
         """
         import torch.distributed as dist
 
@@ -53,7 +53,7 @@ class Place:
                 self.address, self.port, is_master=self.rank == 0 and not by_torchrun,
                 timeout=_LIMIT, wait_for_workers=False,
             )  # fmt: skip
-        except Exception as error:  # torch raises half a dozen kinds
+        except Exception as error:  # torch raises errors of several types
             raise InputError(
                 f"{here} cannot meet the others at MASTER_ADDR {self.address}, MASTER_PORT "
                 f"{self.port} ({first_line(error)}): see that rank 0 runs there and the port is "
@@ -71,17 +71,17 @@ class Place:
                 joined.wait([f"here {other}"], timedelta(seconds=left))
             except Exception as error:
                 raise InputError(
-                    f"{here} has waited for rank {other} in vain ({first_line(error)}): start as "
-                    f"many processes as WORLD_SIZE says, {self.size}, as torchrun does"
+                    f"{here} waited for rank {other}, which did not join ({first_line(error)}): "
+                    f"start WORLD_SIZE = {self.size} processes, as torchrun does"
                 ) from None
         return joined
 
 
 def place_of_torchrun() -> Place | None:
-    """This process's, or None where it has been started by itself.
+    """The place of this process; None if it was not started by torchrun.
 
     Raises:
-        InputError: the variables of torchrun are not all there, or make no sense.
+        InputError: variables of torchrun are missing or invalid.
     """
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         return None
@@ -126,7 +126,8 @@ class Ranks:
     def dismiss(self) -> None:
         """Rank 0: nothing is left to do."""
         self._say("")
-        # the store may be this process's own; all is done, whether they answer or not
+        # the store may live in this process, so wait until the others have left; their errors
+        # no longer matter
         with contextlib.suppress(RuntimeError):
             self._store.wait([f"left {rank}" for rank in range(1, self.size)], _LIMIT)
 
@@ -156,7 +157,7 @@ class Ranks:
 
 
 def ranks_of_torchrun() -> Ranks | None:
-    """This process's, or None where it has been started by itself.
+    """The ranks as seen from this process; None if it was not started by torchrun.
 
     Raises:
         InputError: see `place_of_torchrun` and `Place.meet`.

@@ -15,7 +15,7 @@ from datacomp_flyt.engines.engine import Engine, Make, Outcome, T, WorkerLost
 from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.exits import keep_signals, socket_folder
 
-_LONGEST_QUEUE = 600.0  # seconds until one worker has a place
+_LONGEST_QUEUE = 600.0  # seconds until the first worker is scheduled
 _NAME_OF_SOCKET = len("/ray/session_2026-12-01_03-20-00_123456_4194304/sockets/plasma_store.10")
 
 
@@ -120,7 +120,7 @@ class _Actors(Crew[Any]):
             runtime_env={"env_vars": {} if gpu else ONE_THREAD},
         )(_Worker)
         self._answers: dict[Any, Any] = {}
-        self._starts: dict[Any, Any] = {}  # of actors that may not have a place yet
+        self._starts: dict[Any, Any] = {}  # of actors that may not be scheduled yet
 
     def start(self, place: int) -> Any:
         actor = self._actor.remote(os.getcwd())
@@ -133,14 +133,14 @@ class _Actors(Crew[Any]):
 
     def wait(self, workers: Sequence[Any]) -> list[tuple[Any, bytes | WorkerLost]]:
         of = {self._answers[worker]: worker for worker in workers}
-        # an actor that has a place answers or is lost; Ray sees to that
+        # Ray reports an actor that was scheduled and does not answer as lost
         ready: list[Any] = []
         while not ready:
             ready, _ = self._ray.wait(list(of), num_returns=1, timeout=_LONGEST_QUEUE)
             starts = [self._starts[worker] for worker in workers]
             if not ready and not self._ray.wait(starts, num_returns=1, timeout=0)[0]:
                 raise InputError(
-                    f"the Ray cluster has had no place for a worker for {_LONGEST_QUEUE / 60:.0f} "
+                    f"the Ray cluster had no free slot for a worker for {_LONGEST_QUEUE / 60:.0f} "
                     "minutes: see in `ray status` what takes its CPUs or GPUs"
                 )
         return [(of[answer], self._receive(of[answer], answer)) for answer in ready]
@@ -170,7 +170,7 @@ class _Worker:
         self._function = Function()
 
     def started(self) -> None:
-        """Answer: this worker has a place."""
+        """Answer, which shows that this worker is scheduled."""
 
     def load(self, make: Make, device: str) -> bytes:
         return self._function.load(lambda: make, device)

@@ -31,18 +31,18 @@ def run_shards(
         make: see `engine.Make`; its function gets (name, item).
         items: by the name of the shard.
         write: called with name and result; returns how many rows they were.
-        retries: how often a shard that failed is tried again, after all others and a pause; one
-            that failed for what it is (`InputError`, but for `ReadError`) is not.
-        label: of the progress bar.
-        num_rows: of each shard, for rows/s; None where they are not known beforehand.
-        give_up: at the first error that is not tried again, which is raised.
+        retries: the number of retries of a failed shard, after all others and a pause; a shard
+            whose content is wrong (`InputError` other than `ReadError`) is not.
+        label: the text of the progress bar.
+        num_rows: the rows of each shard, for rows/s; None if they are not known beforehand.
+        give_up: raise the first error that is not tried again.
 
     Returns:
-        The last error of each shard that never came to an end, by name.
+        The last error of each shard that was never finished, by name.
 
     Raises:
-        InputError: `make` raised it; or, to give up, its function; or a shard has changed since the
-            run began.
+        InputError: `make` raised it, or its function did with `give_up`, or a shard has changed
+            since the run began.
     """
     left, errors = dict(items), dict[str, Exception]()
     total = len(left) if num_rows is None else sum(num_rows[name] for name in left)

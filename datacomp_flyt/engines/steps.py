@@ -33,7 +33,7 @@ from datacomp_flyt.streams import say
 
 _PRELOADED = ("torch", "torchvision", "open_clip", "webdataset", "pandas", "pyarrow.parquet")
 _GRACE = 20.0  # seconds that a step has to remove its temporary files, or the kernel to end it
-_PERCENT = re.compile(r"(\d+)%(?:[|)]| \()")  # of tqdm, of open_clip, of `Progress`
+_PERCENT = re.compile(r"(\d+)%(?:[|)]| \()")  # in logs of tqdm, open_clip and `Progress`
 _STEP = re.compile(r"step (\d+)/(\d+)")
 
 
@@ -160,7 +160,7 @@ def _remembered(path: Path) -> dict[str, Any]:
 
 
 def _run(step: Step, log: Path, cwd: Path, quiet: bool, environment: dict[str, str]) -> None:
-    log.unlink(missing_ok=True)  # it may be a link to a file of somebody else
+    log.unlink(missing_ok=True)  # it may be a link to a file of another user
     log.touch()
     # One process has imported torch, which takes seconds, and each step is a fork of it.
     context = multiprocessing.get_context("forkserver")
@@ -185,7 +185,7 @@ def _run(step: Step, log: Path, cwd: Path, quiet: bool, environment: dict[str, s
 
 
 def _watch(process: BaseProcess, log: Path, name: str, quiet: bool) -> None:
-    """Show the step's own progress, as its log tells it."""
+    """Show the step's progress, as read from its log."""
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"
     bar = Progress(f"  {name}", 100, tenths=True, quiet=quiet, bar_format=form)
     try:

@@ -32,10 +32,10 @@ def map_threads(
 
     Args:
         num_workers: threads; 1 runs in the calling thread.
-        progress: what the work is called where its progress is shown; None to show nothing.
-        unit: what one item is called in the bar.
+        progress: the name of the work for its progress bar; None to show nothing.
+        unit: the name of an item for the bar.
 
-    An item of which storage failed is tried again: see `patient`.
+    An item whose read failed is tried again: see `patient`.
     """
     items = list(items)
     function = patient(function)
@@ -51,7 +51,7 @@ def map_threads(
     try:
         return watched(executor.map(function, items))
     finally:
-        executor.shutdown(cancel_futures=True)  # Ctrl-C waits for no more than has begun
+        executor.shutdown(cancel_futures=True)  # Ctrl-C waits only for items that have begun
 
 
 def patient(function: Callable[[T], R]) -> Callable[[T], R]:

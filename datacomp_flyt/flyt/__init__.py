@@ -16,7 +16,7 @@ _MODULES = {"weight_metagradient": "metagradient", "weighted_clip_loss": "weight
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public function when it is asked for: the modules of this package need torch."""
+    """Import a public function on first access, since the modules of this package need torch."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -35,7 +35,7 @@ def load_checkpoint(directory: Path, settings: dict[str, Any]) -> tuple[int, dic
     """Return the number of steps done and the state; None if there is no checkpoint.
 
     Raises:
-        InputError: it is of a run with other settings, or damaged.
+        InputError: the checkpoint is of a run with other settings, or damaged.
     """
     path = directory / NAME
     if not path.exists():
@@ -47,7 +47,7 @@ def load_checkpoint(directory: Path, settings: dict[str, Any]) -> tuple[int, dic
     try:
         then = json.loads(content["settings"])
         step, state = int(content["step"]), content["state"]
-    except Exception as error:  # of a file of another layout
+    except Exception as error:  # the file has another layout
         raise InputError(
             f"{path} cannot be read ({first_line(error)}): start again in another --output_dir"
         ) from None

@@ -46,12 +46,12 @@ class ShardReader(Generic[T]):
     ) -> None:
         """
         Args:
-            shards: path or address of each tar, and what to take of its samples.
-            rng: draws the shards.
-            skipped: gets the counts of what is left out, by reason.
-            name: what to call the data in messages.
-            needed: usable examples that all shards together must hold.
-            max_bad_share: greatest share of unreadable shards.
+            shards: path or address of each tar, and the part of its samples to use.
+            rng: the generator that draws shards.
+            skipped: a counter of the samples that are left out, by reason.
+            name: the name of the data in messages.
+            needed: the number of usable examples that all shards together must hold.
+            max_bad_share: the greatest share of unreadable shards.
             wanted: the members of an example, for messages.
         """
         self._shards, self._rng, self._skipped, self._name = shards, rng, skipped, name

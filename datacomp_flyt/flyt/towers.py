@@ -39,7 +39,7 @@ def _functional_call(model: nn.Module, params: Mapping[str, Tensor], inputs: Inp
 
 
 def _math_attention() -> AbstractContextManager[None]:
-    """The attention kernel that has a forward-mode rule; PyTorch has named it so since 2.3."""
+    """Use the attention kernel that has a forward-mode rule (named so since PyTorch 2.3)."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     kernel: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)

@@ -63,16 +63,16 @@ def score_features(
         scores_dir: parquet files of `uid` and scores, in sub-folders too; None for none.
         columns: names, in the order that the scoring model has them.
         num_workers: threads.
-        metadata_dir: DataComp metadata, which also says what the pool is; without it, that is
-            every uid in the files that have one of the columns.
+        metadata_dir: DataComp metadata, whose rows are the pool; without it, the pool is every uid
+            in the files that have one of the columns.
         allow_partial: leave out examples that lack one of the scores.
         drop_nonfinite: leave out examples with a score that is NaN, infinite or null.
         progress: print which files columns are read from, and show bars on a terminal.
 
     Raises:
-        InputError: no such folder or column, one twice, one of another type than numbers, a score
-            that is missing or not finite where that is not allowed, a uid with two, a constant
-            column, or no example left.
+        InputError: a folder or column does not exist; a column is named twice, is not numeric or is
+            constant; a uid has two scores; a score is missing or not finite and that is not
+            allowed; or no example is left.
     """
     if metadata_dir is not None:
         pool = read_pool(metadata_dir, num_workers, progress)
@@ -132,7 +132,7 @@ def embedding_features(
         row = 0
         for block in iter_embeddings(shard, arrays):
             rows = positions[row : row + len(block)]
-            inside = rows >= 0  # other rows are no examples of the pool
+            inside = rows >= 0  # rows whose download failed are not in the pool
             bad = np.flatnonzero(inside & np.isnan(block[:, 0]))
             if len(bad) and not drop_nonfinite:
                 raise InputError(

@@ -1,7 +1,7 @@
-"""The one reader of models for all commands: `torch.save` files and .safetensors.
+"""Reads model files (`torch.save` and .safetensors) for all commands.
 
-A file's kind is recognised by its content, whatever its name. Nothing that a file brings along is
-run; what cannot be read is refused in a sentence that says what it is and what to do.
+A file's kind is recognised by its content, whatever its name. No code in a file is ever run; a
+file that cannot be read is refused with a sentence that says what it is and what to do.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Checkpoint:
     """A state dict.
 
     Attributes:
-        tensors: arrays by the model's own names, without wrappers' prefixes.
+        tensors: arrays by the model's own names, without the prefixes of wrappers.
         metadata: text entries of a .safetensors file; None for a torch file, which has none.
     """
 
@@ -66,7 +66,7 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Read the state dict of a checkpoint, bfloat16 as float32.
 
-    See `read_torch_file` for where in a file it may be and which prefixes are removed.
+    See `read_torch_file` for its place in a file and the prefixes that are removed.
 
     Args:
         what: flag and path, for messages.
@@ -88,11 +88,11 @@ def read_checkpoint(
 
 
 def read_content(path: Path, what: str, make: Callable[[Array], Any] = lambda array: array) -> Any:
-    """Read all that a file holds: a tensor, or tensors in dicts, lists and tuples.
+    """Read a file's whole content: a tensor, or tensors in dicts, lists and tuples.
 
     Args:
         what: flag and path, for messages.
-        make: what to put in a tensor's place, from its numbers.
+        make: converts a tensor's array to the object that replaces it.
 
     Raises:
         InputError: see `read_checkpoint`.
@@ -118,7 +118,7 @@ def _refusing(what: str) -> Iterator[None]:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether the file is .safetensors rather than of torch, by its first bytes.
+    """Return whether the file is .safetensors and not of torch, by its first bytes.
 
     Raises:
         TorchFileError: it is neither.
@@ -193,14 +193,14 @@ def _read_safetensors(
         raise
     except SafetensorError as error:
         raise TorchFileError(f"it is damaged ({first_line(error)}): fetch it again") from None
-    except Exception as error:  # types of numbers that NumPy does not have
+    except Exception as error:  # number types that NumPy lacks
         raise TorchFileError(
             f"it holds tensors of a type that is not read ({error!r}): save them as float32"
         ) from None
 
 
 def _bfloat16_of(path: Path) -> dict[str, tuple[int, list[int]]]:
-    """Place and shape of the bfloat16 tensors, which NumPy lacks, in a file that is well formed."""
+    """Offset and shape of the bfloat16 tensors, a type that NumPy lacks, in a well-formed file."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

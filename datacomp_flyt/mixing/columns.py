@@ -17,11 +17,11 @@ from datacomp_flyt.pool.score_table import ScoreTable
 from datacomp_flyt.streams import say
 
 Source = tuple[ScoreTable, str]
-"""A table, and the name that a column has there."""
+"""A table, and the name of a column in that table."""
 
 
 class Columns:
-    """Columns by name. A score table goes before the metadata, where both have a name.
+    """Columns by name. Score tables take precedence over the metadata.
 
     DataComp's metadata holds the CLIP scores that FLYT calls vit-b-32 and vit-l-14: they are
     found under those names too. A table that has a name is read, whatever the type of the column:
@@ -41,13 +41,13 @@ class Columns:
     ) -> None:
         """
         Args:
-            pool: the examples to join to; read from `metadata_dir`, if that is given.
+            pool: the examples to join to, read from `metadata_dir` if that is given.
             metadata_dir: DataComp metadata; None to look in score tables alone.
             scores_dir: parquet files, in sub-folders too; None for none.
             num_workers: threads.
             allow_partial, drop_nonfinite: accept examples without a score, or without a finite one.
-            say: print which files each column is read from.
-            keys: looks up the uids of score tables that have img2dataset's keys in their place.
+            say: print the files that each column is read from.
+            keys: looks up the uids of score tables that have img2dataset's keys instead.
         """
         self._say, self._said = say, set[str]()
         self.pool, self.num_workers = pool, num_workers
@@ -69,16 +69,16 @@ class Columns:
         allow_missing: bool = False,
         otherwise: str = "mix the rest with --allow_missing_scores",
     ) -> list[str]:
-        """Those of `names` that there are.
+        """The columns of `names` that exist.
 
         Args:
             names: published names, or others.
-            allow_missing: do without some of several.
-            otherwise: what a user can do instead of adding one of several missing columns.
+            allow_missing: accept that some of several names do not exist.
+            otherwise: the message's alternative to adding a missing column.
 
         Raises:
-            InputError: one is missing and that is not allowed, or all are; one is no number; or
-                two are the same column.
+            InputError: a column is missing and that is not allowed, or all are missing; a column is
+                not numeric; or two names are the same column.
         """
         check_named_once(names, "the score columns")
         sources = {name: self._locate(name) for name in names}
@@ -127,11 +127,11 @@ class Columns:
             yield next(readers[id(table)])
 
     def each_time(self, names: Sequence[str]) -> Iterable[NDArray[np.floating]]:
-        """The columns, read anew each time that they are iterated over."""
+        """The columns, which every iteration reads again."""
         return _EachTime(self, tuple(names))
 
     def _sources(self, names: Sequence[str]) -> list[Source]:
-        """The source of each column, which is printed the first time that it is read."""
+        """The source of each column, which is printed at the first read."""
         sources = []
         for name in names:
             source = self._locate(name)
@@ -160,7 +160,7 @@ class Columns:
         """The first table that has a column of this name, or of the metadata's name for it.
 
         Raises:
-            InputError: a table that goes before it has a name that differs in spelling only.
+            InputError: a table of higher precedence has a name that differs in spelling only.
         """
         spelled = None
         names = [name, METADATA_COLUMN_OF[name]] if name in METADATA_COLUMN_OF else [name]
@@ -190,7 +190,7 @@ class _EachTime:
 
 
 def check_named_once(names: Sequence[str], flag: str) -> None:
-    """Raise InputError where a name is in a list twice; `flag` says what lists them."""
+    """Raise InputError if a list has a name twice; `flag` is the flag that gives the list."""
     for number, name in enumerate(names):
         if name in names[:number]:
             raise InputError(f"{flag} has {name!r} twice, which would count twice: name it once")

@@ -37,11 +37,11 @@ class FileColumns(Columns):
     ) -> None:
         """
         Args:
-            metadata_dir, scores_dir, num_workers, allow_partial, drop_nonfinite, keys: as of
-                Columns.
-            folder: for the files.
-            engine: of the sorting.
-            available: the images at hand, if rows of others are left out.
+            metadata_dir, scores_dir, num_workers, allow_partial, drop_nonfinite, keys: see
+                `Columns`.
+            folder: the folder for the sorted files.
+            engine: the engine that sorts.
+            available: the list of images; rows without an image are left out.
         """
         shards = open_shards(metadata_dir, "--metadata_dir", num_workers)
         self.in_files = FilePool(shards, available)

@@ -63,15 +63,15 @@ def mix(
 ) -> tuple[NDArray[np.float64], LinearMixingModel]:
     """Scores of all examples, and the model with the statistics that standardised them.
 
-    Statistics are those of the examples that have a score in every column: the others count as if
-    they were not there.
+    Statistics are computed over the examples that have a score in every column; other examples
+    have no influence.
 
     Args:
         model: k columns.
         columns: k arrays [M] in the model's order, taken one at a time; NaN where an example
-            has no score, which makes its mixed score NaN. Iterated over a second time where the
-            model brings no statistics and a later column lacks examples that an earlier one has.
-        num_workers: threads; they do not change the result.
+            has no score, which makes its mixed score NaN. They are iterated over a second time if
+            the model has no statistics and a later column lacks examples that an earlier one has.
+        num_workers: threads; their number does not change the result.
 
     Returns:
         float64 array [M], and a model whose `means` and `stds` are set if it standardises.
@@ -95,7 +95,7 @@ def _mix_once(
     kept: Kept,
     num_workers: int,
 ) -> tuple[NDArray[np.float64], LinearMixingModel] | None:
-    """See `mix`; None if a column after the first leaves out more examples than were known."""
+    """See `mix`; None if a column after the first lacks examples that all before it have."""
     scores: NDArray[np.float64] | None = None
     means, stds = [], []
     complete = True
@@ -106,7 +106,7 @@ def _mix_once(
             if kept.leave_out(values, model.columns[number], num_workers) and number:
                 complete = False
             if not complete:
-                continue  # all that is wanted of the others is whom they leave out
+                continue  # the other columns are only read for the examples that they lack
             mean, std = mean_and_std(kept.rows(values), model.columns[number], num_workers)
         else:
             mean, std = model.means[number], model.stds[number]
@@ -129,10 +129,10 @@ class Kept:
     """The examples [M] that have a score in every column seen so far."""
 
     def __init__(self) -> None:
-        self._mask: NDArray[np.bool_] | None = None  # None for all
+        self._mask: NDArray[np.bool_] | None = None  # None: all
 
     def leave_out(self, values: NDArray[np.floating], column: str, num_workers: int) -> bool:
-        """Leave out the examples without a finite value [M]; whether there are more of them now.
+        """Leave out the examples without a finite value [M]; return whether this left out any.
 
         Raises:
             InputError: no example is left.

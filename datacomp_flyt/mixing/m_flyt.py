@@ -102,7 +102,7 @@ def _from_own(
         )
     except InputError:
         raise
-    except Exception as error:  # JSON and NumPy raise many kinds
+    except Exception as error:  # JSON and NumPy raise errors of many types
         raise InputError(f"{path} is not a mixing model of datacomp_flyt ({error!r})") from None
 
 

@@ -22,16 +22,16 @@ _OUTER_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.")
 _INNER_WRAPPERS = re.compile(
     r"\.(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)"
 )
-_AVERAGED = "n_averaged"  # beside the model in torch's AveragedModel
+_AVERAGED = "n_averaged"  # a counter beside the model in torch's AveragedModel
 
 
 def find_state_dict(content: Any) -> dict[Any, Any]:
     """Return the dict of tensors inside a checkpoint.
 
-    The model's own weights go before their moving average (EMA), where a file has both.
+    If a file has both, the model's own weights are taken and not their moving average (EMA).
 
     Raises:
-        TorchFileError: there is none, or there are several under names that are not usual.
+        TorchFileError: the file holds none, or only several under unusual names.
     """
     if (found := _search(content)) is not None:
         return found
@@ -60,11 +60,11 @@ def _search(content: Any, depth: int = 3) -> dict[Any, Any] | None:
 
 
 def unwrapped_names(names: Iterable[str]) -> dict[str, str]:
-    """Return the model's own name of each tensor, without what wrappers put before and into it.
+    """Return the model's own name of each tensor, without the prefixes of wrappers.
 
     DistributedDataParallel puts `module.` before every name, `torch.compile` `_orig_mod.`, in the
-    order in which they wrap; a compiled part of a model has `_orig_mod` inside its names. What is
-    before a name is removed only where it is before all of them.
+    order in which they wrap; a compiled part of a model has `_orig_mod` inside its names. A prefix
+    is removed only if all names have it.
 
     Raises:
         TorchFileError: only some names have such a prefix, or two tensors would get one name.

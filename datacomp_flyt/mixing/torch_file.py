@@ -2,7 +2,7 @@
 
 It reads the zip format of torch 1.6 and later and the format before it. Selection runs where torch
 is not installed, and a pickle may run any code when it is loaded; see `torch_pickle`. The numbers
-of a tensor are read when they are asked for.
+of a tensor are read on demand.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read_torch_file(
     ...). Names are those of the model without wrappers; see `unwrapped_names`.
 
     Args:
-        wanted: whether to read the tensor of this name; the numbers of others stay on the disk.
+        wanted: whether to read the tensor of this name; other tensors are not read.
 
     Raises:
         TorchFileError: not a file of `torch.save`, one that holds more than data, or one without
@@ -75,7 +75,7 @@ def read_torch_object(path: Path, make: Callable[[Array], Any] = lambda array: a
     """Return a file's whole content: its dicts, lists and tuples, with their tensors read.
 
     Args:
-        make: what to put in a tensor's place, from its numbers; bfloat16 comes as float32.
+        make: converts a tensor's array to the object that replaces it; bfloat16 comes as float32.
 
     Raises:
         TorchFileError: not a file of `torch.save`, or one that holds more than data.
@@ -86,7 +86,7 @@ def read_torch_object(path: Path, make: Callable[[Array], Any] = lambda array: a
 
 
 def from_bfloat16(halves: Array) -> Array:
-    """Return float32 numbers of bfloat16 ones, uint16 here, which are their upper halves."""
+    """Convert bfloat16, given as uint16, to float32: they are the upper halves of float32."""
     words = halves.reshape(-1).astype("<u4") << np.uint32(16)
     return words.view("<f4").reshape(halves.shape)
 
@@ -96,9 +96,9 @@ _ReadStorage = Callable[[Storage], Array]
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, _TensorReader]]:
-    """Yield the content, and what reads its tensors while the file is open.
+    """Yield the content, and a reader of its tensors that works while the file is open.
 
-    Whatever a mangled file makes the code of this module raise becomes a `TorchFileError`.
+    Every error that a damaged file causes in this module becomes a `TorchFileError`.
     """
     try:
         with path.open("rb") as file, contextlib.ExitStack() as stack:
@@ -114,9 +114,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, _TensorReader]]:
     except (TorchFileError, MemoryError):
         raise
     except Exception as error:
-        # zipfile takes a disk's error at the end of the file for a file that is no zip file
+        # zipfile reports a read error at the end of the file as a file that is no zip file
         for cause in (error, error.__context__):
-            # EINVAL is of a place that the file itself names and does not have
+            # EINVAL: the file itself names an offset that it does not have
             if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
                 raise cause from None
         text = str(error) if isinstance(error, zipfile.BadZipFile) else repr(error)
@@ -153,14 +153,14 @@ def _open_zip(archive: zipfile.ZipFile) -> tuple[Any, _ReadStorage]:
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return a member, which torch does not compress: it is no longer than the file."""
+    """Return a member. torch does not compress, so it is no longer than the file."""
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise TorchFileError(f"its {name} is compressed, and torch compresses nothing")
     return archive.read(name)
 
 
 class _Bounded:
-    """A file that is never asked for more than it has: damaged pickles name any length."""
+    """A file that refuses reads beyond its end, since damaged pickles ask for any length."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self.file, self.size = file, size
@@ -204,7 +204,7 @@ def _dtype(storage: Storage) -> str:
 
 
 def _item_size(storage: Storage) -> int:
-    """Return the bytes of a number, also of those that are not read."""
+    """Return the size of a number in bytes, also for types that are not read."""
     if storage.dtype in _DTYPES:
         return np.dtype(_DTYPES[storage.dtype]).itemsize
     return {"complex64": 8, "complex128": 16, "qint32": 4}.get(storage.dtype, 1)
@@ -251,7 +251,7 @@ class _TensorReader:
 
 
 class _Converter:
-    """Puts arrays in the place of tensors; an object that is there twice is converted once."""
+    """Replaces tensors by arrays; an object that occurs twice is converted once."""
 
     def __init__(self, read: _TensorReader, make: Callable[[Array], Any]) -> None:
         self._read, self._make = read, make

@@ -23,18 +23,18 @@ SAVE_THE_STATE_DICT = (
 
 
 class TorchFileError(ValueError):
-    """The file is not of `torch.save`, or holds more than data: one clause says why."""
+    """The file is not of `torch.save`, or holds more than data; the text is one clause."""
 
 
 class Storage(NamedTuple):
-    """A flat block of numbers: the torch name of their type, such as `float32`, and its key."""
+    """A flat block of numbers: the torch name of its type, such as `float32`, and its key."""
 
     dtype: str
     key: str
 
 
 class StoredTensor(NamedTuple):
-    """A strided view of a storage, all in elements."""
+    """A strided view of a storage; offset and strides are in elements."""
 
     storage: Storage
     offset: int
@@ -222,7 +222,7 @@ _STEPS: dict[str, Callable[[_Machine], None]] = {
 
 
 def _key(key: Any) -> Any:
-    """Return a dict's key; one of nested tuples is refused, since its hash may take for ever."""
+    """Return a dict's key. Nested tuples are refused, since hashing them may take forever."""
     parts = key if isinstance(key, tuple) else (key,)
     if not all(isinstance(part, _KEYS) for part in parts):
         raise TorchFileError("it holds a dict with keys that are neither text nor numbers")
@@ -231,7 +231,7 @@ def _key(key: Any) -> Any:
 
 def _known(module: str, name: str) -> _Global:
     """Return the class or function if it is known to hold only data."""
-    # protocol 2, torch's own, has names of Python 2
+    # protocol 2, which torch uses, has names of Python 2
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     full = f"{module}.{name}"
     if (
@@ -283,8 +283,8 @@ def _tensor(
 ) -> StoredTensor | NoPlainTensor:
     """Return the tensor that torch's `_rebuild_tensor*` makes of these arguments.
 
-    `more` are requires_grad, backward hooks, the type if the storage has none, and bits such as
-    `conj` and `neg`, which say that the numbers are to be changed.
+    `more` are requires_grad, backward hooks, the type if the storage has none, and flags such as
+    `conj` and `neg`, which mean that the numbers have to be conjugated or negated.
     """
     if not isinstance(storage, Storage):
         raise TorchFileError("it holds a tensor without a storage")

@@ -40,9 +40,9 @@ def check_data(args: Namespace, trainer: Trainer) -> None:
 
 
 def check_names(urls: Sequence[str]) -> None:
-    """Raise InputError where a file's name would be run as a command, or fetched.
+    """Raise InputError if webdataset would run a file's name as a command, or fetch it.
 
-    webdataset takes what stands before a colon for a scheme, and DataComp's train.py hands on the
+    webdataset takes the text before a colon for a scheme, and DataComp's train.py passes on the
     names of the files that it finds.
     """
     for url in urls:

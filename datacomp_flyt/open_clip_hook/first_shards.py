@@ -29,12 +29,12 @@ def check_first_shards(
     weights: LogWeights | None,
     drops_empty_captions: bool = False,
 ) -> None:
-    """Look for samples to train on, for some that the subset has, and for their weights.
+    """Check that the first shards have usable samples, also of the subset, and their weights.
 
     Args:
         read: the trainer's own function, from tars to samples.
-        urls: of the training data, of which some are looked at from the first to the last.
-        drops_empty_captions: the trainer leaves such samples out.
+        urls: the shards of the training data; some of them are read, spread over the list.
+        drops_empty_captions: whether the trainer leaves out samples with an empty caption.
 
     Raises:
         InputError: no sample can be trained on, the subset has none of them, or weights are
@@ -66,11 +66,11 @@ def check_first_shards(
 
 
 class _Look:
-    """A look into shards.
+    """The samples seen in the first shards.
 
     Attributes:
-        seen: their members.
-        reasons: why samples cannot be trained on, and how many.
+        seen: the members of their samples.
+        reasons: counts of the samples that cannot be trained on, by reason.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class _Look:
         self.seen, self.reasons = Seen(), Counter[str]()
 
     def kept_uids(self, url: str) -> tuple[list[str], bool]:
-        """Some uids of a tar that will be trained on, and whether others could be.
+        """Some uids of a tar that will be trained on, and whether other samples could be.
 
         Raises:
             InputError: its samples are whole but for the uid.

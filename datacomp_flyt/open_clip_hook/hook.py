@@ -55,12 +55,12 @@ class Hook:
     ) -> None:
         """
         Args:
-            trainer: whose functions to take the place of.
-            subset: a uid subset to read; None for all.
-            log_weights: None to leave the loss alone.
+            trainer: the trainer whose functions are replaced.
+            subset: the uid subset to read; None for all examples.
+            log_weights: computes the weights of a batch; None to leave the loss unchanged.
             distinct_in_batch: no pair twice in a batch.
-            shuffle_seed: of the sample shuffle; None for the trainer's own, by the clock.
-            available: a list of the images at hand, to count the subset's draws that have one.
+            shuffle_seed: the seed of the sample shuffle; None for the trainer's, from the clock.
+            available: a list of the images, to count the subset's draws that have an image.
         """
         self.trainer = trainer
         self._shuffle_seed = shuffle_seed
@@ -177,9 +177,10 @@ class Hook:
             host.tarfile_to_samples_nothrow = _refuse_to_read
 
     def _fit_epoch(self, args: Namespace, samples: int | None) -> None:
-        """Set an epoch to the subset's samples in the tars, or else its draws, unless it is given.
+        """Set the length of an epoch, unless the user did, to the subset's samples in the tars.
 
-        The trainer would take the pool's length for the subset's.
+        It is the number of all draws if the samples are not known. The trainer would take the
+        pool's length.
         """
         assert self._subset is not None
         if args.train_num_samples is None:
@@ -235,29 +236,29 @@ def install_hook(
 ) -> Hook:
     """Make open_clip's trainer weigh its examples, read a subset, or both.
 
-    To be called before the trainer's `main()`, in every rank; `Hook.remove` undoes it.
+    Call it in every rank before the trainer's `main()`; `Hook.remove` undoes it.
 
     Args:
         weights: parquet of `uid` and a weight of at least 0, a file or a folder.
         scores: or of `uid` and a score, whose softmax over each batch is the weight.
-        column: which of several columns of numbers.
+        column: the column to read, if there are several numeric ones.
         missing_value: weight or score of examples that the table lacks; None to refuse them.
         scoring_model: or a head of E-FLYT trained on features made from images, which scores each
             batch.
-        extractor_model, extractor_checkpoint: what makes these features; the checkpoint of
-            `flyt.pt` is in it.
+        extractor_model, extractor_checkpoint: the model that makes these features; `flyt.pt`
+            contains its own.
         subset: a uid subset (.npy): only its examples, each as often as it says.
-        available: a list of the images at hand (`datacomp-flyt available`): the subset's draws that
-            have one are counted, and make an epoch.
+        available: a list of the images (`datacomp-flyt available`), by which the subset's draws
+            that have an image are counted; their number is the length of an epoch.
         distinct_in_batch: no pair twice in a contrastive batch.
         model_config: a JSON file whose stem the trainer's `--model` may then name.
         shuffle_seed: decides the sample shuffle and, in loader processes, the crops: two runs see
             the same batches, and a resumed one those that it would have seen.
-        allow_unknown_version: of open_clip.
+        allow_unknown_version: accept an unknown version of open_clip.
 
     Raises:
-        InputError: nothing to do, two kinds of weights, files that are not right, or no trainer
-            that the hook knows.
+        InputError: no argument asks for a change, there are two kinds of weights, a file is not
+            right, or the hook does not know the installed trainer.
     """
     kinds = {"--weights": weights, "--scores": scores, "--scoring_model": scoring_model}
     given = [flag for flag, value in kinds.items() if value is not None]

@@ -202,7 +202,7 @@ def _read(
 
 
 def _column(table: ScoreTable, column: str | None) -> str:
-    """The column asked for, or the only one of numbers."""
+    """The name of the requested column, or of the only numeric one."""
     if column is None and len(table.columns) == 1:
         return table.columns[0]
     if column is None or column not in table:

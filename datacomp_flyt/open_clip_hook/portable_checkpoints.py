@@ -1,4 +1,4 @@
-"""Keeps what a hooked script saves readable in environments with older NumPy and Python.
+"""Keeps the checkpoints of a hooked script readable with older NumPy and Python.
 
 DataComp's `evaluate.py` runs with NumPy 1.23 and Python 3.10. It cannot unpickle a NumPy scalar
 that NumPy 2 has saved (`No module named 'numpy._core'`), such as the learning rate in checkpoints
@@ -26,7 +26,7 @@ _PATHS: tuple[type, ...] = (
 
 @contextlib.contextmanager
 def portable_checkpoints() -> Iterator[None]:
-    """Let `torch.save` save no NumPy scalars, and pickle paths as Python 3.12 does."""
+    """Make `torch.save` convert NumPy scalars to numbers, and pickle paths as Python 3.12 does."""
     save, modules = torch.save, [kind.__module__ for kind in _PATHS]
 
     def save_plain(obj: Any, *args: Any, **named: Any) -> Any:
@@ -44,9 +44,9 @@ def portable_checkpoints() -> Iterator[None]:
 
 
 def without_numpy_scalars(value: Any) -> Any:
-    """The value with the NumPy scalars of its dicts, lists and tuples as Python's own.
+    """The value with the NumPy scalars in its dicts, lists and tuples as Python numbers.
 
-    What holds none is returned itself, not copied: a state dict's tensors, and its attributes.
+    A part without such scalars is returned uncopied, so a state dict keeps its attributes.
     """
     if isinstance(value, _SCALARS):
         return value.item()

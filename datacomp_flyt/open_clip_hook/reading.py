@@ -48,7 +48,7 @@ def usable_uid(sample: Sample) -> str:
 
 
 def check_whole(sample: Sample, drops_empty_captions: bool) -> None:
-    """Raise Skip where the trainer will leave a sample out for what it lacks."""
+    """Raise Skip if a sample lacks a part, so that the trainer will leave it out."""
     stored_image(sample)
     if not caption(sample).strip() and drops_empty_captions:
         raise Skip(NO_CAPTION)
@@ -69,13 +69,13 @@ def _trained_on(sample: Sample) -> Sample:
 
 
 class _Watch:
-    """A look at each shard for a sample that is trained on: without any, the trainer would wait.
+    """Stops a loader whose shards have no usable sample; the trainer would wait forever.
 
     Attributes:
-        found: there was one in this pass.
-        without: shards in a row that had none.
-        lacking: whole samples in them that the subset lacks.
-        seen, reasons: what else was in them, and why it cannot be trained on.
+        found: whether this pass had a usable sample.
+        without: the number of successive shards without a usable sample.
+        lacking: the number of whole samples in them that the subset lacks.
+        seen, reasons: their members, and why their samples cannot be trained on.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class _Watch:
     def shards(
         self, src: Iterable[Any], nothing: Callable[[str, _Watch], InputError]
     ) -> Iterator[Any]:
-        """The same shards. Raises what `nothing` makes after too many in a row."""
+        """Yield the shards; raise the error that `nothing` makes after too many in a row."""
         for source in src:
             if self.without == _MOST_WITHOUT:
                 raise nothing(f"the last {_MOST_WITHOUT:,} shards", self)
@@ -105,7 +105,7 @@ class _Watch:
             self.skip(sample, NO_CAPTION)
 
     def look(self, sample: Sample, drops_empty_captions: bool) -> None:
-        """Decode a sample as the trainer will, the first of a shard that can be."""
+        """Decode a sample as the trainer will; note a usable one, and count any other."""
         try:
             check_whole(sample, drops_empty_captions)
             decode(stored_image(sample), lambda image: None)

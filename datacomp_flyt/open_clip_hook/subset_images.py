@@ -15,12 +15,12 @@ from datacomp_flyt.pool.tables_beside import count_in_tables
 def count_images(
     subset: SubsetCounts, urls: Sequence[str], available: Available | None, log: bool
 ) -> int | None:
-    """The samples that the training tars have for a subset; None where that is not known.
+    """The number of samples of a subset in the training tars; None if it is not known.
 
     Args:
         subset: the subset.
         urls: the training tars.
-        available: the images at hand; None to look into the tables beside all of the tars.
+        available: the list of images; None to use the tables beside the tars.
         log: write the numbers of draws to the log.
 
     Raises:

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 
 def is_kind(name: str, kind: pa.DataType) -> bool:
-    """`pyarrow.types.is_NAME(kind)`; False where this pyarrow does not know such types yet."""
+    """`pyarrow.types.is_NAME(kind)`; False if this pyarrow does not have such types."""
     test = getattr(pa.types, f"is_{name}", None)
     return bool(test is not None and test(kind))
 
@@ -20,9 +20,9 @@ def value_type(kind: pa.DataType) -> pa.DataType:
 
 
 def plain_array(array: pa.Array) -> pa.Array:
-    """The same values without an encoding: decoded, of the storage type, and in one buffer.
+    """The same values decoded, of the storage type, and in one buffer.
 
-    An array that is plain already is returned as it is.
+    An array that is already plain is returned unchanged.
     """
     if pa.types.is_dictionary(array.type):
         return plain_array(array.dictionary).take(array.indices)

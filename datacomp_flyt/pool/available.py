@@ -24,18 +24,18 @@ from datacomp_flyt.pool.uid_search import argsort_hashes
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 
 _BLOCK = 1 << 22  # uids checked at once
-_HEAPS = 1 << 16  # ranges of uids whose ends are known beforehand
+_HEAPS = 1 << 16  # ranges of uids whose ends are computed once
 _MAKE = "make one with `datacomp-flyt available TARS --save_path FILE`"
 
 
 @dataclass(frozen=True)
 class Available:
-    """uids that have an image.
+    """The uids that have an image.
 
     Attributes:
         name: the flag and its value, for messages.
         uids: `u8,u8` array [n], n >= 1, sorted, no uid twice; mapped from a file if it has a path.
-        path: the file; None for a list in memory.
+        path: the path of the file; None for a list in memory.
         version: the version of the file when it was opened.
     """
 
@@ -54,11 +54,11 @@ class Available:
         return len(self.uids)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # of a file, a worker opens the same one instead of being sent its content
+        # a worker opens the same file instead of receiving its content
         return _reopen, (self.name, None if self.path else self.uids, self.path, self.version)
 
     def contains(self, uids: NDArray[np.void]) -> NDArray[np.bool_]:
-        """Whether each of these uids [m], in any order, has an image."""
+        """Return whether each of these uids [m], in any order, has an image."""
         order = argsort_hashes(uids["f0"])  # neighbours in the list are read together
         high, low = uids["f0"].take(order), uids["f1"].take(order)
         heaps = (high >> np.uint64(48)).astype(np.int64)
@@ -77,7 +77,7 @@ class Available:
         first: NDArray[np.int64],
         end: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """For each pair, the row between `first` and `end` of the first uid that is not below it.
+        """For each pair, the row of the first uid >= the pair, between `first` and `end`.
 
         `numpy.searchsorted` would copy a whole half of the list, which may be larger than memory.
         """
@@ -90,13 +90,13 @@ class Available:
         return first
 
     def identity(self) -> list[Any]:
-        """What tells the list from others, as JSON: its file, or a hash of its uids."""
+        """The identity of the list as JSON: its file and version, or a hash of its uids."""
         if self.path is not None and self.version is not None:
             return [os.path.abspath(self.path), *self.version]
         return [hashlib.sha256(np.ascontiguousarray(self.uids).data).hexdigest()]
 
     def in_file(self, path: Path) -> Available:
-        """The same list in a file: `path`, unless it is in one."""
+        """The same list in a file, which is `path` if the list is in memory."""
         if self.path is not None:
             return self
         with atomic_write(path) as file:
@@ -105,7 +105,7 @@ class Available:
         return Available(self.name, uids, str(path), version_of(LocalFileSystem(), str(path)))
 
     def check_unchanged(self) -> None:
-        """Raise InputError if the file is another one by now."""
+        """Raise InputError if the file has changed since it was opened."""
         if self.path is not None and self.version is not None:
             check_unchanged(LocalFileSystem(), {self.path: self.version})
 
@@ -123,7 +123,7 @@ def _reopen(
 
 @functools.lru_cache(1)
 def _opened(name: str, path: str, version: Version | None) -> Available:
-    """A list in a file, opened once in a worker, which is sent it with each item."""
+    """A list in a file. A worker receives it with each item and opens it once."""
     return Available(name, _map(path, name), path, version)
 
 
@@ -131,7 +131,7 @@ def read_available(path: str, flag: str = "--available") -> Available:
     """Open a list of `datacomp-flyt available`.
 
     Raises:
-        InputError: it is not there or no such list.
+        InputError: the file does not exist or is no such list.
     """
     name = f"{flag} {path}"
     local = local_path(path)
@@ -179,31 +179,29 @@ def add_available_arguments(add: Any) -> None:
     """Add `--available` and `--shards_dir`.
 
     Args:
-        add: `add_argument` of a parser.
+        add: a parser's `add_argument`.
     """
     add(
         "--available",
         metavar="FILE",
-        help="the examples whose image you have: a list of `datacomp-flyt available`",
+        help="list of the images that you have, made by `datacomp-flyt available`",
     )
     add(
         "--shards_dir",
         metavar="TARS",
-        help="or the tars themselves, from which the list is made in memory: a folder, a pattern "
+        help="the tars themselves, from which the list is made in memory: a folder, a pattern "
         "with braces, or what webdataset opens",
     )
 
 
 def available_of(args: argparse.Namespace) -> Available | None:
-    """The list that `--available` or `--shards_dir` stands for; None where neither is given.
+    """The list that `--available` or `--shards_dir` names; None if neither is given.
 
     Raises:
         InputError: both are given; or see `read_available` and `list_images`.
     """
     if args.available is not None and args.shards_dir is not None:
-        raise InputError(
-            "--available and --shards_dir both say which images there are: leave one out"
-        )
+        raise InputError("--available and --shards_dir both list the images: leave one out")
     if args.available is not None:
         return read_available(args.available)
     if args.shards_dir is not None:

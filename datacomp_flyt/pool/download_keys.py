@@ -1,6 +1,6 @@
-"""The uids of img2dataset's keys, from the tables beside the tars of one download.
+"""Looks up uids by img2dataset's keys, in the tables beside the tars of one download.
 
-A key numbers the samples of a download, so it means something only beside the tars of that one.
+A key is the number of a sample within a download, so it is unique only there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class DownloadKeys:
     """Looks up uids by key; the tables are read once, when they are needed.
 
     Attributes:
-        shards_dir: the tars, as of `list_shards`.
+        shards_dir: the tars, as `list_shards` takes them.
         num_workers: threads.
     """
 
@@ -49,7 +49,7 @@ class DownloadKeys:
         """Read the tables.
 
         Raises:
-            InputError: they cannot be read, have no keys, or have a key twice.
+            InputError: a table cannot be read, none has keys, or a key occurs twice.
         """
         _ = self._table
 
@@ -57,7 +57,7 @@ class DownloadKeys:
         """The uids [n] of some keys.
 
         Raises:
-            InvalidUid: a value is null, or no key that the tables have.
+            InvalidUid: a value is null, or is not a key of the tables.
         """
         high, low, uids = self._table
         rows = find_uids(high, low, _packed(keys))
@@ -113,9 +113,9 @@ def _read(path: str) -> tuple[NDArray[np.void], NDArray[np.void]]:
 
 
 def _packed(keys: pa.Array) -> NDArray[np.void]:
-    """Keys in 16 bytes each, as `u8,u8` array [n] that sorts as they do.
+    """Keys packed into 16 bytes each, as a `u8,u8` array [n] of the same order.
 
-    Values that are no text, empty or longer are 0: no key of img2dataset is.
+    Values that are not text, are empty or are longer become 0, which is no key of img2dataset.
     """
     packed = np.zeros(len(keys), UID_DTYPE)
     if not is_text(keys.type) or not len(keys):

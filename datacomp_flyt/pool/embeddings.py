@@ -66,7 +66,7 @@ def iter_embeddings(
         block_rows: rows of each block but the last.
         normalize: give each array's part of a row length 1, whatever it was stored with (float16
             rounds, and some tools do not normalise).
-        counts: gets the numbers of rows that are `UNUSABLE`, of `OTHER_LENGTH` or `NOT_IN_POOL`.
+        counts: a counter of the rows that are `UNUSABLE`, of `OTHER_LENGTH` or `NOT_IN_POOL`.
 
     Yields:
         float32 [n, sum of widths], a new array each time. A row that has no direction, since a
@@ -74,8 +74,8 @@ def iter_embeddings(
         download failed, which is no example of the pool.
 
     Raises:
-        InputError: see `embedding_widths`; or the file turns out to be damaged, or, when all is
-            read, to be another one than when the metadata were opened.
+        InputError: see `embedding_widths`; or the file is damaged, or has changed since the
+            metadata were opened.
     """
     path = npz_path(shard)
     in_pool = shard.rows_in_pool()

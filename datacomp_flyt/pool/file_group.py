@@ -23,12 +23,12 @@ class Group:
     """Files, and columns that are in all of them.
 
     Attributes:
-        name: what to call the files in messages: their flag and folder.
+        name: the name of the files in messages: their flag and folder.
         shards: the files.
         columns: dtypes by name.
-        is_pool: they are the metadata, beside which npz files may be; rows whose download failed
-            are left out.
-        available: the images at hand, if rows of the pool without one are left out too.
+        is_pool: whether the files are the metadata, which may have npz files beside them. Rows
+            whose download failed are then left out.
+        available: the list of images, if rows without an image are left out too.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Group:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all files together, those that are left out too."""
+        """The number of rows of all files, including those that are left out."""
         return sum(shard.num_rows for shard in self.shards)
 
     def parts(self, rows: int) -> Iterator[Group]:
@@ -55,7 +55,7 @@ class Group:
             yield replace(self, shards=tuple(part))
 
     def batches(self) -> Iterator[Rows]:
-        """All rows but those that are left out, some at a time.
+        """All rows except those that are left out, some at a time.
 
         Raises:
             InputError: a value is no uid, or a number that no float64 equals; a file is damaged; or
@@ -77,7 +77,7 @@ class Group:
     def _rows(
         self, shard: ParquetShard
     ) -> Iterator[tuple[NDArray[np.void], pa.RecordBatch, NDArray[np.bool_] | None]]:
-        """Rows of a file, some at a time, and which of them are not left out; None for all."""
+        """Rows of a file, some at a time, with a mask of the rows to keep; None keeps all."""
         if not self.is_pool:
             for uids, batch in shard.rows_with_uids(tuple(self.columns)):
                 yield uids, batch, None

@@ -57,13 +57,13 @@ def list_folder(
 ) -> Folder:
     """The files of a folder that have one of some endings, in whatever case.
 
-    Links are followed. What is passed over, see `listing`, is said once.
+    Links are followed. The number of files that are passed over (see `listing`) is printed once.
 
     Args:
-        directory: a local or cloud path: only what begins with `scheme://` is given to fsspec.
+        directory: a local or cloud path; only a name that begins with `scheme://` goes to fsspec.
         flag: the flag that named it, for messages.
         recursive: look into sub-folders too.
-        needed: endings of which there must be a file.
+        needed: endings that at least one file must have.
 
     Raises:
         InputError: no such folder, one that cannot be listed, or none of the files needed.

@@ -1,6 +1,7 @@
-"""The journal of `datacomp-flyt available`: shards that were read, so that a killed run goes on.
+"""The journal of `datacomp-flyt available`, by which a killed run resumes.
 
-It is a first line, and then for each shard a line of JSON, padded to 16 bytes, and the sorted uids.
+The file has a first line and then, for each shard, a line of JSON, padded to 16 bytes, and the
+sorted uids.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class Tar:
 
     Attributes:
         path: the path of the tar.
-        version: the versions of the tar and its table; None where they are not known.
-        num_images: images with a uid.
-        failed, unusable, opened: as of `TarUids`.
+        version: the versions of the tar and its table; None if they are not known.
+        num_images: the number of images with a uid.
+        failed, unusable, opened: see `TarUids`.
     """
 
     path: str
@@ -45,14 +46,14 @@ class Tar:
 
 
 class Journal:
-    """The file that notes the shards that have been read.
+    """The file of notes on the shards that have been read.
 
     Attributes:
         path: the path of the file.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read what an earlier run noted, up to a record that it did not end.
+        """Read the notes of an earlier run, up to a record that is incomplete.
 
         Raises:
             InputError: the file cannot be written, or is no journal.
@@ -71,12 +72,12 @@ class Journal:
             file.truncate(end)
 
     def find(self, path: str, version: list[Any] | None) -> Tar | None:
-        """The note of a shard, unless it has changed since."""
+        """The note of a shard; None if there is none, or the shard has changed since."""
         tar, _ = self._known.get(path, (None, 0))
         return tar if tar and version is not None and tar.version == version else None
 
     def append(self, tar: Tar, uids: NDArray[np.void]) -> None:
-        """Note a shard. Raises InputError where the disk is full."""
+        """Note a shard. Raises InputError if the disk is full."""
         line = json.dumps([asdict(tar), zlib.crc32(uids.tobytes())]).encode()
         line += b" " * (-(len(line) + 1) % _PAD) + b"\n"
         with self._lock, self._written(), self.path.open("ab") as file:
@@ -102,7 +103,7 @@ class Journal:
 
 
 def _read_record(file: Any) -> tuple[Tar, int] | None:
-    """The next shard of a journal and where its uids start; None where no whole one follows."""
+    """The next shard of a journal and the offset of its uids; None if no whole one follows."""
     line = file.readline()
     try:
         entry, crc = json.loads(line)

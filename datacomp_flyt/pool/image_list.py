@@ -1,4 +1,4 @@
-"""Making the list of the images in tar shards: their sorted uids, from each shard once."""
+"""Makes the list of the images in tar shards: their sorted uids, without repeats."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Images:
     Attributes:
         tars: the shards.
         uids: the uids of each, sorted.
-        unreadable: what is wrong with a shard, by path; its images before that count.
-        repeated: a uid that is there more than once.
-        num_repeated: how many such there are; both are known once all have been merged.
+        unreadable: the problem of each damaged shard, by path; images before the damage are listed.
+        repeated: a uid that occurs more than once.
+        num_repeated: the number of such uids. Both attributes are set by `merged`.
     """
 
     tars: list[Tar] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Images:
     num_repeated: int = 0
 
     def merged(self, rows_at_once: int = _ROWS) -> Iterator[NDArray[np.void]]:
-        """All uids in order, each once, about so many at a time."""
+        """All uids in order, each once, in blocks of about `rows_at_once`."""
         num_slices = -(-sum(map(len, self.uids)) // rows_at_once)
         starts = (np.arange(1, num_slices) * (2.0**64 / max(num_slices, 1))).astype(np.uint64)
         cuts = [
@@ -72,7 +72,7 @@ class Images:
             yield uids[np.concatenate([[True], ~again])] if len(uids) else uids
 
     def check_readable(self, way_out: str) -> None:
-        """Raise InputError if a shard could not be used."""
+        """Raise InputError if a shard is damaged or missing."""
         if self.unreadable:
             path, problem = next(iter(sorted(self.unreadable.items())))
             number = len(self.unreadable)
@@ -116,7 +116,7 @@ def read_images(shards: Sequence[str], num_workers: int, journal: Journal | None
     Args:
         shards: paths, or what webdataset opens.
         num_workers: threads for tables, processes for tars.
-        journal: notes what is read; shards that it knows and that have not changed are not read.
+        journal: gets a note on each shard; shards that it has and that are unchanged are not read.
     """
     with needs_extra("train"):
         from datacomp_flyt.pool.tar_shards import is_stream
@@ -168,10 +168,10 @@ def read_images(shards: Sequence[str], num_workers: int, journal: Journal | None
 
 
 def _read_tars(paths: Sequence[str], num_workers: int, keep: Callable[[str, TarUids], int]) -> None:
-    """Give the uids of each tar, read from the tar itself, to `keep`."""
+    """Read the uids from each tar itself and pass them to `keep`."""
     if not paths:
         return
-    if min(num_workers, len(paths)) == 1:  # no process is started for one worker
+    if min(num_workers, len(paths)) == 1:  # one worker needs no process of its own
         map_threads(lambda path: keep(path, read_uids_of_tar(path)), paths, 1, "reading tars")
         return
     with ProcessEngine(min(num_workers, len(paths)), "cpu") as engine:
@@ -199,10 +199,10 @@ def sorted_uids(uids: NDArray[np.void]) -> NDArray[np.void]:
 
 
 def write_list(path: Path, images: Images) -> int:
-    """Write a list as `numpy.save` would, a part at a time; the number of its images.
+    """Write a list as `numpy.save` would, in blocks; return the number of images.
 
     Raises:
-        InputError: the disk is full; or there is no image.
+        InputError: the disk is full, or there is no image.
     """
     number = 0
     with atomic_write(path) as file:
@@ -216,7 +216,7 @@ def write_list(path: Path, images: Images) -> int:
                 "that img2dataset or DataComp's download_upstream.py wrote"
             )
         file.seek(0)
-        file.write(_header(number))  # as long as the first one
+        file.write(_header(number))  # as long as the first header
     return number
 
 
@@ -229,7 +229,7 @@ def _header(number: int) -> bytes:
 
 
 def available_in(shards_dir: str, flag: str, num_workers: int) -> Available:
-    """The list of the images in tar shards, made in memory; facts on them go to stdout.
+    """Make the list of the images in tar shards in memory, and print facts on them.
 
     Raises:
         InputError: see `list_shards`; a shard cannot be read; or there is no image.
@@ -239,8 +239,8 @@ def available_in(shards_dir: str, flag: str, num_workers: int) -> Available:
     name = f"{flag} {shards_dir}"
     images = read_images(list_shards(shards_dir, flag), num_workers)
     images.check_readable(
-        "list what there is (`datacomp-flyt available --allow_unreadable`) and give that list as "
-        "--available"
+        "list the readable images (`datacomp-flyt available --allow_unreadable`) and give that "
+        "list as --available"
     )
     uids = np.concatenate([np.empty(0, UID_DTYPE), *images.merged()])
     for fact in images.describe():
@@ -252,7 +252,7 @@ def available_in(shards_dir: str, flag: str, num_workers: int) -> Available:
 
 
 def _version(path: str) -> list[Any] | None:
-    """The versions of a tar and its table as JSON has them; None where they are not known."""
+    """The versions of a tar and its table as JSON; None if they are not known."""
     versions = []
     for name in (path, table_beside(path)):
         with contextlib.suppress(OSError, ValueError):

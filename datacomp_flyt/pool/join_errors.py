@@ -34,10 +34,10 @@ def missing(
     Args:
         table: the flag and the folder.
         column: the score that they lack.
-        number: how many they are.
+        number: the number of such examples.
         pool_size: examples of the pool.
-        uid: one of them.
-        images_known: the pool has no example without an image.
+        uid: the uid of one of them.
+        images_known: whether examples without an image have been left out of the pool.
     """
     ways = ["score them", "leave them out with --allow_partial_scores"]
     if not images_known:

@@ -1,7 +1,7 @@
-"""Which files of a folder are data: one walk for tables, npz and tars, local or in a cloud.
+"""Lists the data files of a folder: tables, npz and tars, local or in a cloud.
 
-What other tools leave in a folder (hidden files, names with a leading `_`, pipes and devices) is
-passed over and counted, so that a listing that leaves something out says so.
+Other files (hidden ones, names with a leading `_`, pipes and devices) are passed over and counted,
+so that a message can report them.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ SUB_FOLDER = "a sub-folder, which is not looked into"
 
 _ADDRESS = re.compile(r"(?:\w+::)*[A-Za-z][\w+.-]*://")
 _LOCAL = ("file://", "local://")
-# notes, locks and temporary files of this program, which every folder that it writes may hold
+# notes, locks and temporary files of this program, which are not worth a message
 _OURS = re.compile(r"[._]settings\.json|_passes|\..*lock|\..*\.datacomp_flyt\.tmp", re.DOTALL)
 
 
 def local_path(where: str) -> str | None:
-    """The local path that a flag names; None for the address of something in a cloud.
+    """The local path that a flag names; None for a cloud address.
 
-    Only what begins with `scheme://` is an address: any other name is one of a file, even where
-    `::`, `file:` or `pipe:` is in it.
+    Only a name that begins with `scheme://` is an address. Any other name is a file's, even if it
+    contains `::`, `file:` or `pipe:`.
     """
     for scheme in _LOCAL:
         if where.startswith(scheme):
@@ -57,24 +57,24 @@ def find_place(where: str) -> tuple[Any, str]:
 
 
 def is_folder(fs: Any, path: str) -> bool:
-    """Whether a path is a folder, or a link to one."""
+    """Return whether a path is a folder, or a link to one."""
     return os.path.isdir(path) if isinstance(fs, LocalFileSystem) else bool(fs.isdir(path))
 
 
 def has_ending(path: str, endings: str | tuple[str, ...]) -> bool:
-    """Whether a name ends so, in whatever case."""
+    """Return whether a name has one of the endings, in any case."""
     return path.lower().endswith(endings)
 
 
 class PassedOver:
-    """Counts of what a listing leaves out, by reason, with an example of each."""
+    """Counts of the files that a listing passes over, by reason, with an example of each."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
 
     def add(self, reason: str, name: str) -> None:
-        """Count one more."""
+        """Count a file."""
         self._counts[reason] += 1
         self._examples.setdefault(reason, name)
 
@@ -89,7 +89,7 @@ class PassedOver:
         return f"{sum(self._counts.values()):,}: {text}"
 
     def keeps(self, name: str, endings: tuple[str, ...]) -> bool:
-        """Whether a file of this name is data; where it only looks so, it is counted."""
+        """Return whether a file of this name is data; a similar name is counted as passed over."""
         if name.startswith((".", "_")):
             if not _OURS.fullmatch(name):
                 self.add(HIDDEN, name)
@@ -108,13 +108,13 @@ def list_local(
 
     Raises:
         OSError: a folder cannot be listed.
-        InputError: a link that leads nowhere and is named like data, but for an npz, which who
-            reads it will miss; or a folder named like a file where sub-folders are not looked into.
+        InputError: a link that is named like data leads nowhere (npz excepted, since its reader
+            reports it); or a folder is named like a file and sub-folders are not read.
     """
     found: list[str] = []
     visited: set[tuple[int, int]] = set()
     folders, links = deque([root]), deque[str]()
-    while folders or links:  # real folders first: what is linked to as well keeps its own path
+    while folders or links:  # real folders first, which keep their own paths
         folder = (folders or links).popleft()
         state = os.stat(folder)
         if (state.st_dev, state.st_ino) in visited:
@@ -146,9 +146,9 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _mode(entry: os.DirEntry[str], endings: tuple[str, ...]) -> int | None:
-    """What kind of file it is, or its link leads to; None where that is nowhere."""
+    """The type of a file, or of the target of a link; None if the target does not exist."""
     try:
-        if entry.is_file(follow_symlinks=False):  # known from the listing, without a question each
+        if entry.is_file(follow_symlinks=False):  # known without a stat call
             return stat.S_IFREG
         return entry.stat().st_mode
     except OSError as error:
@@ -176,10 +176,10 @@ def _pass_folder(path: str, name: str, endings: tuple[str, ...], passed_over: Pa
 def list_cloud(
     fs: Any, root: str, endings: tuple[str, ...], recursive: bool, passed_over: PassedOver
 ) -> dict[str, Mapping[str, Any]]:
-    """What a filesystem says of the data files of a folder, by path, sorted.
+    """The filesystem's entries for the data files of a folder, by path, sorted.
 
     Raises:
-        InputError: a folder named like a file where sub-folders are not looked into.
+        InputError: a folder is named like a file and sub-folders are not read.
     """
     if recursive:
         found: Mapping[Any, Any] = fs.find(root, detail=True)
@@ -188,7 +188,7 @@ def list_cloud(
     kept = {}
     for path, info in sorted((str(path), info) for path, info in found.items()):
         names = path.rstrip("/")[len(root.rstrip("/")) + 1 :].split("/")
-        if not names[-1]:  # the folder's own mark
+        if not names[-1]:  # the placeholder object of the folder itself
             continue
         hidden = next((name for name in names[:-1] if name.startswith((".", "_"))), None)
         if hidden is not None:
@@ -207,7 +207,7 @@ _SAID: set[str] = set()
 
 
 def say_passed_over(what: str, passed_over: PassedOver) -> None:
-    """Print what a listing left out, once in a process."""
+    """Print the files that a listing passed over, once in a process."""
     line = f"{what}: passed over {passed_over}"
     if passed_over and line not in _SAID:
         _SAID.add(line)

@@ -216,9 +216,9 @@ def _hash(folder: Folder, path: str, version: Version) -> File:
 
 
 def _read_journal(path: Path) -> dict[str, tuple[Version, File]]:
-    """What an earlier command noted, by path, less a last line that it did not end.
+    """The notes of an earlier command, by path, without an incomplete last line.
 
-    Notes of older releases lack the inode, so what they say is read again.
+    Notes of older releases lack the inode, so their files are read again.
     """
     known: dict[str, tuple[Version, File]] = {}
     if not path.exists():

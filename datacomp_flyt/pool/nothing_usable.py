@@ -1,4 +1,4 @@
-"""The error that says that tars hold no sample that can be used: what was seen, what is wanted."""
+"""The error for tars without a usable sample. It lists the members seen and those needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMED = 8  # extensions in a sentence
 
 
 class Seen:
-    """The members of tars, for the sentence that says that none of their samples can be used."""
+    """Counts the members of tars, for the error that no sample can be used."""
 
     def __init__(self) -> None:
         self.members = 0
@@ -53,14 +53,14 @@ def nothing_usable(
     wanted: str = PAIR,
     way_out: str = "mend the tars or download them again",
 ) -> NothingUsable:
-    """The error that says so.
+    """Make the error for tars without a usable sample.
 
     Args:
-        clause: which tars have no sample that can be used.
+        clause: the clause that names the tars.
         seen: their members.
-        reasons: why samples were left out, and how many.
-        wanted: the members of a sample.
-        way_out: what to do.
+        reasons: counts of the samples that were left out, by reason.
+        wanted: the members that a sample needs.
+        way_out: the advice at the end of the message.
     """
     why = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items() if count)
     return NothingUsable(

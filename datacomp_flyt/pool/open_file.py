@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from datacomp_flyt.errors import ChangedError, InputError, ReadError, unreadable
 from datacomp_flyt.errors import first_line as first_line
 
-# of filesystems that may give a file another inode number while it stays the same file
+# filesystems that may give an unchanged file another inode number
 _RENUMBERING = ("fuse", "cifs", "smb3", "9p", "vfat", "exfat", "msdos", "ntfs")
 
 
@@ -27,9 +27,9 @@ class Version(NamedTuple):
 
     Attributes:
         size: bytes.
-        mark: time of the last change of a local file; of others the etag, or what else their
-            filesystem says that changes with the content.
-        changed, inode: of a local file, the time of the last change of its inode, which nobody can
+        mark: time of the last change of a local file; of a cloud file its etag, or another value of
+            its filesystem that changes with the content.
+        changed, inode: for a local file, the time of the last change of its inode, which cannot be
             set, and the inode's number. A file of the same size and time that takes its place
             differs in one of them. So does a copy, and a file whose permissions changed, so
             notes that later runs compare leave both out.
@@ -42,7 +42,7 @@ class Version(NamedTuple):
 
     @property
     def content(self) -> tuple[int, str]:
-        """The part that a copy with its time kept shares."""
+        """The part of a version that a copy with preserved times shares."""
         return self.size, self.mark
 
 
@@ -52,7 +52,7 @@ def local_version(state: os.stat_result) -> Version:
 
 
 def is_same(path: str, one: Version, other: Version) -> bool:
-    """Whether two versions of a file are the same."""
+    """Return whether two versions of a file are the same."""
     return one == other or (one[:3] == other[:3] and _may_renumber(path))
 
 
@@ -68,7 +68,7 @@ def _may_renumber(path: str) -> bool:
 
 
 def has_changed(path: str) -> ChangedError:
-    """The error of a file that is not what it was when a run began."""
+    """The error for a file that has changed since a run began."""
     return ChangedError(
         f"{path} has changed since this run began to read: nothing may change what a run reads, so "
         "run it again"
@@ -76,15 +76,15 @@ def has_changed(path: str) -> ChangedError:
 
 
 def open_file(fs: Any, path: str, version: Version | None = None) -> io.BufferedIOBase:
-    """A file of which every read gives as many bytes as were asked for, up to its end.
+    """A file whose reads return the requested number of bytes, except at its end.
 
     Args:
-        version: the version that was noted. The open file itself is compared with it: by now its
-            name may mean another file.
+        version: the version noted before. The open file is compared with it, since the name may
+            now belong to another file.
 
     Raises:
-        OSError: it cannot be opened; of a read, before its end nothing came.
-        InputError: a local file that is not of that version.
+        OSError: the file cannot be opened, or a read returns nothing before the end.
+        InputError: the local file has another version.
     """
     if not isinstance(fs, LocalFileSystem):
         return _Whole(fs.open(path, "rb"))
@@ -96,17 +96,17 @@ def open_file(fs: Any, path: str, version: Version | None = None) -> io.Buffered
 
 
 def open_local(path: str) -> io.BufferedReader:
-    """A local file to be read, whatever its name looks like.
+    """Open a local file for reading; its name is taken literally.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: the file cannot be opened, or is not a regular file.
     """
     check_regular(path)
     return open(path, "rb")
 
 
 def check_regular(path: str) -> None:
-    """Raise OSError for a folder, a pipe or a device, which might wait for ever if opened."""
+    """Raise OSError for a folder, a pipe or a device, since opening it might wait forever."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file", path)
 

@@ -1,8 +1,7 @@
-"""Output files: checked before any work, written beside their final names, renamed when whole.
+"""Checks output paths before any work, and writes output files atomically.
 
-A temporary file is called `.NAME.<16 hexadecimal digits>.datacomp_flyt.tmp`, which no other program
-makes, and is locked while it is written. Only files of such names that no process writes are
-removed.
+A temporary file is called `.NAME.<16 hexadecimal digits>.datacomp_flyt.tmp`, a name that no other
+program uses, and is locked while it is written. Only unlocked files of such names are removed.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.open_file import open_local
 
 _SUFFIX = ".datacomp_flyt.tmp"
-_LONGEST = 100  # bytes of a name that a temporary name repeats: some filesystems take 143 in all
+_LONGEST = 100  # bytes of NAME in a temporary name: some filesystems allow 143 in all
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # not on Windows
 
 
 def check_save_path(path: str | Path, flag: str) -> Path:
-    """The path as a local one whose folder exists and can be written; made where it is missing.
+    """Return the path as a local one; its folder is made if missing, and can be written.
 
     Raises:
         InputError: a cloud path, a folder, a device, a link that leads to no file, or a place that
@@ -81,10 +80,10 @@ def check_notes_path(path: Path, *begins: bytes) -> Path:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside `path` that takes its place, whole and synced, when the block ends well.
+    """Open a temporary file that replaces `path`, synced, if the block ends without an error.
 
-    A link stays: the file that it leads to is replaced. The new file has the permissions of the one
-    that it replaces, and its owner where the process may set that.
+    If `path` is a link, the file that it leads to is replaced. The new file has the permissions of
+    the one that it replaces, and its owner if the process may set it.
 
     Raises:
         InputError: the disk is full, or the place cannot be written.
@@ -102,7 +101,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         os.replace(name, target)
         name = None
     except Exception as error:
-        # torch.save cannot end its file either, and raises that
+        # torch.save then fails to close its file, and raises that error
         first = error if isinstance(error, OSError | InputError) else error.__context__
         if not isinstance(first, OSError):
             raise
@@ -114,10 +113,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def create_temporary(path: Path, mode: int = 0o666) -> tuple[int, str]:
-    """Make a file beside `path`, under a name of its own; its open handle, and its path.
+    """Make a temporary file beside `path`; return its descriptor and path.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the file cannot be made.
     """
     name = path.with_name(f".{_stem(path)}.{secrets.token_hex(8)}{_SUFFIX}")
     handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY | _NOFOLLOW, mode)
@@ -139,7 +138,7 @@ def remove_unfinished(path: Path) -> None:
 
 
 def _remove_unless_written(path: Path) -> None:
-    """Remove a temporary file unless a process has it locked, or nobody can know."""
+    """Remove a temporary file if locks work here and no process has it locked."""
     for access in (os.O_RDWR, os.O_RDONLY):  # NFS locks only what is open for writing
         with contextlib.suppress(OSError):
             handle = os.open(path, access | _NOFOLLOW)
@@ -152,7 +151,7 @@ def _remove_unless_written(path: Path) -> None:
 
 
 def _stem(path: Path) -> str:
-    """What a temporary name repeats of a file's name."""
+    """The part of a file's name that its temporary name repeats."""
     name = os.fsencode(path.name)
     return path.name if len(name) <= _LONGEST else hashlib.sha256(name).hexdigest()[:32]
 
@@ -161,7 +160,7 @@ def _target(path: Path) -> tuple[Path, os.stat_result | None]:
     """The file that an output path leads to, and its state if it exists.
 
     Raises:
-        InputError: it is no regular file, or cannot be looked at.
+        InputError: the target is no regular file, or its state cannot be read.
     """
     target = Path(os.path.realpath(path))
     try:
@@ -189,7 +188,7 @@ def _target(path: Path) -> tuple[Path, os.stat_result | None]:
 
 
 def _may_replace(folder: Path, there: os.stat_result) -> bool:
-    """Whether the sticky bit of a folder lets this process replace a file in it."""
+    """Return whether the sticky bit of a folder lets this process replace a file in it."""
     of = os.stat(folder)
     owners = (0, there.st_uid, of.st_uid)
     return not of.st_mode & stat.S_ISVTX or not hasattr(os, "geteuid") or os.geteuid() in owners

@@ -1,7 +1,7 @@
 """The check that no output of a command replaces one of its inputs or becomes one.
 
-Paths are compared as files are: by device and inode where both exist, so that links, hard links,
-bind mounts and names that differ in case are found, else by their resolved names.
+Existing files are compared by device and inode, which finds links, hard links, bind mounts and
+names that differ in case; other paths are compared by their resolved names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FOLDERS: dict[str, tuple[tuple[str, ...], bool]] = {
     "shards": ((".tar", ".parquet"), False),
 }
 _OTHERS = (".parquet", ".npz", ".tar"), True
-_FILES = {"run_dir": ("mix.npy", "finished.json")}  # that a command reads in a folder, by name
+_FILES = {"run_dir": ("mix.npy", "finished.json")}  # single files that a command reads in a folder
 _NO_PATHS = {
     "arch", "argv", "arrays", "column", "command", "device", "engine", "fraction_of", "name",
     "preset", "sampling", "scale", "score", "score_columns", "scorer", "source",
@@ -45,10 +45,10 @@ class Output:
     Attributes:
         flag: the flag that names it.
         path: the file, or the folder.
-        files: of a folder, names of files that are written in it, such as `*.parquet`.
-        whole: the folder belongs to this command alone.
-        column: the score column that a parquet file holds: it may be put among score tables that
-            lack the column.
+        files: if the path is a folder, patterns of the files written in it, such as `*.parquet`.
+        whole: whether the folder belongs to this command alone.
+        column: the score column of a parquet file, which may be written among score tables that
+            lack this column.
     """
 
     flag: str
@@ -104,7 +104,7 @@ def watch_inputs(flags: Mapping[str, Any]) -> Callable[[], None]:
     """Note the versions of the single files that flags name.
 
     Returns:
-        a function that raises InputError if one of them is another one by now.
+        a function that raises InputError if one of these files has changed.
     """
     fs = LocalFileSystem()
     files = [one.path for one in _inputs(flags, ()) if one.path.is_file()]
@@ -135,7 +135,7 @@ def _paths(word: str | Path) -> Iterator[tuple[Path, bool]]:
     """
     word = local_path(str(word)) or ""
     for text in {word, word.partition("=")[2], word.rpartition(":")[2]} - {""}:
-        with contextlib.suppress(OSError, ValueError):  # no path at all
+        with contextlib.suppress(OSError, ValueError):  # the word is no valid path
             path, deep = Path(text), False
             if not path.exists() and (pattern := _PATTERN.search(text)):
                 path = Path(os.path.dirname(text[: pattern.start()]))
@@ -186,17 +186,17 @@ def _check_file(output: Output, path: Path, one: _Input) -> None:
 def _listed(one: _Input) -> list[str]:
     try:
         return list_local(str(one.path), one.endings, one.recursive, PassedOver())
-    except (OSError, InputError):  # the command that reads the folder says so
+    except (OSError, InputError):  # the command that reads the folder reports this
         return []
 
 
 def _names(path: Path) -> set[Path]:
-    """A path, and what it leads to."""
+    """A path and, if it is a link, its target."""
     return {Path(os.path.abspath(path)), Path(os.path.realpath(path))}
 
 
 def _lies_among(path: Path, one: _Input) -> bool:
-    """Whether a file of this path would be listed among the files of an input folder."""
+    """Return whether a file of this path would be listed among the files of an input folder."""
     if not PassedOver().keeps(path.name, one.endings):
         return False
     for folder in path.parents:

@@ -28,7 +28,7 @@ KEY = "key"
 """The column of img2dataset's tables that numbers the samples of a download."""
 
 STATUS, SUCCESS = "status", "success"
-"""The column of img2dataset's tables that tells how a row was downloaded, and its value if well."""
+"""The column of img2dataset's tables with the result of a download, and its value for success."""
 
 _PARQUET = ("parquet", "download or write it again")
 _BATCH = 1 << 18  # rows read at once
@@ -43,11 +43,11 @@ class ParquetShard:
     """One parquet file.
 
     Attributes:
-        fs, path: where it is.
-        num_rows: of it.
+        fs, path: the file's filesystem and path.
+        num_rows: the number of rows.
         types: Arrow type of each column.
-        versions: of the file, and of the npz beside it where there is one, when it was opened.
-        keys: looks up the uids of a file that has img2dataset's keys in their place.
+        versions: the versions, at opening, of the file and of the npz beside it, if there is one.
+        keys: looks up the uids of a file that has img2dataset's keys instead.
     """
 
     fs: Any
@@ -103,12 +103,12 @@ class ParquetShard:
     def pool_rows(
         self, columns: Sequence[str] = ()
     ) -> Iterator[tuple[NDArray[np.void], pa.RecordBatch, NDArray[np.bool_] | None]]:
-        """The same of a metadata file, and which of the rows are examples of the pool.
+        """See `rows_with_uids`; also yields a mask of the rows that are in the pool.
 
-        Those of img2dataset's own tables whose download failed are not; None stands for all rows.
+        Rows of img2dataset's tables whose download failed are not. None keeps all rows.
 
         Raises:
-            InputError: as of `rows_with_uids`; or the column `status` does not hold text.
+            InputError: see `rows_with_uids`; or the column `status` does not hold text.
         """
         status = (STATUS,) if STATUS in self.types else ()
         self._check_status()
@@ -117,7 +117,7 @@ class ParquetShard:
             yield uids, batch, there
 
     def rows_in_pool(self) -> NDArray[np.bool_] | None:
-        """Which rows [num_rows] of a metadata file are examples of the pool; None for all."""
+        """A mask [num_rows] of the rows of a metadata file that are in the pool; None keeps all."""
         if STATUS not in self.types:
             return None
         self._check_status()
@@ -159,7 +159,7 @@ class ParquetShard:
 
 
 def succeeded(status: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Whether img2dataset could download the image of each row [n]; not where it says nothing.
+    """Return whether img2dataset downloaded the image of each row [n]; a null counts as a failure.
 
     Raises:
         TypeError: the column does not hold text.
@@ -172,7 +172,7 @@ def succeeded(status: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether values of an Arrow type are text."""
+    """Return whether values of an Arrow type are text."""
     kinds = ("string", "large_string", "string_view")
     return any(is_kind(name, value_type(kind)) for name in kinds)
 

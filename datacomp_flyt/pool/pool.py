@@ -28,11 +28,11 @@ class Pool:
     """A pool's examples in the order of their uids, whatever the order of its files.
 
     Attributes:
-        high, low: the halves of all uids, two uint64 arrays [M]: sorted as pairs, no pair twice.
-            Apart they are searched and sorted with no copy.
+        high, low: the halves of all uids, two uint64 arrays [M], sorted as pairs without repeats.
+            Separate halves are searched and sorted without a copy.
         shards: the metadata files.
         positions: for each file, the index of each of its rows; -1 for rows that are left out.
-        available: the images at hand, if rows without one are left out.
+        available: the list of images, if rows without an image are left out.
     """
 
     high: NDArray[np.uint64]
@@ -95,10 +95,10 @@ def read_pool(
 ) -> Pool:
     """Read the uids of a DataComp metadata folder (parquet, each with or without an npz).
 
-    Rows whose download failed, by img2dataset's `status`, are left out; stdout gets their number.
+    Rows whose download failed, by img2dataset's `status`, are left out; their number is printed.
 
     Args:
-        available: the images at hand: rows of others are left out too.
+        available: the list of images; rows without an image are left out too.
 
     Raises:
         InputError: see `open_shards`; a value that is no uid; a uid twice in the pool; an npz with
@@ -111,7 +111,7 @@ def read_pool(
     kept = np.ones(len(high), np.bool_)
 
     def read(number: int) -> None:
-        """Put the uids of a file into the first of the file's rows."""
+        """Write a file's uids to the front of the rows that belong to the file."""
         shard = shards[number]
         check_npz(shard)
         begin = row = end = ends[number] - shard.num_rows
@@ -153,7 +153,7 @@ def read_pool(
 def in_pool(
     uids: NDArray[np.void], there: NDArray[np.bool_] | None, available: Available | None
 ) -> NDArray[np.bool_] | None:
-    """Which rows of a metadata file are in the pool, given which were downloaded; None for all."""
+    """A mask of a metadata file's rows in the pool, given those downloaded; None keeps all."""
     if available is not None:
         at_hand = available.contains(uids)
         there = at_hand if there is None else there & at_hand
@@ -163,7 +163,7 @@ def in_pool(
 def _closed_up(
     values: NDArray[np.uint64], ends: NDArray[np.signedinteger], sizes: NDArray[np.signedinteger]
 ) -> NDArray[np.uint64]:
-    """The first `sizes` of the values of each file, one file after the other, in the same array."""
+    """Move the first `sizes` values of each file together, within the same array."""
     begins = np.concatenate([[0], ends[:-1]])
     row = 0
     for begin, size in zip(begins.tolist(), sizes.tolist(), strict=True):
@@ -181,8 +181,8 @@ def describe_left_out(
     Args:
         name: the flag and the folder of the metadata.
         shards: its files.
-        num_kept: how many rows are in the pool.
-        available: the images at hand, if rows of others are left out.
+        num_kept: the number of rows in the pool.
+        available: the list of images, if rows without an image are left out.
 
     Raises:
         InputError: no row is in the pool.

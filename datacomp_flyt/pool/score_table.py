@@ -44,7 +44,7 @@ class ScoreTable:
                 self._shards_of[column] = (*self._shards_of.get(column, ()), number)
 
     def __contains__(self, column: object) -> bool:
-        """Whether a file has a column of this name, whatever its type."""
+        """Return whether a file has a column of this name, whatever its type."""
         return column in self._shards_of
 
     def similar(self, name: str) -> str | None:
@@ -66,7 +66,7 @@ class ScoreTable:
         ]
 
     def describe(self, column: str, name: str) -> str:
-        """A line that says which files a column is read from; `name` is what the user calls it."""
+        """A line on the files that a column is read from; `name` is the user's name for it."""
         number = len(self._shards_of[column])
         return (
             f"column {name!r} from {self.name}"
@@ -97,14 +97,14 @@ class ScoreTable:
 
         Args:
             columns: names of columns that the table has.
-            pool: whose examples to join to; rows of other examples are ignored.
+            pool: the pool to join to; rows of other examples are ignored.
             num_workers: threads.
             allow_partial: accept examples without a score.
             drop_nonfinite: accept scores that are NaN, infinite or null.
 
         Raises:
-            InputError: columns that are no numbers, examples without a score or with two,
-                non-finite scores, unreadable files.
+            InputError: a column is not numeric, an example has no score or two, a score is not
+                finite, or a file cannot be read.
         """
         columns = list(columns)
         for column in columns:
@@ -199,10 +199,10 @@ class ScoreTable:
 
 
 def column_dtype(shards: Iterable[ParquetShard], column: str) -> np.dtype[Any]:
-    """float32 where all files have a column in that or less, else float64.
+    """float32 if that holds the column of every file, else float64.
 
     Raises:
-        InputError: the column is no number in one of the files.
+        InputError: the column is not numeric in one of the files.
     """
     shards = list(shards)
     for shard in shards:

@@ -12,11 +12,11 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.arrow_types import plain_array, value_type
 
 _EXACT = 2**53  # float64 holds every integer up to it
-_EXACT_POWERS = 22  # and every power of ten up to this one
+_EXACT_POWERS = 22  # float64 also holds every power of ten up to this one
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether values of an Arrow type can be scores: integers, floats, decimals, or all null."""
+    """Return whether an Arrow type can hold scores: integers, floats, decimals, or all null."""
     kind = value_type(kind)
     types = pa.types
     return bool(
@@ -28,7 +28,7 @@ def is_number(kind: pa.DataType) -> bool:
 
 
 def fits_float32(kind: pa.DataType) -> bool:
-    """Whether float32 holds every value of the type: float16, float32, or all null."""
+    """Return whether float32 holds every value of the type: float16, float32, or all null."""
     return value_type(kind) in (pa.float16(), pa.float32(), pa.null())
 
 
@@ -73,7 +73,7 @@ def to_float32(values: NDArray[np.floating], name: str) -> NDArray[np.float32]:
     """The nearest float32 of each value [n].
 
     Args:
-        name: what to call the values in messages.
+        name: the name of the values in messages.
 
     Raises:
         InputError: a finite value is too large for float32.
@@ -90,7 +90,7 @@ def to_float32(values: NDArray[np.floating], name: str) -> NDArray[np.float32]:
 
 
 def _is_rounded(integers: NDArray[np.integer], values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether each of the values [n], made of the integers [n], is another number."""
+    """Return whether each of the values [n] differs from the integer [n] that it was made of."""
     if integers.itemsize < 8 or not (np.abs(values) >= _EXACT).any():
         return np.zeros(len(values), np.bool_)
     too_large = values >= float(np.iinfo(integers.dtype).max)  # rounded up to 2^63 or 2^64

@@ -17,18 +17,18 @@ def by_name(paths: Iterable[str], flag: str) -> dict[str, str]:
     """Paths by the names of their shards.
 
     Args:
-        flag: what named the paths, for the message.
+        flag: the flag that named the paths, for the message.
 
     Raises:
-        InputError: two shards have one name, and so would what is made of them; or a name is that
-            of a hidden file.
+        InputError: two shards have one name, so their results would too; or a name is that of a
+            hidden file.
     """
     named: dict[str, str] = {}
     for path in paths:
         if shard_name(path).startswith((".", "_")):
             raise InputError(
-                f"{flag} has a shard called {shard_name(path)!r}: what is made of it would be "
-                "passed over as hidden, so rename it"
+                f"{flag} has a shard called {shard_name(path)!r}: its results would be passed "
+                "over as hidden files, so rename it"
             )
         other = named.setdefault(shard_name(path), path)
         if other != path:
@@ -40,5 +40,5 @@ def by_name(paths: Iterable[str], flag: str) -> dict[str, str]:
 
 
 def resolved(place: str) -> str:
-    """A local path in full, so that it means the same from any folder; addresses as they are."""
+    """The absolute path of a local file, so that it is valid in any folder; addresses unchanged."""
     return place if "://" in place else os.path.abspath(place)

@@ -22,7 +22,7 @@ from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 if TYPE_CHECKING:  # it writes files as subsets are written
     from datacomp_flyt.pool.available import Available
 
-_BLOCK = 1 << 20  # examples, or entries written, at once
+_BLOCK = 1 << 20  # examples, or entries, handled at once
 
 
 def write_subset(
@@ -86,17 +86,17 @@ def check_subset(
     num_samples: int | None = None,
     available: Available | None = None,
 ) -> SubsetReport:
-    """Would the resharder and the leaderboard take this subset?
+    """Check whether the resharder and the leaderboard would accept a subset.
 
     Args:
         path: the .npy file.
         pool_uids: sorted uids of the pool [M]; None to leave membership unchecked.
-        num_samples: samples that the scale's training sees, and the size of its pool; None to leave
-            out what follows from it.
-        available: the images at hand; None to leave unchecked which draws have one.
+        num_samples: the samples that the scale's training sees, which is also the size of its pool;
+            None to leave out the checks that need it.
+        available: the list of images; None to leave it unchecked whether draws have an image.
 
     Raises:
-        InputError: the file is not there or not a .npy array.
+        InputError: the file does not exist or is not a .npy array.
     """
     return _check(_open(path), pool_uids, num_samples, available)
 
@@ -170,7 +170,7 @@ def _check_images(
     repeats: NDArray[np.integer],
     available: Available,
 ) -> None:
-    """Add how many draws and examples have no image."""
+    """Add the numbers of draws and examples without an image."""
     gone = ~available.contains(uids)
     examples, draws = int(np.count_nonzero(gone)), int(repeats[gone].sum(dtype=np.int64))
     if not examples:

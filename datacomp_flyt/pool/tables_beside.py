@@ -23,16 +23,16 @@ def count_in_tables(
     num_workers: int,
     progress: str | None = None,
 ) -> list[NDArray[np.int64]] | None:
-    """How many images of each uid some tars have, by the tables beside them.
+    """Count the images of each uid in some tars, by the tables beside them.
 
     Args:
         tars: paths, or what webdataset opens.
         wanted: lists of uids to look for.
         num_workers: threads.
-        progress: text of a progress bar; None for none.
+        progress: the text of the progress bar; None for no bar.
 
     Returns:
-        int64 array [n] for each list; None where the table of a tar is missing or cannot be used.
+        int64 array [n] for each list; None if the table of a tar is missing or cannot be used.
     """
     if not all(os.path.isfile(table_beside(tar)) for tar in tars):
         return None

@@ -139,10 +139,10 @@ def read_tar(shard: str, seen: Seen | None = None) -> Generator[Sample, None, No
 
     Args:
         shard: the path of a local file, or a `Stream`, which webdataset opens.
-        seen: gets its members.
+        seen: a counter of the tar's members.
 
     Raises:
-        UnreadableShard: after the samples that could be read.
+        UnreadableShard: the tar is damaged; raised after the samples that could be read.
     """
     try:
         stream, finished = _Watched(open_tar(shard)), False
@@ -168,9 +168,9 @@ def open_tar(shard: str) -> Any:
 
 
 def _samples(members: Iterator[dict[str, Any]], seen: Seen) -> Iterator[Sample]:
-    """Neighbours of one key as samples; one begins, too, where an extension comes again.
+    """Group adjacent members of one key into samples; a repeated extension begins a new sample.
 
-    webdataset's `group_by_keys` gives up there, open_clip's `group_by_keys_nothrow` does not.
+    webdataset's `group_by_keys` raises an error there, open_clip's own function does not.
     """
     sample: Any = None
     for member in members:

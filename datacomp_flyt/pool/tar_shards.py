@@ -21,8 +21,8 @@ _MAGIC = frozenset("*?[")
 class Stream(str):
     """An address or a command as a user typed it, which webdataset opens.
 
-    A shard that is any other string is the path of a local file, whatever it looks like: names of
-    files come from elsewhere, and none of them may run a command.
+    Any other string is the path of a local file, whatever characters it has: file names come from
+    elsewhere, and none of them may run a command.
     """
 
 
@@ -32,16 +32,16 @@ def list_shards(where: str, flag: str, commands: bool = False) -> list[str]:
     Args:
         where: a folder with .tar files; one file; a pattern of such with braces, as in
             `data/{00000000..00012895}.tar`, or with *, ? and [...]; or an address with `://`, with
-            braces too. What exists under exactly this name is meant, pattern or not.
-        flag: the flag that said so, for messages.
-        commands: also take `pipe:` and a command, whose output is a tar.
+            braces too. A name that exists is taken literally, even if it looks like a pattern.
+        flag: the flag that named them, for messages.
+        commands: also accept `pipe:` and a command, whose output is a tar.
 
     Returns:
         paths of local files; addresses and commands are `Stream`s.
 
     Raises:
-        InputError: no tar there, or a pattern with a brace too many. Files of a pattern may be
-            missing as long as one is there: they count as unreadable shards later.
+        InputError: there is no tar, or the braces of a pattern do not match. If a pattern has some
+            existing files, its missing files count as unreadable shards later.
     """
     local = local_path(where)
     if local is None:
@@ -57,7 +57,7 @@ def list_shards(where: str, flag: str, commands: bool = False) -> list[str]:
 
 
 def is_stream(shard: str) -> bool:
-    """Whether webdataset fetches a shard of `list_shards`: an address, or a command."""
+    """Return whether webdataset fetches a shard of `list_shards`: an address, or a command."""
     return isinstance(shard, Stream)
 
 
@@ -65,7 +65,7 @@ def tars_in(folder: str, flag: str, needed: bool = False) -> list[str]:
     """Paths of the .tar files of a local folder, sorted by name.
 
     Raises:
-        InputError: it cannot be listed; or it holds none and one is needed.
+        InputError: the folder cannot be listed; or it holds none and one is needed.
     """
     found = list_folder(folder, flag, (".tar",), needed=(".tar",) if needed else ())
     return [os.path.join(folder, found.name(path)) for path in found.versions]
@@ -77,7 +77,7 @@ def _streams(where: str, flag: str, commands: bool) -> list[str]:
             f"{flag} {where} is no file, and only --train_data of `datacomp-flyt train` runs a "
             "command: give files"
         )
-    # webdataset puts an address between quotes into a command
+    # webdataset puts an address, in quotes, into a shell command
     if "'" in where and not where.startswith(_COMMAND):
         raise InputError(f"{flag} {where} has a quote in it: write %27 in an address")
     return [Stream(name) for name in _alternatives(where, where, flag)]
@@ -116,9 +116,9 @@ def _files_of_pattern(where: str, flag: str) -> list[str]:
 
 
 def _existing_part(pattern: str) -> tuple[str, str]:
-    """The folders that a pattern begins with and that exist under just these names; and the rest.
+    """Split a pattern into its leading folders that exist literally, and the rest.
 
-    Their names may have braces and brackets in them.
+    The names of these folders may contain braces and brackets.
     """
     names = pattern.split("/")
     number = len(names) - 1
@@ -151,7 +151,7 @@ def _matches(base: str, names: list[str], passed_over: PassedOver) -> list[str]:
 
 
 def _keeps(path: str, flag: str, passed_over: PassedOver) -> bool:
-    """Whether a path of a pattern is a file, or may become one; pipes and devices are counted."""
+    """Return whether a path of a pattern is a file, or missing; pipes and devices are counted."""
     if os.path.isdir(path):
         raise InputError(f"{flag} names {path}, which is a folder: give folders one at a time")
     if os.path.exists(path) and not os.path.isfile(path):

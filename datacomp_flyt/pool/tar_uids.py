@@ -20,7 +20,7 @@ from datacomp_flyt.pool.parquet import succeeded
 from datacomp_flyt.pool.uids import decode_uids
 
 _UID = re.compile("[0-9a-fA-F]{32}")
-_BLOCK = 512  # bytes: tars are made of such, and a whole one ends with an empty one
+_BLOCK = 512  # bytes of a tar's blocks; a complete tar ends with an empty block
 
 
 class TarUids(NamedTuple):
@@ -28,11 +28,11 @@ class TarUids(NamedTuple):
 
     Attributes:
         uids: `u8,u8` array [n], in the order of the samples.
-        opened: the tar itself was read.
-        failed: rows of the table whose image could not be downloaded.
-        unusable: samples without an image or without a uid.
-        invalid: the first value that stands in the place of a uid and is none.
-        problem: what is wrong with the tar; the uids are then those before that.
+        opened: whether the tar itself was read.
+        failed: the number of rows of the table whose download failed.
+        unusable: the number of samples without an image or without a uid.
+        invalid: the first value of a uid that is not valid.
+        problem: the damage of the tar, if any; the uids are then those before the damage.
     """
 
     uids: NDArray[np.void]
@@ -49,7 +49,7 @@ def table_beside(tar: str) -> str:
 
 
 def uids_of_tar(tar: str, with_image: bool = True) -> TarUids:
-    """The uids in a tar: of the table beside it, if it has one that can be used, else of the tar.
+    """The uids in a tar, from the table beside it if that can be used, else from the tar.
 
     Args:
         tar: a path, or what webdataset opens.
@@ -59,10 +59,10 @@ def uids_of_tar(tar: str, with_image: bool = True) -> TarUids:
 
 
 def uids_of_table(tar: str) -> TarUids | None:
-    """The uids of the images in a tar, of its table; None where that does not tell.
+    """The uids of the images in a tar, from its table; None if the table cannot be used.
 
-    A table without a `status` column lists the rows that are in the tar. A tar that does not end
-    as tars do has lost samples that its table lists.
+    A table without a `status` column lists the rows that are in the tar. A tar without an end
+    marker has lost samples that its table lists, so the tar itself is read.
     """
     table = table_beside(tar)
     if not os.path.isfile(table) or not os.path.isfile(tar) or not _ends_as_tars_do(tar):
@@ -85,13 +85,13 @@ def uids_of_table(tar: str) -> TarUids | None:
             failed=int(np.count_nonzero(~there)),
             unusable=len(uids) - len(named),
         )
-    except Exception:  # Arrow raises a dozen kinds of damaged files; the tar says the same
+    except Exception:  # Arrow raises errors of many types; the tar has the same uids
         return None
 
 
 def read_uids_of_tar(tar: str, with_image: bool = True) -> TarUids:
     """The uids in a tar, from the tar itself. See `uids_of_tar`."""
-    with needs_extra("train"):  # webdataset, which tables do without
+    with needs_extra("train"):  # imports webdataset, which tables do not need
         from datacomp_flyt.pool.tar_samples import (
             Skip,
             UnreadableShard,

@@ -40,7 +40,7 @@ class InvalidUid(ValueError):
 
 
 def holds_uids(kind: pa.DataType) -> bool:
-    """Whether values of an Arrow type can be uids: text, or bytes of a length that fits."""
+    """Return whether values of an Arrow type can be uids: text, or bytes of a length that fits."""
     kind = value_type(kind)
     if isinstance(kind, pa.BaseExtensionType):
         return holds_uids(kind.storage_type)
@@ -54,7 +54,7 @@ def decode_uids(column: pa.Array | pa.ChunkedArray) -> NDArray[np.void]:
     """uids of an Arrow column as a `u8,u8` array [n].
 
     Args:
-        column: of a type for which `holds_uids` holds. 16 bytes are a uid as `bytes.fromhex` makes
+        column: an array of a type that `holds_uids`. 16 bytes are a uid as `bytes.fromhex` makes
             it; strings, and 32 bytes, are its hexadecimal characters.
 
     Raises:
@@ -126,7 +126,7 @@ def _decode_chunk(chunk: pa.Array, uids: NDArray[np.void]) -> None:
 
 
 def _content(chunk: pa.Array) -> tuple[NDArray[np.uint8], int, NDArray[np.intp]]:
-    """The bytes of all values in a row, the wanted length of each, and the rows of another one."""
+    """The bytes of all values, the expected length of each, and the rows of another length."""
     kind = chunk.type
     if pa.types.is_fixed_size_binary(kind):
         width = kind.byte_width
@@ -140,7 +140,7 @@ def _content(chunk: pa.Array) -> tuple[NDArray[np.uint8], int, NDArray[np.intp]]
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     width = 32 if is_text or (lengths == 32).any() else 16
     wrong = np.flatnonzero(lengths != width)
-    empty = characters is None  # of nulls and empty values alone
+    empty = characters is None  # all values are null or empty
     content = np.empty(0, np.uint8) if empty else np.frombuffer(characters, np.uint8)
     return content[offsets[0] : offsets[-1]], width, wrong
 

@@ -83,9 +83,9 @@ def find_candidates(
     """The examples of at most `max_tars` tars.
 
     Args:
-        tars: of `list_shards`.
+        tars: shards, as `list_shards` returns them.
         seed: chooses the tars by their names, whatever their order.
-        flag: what named them, for the message.
+        flag: the flag that named them, for the message.
 
     Raises:
         InputError: none of the chosen tars can be read, or none has an example with a uid.
@@ -96,7 +96,7 @@ def find_candidates(
 
     chosen = sorted(sorted(tars, key=lot)[:max_tars])
     found = map_threads(
-        lambda tar: uids_of_tar(tar, with_image=False),  # a missing one is shown as such
+        lambda tar: uids_of_tar(tar, with_image=False),  # a missing picture is shown as missing
         chosen,
         num_workers,
         "finding pictures",
@@ -149,7 +149,7 @@ def read_pictures(
     """Thumbnails and captions of some candidates, and the tars that were opened for them.
 
     Raises:
-        InputError: none has a picture.
+        InputError: no candidate has a picture.
     """
     numbers = np.unique(wanted)
     names = encode_uids(candidates.uids[numbers]).to_pylist()

@@ -66,13 +66,13 @@ def read_scores(
 
     Args:
         args: `metadata_dir`, `scores_dir`, `score` and `num_workers` of the flags.
-        sample: whose examples.
+        sample: the sample of examples.
         names: columns to show.
-        model: the mixing model, if one was given; columns of its that are not there are left out.
-        keys: looks up the uids of score tables that have img2dataset's keys in their place.
+        model: the mixing model, if one was given; its columns that do not exist are left out.
+        keys: looks up the uids of score tables that have img2dataset's keys instead.
 
     Raises:
-        InputError: a column is not there, or has no finite value, or two for an example.
+        InputError: a column does not exist, has no finite value, or has two for an example.
     """
     places = (args.metadata_dir, args.scores_dir, args.num_workers)
     columns = Columns(sample.pool, *places, True, True, keys=keys)

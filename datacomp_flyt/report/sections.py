@@ -31,7 +31,7 @@ def summary(
     """Numbers on each selection, counted over all of it.
 
     Args:
-        with_image: draws of each selection that have an image; None where that is not known.
+        with_image: the number of each selection's draws that have an image; None if not known.
     """
     size = sample.rule.pool_size
     return {

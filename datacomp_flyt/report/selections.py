@@ -107,12 +107,12 @@ def draws_with_image(
     tars: Sequence[str] | None,
     num_workers: int,
 ) -> list[int] | None:
-    """How many draws of each selection have an image; None where that is not known.
+    """Count the draws of each selection that have an image; None if that is not known.
 
     Args:
         selections: the selections.
-        available: a list of the images at hand.
-        tars: or the tars, which tell if there is a table of img2dataset beside each.
+        available: the list of images, if given.
+        tars: otherwise the tars, which are used if each has a table of img2dataset beside it.
         num_workers: threads.
     """
     if available is not None:

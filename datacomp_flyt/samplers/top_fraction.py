@@ -33,7 +33,7 @@ def top_fraction_counts(
         fraction: in (0, 1].
         keep_ties: DataComp's rule instead (`clip_score`): the threshold is the score at rank n,
             counted from 0, and everything at least as high is kept: n + 1 examples or more.
-        pool_size: what the fraction is taken of, where there were more examples than these M.
+        pool_size: the number that the fraction is taken of, if it is not M.
 
     Returns:
         int32 array [M] of 0 and 1.

@@ -91,7 +91,7 @@ def _arrays(metadata: Mapping[str, str], path: Path) -> tuple[str, ...]:
         ):
             raise TypeError(f"arrays {arrays!r}")
         return tuple(arrays)
-    except Exception as error:  # JSON raises many kinds
+    except Exception as error:  # JSON raises errors of many types
         raise InputError(
             f"{path} is not a linear classifier of datacomp_flyt ({error!r}): give one that "
             "datacomp-flyt train_classifier wrote"

@@ -100,7 +100,7 @@ def load_clip_model(
 
 def _check_outputs(model: nn.Module, what: str) -> None:
     """Raise unless the model is two towers and a logit scale: CoCa and SigLIP have more."""
-    # told by class and bias, since releases before 2.20 compute nothing without both inputs
+    # recognised by class and bias: releases before 2.20 cannot embed one input alone
     plain = type(model) in (open_clip.CLIP, open_clip.CustomTextCLIP)
     if not plain or getattr(model, "logit_bias", None) is not None:
         raise InputError(
@@ -112,7 +112,7 @@ def _check_outputs(model: nn.Module, what: str) -> None:
 def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint; see `read_checkpoint`.
 
-    Of a scoring model laid out as the published `flyt.pt`, return those of its feature extractor.
+    For a scoring model laid out as the published `flyt.pt`, return the feature extractor's.
 
     Raises:
         InputError: it cannot be read without running code that it brings along.
@@ -147,7 +147,7 @@ def _load(model: nn.Module, path: Path, what: str, name: str) -> None:
 
 
 def _as_the_model(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give tensors the names and shapes that another release, or class, of open_clip has for them.
+    """Rename and reshape tensors for another release, or class, of open_clip.
 
     CustomTextCLIP keeps its text tower under `text.`, and CLIP beside the logit scale; the scale
     has no dimension, or one of length 1; and some files hold constants beside the model.

@@ -151,7 +151,7 @@ def e_flyt_scores(
         """Number of rows without a usable embedding, and the first of them."""
         shard, places = files[number]
         values = scores_of_shard(head, shard, source)
-        inside = places >= 0  # other rows are no examples of the pool
+        inside = places >= 0  # rows whose download failed are not in the pool
         scores[places[inside]] = values[inside]
         unusable = np.flatnonzero(inside & np.isnan(values))
         return len(unusable), int(unusable[0]) if len(unusable) else -1

@@ -64,7 +64,7 @@ def _from_own(tensors: dict[str, NDArray[Any]], metadata: dict[str, str], path: 
             or not all(isinstance(name, str) for name in arrays)
         ):
             raise TypeError(f"arrays {arrays!r}")
-    except Exception as error:  # JSON raises many kinds
+    except Exception as error:  # JSON raises errors of many types
         raise InputError(
             f"{path} is not a scoring head of datacomp_flyt ({error!r}): give one that was saved "
             "by FLYT training"

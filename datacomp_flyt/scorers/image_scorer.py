@@ -226,14 +226,14 @@ def read_pairs(
 
     Args:
         shard: path or address of the tar.
-        threads: decode the images; they change nothing but the time.
-        counts: gets what is left out or unusable, by reason.
+        threads: threads that decode images; their number changes only the time.
+        counts: a counter of the samples that are left out or unusable, by reason.
         make_uids: the tar is of another dataset: every sample gets the MD5 of shard and key as its
             uid, and those without a caption an empty one.
 
     Raises:
         InputError: the tar is damaged; or, after its last batch, none of its samples can be used.
-            A tar without a member is neither: all downloads of its shard may have failed.
+            A tar without members is valid: all downloads of its shard may have failed.
     """
 
     def examine(item: tuple[str, Sample]) -> tuple[Pair[T], str | None]:

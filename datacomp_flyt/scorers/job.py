@@ -71,14 +71,14 @@ def score_pool(
     """Score what is not yet scored.
 
     Args:
-        name: of the scorer, for the settings file and the progress bar.
-        shards: by name; what the scorer's `score` takes.
-        scores_dir: gets a folder named after the scorer's first column.
-        retries: of a shard that failed.
-        num_rows: of each shard, where that is known.
-        source: where the shards are, for the settings: shards of two pools may have one name.
-        check: called with a shard's name before what was made of it is kept; raises InputError if
-            the shard has changed since the job began.
+        name: the name of the scorer, for the settings file and the progress bar.
+        shards: the arguments of the scorer's `score`, by name of the shard.
+        scores_dir: the folder that gets a sub-folder named after the scorer's first column.
+        retries: the number of retries of a shard that failed.
+        num_rows: the rows of each shard, if known.
+        source: the place of the shards, for the settings: two pools may have shards of one name.
+        check: called with a shard's name before its result is kept; raises InputError if the
+            shard has changed since the job began.
 
     Raises:
         InputError: the folder holds scores made under other settings; `load` or `check` raised it;

@@ -31,7 +31,7 @@ class Passes:
                 readers of the column's tables ignore.
         """
         self._folder = scores / "_passes"
-        if (scores / "passes").is_dir() and not self._folder.exists():  # of an older release
+        if (scores / "passes").is_dir() and not self._folder.exists():  # an older name
             os.rename(scores / "passes", self._folder)
         self._number = 0
 

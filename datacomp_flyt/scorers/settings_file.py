@@ -15,7 +15,7 @@ from datacomp_flyt.pool.subset import atomic_write
 SETTINGS_FILE = "_settings.json"
 """Readers of a folder of parquet files (pandas, pyarrow, Spark) ignore names with a leading _."""
 
-_OLD_NAME = "settings.json"  # of older releases
+_OLD_NAME = "settings.json"  # the name in older releases
 
 
 def check_settings(folder: Path, settings: dict[str, Any], way_out: str) -> None:
@@ -54,5 +54,5 @@ def check_settings(folder: Path, settings: dict[str, Any], way_out: str) -> None
             f"{wanted.get(other[0])!r}: give the same settings, {way_out}, or remove that folder"
         )
     if path.name == _OLD_NAME:
-        with contextlib.suppress(OSError):  # the folder is of this command, and may be read-only
+        with contextlib.suppress(OSError):  # the folder may be read-only
             os.rename(path, folder / SETTINGS_FILE)

@@ -1,4 +1,4 @@
-"""Results are kept back until one of them has a row that can be used."""
+"""Holds results back until one of them has a usable row."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 from datacomp_flyt.errors import NothingUsable
 from datacomp_flyt.pool.open_file import readable
 
-_MOST = 1_000  # shards without a usable row before one that has some
-_SMALL = 1 << 16  # bytes; of larger files, that they have rows is known without opening them
+_MOST = 1_000  # shards without a usable row, from the first one on, before the job stops
+_SMALL = 1 << 16  # bytes; larger files have rows and need not be opened
 
 
 def has_rows(path: Path) -> bool:
     """Whether a finished result has rows.
 
-    One without any is made again, which takes no time: its tar may be mended by now.
+    A result without rows is made again, which takes no time: its tar may be mended by now.
     """
     if path.stat().st_size >= _SMALL:
         return True
@@ -28,7 +28,7 @@ def has_rows(path: Path) -> bool:
 
 
 class Usable(NamedTuple):
-    """What a result has: rows, how many of them can be used, and what is wrong with the others."""
+    """The numbers of rows and of usable rows in a result, and the reasons of the others."""
 
     rows: int
     usable: int
@@ -36,11 +36,11 @@ class Usable(NamedTuple):
 
 
 class UntilUsable:
-    """A `write` of `run_shards` that leaves no file of shards of which none can be used.
+    """A `write` function for `run_shards` that writes nothing while no shard has a usable row.
 
     A pool that lost images has tars without a member, and their results have no rows: such a
-    shard is finished, and the next run looks at it again. Where all shards are like that,
-    something is wrong with all of them, and nothing is to look finished.
+    shard is finished, and the next run looks at it again. If all shards are like that, something
+    is wrong with all of them, and nothing is written.
     """
 
     def __init__(
@@ -52,19 +52,19 @@ class UntilUsable:
     ) -> None:
         """
         Args:
-            write: keeps a result, given its name; how many rows that is.
-            count: what a result has.
-            found: there are finished shards, so nothing is kept back.
-            where: flag and place of the shards, for the message.
+            write: writes a result under its name and returns its number of rows.
+            count: counts the rows of a result.
+            found: whether there are finished shards, so that nothing is held back.
+            where: the flag and folder of the shards, for the message.
         """
         self._write, self._count, self._found, self._where = write, count, found, where
         self._held: dict[str, Any] = {}
 
     def __call__(self, name: str, result: Any) -> int:
-        """Write a result, and those that were kept back, or keep it back.
+        """Write a result and those that were held back, or hold it back.
 
         Raises:
-            NothingUsable: it is one of too many.
+            NothingUsable: too many results are held back.
         """
         if not self._found and not self._count(result).usable:
             self._held[name] = result
@@ -76,7 +76,7 @@ class UntilUsable:
         return self._write(name, result) + sum(self._write(*item) for item in held.items())
 
     def finish(self) -> None:
-        """Raise NothingUsable where all results were kept back, when there are no more."""
+        """Raise NothingUsable if all results were held back."""
         if self._held:
             raise self._nothing(f"its {len(self._held):,} shards")
 

@@ -141,7 +141,7 @@ def train_data(shards_dir: str) -> str:
     """
     if (where := local_path(shards_dir)) is None:
         return shards_dir
-    if ":" in where:  # webdataset would take the begin of such a name for a scheme or a command
+    if ":" in where:  # webdataset would take the beginning of such a name for a scheme or a command
         where = os.path.abspath(where)
     if not os.path.isdir(where):
         if not os.path.lexists(where) and glob.has_magic(where):
@@ -163,7 +163,7 @@ def train_data(shards_dir: str) -> str:
 
 
 def _as_pattern(names: list[str]) -> str:
-    """File names as one with braces."""
+    """Join file names into one pattern with braces."""
     if len(names) == 1:
         return names[0]
     stems, endings = zip(*map(os.path.splitext, names), strict=True)

@@ -282,7 +282,7 @@ def test_a_mistake_is_neither_an_answer_nor_wrong_input(
         raise error
     assert ended.value.code == MISTAKE == 70
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "datacomp-flyt check: a mistake in the program: please report these lines"
+    assert lines[0] == "datacomp-flyt check: an internal error: please report these lines"
     assert lines[1] == "Traceback (most recent call last):"
     assert lines[-1].startswith(type(error).__name__)
 
@@ -422,7 +422,7 @@ def test_a_rank_that_does_not_come(rank: int) -> None:
     assert process.returncode == 2
     said = errors.splitlines()[-1]
     assert said.startswith(f"x: error: rank {rank} of 2 ")
-    assert "rank 1 in vain" in said if rank == 0 else f"MASTER_PORT {port}" in said
+    assert "rank 1, which did not join" in said if rank == 0 else f"MASTER_PORT {port}" in said
 
 
 def test_check_answers_with_0_1_and_2(tmp_path: Path) -> None:

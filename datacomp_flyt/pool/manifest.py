@@ -53,6 +53,9 @@ class File:
 Manifest = Mapping[str, File]
 """Files by name, in the order of names."""
 
+NOTES_BEGIN = b'["', b'\n["', b"\n\n"
+"""Bytes that the notes of hashes begin with; a run adds the end of a line first."""
+
 
 def hash_folder(directory: str, flag: str, journal: Path, num_workers: int) -> dict[str, File]:
     """Read every shard of a folder and its sub-folders.

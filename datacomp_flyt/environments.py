@@ -25,7 +25,7 @@ Versions = Mapping[str, str]
 """Version by name of the module; an empty string where it is unknown. Others are not installed."""
 
 HALF = "half-installed"
-"""In the place of a version: pip lists the package, and its module is not there."""
+"""The version of a package that pip lists although its module is missing."""
 
 PAGE = "docs/environments.md"
 _REQUIREMENT = re.compile(r"(\w+)((?:[<>]=?[\d.]+,?)*)")
@@ -115,7 +115,7 @@ def versions_here() -> dict[str, str]:
     for name in sorted(names):
         version = installed_version(DISTRIBUTIONS.get(name, name))
         spec = importlib.util.find_spec(name)
-        # a folder that a removed package left behind has a spec, but no origin
+        # the empty folder of a removed package has a spec, but no origin
         if spec is not None and spec.origin is not None:
             found[name] = version or ""
         elif version is not None:

@@ -108,9 +108,9 @@ def running(name: str) -> Iterator[Running]:
 
 
 def run_main(module: str) -> NoReturn:
-    """Run a module's `main` for `python -m MODULE`, its imports as well.
+    """Import a module and run its `main`, for `python -m MODULE`.
 
-    The module calls this before it imports what takes long or may be missing.
+    The module calls this before its other imports, so that their errors are handled, too.
 
     Raises:
         SystemExit: always; see `running`.

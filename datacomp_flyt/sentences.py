@@ -1,4 +1,4 @@
-"""Sentences for errors that a user can act on. The imports of this module take no time."""
+"""Sentences for errors that a user can act on. No import here takes time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sentence_of(error: BaseException, flags: dict[str, Any]) -> str | None:
 
 
 def _that_failed_to_import(error: BaseException) -> str | None:
-    """The package, other than ours, whose import raised the error; None if no import did."""
+    """The package whose import raised the error, of any kind; None if no import did, or ours."""
     if isinstance(error, ImportError) and error.name:
         return None if _is_ours(error.name) else error.name
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -82,7 +82,7 @@ def _way_out_of_memory(flags: dict[str, Any]) -> str:
 
 
 def too_long_for_sockets(folder: str) -> InputError:
-    """The error that no folder for temporary files has a path that is short enough."""
+    """The error where every folder for temporary files has too long a path."""
     return InputError(
         f"the folder of temporary files, {folder}, has too long a path for a socket: "
         "name a shorter one with TMPDIR"

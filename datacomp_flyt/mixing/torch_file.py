@@ -163,7 +163,7 @@ def _open_zip(archive: zipfile.ZipFile) -> tuple[Any, _ReadStorage]:
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return a member, which torch does not compress: it is no longer than the file."""
+    """Return a member. torch does not compress, so it is no longer than the file."""
     member = archive.getinfo(name)
     if member.flag_bits & 1:
         raise TorchFileError("it is encrypted: unpack it with its password, and save it again")

@@ -37,7 +37,7 @@ def sentence_of(error: BaseException, flags: dict[str, Any]) -> str | None:
     if isinstance(error, OSError) and error.errno == errno.EMFILE and not error.filename:
         return "too many files are open: allow more, as by `ulimit -n 4096`"
     if isinstance(error, FileNotFoundError) and not _has_folder():
-        return "the folder that it was started in has been removed: change to one that is there"
+        return "the current folder has been removed: change to one that exists"
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
         return f"{error.filename or 'a file'}: {error.strerror}"
     if isinstance(error, OSError) and "AF_UNIX path" in said:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datacomp_flyt.engines.threads import default_num_workers
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.available import add_available_arguments, available_of
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import check_subset
@@ -24,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.num_workers < 1:
+        raise InputError(f"--num_workers is {args.num_workers}, wanted 1 or more")
     pool_uids = read_pool(args.metadata_dir, args.num_workers).uids if args.metadata_dir else None
     num_samples = SCALES[args.scale].num_samples if args.scale else None
     available = available_of(args)

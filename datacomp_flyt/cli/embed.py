@@ -104,10 +104,10 @@ def _embed(
 ) -> int:
     from datacomp_flyt.pool.tar_shards import watch_tars
     from datacomp_flyt.scorers.embed import MakeEmbed, write_embedded
-    from datacomp_flyt.scorers.until_usable import UntilUsable, Usable
+    from datacomp_flyt.scorers.until_usable import UntilUsable, Usable, has_rows
 
     check = watch_tars(shards)
-    done = {path.stem for path in folder.glob("*.parquet")}
+    done = {path.stem for path in folder.glob("*.parquet") if path.is_file() and has_rows(path)}
     todo = {name: shard for name, shard in shards.items() if name not in done}
     say(f"{len(shards):,} tars, {len(shards) - len(todo):,} of them embedded before")
     counts: Counter[str] = Counter()

@@ -12,6 +12,7 @@ from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.manifest import (
+    NOTES_BEGIN,
     check_against,
     differences,
     hash_folder,
@@ -19,6 +20,7 @@ from datacomp_flyt.pool.manifest import (
     refuse_differences,
     write_manifest,
 )
+from datacomp_flyt.pool.output_files import check_notes_path
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
 from datacomp_flyt.streams import say
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _save(args: argparse.Namespace) -> int:
     path = check_save_path(args.save_path, "--save_path")
-    journal = check_save_path(path.with_name(f"{path.name}.hashed.jsonl"), "the notes")
+    journal = check_notes_path(path.with_name(f"{path.name}.hashed.jsonl"), *NOTES_BEGIN)
     check_outputs([Output("--save_path", path), Output("the notes", journal)], vars(args))
     with one_run(journal):
         remove_unfinished(path)
@@ -88,7 +90,7 @@ def _journal_of_check(path: Path) -> Iterator[Path]:
     """
     journal = path.with_name(f"{path.name}.checked.jsonl")
     try:
-        check_save_path(journal, "the notes")
+        check_save_path(journal.with_name(f".{journal.name}"), "the notes")
     except InputError:
         say(
             f"{path.parent} cannot be written: if this check is killed, it begins anew",
@@ -97,7 +99,7 @@ def _journal_of_check(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder, journal.name)
         return
-    with one_run(journal):
+    with one_run(check_notes_path(journal, *NOTES_BEGIN)):
         try:
             yield journal
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.column is not None and (args.column == "uid" or "/" in args.column):
-        raise InputError(f"--column {args.column} is no name of a score: it names a folder, too")
+    if args.column is not None:
+        _check_column(args.column)
     unchanged = watch_inputs(vars(args))
     scorer = scorer_class(args.scorer).from_args(args)
     column = f"{args.scores_dir}/{scorer.columns[0]}"
@@ -88,6 +89,18 @@ def run(args: argparse.Namespace) -> int:
         f"--scorer {args.scorer}",
         *([others] if report.wants_all else []),
     )
+
+
+def _check_column(name: str) -> None:
+    """Raise InputError unless a column's name can name its folder, which readers do not pass over.
+
+    A name such as `..` would put the scores outside of --scores_dir.
+    """
+    if name in ("", "uid") or name.startswith((".", "_")) or re.search("[/\\0]", name):
+        raise InputError(
+            f"--column {name!r} is no name of a score: it names a folder, too, so give a name "
+            "other than uid, without / and not beginning with . or _"
+        )
 
 
 def _asked(argv: Sequence[str]) -> str | None:

@@ -80,7 +80,7 @@ class Columns:
             InputError: a column is missing and that is not allowed, or all are missing; a column is
                 not numeric; or two names are the same column.
         """
-        check_named_once(names, "the score columns")
+        check_named_once(names, "the list of score columns")
         sources = {name: self._locate(name) for name in names}
         missing = [name for name, source in sources.items() if source is None]
         if missing and (not allow_missing or len(missing) == len(names)):

@@ -19,6 +19,7 @@ from datacomp_flyt.open_clip_hook.uid_columns import with_uid
 from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
 from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.pool.tar_samples import (
+    IMAGES,
     NO_CAPTION,
     NO_UID,
     Sample,
@@ -51,6 +52,20 @@ def check_whole(sample: Sample, drops_empty_captions: bool) -> None:
     stored_image(sample)
     if not caption(sample).strip() and drops_empty_captions:
         raise Skip(NO_CAPTION)
+
+
+def _trained_on(sample: Sample) -> Sample:
+    """The members of a sample that the trainer trains on.
+
+    webdataset decodes every member that it knows. It unpickles a .pyd, and leaves the whole sample
+    out for one that it cannot decode.
+    """
+    image = next((name for name in IMAGES if name in sample), None)
+    return {
+        name: content
+        for name, content in sample.items()
+        if name in (image, "txt") or name.startswith("__")
+    }
 
 
 class _Watch:
@@ -195,6 +210,7 @@ class SubsetReader:
                 continue
             if watch.without:
                 watch.look(sample, self._drops_empty_captions)
+            sample = _trained_on(sample)
             if self._carries_uids and not self._stays_empty(sample):
                 sample["txt"] = with_uid(uid, sample["txt"])
             for _ in range(number):

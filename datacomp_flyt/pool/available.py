@@ -18,6 +18,7 @@ from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.folders import Version, check_unchanged, version_of
 from datacomp_flyt.pool.listing import local_path
+from datacomp_flyt.pool.open_file import map_npy
 from datacomp_flyt.pool.subset import atomic_write
 from datacomp_flyt.pool.uid_search import argsort_hashes
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
@@ -163,7 +164,7 @@ def read_available(path: str, flag: str = "--available") -> Available:
 
 def _map(path: str, name: str) -> NDArray[np.void]:
     try:
-        uids: NDArray[np.void] = np.lib.format.open_memmap(path, mode="r")
+        uids: NDArray[np.void] = map_npy(path)
     except Exception as error:  # numpy's header parser raises half a dozen kinds
         raise InputError(f"{name} cannot be read as .npy ({error}): {_MAKE}") from None
     if uids.dtype != UID_DTYPE or uids.ndim != 1:

@@ -5,6 +5,7 @@ A key is the number of a sample within a download, so it is unique only there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,6 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import map_threads
@@ -20,9 +20,10 @@ from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.pool.arrow_types import plain_array, plain_column
 from datacomp_flyt.pool.open_file import readable
 from datacomp_flyt.pool.parquet import KEY, is_text
-from datacomp_flyt.pool.tar_uids import table_beside
+from datacomp_flyt.pool.parquet_file import open_parquet
+from datacomp_flyt.pool.tar_uids import first_uid, table_beside
 from datacomp_flyt.pool.uid_search import find_uids
-from datacomp_flyt.pool.uids import UID_DTYPE, InvalidUid, decode_uids
+from datacomp_flyt.pool.uids import UID_DTYPE, InvalidUid, decode_uids, format_uid
 from datacomp_flyt.streams import say
 
 _LONGEST = UID_DTYPE.itemsize  # characters of a key; img2dataset's have about ten
@@ -70,9 +71,10 @@ class DownloadKeys:
         """The halves of the packed keys, sorted, and the uid of each."""
         with needs_extra("train"):
             from datacomp_flyt.pool.tar_shards import list_shards
-        tables = [table_beside(tar) for tar in list_shards(self.shards_dir, "--shards_dir")]
-        tables = [table for table in tables if os.path.isfile(table)]
-        parts = map_threads(_read, tables, self.num_workers, "reading keys", "table")
+        tars = list_shards(self.shards_dir, "--shards_dir")
+        told = [tar for tar in tars if os.path.isfile(table_beside(tar))]
+        tables = [table_beside(tar) for tar in told]
+        parts = map_threads(_read, told, self.num_workers, "reading keys", "table")
         if not sum(len(keys) for keys, _ in parts):
             raise InputError(f"{self.name} has no table with keys and uids: {_WAY_OUT}")
         keys = np.concatenate([keys for keys, _ in parts])
@@ -88,18 +90,28 @@ class DownloadKeys:
                 f"{tables[table_of[other]]} ({len(twice):,} such pairs): keys join scores to uids "
                 "within one download alone, so give the tars of one"
             )
-        say(f"{self.name}: {len(order):,} keys of {len(tables):,} tables join scores to uids")
+        lacking = len(tars) - len(tables)
+        say(
+            f"{self.name}: {len(order):,} keys of {len(tables):,} tables join scores to uids"
+            + (f" ({lacking:,} tars have no table beside them)" if lacking else "")
+        )
         return high, low, np.concatenate([uids for _, uids in parts]).take(order)
 
 
-def _read(path: str) -> tuple[NDArray[np.void], NDArray[np.void]]:
-    """The packed keys and the uids of a table."""
+def _read(tar: str) -> tuple[NDArray[np.void], NDArray[np.void]]:
+    """The packed keys and the uids of the table beside a tar."""
+    path = table_beside(tar)
     with readable(path, "parquet", "download it again"), pa.OSFile(path) as handle:
-        file = pq.ParquetFile(handle)
+        file = open_parquet(handle)
         missing = [name for name in (KEY, "uid") if name not in file.schema_arrow.names]
         if missing:
             raise InputError(f"{path} has no column {missing[0]!r}: {_WAY_OUT}")
         table = file.read([KEY, "uid"])
+        if not is_text(table[KEY].type):
+            raise InputError(
+                f"{path} has column {KEY!r} of type {table[KEY].type}, which is text in "
+                f"img2dataset's: {_WAY_OUT}"
+            )
         column = plain_column(table["uid"])
         valid = pc.is_valid(column)
         packed = [_packed(keys) for keys in table[KEY].chunks]
@@ -108,6 +120,14 @@ def _read(path: str) -> tuple[NDArray[np.void], NDArray[np.void]]:
             uids = decode_uids(column.filter(valid))
         except InvalidUid as error:
             raise InputError(f"{path} has uid {error.value!r}: {_WAY_OUT}") from None
+        first = np.empty(0, UID_DTYPE)
+        with contextlib.suppress(Exception):  # the tar is damaged, which its readers say
+            first = first_uid(tar)
+        if len(first) and not np.isin(first, uids).any():
+            raise InputError(
+                f"{path} is not the table of {tar}, whose first uid {format_uid(first[0])} it "
+                f"lacks: {_WAY_OUT}"
+            )
         usable = keys["f0"] != 0
         return keys[usable], uids[usable]
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.output_files import check_notes_path
 from datacomp_flyt.pool.uids import UID_DTYPE
 
 _PAD = UID_DTYPE.itemsize
@@ -57,15 +58,12 @@ class Journal:
         Raises:
             InputError: the file cannot be written, or is no journal.
         """
-        self.path = path
+        self.path = check_notes_path(path, _MAGIC)
         self._known: dict[str, tuple[Tar, int]] = {}
         self._lock = threading.Lock()
         with self._written(), path.open("a+b") as file:
             file.seek(0)
-            if not _MAGIC.startswith(begin := file.read(len(_MAGIC))):
-                raise InputError(f"{path} holds no notes of this command: move it away")
-            if begin != _MAGIC:
-                file.write(_MAGIC[len(begin) :])
+            file.write(_MAGIC[len(file.read(len(_MAGIC))) :])
             end = file.tell()
             while (record := _read_record(file)) is not None:
                 tar, start = record

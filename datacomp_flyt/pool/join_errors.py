@@ -14,7 +14,8 @@ def twice_in_pool(uid: str, places: str, number: int) -> InputError:
         number: of such pairs.
     """
     return InputError(
-        f"uid {uid} is in the pool twice ({places}; {number:,} such pairs): remove the second copy"
+        f"uid {uid} is in the pool twice ({places}; {number:,} such pairs): remove "
+        "the second copy, or keep tables of different kinds in folders of their own"
     )
 
 

@@ -18,13 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError, unreadable
 from datacomp_flyt.pool.folders import Folder, Version, check_unchanged, list_folder
 from datacomp_flyt.pool.listing import has_ending
 from datacomp_flyt.pool.open_file import is_same, open_file, open_local
+from datacomp_flyt.pool.parquet_file import open_parquet
 from datacomp_flyt.pool.subset import atomic_write
 
 FORMAT = "datacomp_flyt manifest 1"
@@ -53,6 +52,9 @@ class File:
 
 Manifest = Mapping[str, File]
 """Files by name, in the order of names."""
+
+NOTES_BEGIN = b'["', b'\n["', b"\n\n"
+"""Bytes that the notes of hashes begin with; a run adds the end of a line first."""
 
 
 def hash_folder(directory: str, flag: str, journal: Path, num_workers: int) -> dict[str, File]:
@@ -200,7 +202,7 @@ def _hash(folder: Folder, path: str, version: Version) -> File:
             rows = None
             if has_ending(path, ".parquet"):
                 file.seek(0)
-                rows = int(pq.ParquetFile(file).metadata.num_rows)
+                rows = int(open_parquet(file).metadata.num_rows)
     except InputError:
         raise
     except Exception as error:  # Arrow and filesystems raise a dozen kinds

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from fsspec.implementations.local import LocalFileSystem
+from numpy.typing import NDArray
 
 from datacomp_flyt.errors import ChangedError, InputError, ReadError, unreadable
 from datacomp_flyt.errors import first_line as first_line
@@ -107,6 +109,13 @@ def check_regular(path: str) -> None:
     """Raise OSError for a folder, a pipe or a device, since opening it might wait forever."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file", path)
+
+
+def map_npy(path: str) -> NDArray[Any]:
+    """The array of a local .npy file, mapped. Raises OSError, or what NumPy's parser raises."""
+    check_regular(path)
+    array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # np.load would take a zip
+    return array
 
 
 class _Whole(io.BufferedIOBase):

@@ -19,6 +19,7 @@ from typing import IO
 
 from datacomp_flyt.engines.locks import try_lock
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.open_file import open_local
 
 _SUFFIX = ".datacomp_flyt.tmp"
 _LONGEST = 100  # bytes of NAME in a temporary name: some filesystems allow 143 in all
@@ -54,6 +55,26 @@ def check_save_path(path: str | Path, flag: str) -> Path:
         ) from None
     if there and not (os.access(target, os.W_OK) and _may_replace(target.parent, there)):
         raise InputError(f"{flag} {path} is write-protected: choose another place")
+    return path
+
+
+def check_notes_path(path: Path, *begins: bytes) -> Path:
+    """The path of the notes of a run that goes on where it was killed; removed when it ends.
+
+    Args:
+        path: where the notes are, or will be.
+        begins: bytes that such notes may begin with.
+
+    Raises:
+        InputError: it cannot be written, is a link, or is a file of another program.
+    """
+    check_save_path(path, "the notes")
+    if path.is_symlink():
+        raise InputError(f"the notes {path} would be written through a link: move it away")
+    with contextlib.suppress(FileNotFoundError), open_local(str(path)) as file:
+        head = file.read(1 << 10)
+        if not any(head.startswith(begin) or begin.startswith(head) for begin in begins):
+            raise InputError(f"{path} holds no notes of this command: move it away")
     return path
 
 

@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.folders import check_unchanged, version_of
-from datacomp_flyt.pool.listing import PassedOver, list_local, local_path
+from datacomp_flyt.pool.listing import PassedOver, has_ending, list_local, local_path
 from datacomp_flyt.pool.parquet import open_shards
 
 # Endings of the files that a command reads in a folder, and whether in its sub-folders too.
@@ -119,13 +119,16 @@ def _inputs(flags: Mapping[str, Any], outputs: Iterable[Output]) -> Iterator[_In
             continue
         flag = f"the {name}" if name in _POSITIONAL else f"--{name}"
         for word in value if isinstance(value, list | tuple) else [value]:
-            for path in _paths(word) if isinstance(word, str | Path) else ():
-                yield _Input(flag, path, *_FOLDERS.get(name, _OTHERS))
+            for path, deep in _paths(word) if isinstance(word, str | Path) else ():
+                endings, recursive = _FOLDERS.get(name, _OTHERS)
+                yield _Input(flag, path, endings, recursive or deep)
+                if has_ending(path.name, (".tar", ".npz")):  # what is read beside it
+                    yield _Input(flag, path.with_suffix(".parquet"))
                 yield from (_Input(flag, path / file) for file in _FILES.get(name, ()))
 
 
-def _paths(word: str | Path) -> Iterator[Path]:
-    """The existing files and folders that a word of a command names.
+def _paths(word: str | Path) -> Iterator[tuple[Path, bool]]:
+    """The existing files and folders that a word of a command names, and if sub-folders count.
 
     Words are also NAME=FILE, PREFIX=MODEL:FILE, file://FILE, and patterns, which stand for the
     folder that holds their files.
@@ -133,11 +136,12 @@ def _paths(word: str | Path) -> Iterator[Path]:
     word = local_path(str(word)) or ""
     for text in {word, word.partition("=")[2], word.rpartition(":")[2]} - {""}:
         with contextlib.suppress(OSError, ValueError):  # the word is no valid path
-            path = Path(text)
+            path, deep = Path(text), False
             if not path.exists() and (pattern := _PATTERN.search(text)):
                 path = Path(os.path.dirname(text[: pattern.start()]))
+                deep = "/" in text[pattern.start() :]
             if path.exists():
-                yield path
+                yield path, deep
 
 
 def _check_apart(one: Output, other: Output) -> None:
@@ -182,7 +186,7 @@ def _check_file(output: Output, path: Path, one: _Input) -> None:
 def _listed(one: _Input) -> list[str]:
     try:
         return list_local(str(one.path), one.endings, one.recursive, PassedOver())
-    except OSError:  # the command that reads the folder reports this
+    except (OSError, InputError):  # the command that reads the folder reports this
         return []
 
 

@@ -19,6 +19,7 @@ from datacomp_flyt.pool.arrow_types import is_kind, plain_column, value_type
 from datacomp_flyt.pool.folders import Version, check_unchanged, list_folder, version_of
 from datacomp_flyt.pool.listing import find_place, has_ending, is_folder
 from datacomp_flyt.pool.open_file import first_line, open_file, readable
+from datacomp_flyt.pool.parquet_file import open_parquet
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids
 
 if TYPE_CHECKING:  # it reads tables itself
@@ -118,19 +119,20 @@ class ParquetShard:
 
     def rows_in_pool(self) -> NDArray[np.bool_] | None:
         """A mask [num_rows] of the rows of a metadata file that are in the pool; None keeps all."""
+        self._check_status()
         if STATUS not in self.types:
             return None
-        self._check_status()
         parts = [succeeded(batch) for batch in self.batches(STATUS)]
         return np.concatenate([np.empty(0, np.bool_), *parts])
 
     def _check_status(self) -> None:
-        kind = self.types.get(STATUS, pa.string())
-        if not is_text(kind):
+        for name, kind in self.types.items():
+            if name.casefold() != STATUS or (name == STATUS and is_text(kind)):
+                continue
             raise InputError(
-                f"{self.path} has a column {STATUS!r} of type {kind}: in img2dataset's tables it "
-                f"says {SUCCESS!r} where an image was downloaded, so take out a column that means "
-                "something else"
+                f"{self.path} has a column {name!r} of type {kind}: img2dataset's text column "
+                f"{STATUS!r} says {SUCCESS!r} where an image was downloaded, so name it like that, "
+                "or take out a column that means something else"
             )
 
     def rows(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -257,10 +259,17 @@ def _describe(
         schema = file.schema_arrow
         types = dict(zip(schema.names, schema.types, strict=True))
         keys = None if "uid" in types or KEY not in types else keys
+        if keys is not None and not is_text(types[KEY]):
+            raise InputError(
+                f"{path} has column {KEY!r} of type {types[KEY]}, and img2dataset's keys are text "
+                "such as '000000012': write them as strings, zeros in front included"
+            )
         if "uid" not in types and keys is None:
+            spelled = next((name for name in types if name.casefold() == "uid"), None)
+            way = f"rename {spelled!r}" if spelled else "write them beside the scores"
             raise InputError(
                 f"{path} has no column 'uid' (it has {', '.join(types)}): uids join a score "
-                "to its example, so write them beside the scores"
+                f"to its example, so {way}"
                 + (", or select with --shards_dir, the tars of these keys" if KEY in types else "")
             )
         num_rows, size = file.metadata.num_rows, versions[path][0]
@@ -277,7 +286,7 @@ def _describe(
 @contextlib.contextmanager
 def _open(fs: Any, path: str, version: Version) -> Iterator[pq.ParquetFile]:
     with open_file(fs, path, version) as handle:
-        yield pq.ParquetFile(handle)
+        yield open_parquet(handle)
 
 
 def _stem(path: str) -> str:

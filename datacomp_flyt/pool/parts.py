@@ -23,6 +23,7 @@ from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.folders import list_folder
+from datacomp_flyt.pool.open_file import open_local
 from datacomp_flyt.pool.subset import SubsetReport, read_subset
 from datacomp_flyt.pool.tar_uids import uids_of_tar
 from datacomp_flyt.pool.uid_search import find_uids
@@ -66,7 +67,8 @@ def open_part(folder: Path, subset: Path) -> Part:
     listed = list_folder(str(folder), "part", (".tar",))
     found = {folder / listed.name(path) for path in listed.versions}
     try:
-        meta = json.loads((folder / "meta.json").read_bytes())
+        with open_local(str(folder / "meta.json")) as file:
+            meta = json.loads(file.read())
         number, form = int(meta["output_shard_count"]), str(meta["output_shard_format"])
         if not _FORMAT.fullmatch(form):
             raise ValueError(f"output_shard_format {form!r}")

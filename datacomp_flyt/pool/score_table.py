@@ -66,12 +66,25 @@ class ScoreTable:
         ]
 
     def describe(self, column: str, name: str) -> str:
-        """A line on the files that a column is read from; `name` is the user's name for it."""
+        """A line on the files that a column is read from; `name` is the user's name for it.
+
+        It names a file that spells the column differently, whose rows have no score.
+        """
         number = len(self._shards_of[column])
+        without = (shard for shard in self._shards if column not in shard.types)
+        spelled = next(
+            (
+                f"; {shard.path} has {other!r}, which is not read"
+                for shard in without
+                for other in shard.types
+                if _letters(other) == _letters(column)
+            ),
+            "",
+        )
         return (
             f"column {name!r} from {self.name}"
             + (f": {column}" if column != name else "")
-            + f" ({number:,} file{'s' if number > 1 else ''})"
+            + f" ({number:,} file{'s' if number > 1 else ''}{spelled})"
         )
 
     def dtype(self, column: str) -> np.dtype[Any]:

@@ -80,8 +80,8 @@ class Layout:
                 found = json.loads(path.read_bytes())
             if found != job:
                 raise InputError(
-                    f"--work_dir {self.folder} holds a job on other files or columns, or on these "
-                    "before they changed: remove it, or name another"
+                    f"--work_dir {self.folder} holds a job on other files, images or columns, or "
+                    "on these before they changed: remove it, or name another"
                 )
         elif other := next(self.folder.glob("[!.]*"), None):
             raise InputError(

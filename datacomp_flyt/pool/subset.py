@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.open_file import check_regular
+from datacomp_flyt.pool.open_file import map_npy
 from datacomp_flyt.pool.output_files import atomic_write as atomic_write
 from datacomp_flyt.pool.output_files import check_save_path as check_save_path
 from datacomp_flyt.pool.output_files import remove_unfinished as remove_unfinished
@@ -103,8 +103,7 @@ def check_subset(
 
 def _open(path: str | Path) -> NDArray[Any]:
     try:
-        check_regular(str(path))
-        return np.lib.format.open_memmap(path, mode="r")
+        return map_npy(str(path))
     except Exception as error:  # numpy's header parser raises half a dozen kinds
         raise InputError(f"{path} cannot be read as .npy ({error}): write it again") from None
 

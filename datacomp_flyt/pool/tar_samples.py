@@ -25,6 +25,9 @@ T = TypeVar("T")
 Sample = dict[str, Any]
 """One example of a tar: bytes by file name extension, and `__key__` and `__url__`."""
 
+IMAGES = ("jpg", "png", "jpeg", "webp")
+"""Extensions of images; of several in a sample, open_clip takes the first."""
+
 NO_IMAGE = "no image"
 NO_CAPTION = "no caption"
 NO_UID = "no uid in its json"
@@ -32,7 +35,6 @@ BAD_IMAGE = "image cannot be decoded"
 
 _BLOCK = 512  # bytes, of a tar
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset's own
-_IMAGES = ("jpg", "png", "webp", "jpeg")
 # What img2dataset writes is far within these: 512 pixels at the longer side, kilobytes of json.
 _LARGEST = 1 << 28  # bytes of a member
 _INFLATED = 32  # bytes of members for each of a compressed tar: images are compressed already
@@ -95,7 +97,12 @@ class _Watched:
         self._stream.close()
 
     def check_end(self) -> None:
-        """Raise EOFError where a plain tar lacks the empty block that every tar ends with."""
+        """Raise EOFError where a plain tar lacks the empty block that every tar ends with.
+
+        An empty tar is one record of zeros. Longer ones are files whose download only made room.
+        """
+        if self.length > tarfile.RECORDSIZE and not self._begin.strip(b"\0"):
+            raise EOFError("it is nothing but zeros")
         if self._begin[257:262] == b"ustar" and self._end.strip(b"\0"):
             raise EOFError("it ends before the mark of its end")
 
@@ -110,6 +117,7 @@ def _members(stream: Any, url: str, seen: Seen) -> Iterator[dict[str, Any]]:
     with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Info) as archive:
         for info in archive:
             if _META.match(info.name):
+                seen.add_member("named __...__")
                 continue
             if not info.isreg():
                 seen.add_member("folders and links")
@@ -182,7 +190,7 @@ def _samples(members: Iterator[dict[str, Any]], seen: Seen) -> Iterator[Sample]:
 
 def stored_image(sample: Sample) -> bytes:
     """The image file. Raises Skip where there is none."""
-    for extension in _IMAGES:
+    for extension in IMAGES:
         if extension in sample:
             content: bytes = sample[extension]
             return content

@@ -45,19 +45,14 @@ def list_shards(where: str, flag: str, commands: bool = False) -> list[str]:
     """
     local = local_path(where)
     if local is None:
-        return _streams(where, flag)
+        return _streams(where, flag, commands)
     if os.path.isdir(local):
         return tars_in(local, flag, needed=True)
     if os.path.lexists(local):
         _check_file(local, flag)
         return [local]
     if where.startswith(_COMMAND) and not _existing_part(where)[0]:
-        if not commands:
-            raise InputError(
-                f"{flag} {where} is no file, and only --train_data of `datacomp-flyt train` runs "
-                "a command: give files"
-            )
-        return _streams(where, flag)
+        return _streams(where, flag, commands)
     return _files_of_pattern(local, flag)
 
 
@@ -76,7 +71,12 @@ def tars_in(folder: str, flag: str, needed: bool = False) -> list[str]:
     return [os.path.join(folder, found.name(path)) for path in found.versions]
 
 
-def _streams(where: str, flag: str) -> list[str]:
+def _streams(where: str, flag: str, commands: bool) -> list[str]:
+    if where.startswith(_COMMAND) and not commands:
+        raise InputError(
+            f"{flag} {where} is no file, and only --train_data of `datacomp-flyt train` runs a "
+            "command: give files"
+        )
     # webdataset puts an address, in quotes, into a shell command
     if "'" in where and not where.startswith(_COMMAND):
         raise InputError(f"{flag} {where} has a quote in it: write %27 in an address")

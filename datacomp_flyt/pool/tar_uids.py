@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import tarfile
 from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import needs_extra
 from datacomp_flyt.pool.arrow_types import plain_column
 from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
-from datacomp_flyt.pool.parquet import succeeded
-from datacomp_flyt.pool.uids import decode_uids
+from datacomp_flyt.pool.parquet import STATUS, succeeded
+from datacomp_flyt.pool.parquet_file import open_parquet
+from datacomp_flyt.pool.uids import UID_DTYPE, decode_uids
 
 _UID = re.compile("[0-9a-fA-F]{32}")
+_LONGEST = 1 << 20  # bytes of a json
 _BLOCK = 512  # bytes of a tar's blocks; a complete tar ends with an empty block
 
 
@@ -61,26 +64,29 @@ def uids_of_tar(tar: str, with_image: bool = True) -> TarUids:
 def uids_of_table(tar: str) -> TarUids | None:
     """The uids of the images in a tar, from its table; None if the table cannot be used.
 
-    A table without a `status` column lists the rows that are in the tar. A tar without an end
-    marker has lost samples that its table lists, so the tar itself is read.
+    The table is not used if it has no `status` column, since it may then list failed downloads; if
+    the tar has no end marker, since it has then lost samples; or if the first uid of the tar is not
+    in the table, which then belongs to another download.
     """
     table = table_beside(tar)
     if not os.path.isfile(table) or not os.path.isfile(tar) or not _ends_as_tars_do(tar):
         return None
     try:
         with pa.OSFile(table) as handle:
-            file = pq.ParquetFile(handle)
+            file = open_parquet(handle)
             names = file.schema_arrow.names
-            if names.count("uid") != 1 or names.count("status") > 1:
+            if names.count("uid") != 1 or names.count(STATUS) != 1:
                 return None
-            rows = file.read([name for name in ("uid", "status") if name in names])
-        there = np.ones(len(rows), np.bool_)
-        if "status" in rows.column_names:
-            there = succeeded(rows["status"])
+            rows = file.read(["uid", STATUS])
+        there = succeeded(rows[STATUS])
         uids = plain_column(rows["uid"]).filter(pa.array(there))
         named = uids.filter(pc.is_valid(uids))
+        decoded = decode_uids(named)
+        first = first_uid(tar)
+        if (len(decoded) or len(first)) and not np.isin(first, decoded).any():
+            return None
         return TarUids(
-            decode_uids(named),
+            decoded,
             opened=False,
             failed=int(np.count_nonzero(~there)),
             unusable=len(uids) - len(named),
@@ -138,3 +144,18 @@ def _ends_as_tars_do(tar: str) -> bool:
             return size >= _BLOCK and not file.read().strip(b"\0")
     except OSError:
         return False
+
+
+def first_uid(tar: str) -> NDArray[np.void]:
+    """The uid [1] in the first json of a tar; none of a tar without a json.
+
+    Raises:
+        Exception: of many kinds; the tar cannot be read, or the json has no uid.
+    """
+    with tarfile.open(tar, "r:") as members:
+        for member in members:
+            if member.isreg() and member.name.endswith(".json") and member.size <= _LONGEST:
+                file = members.extractfile(member)
+                assert file is not None, "it is a regular file"
+                return decode_uids(pa.array([json.load(file)["uid"]], pa.string()))
+    return np.empty(0, UID_DTYPE)

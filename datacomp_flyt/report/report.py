@@ -30,6 +30,7 @@ from datacomp_flyt.report.selections import (
     draws_with_image,
     read_selections,
 )
+from datacomp_flyt.streams import say
 
 if TYPE_CHECKING:
     from datacomp_flyt.report.examples import Candidates
@@ -60,6 +61,8 @@ def write_report(args: argparse.Namespace, argv: Sequence[str]) -> Path:
     tars = _tars(args) if args.shards_dir else None
     candidates = _candidates(args, tars) if tars else None
     with_image = draws_with_image(selections, available, tars, args.num_workers)
+    for selection, number in zip(selections, with_image or (), strict=False):
+        say(f"{selection.name}: {number:,} of {selection.draws:,} draws have an image")
     also = candidates.uids if candidates else None
     sample = read_sample(shards, args.max_rows, args.seed, args.num_workers, also)
     for selection in selections:

@@ -29,7 +29,7 @@ from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.scorers.passes import Passes
 from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState, ScoredShard, Scorer
 from datacomp_flyt.scorers.settings_file import check_settings
-from datacomp_flyt.scorers.until_usable import UntilUsable, Usable
+from datacomp_flyt.scorers.until_usable import UntilUsable, Usable, has_rows
 
 Keep = Callable[[str, Any], int]
 """Keeps what was made of a shard, given its name; how many rows that is."""
@@ -94,7 +94,9 @@ def score_pool(
     report = Report()
     left = {}
     for shard in sorted(shards):
-        if (folder / f"{shard}.parquet").exists():
+        path = folder / f"{shard}.parquet"
+        # a statistic of the whole pool is not made again for a shard without rows
+        if path.exists() and (isinstance(scorer, PoolScorer) or has_rows(path)):
             report.num_found += 1
         else:
             left[shard] = shards[shard]

@@ -83,7 +83,7 @@ def digest(targets: NDArray[np.float32]) -> str:
 def _read(path: Path, array: str) -> NDArray[Any]:
     try:
         check_regular(str(path))
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
         if path.suffix.lower() == ".npz":
             with path.open("rb") as stored, np.load(stored, allow_pickle=False) as archive:

@@ -32,7 +32,7 @@ from datacomp_flyt.pool.embeddings import (
 from datacomp_flyt.pool.folders import list_folder, version_of
 from datacomp_flyt.pool.listing import find_place, has_ending, is_folder
 from datacomp_flyt.pool.npy_header import read_npy_header
-from datacomp_flyt.pool.open_file import check_regular, open_file, readable
+from datacomp_flyt.pool.open_file import map_npy, open_file, readable
 from datacomp_flyt.pool.parquet import ParquetShard, open_shard
 from datacomp_flyt.scorers.scorer import read_uids
 
@@ -104,7 +104,7 @@ def find_embeddings(places: Sequence[str], arrays: Sequence[str], flag: str) -> 
 
 
 def _describe(fs: Any, path: str, arrays: Sequence[str], flag: str) -> EmbeddingFile:
-    if path.endswith(".npy"):
+    if has_ending(path, ".npy"):
         return _describe_npy(path, arrays, flag)
     if not has_ending(path, ".npz"):
         raise InputError(f"{flag} {path} is neither .npz nor .npy: give embeddings as one of these")
@@ -134,8 +134,7 @@ def _describe_npy(path: str, arrays: Sequence[str], flag: str) -> EmbeddingFile:
             "all of them"
         )
     try:
-        check_regular(path)
-        stored = np.lib.format.open_memmap(path, mode="r")  # np.load would take a zip, too
+        stored = map_npy(path)
     except Exception as error:  # numpy's header parser raises half a dozen kinds
         raise InputError(f"{path} cannot be read as .npy ({error}): write it again") from None
     if stored.dtype.kind != "f" or stored.ndim != 2 or stored.shape[1] < 1:

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.parquet as pq
+
 from datacomp_flyt.errors import NothingUsable
+from datacomp_flyt.pool.open_file import readable
 
 _MOST = 1_000  # shards without a usable row, from the first one on, before the job stops
+_SMALL = 1 << 16  # bytes; larger files have rows and need not be opened
+
+
+def has_rows(path: Path) -> bool:
+    """Whether a finished result has rows.
+
+    A result without rows is made again, which takes no time: its tar may be mended by now.
+    """
+    if path.stat().st_size >= _SMALL:
+        return True
+    with readable(str(path), "parquet", "remove it"):
+        return int(pq.read_metadata(str(path)).num_rows) > 0
 
 
 class Usable(NamedTuple):
@@ -23,8 +39,8 @@ class UntilUsable:
     """A `write` function for `run_shards` that writes nothing while no shard has a usable row.
 
     A pool that lost images has tars without a member, and their results have no rows: such a
-    shard is finished like any other. If all shards are like that, something is wrong with all of
-    them, and a result file would mark a shard as finished, so that it is not read when mended.
+    shard is finished, and the next run looks at it again. If all shards are like that, something
+    is wrong with all of them, and nothing is written.
     """
 
     def __init__(

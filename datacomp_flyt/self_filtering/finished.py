@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.open_file import open_local
 from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
 from datacomp_flyt.scorers.files import file_digest
 from datacomp_flyt.self_filtering.mix import MIX as MIX
@@ -48,7 +49,8 @@ def final_mix(run_dir: Path) -> Path:
             f"--run_dir {run_dir} is no run of `datacomp-flyt self_filter`: give its --out"
         )
     try:
-        note = json.loads((run_dir / NOTE).read_bytes())
+        with open_local(str(run_dir / NOTE)) as file:
+            note = json.loads(file.read())
         wanted = note["mix"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise InputError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +19,7 @@ from datacomp_flyt.pool.tar_uids import uids_of_tar
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids, format_uid, holds_uids
 from tests.baselines_plugin.job import Job, in_process
 from tests.conftest import hex_uids, make_pool, refusal, take, write_parquet
+from tests.pool.made_downloads import write_tar
 
 Uids = Sequence["str | None"]
 Form = Callable[[Uids], pa.Array]
@@ -180,7 +179,10 @@ def test_the_parquet_beside_a_tar(tmp_path: Path, form: Form) -> None:
         pa.table({"uid": uids_and_null, "status": [*status, "success"]}), tmp_path / "0.parquet"
     )
     kept = [uid for uid, how in zip(uids, status, strict=True) if how == "success"]
-    assert uids_of_tar(str(tmp_path / "0.tar")) == (kept, False, None)
+    tar = write_tar(tmp_path / "0.tar", {str(row): uid for row, uid in enumerate(kept)})
+    found = uids_of_tar(str(tar))
+    assert (list(map(format_uid, found.uids)), found.opened, found.problem) == (kept, False, None)
+    assert (found.failed, found.unusable) == (3, 1)
 
 
 REFUSED = {
@@ -239,13 +241,8 @@ def test_kinds_that_this_pyarrow_lacks_are_no_kind() -> None:
 def test_a_tar_is_read_where_its_parquet_holds_no_uids(tmp_path: Path) -> None:
     pq.write_table(pa.table({"uid": pa.array([1, 2])}), tmp_path / "0.parquet")
     uid = hex_uids(1)[0]
-    members = {"0.json": f'{{"uid": "{uid}"}}'.encode(), "0.jpg": b"image", "0.txt": b"text"}
-    with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    assert uids_of_tar(str(tmp_path / "0.tar")) == ([uid], True, None)
+    found = uids_of_tar(str(write_tar(tmp_path / "0.tar", {"0": uid})))
+    assert (list(map(format_uid, found.uids)), found.opened, found.problem) == ([uid], True, None)
 
 
 def test_long_columns_of_bytes() -> None:

@@ -203,7 +203,8 @@ def test_sorted_pictures_with_a_table_beside_them(tmp_path: Path) -> None:
     """The table says that they are there, and so they are, but apart from their uids."""
     path = write_members(tmp_path / "0.tar", UNUSABLE["images first"]())
     uids = [sample(number)["json"].decode().split('"')[3] for number in range(ROWS)]
-    pq.write_table(pa.table({"uid": uids}), tmp_path / "0.parquet")
+    table = pa.table({"uid": uids, "status": ["success"] * ROWS})
+    pq.write_table(table, tmp_path / "0.parquet")
     candidates = find_candidates([str(path)], 1, 0, 1, "--shards_dir x")
     said = refusal(read_pictures, candidates, np.arange(ROWS), 1)
     assert "no example to be shown has a picture" in said

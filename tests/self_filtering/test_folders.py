@@ -49,10 +49,11 @@ def test_a_table_beside_a_tar_says_what_was_downloaded(tmp_path: Path) -> None:
     found = uids_of_tar(str(tar))
     assert encode_uids(found.uids).to_pylist() == [uid_of(n) for n in range(4)]
     assert (found.opened, found.problem) == (True, None)
-    table = {"uid": hex_uids(3), "status": ["success", "failed", "success"]}
+    uids = [uid_of(0), *hex_uids(1), uid_of(2)]
+    table = {"uid": uids, "status": ["success", "failed", "success"]}
     write_parquet(tmp_path / "0.parquet", table)
     found = uids_of_tar(str(tar))
-    assert encode_uids(found.uids).to_pylist() == [hex_uids(3)[0], hex_uids(3)[2]]
+    assert encode_uids(found.uids).to_pylist() == [uids[0], uids[2]]
     assert (found.opened, found.failed, found.problem) == (False, 1, None)
 
 

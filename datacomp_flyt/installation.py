@@ -29,6 +29,12 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 """Distributions by module, where the names differ."""
+_EXTRA_OF = {
+    **dict.fromkeys(("torch", "torchvision", "open_clip", "pandas", "PIL", "webdataset"), "train"),
+    **dict.fromkeys(("jinja2", "matplotlib"), "report"),
+    "ray": "ray",
+}
+"""The extra that brings a module, for imports whose command is not known."""
 _EXTRA = re.compile(r"extra\s*==\s*[\"']([\w-]+)[\"']")
 
 
@@ -98,6 +104,7 @@ def missing_package(error: ImportError, extra: str) -> InputError:
     top = name.partition(".")[0]
     # the package itself can be imported; only a submodule is missing
     if isinstance(error, ModuleNotFoundError) and sys.modules.get(top) is None:
+        extra = extra or _EXTRA_OF.get(top, "")
         return InputError(f"{top} is not installed: {install_command(extra, top)}")
     version = installed_version(DISTRIBUTIONS.get(top, top))
     return InputError(

@@ -76,7 +76,7 @@ def train(
         try:
             skipped.update(state.pop("data_skipped"))
             algorithm.load_state_dict(state)
-        except Exception as error:  # the state is of another layout
+        except (AttributeError, LookupError, TypeError) as error:  # it is of another layout
             raise InputError(
                 f"{config.output_dir / NAME} has no state of this training ({error!r}): start "
                 "again in another --output_dir"

@@ -208,3 +208,17 @@ def test_a_file_that_is_none_is_not_waited_for(tmp_path: Path, reader: object, k
         path.mkdir()
     said = refusal(reader, Path("/dev/zero") if kind == "device" else path)  # type: ignore[arg-type]
     assert "it is not a regular file" in said
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("torch", "[train]"), ("open_clip.tokenizer", "[train]"), ("pandas", "[train]"),
+     ("jinja2", "[report]"), ("ray", "[ray]"), ("numpy", "")],
+)  # fmt: skip
+def test_the_command_installs_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: str, extra: str
+) -> None:
+    monkeypatch.delitem(sys.modules, module.partition(".")[0], raising=False)
+    with pytest.raises(SystemExit), running("x"):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+    assert capsys.readouterr().err.rstrip("\n'").endswith(f"{REPOSITORY}{extra}")

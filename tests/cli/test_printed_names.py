@@ -73,7 +73,7 @@ def test_check(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) ->
     write_subset(tmp_path / name, UIDS)
     code, out, err = run(capsys, "check", tmp_path / name)
     assert (code, err) == (0, "")
-    assert len(checked(out)) == 7
+    assert len(checked(out)) == 8
     np.save(tmp_path / "s.npy", UIDS[::-1])
     (tmp_path / "s.npy").rename(tmp_path / name)
     code, out, err = run(capsys, "check", tmp_path / name)

@@ -257,7 +257,8 @@ class _TensorReader:
         self._bytes_left -= math.prod(shape) * values.itemsize
         if self._bytes_left < 0:
             raise TorchFileError(
-                "its tensors repeat its numbers over and over: save them after .contiguous()"
+                f"its {name} repeats numbers of its storage over and over: save it after "
+                ".contiguous()"
             )
         strides = tuple(stride * values.itemsize for stride in strides)
         array = np.lib.stride_tricks.as_strided(values[offset:], shape, strides).copy()

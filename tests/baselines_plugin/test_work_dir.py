@@ -205,7 +205,7 @@ def test_another_column_in_the_same_folder(whole: Job, tmp_path: Path) -> None:
     with small_slices():
         outputs(whole, tmp_path / "files", *SCS, *work)
         outcome = in_process(*whole.flags(*SCS, "--score", "DFN-FT", *work))
-    assert_refused(outcome, f"--work_dir {tmp_path / 'work'}", "other files or columns")
+    assert_refused(outcome, f"--work_dir {tmp_path / 'work'}", "other files, images or columns")
     assert not whole.save_path.exists()
 
 

@@ -289,8 +289,8 @@ def test_relative_paths(
     [
         (("neg_clip_loss",), "--scorer neg_clip_loss wants --metadata_dir"),
         (("neg_clip_loss", *NPZ, "--temperature", "0"), "--temperature is 0.0, wanted a positive"),
-        (("neg_clip_loss", *NPZ, "--column", "a/b"), "--column a/b is no name of a score"),
-        (("neg_clip_loss", *NPZ, "--column", "uid"), "--column uid is no name of a score"),
+        (("neg_clip_loss", *NPZ, "--column", "a/b"), "--column 'a/b' is no name of a score"),
+        (("neg_clip_loss", *NPZ, "--column", "uid"), "--column 'uid' is no name of a score"),
         (("neg_clip_loss", *NPZ, "--batch_size", "0"), "--batch_size is 0, wanted at least 1"),
         (("norm_sim", *NPZ), "--targets is missing"),
         (("norm_sim", *NPZ, "--targets", "x", "--p", "0.5"), "--p is 0.5, wanted at least 1"),

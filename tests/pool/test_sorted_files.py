@@ -306,8 +306,8 @@ def test_files_that_have_changed(
 @pytest.mark.parametrize("names", [("b",), ("a", "b"), ("a", CLIP)])
 def test_other_columns_are_another_job(job: Job, names: tuple[str, ...]) -> None:
     job.in_files("a")
-    assert "other files or columns" in refusal(job.in_files, *names)
-    with pytest.raises(InputError, match="other files or columns"):
+    assert "other files, images or columns" in refusal(job.in_files, *names)
+    with pytest.raises(InputError, match="other files, images or columns"):
         job.in_files("a", rows=15)  # the same number of slices, and other parts
     assert job.in_files("a") == job.in_memory("a")
 

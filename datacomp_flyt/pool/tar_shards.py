@@ -7,10 +7,9 @@ import stat
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
-from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.pool.folders import check_unchanged, list_folder, version_of
 from datacomp_flyt.pool.listing import HIDDEN, NOT_REGULAR, PassedOver, local_path, say_passed_over
 
@@ -84,6 +83,8 @@ def _streams(where: str, flag: str, commands: bool) -> list[str]:
 
 
 def _alternatives(pattern: str, where: str, flag: str) -> list[str]:
+    with needs_extra("train"):  # patterns alone need it, not the folders of a small installation
+        from braceexpand import braceexpand
     try:
         return list(braceexpand(pattern, escape=False))
     except ValueError:

@@ -17,28 +17,23 @@ from baselines_plugin.registry import METHODS, Method
 from baselines_plugin.sampling import SAMPLINGS, Sampler
 from datacomp_flyt.engines.choice import choose_engine
 from datacomp_flyt.engines.engine import Engine
-from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import running
+from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.memmap_arrays import compress
+from datacomp_flyt.files.output_files import atomic_write, check_save_path, remove_unfinished
 from datacomp_flyt.mixing import save_mixing_model
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.columns_in_files import FileColumns
 from datacomp_flyt.pool.available import Available, available_of
-from datacomp_flyt.pool.download_keys import DownloadKeys
-from datacomp_flyt.pool.file_arrays import compress
 from datacomp_flyt.pool.manifest import check_against
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.parquet import check_shards
 from datacomp_flyt.pool.pool import read_pool
-from datacomp_flyt.pool.subset import (
-    atomic_write,
-    check_save_path,
-    describe_counts,
-    remove_unfinished,
-    write_subset,
-)
+from datacomp_flyt.pool.subset import describe_counts, write_subset
 from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.streams import say
+from datacomp_flyt.tars.download_keys import DownloadKeys
 
 _METHOD_FLAGS = {flag for method in METHODS.values() for flag in method.flags}
 _SAMPLING_FLAGS = {flag for _, flags in SAMPLINGS.values() for flag in flags}

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from webdataset import TarWriter
 
-from datacomp_flyt.pool.tar_samples import read_tar
 from datacomp_flyt.pool.uids import UID_DTYPE, encode_uids
+from datacomp_flyt.tars.samples import read_tar
 
 _DISTINCT_IMAGES = 512
 _WORDS = [

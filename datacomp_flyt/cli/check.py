@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from datacomp_flyt.engines.threads import default_num_workers
+from datacomp_flyt.datacomp.scales import SCALES
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.digest import file_digest
 from datacomp_flyt.pool.available import add_available_arguments, available_of
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import check_subset
-from datacomp_flyt.samplers.scales import SCALES
-from datacomp_flyt.scorers.files import file_digest
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import default_num_workers
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.files.locks import one_run
 from datacomp_flyt.installation import require_training
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datacomp_flyt.environments import heading, table, versions_here
+from datacomp_flyt.datacomp.environments import heading, table, versions_here
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.streams import say
 
@@ -130,7 +130,9 @@ def _state(directory: Path, patches: Sequence[Patch]) -> tuple[Path, Patch, bool
 def _replace(path: Path, content: bytes, sha256: str) -> None:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise InputError(f"the patch for {path} is damaged: install datacomp-flyt again")
-    from datacomp_flyt.pool.subset import atomic_write  # imports NumPy, which --check does without
+    from datacomp_flyt.files.output_files import (
+        atomic_write,  # imports NumPy, which --check does without
+    )
 
     mode = path.stat().st_mode
     with atomic_write(path) as file:

@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.output_files import check_notes_path, check_save_path, remove_unfinished
 from datacomp_flyt.pool.manifest import (
     NOTES_BEGIN,
     check_against,
@@ -20,10 +20,9 @@ from datacomp_flyt.pool.manifest import (
     refuse_differences,
     write_manifest,
 )
-from datacomp_flyt.pool.output_files import check_notes_path
 from datacomp_flyt.pool.outputs import Output, check_outputs
-from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import default_num_workers
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:

@@ -8,22 +8,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datacomp_flyt.cli.engine_flags import add_engine_arguments, make_engine, report_failures
-from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.engines.threads import default_num_workers
+from datacomp_flyt.engines.flags import add_engine_arguments, make_engine, report_failures
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.output_files import check_save_path
+from datacomp_flyt.files.settings_file import SETTINGS_FILE
 from datacomp_flyt.pool.embeddings import OTHER_LENGTH
 from datacomp_flyt.pool.manifest import check_against
 from datacomp_flyt.pool.outputs import Output, check_outputs, watch_inputs
 from datacomp_flyt.pool.parquet import check_shards, open_shards
-from datacomp_flyt.pool.shard_names import by_name, resolved, shard_name
-from datacomp_flyt.pool.subset import check_save_path
-from datacomp_flyt.scorers.inputs import check_widths
-from datacomp_flyt.scorers.job import Report, score_pool
-from datacomp_flyt.scorers.registry import SCORERS, scorer_class
-from datacomp_flyt.scorers.scorer import MetadataScorer, Scorer
-from datacomp_flyt.scorers.settings_file import SETTINGS_FILE
+from datacomp_flyt.scorers.base.embedding_blocks import check_widths
+from datacomp_flyt.scorers.base.registry import SCORERS, scorer_class
+from datacomp_flyt.scorers.base.score_pool import Report, score_pool
+from datacomp_flyt.scorers.base.scorer import MetadataScorer, Scorer
 from datacomp_flyt.streams import say
+from datacomp_flyt.tars.shard_names import by_name, resolved, shard_name
+from datacomp_flyt.threads import default_num_workers
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -132,7 +132,7 @@ def _metadata(args: argparse.Namespace) -> _Pool:
 
 
 def _tars(args: argparse.Namespace) -> _Pool:
-    from datacomp_flyt.pool.tar_shards import list_shards, watch_tars
+    from datacomp_flyt.tars.shards import list_shards, watch_tars
 
     if args.shards_dir is None:
         raise InputError(f"--scorer {args.scorer} wants --shards_dir: it looks at images, in tars")

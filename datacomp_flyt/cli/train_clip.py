@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from datacomp_flyt.engines.ranks import place_of_torchrun
+from datacomp_flyt.distributed.torchrun_ranks import place_of_torchrun
 from datacomp_flyt.errors import needs_extra
 
 

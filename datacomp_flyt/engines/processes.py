@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
 
-from datacomp_flyt.engines.crew import ONE_THREAD, Crew, Function, run_crew
 from datacomp_flyt.engines.engine import Engine, Make, Outcome, T, WorkerLost
 from datacomp_flyt.engines.messages import pack, unpack
+from datacomp_flyt.engines.worker_pool import ONE_THREAD, Crew, Function, run_crew
 from datacomp_flyt.errors import InputError
 
 GRACE = 5.0  # seconds that a released worker has to end by itself

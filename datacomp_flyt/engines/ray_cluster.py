@@ -10,8 +10,8 @@ import socket
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-from datacomp_flyt.engines.crew import ONE_THREAD, Crew, Function, run_crew
 from datacomp_flyt.engines.engine import Engine, Make, Outcome, T, WorkerLost
+from datacomp_flyt.engines.worker_pool import ONE_THREAD, Crew, Function, run_crew
 from datacomp_flyt.errors import InputError, needs_extra
 from datacomp_flyt.exits import keep_signals, socket_folder
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from datacomp_flyt.engines.engine import Engine, Make, WorkerLost
-from datacomp_flyt.engines.progress import Progress
 from datacomp_flyt.errors import ChangedError, InputError, ReadError
+from datacomp_flyt.progress import Progress
 
 _PAUSE = 1.0  # seconds before a second try; five times as many before each more, up to
 _LONGEST_PAUSE = 60.0  # seconds

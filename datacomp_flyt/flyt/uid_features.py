@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.published import METADATA_COLUMN_OF
@@ -21,6 +20,7 @@ from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.pool import Pool, read_pool, union_of_uids
 from datacomp_flyt.pool.score_values import to_float32
 from datacomp_flyt.pool.uid_search import UidIndex
+from datacomp_flyt.threads import map_threads
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.columns import Columns, Source
 from datacomp_flyt.pool.available import Available
-from datacomp_flyt.pool.download_keys import DownloadKeys
-from datacomp_flyt.pool.file_group import Group
+from datacomp_flyt.pool.external_sort.file_group import Group
+from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool
-from datacomp_flyt.pool.sorted_files import sort_into_files
+from datacomp_flyt.tars.download_keys import DownloadKeys
 
 
 class FileColumns(Columns):

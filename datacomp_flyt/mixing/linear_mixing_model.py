@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import blocks, map_threads
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.memmap_arrays import beside, compress
 from datacomp_flyt.mixing.standardization import mean_and_std
-from datacomp_flyt.pool.file_arrays import beside, compress
+from datacomp_flyt.threads import blocks, map_threads
 
 _BLOCK = 1 << 16
 

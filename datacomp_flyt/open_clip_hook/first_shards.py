@@ -13,8 +13,8 @@ from datacomp_flyt.open_clip_hook.reading import (
     check_whole,
     usable_uid,
 )
-from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
-from datacomp_flyt.pool.tar_samples import BAD_IMAGE, Skip, decode, stored_image
+from datacomp_flyt.tars.nothing_usable import Seen, nothing_usable
+from datacomp_flyt.tars.samples import BAD_IMAGE, Skip, decode, stored_image
 
 _TRIED = 20  # shards at most; patterns of shards name missing ones, too
 _READ = 3  # of those, that can be read

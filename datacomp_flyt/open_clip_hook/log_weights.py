@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import open_file_or_folder
 from datacomp_flyt.pool.pool import union_of_uids
@@ -22,6 +21,7 @@ from datacomp_flyt.pool.score_values import to_float32
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import decode_uids, format_uid
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import default_num_workers
 
 
 class LogWeights:
@@ -96,7 +96,7 @@ class ScoringModelWeights(LogWeights):
         Args:
             scoring_model, model, checkpoint: see `EFlytImages`, whose InputErrors are raised.
         """
-        from datacomp_flyt.scorers.e_flyt_images import EFlytImages
+        from datacomp_flyt.scorers.e_flyt.images import EFlytImages
 
         self._scorer = EFlytImages(scoring_model, model, checkpoint)
         self._name = f"--scoring_model {scoring_model}"

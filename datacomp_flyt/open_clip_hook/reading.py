@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError, printable
 from datacomp_flyt.open_clip_hook.uid_columns import with_uid
-from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
 from datacomp_flyt.pool.subset import read_subset
-from datacomp_flyt.pool.tar_samples import (
+from datacomp_flyt.pool.uid_search import UidIndex
+from datacomp_flyt.pool.uids import UID_DTYPE
+from datacomp_flyt.tars.nothing_usable import Seen, nothing_usable
+from datacomp_flyt.tars.samples import (
     IMAGES,
     NO_CAPTION,
     NO_UID,
@@ -29,8 +31,6 @@ from datacomp_flyt.pool.tar_samples import (
     stored_image,
     stored_uid,
 )
-from datacomp_flyt.pool.uid_search import UidIndex
-from datacomp_flyt.pool.uids import UID_DTYPE
 
 _MOST_WITHOUT = 1_000  # shards in a row without an example of the subset
 

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.folders import check_unchanged
-from datacomp_flyt.pool.npy_header import read_npy_header
-from datacomp_flyt.pool.open_file import open_file, readable
+from datacomp_flyt.files.folders import check_unchanged
+from datacomp_flyt.files.npy_header import read_npy_header
+from datacomp_flyt.files.open_file import open_file, readable
 from datacomp_flyt.pool.parquet import STATUS, SUCCESS, ParquetShard
 
 BLOCK_ROWS = 2048

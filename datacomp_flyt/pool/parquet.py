@@ -13,17 +13,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import map_threads
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, first_line
+from datacomp_flyt.files.folders import check_unchanged, list_folder, version_of
+from datacomp_flyt.files.listing import find_place, has_ending, is_folder
+from datacomp_flyt.files.open_file import Version, open_file, readable
 from datacomp_flyt.pool.arrow_types import is_kind, plain_column, value_type
-from datacomp_flyt.pool.folders import Version, check_unchanged, list_folder, version_of
-from datacomp_flyt.pool.listing import find_place, has_ending, is_folder
-from datacomp_flyt.pool.open_file import first_line, open_file, readable
 from datacomp_flyt.pool.parquet_file import open_parquet
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids
+from datacomp_flyt.threads import map_threads
 
 if TYPE_CHECKING:  # it reads tables itself
-    from datacomp_flyt.pool.download_keys import DownloadKeys
+    from datacomp_flyt.tars.download_keys import DownloadKeys
 
 KEY = "key"
 """The column of img2dataset's tables that numbers the samples of a download."""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.open_file import map_npy
-from datacomp_flyt.pool.output_files import atomic_write as atomic_write
-from datacomp_flyt.pool.output_files import check_save_path as check_save_path
-from datacomp_flyt.pool.output_files import remove_unfinished as remove_unfinished
+from datacomp_flyt.files.open_file import map_npy
+from datacomp_flyt.files.output_files import atomic_write as atomic_write
+from datacomp_flyt.files.output_files import check_save_path as check_save_path
+from datacomp_flyt.files.output_files import remove_unfinished as remove_unfinished
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
+from datacomp_flyt.threads import blocks
 
 if TYPE_CHECKING:  # it writes files as subsets are written
     from datacomp_flyt.pool.available import Available

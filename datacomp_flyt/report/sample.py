@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.join_errors import twice_in_pool
 from datacomp_flyt.pool.parquet import ParquetShard
@@ -21,6 +20,7 @@ from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
 from datacomp_flyt.pool.uid_search import find_uids, position_dtype
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import map_threads
 
 # Samplers take their draws from the stream of the same seed. Examples with low bits there are
 # the ones that Soft Cap Sampling draws first: no fair sample, so ours has a stream of its own.

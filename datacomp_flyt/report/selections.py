@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.subset import read_subset
-from datacomp_flyt.pool.tables_beside import count_in_tables
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.report.sample import PoolSample
+from datacomp_flyt.tars.tables_beside import count_in_tables
+from datacomp_flyt.threads import map_threads
 
 MOST_SELECTIONS = 7
 """As many as there are colours that all readers can tell apart."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import blocks
-from datacomp_flyt.pool.file_arrays import lies_in_file, select
+from datacomp_flyt.files.memmap_arrays import lies_in_file, select
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
+from datacomp_flyt.threads import blocks
 
 BLOCK = 1 << 17  # examples at once: smaller fits caches, larger leaves threads alone for longer
 _SAMPLE = 1 << 14  # examples, at least, that bracket the time of the N-th ring

@@ -32,11 +32,11 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import blocks, map_threads
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.file_arrays import Piece, Shelf, beside
+from datacomp_flyt.files.memmap_arrays import Piece, Shelf, beside
 from datacomp_flyt.samplers import checks
 from datacomp_flyt.samplers.clocks import BLOCK, ClockPool, Clocks, Floats, exponentials
+from datacomp_flyt.threads import blocks, map_threads
 
 _INSIDE = 1 << 16  # rings that are cheap to collect
 _FEW = 1 << 11  # clocks at or below which many rings at once are simulated

@@ -21,11 +21,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.progress import Progress
-from datacomp_flyt.engines.threads import blocks, map_threads
-from datacomp_flyt.pool.file_arrays import Piece, Shelf, beside, select
+from datacomp_flyt.files.memmap_arrays import Piece, Shelf, beside, select
+from datacomp_flyt.progress import Progress
 from datacomp_flyt.samplers.clocks import BLOCK, ClockPool, Clocks, Floats, exponentials
 from datacomp_flyt.samplers.race import Rings, search_log_time
+from datacomp_flyt.threads import blocks, map_threads
 
 Timers = NDArray[np.void]
 """Clocks that wait for their next ring: its log time, and what the ring after needs."""

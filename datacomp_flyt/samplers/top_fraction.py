@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.file_arrays import beside, select
+from datacomp_flyt.files.memmap_arrays import beside, select
 from datacomp_flyt.samplers.checks import check_pool
+from datacomp_flyt.threads import blocks
 
 _BLOCK = 1 << 20
 

@@ -24,10 +24,10 @@ from torch import Tensor
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
-from datacomp_flyt.scorers.compute import Compute, products
-from datacomp_flyt.scorers.flags import add_arch, add_precision, add_renormalize
-from datacomp_flyt.scorers.inputs import check_one_width, read_embeddings
-from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer, read_uids
+from datacomp_flyt.scorers.base.embedding_blocks import check_one_width, read_embeddings
+from datacomp_flyt.scorers.base.flags import add_arch, add_precision, add_renormalize
+from datacomp_flyt.scorers.base.matrix_products import Compute, products
+from datacomp_flyt.scorers.base.scorer import Arrays, MetadataScorer, read_uids
 
 _LARGEST_EXPONENT = 87.0  # e to this is a float32, and e to minus this a normal one
 _LEAST_SURE = math.exp(-60)  # sums below may have lost terms, and are taken again with care

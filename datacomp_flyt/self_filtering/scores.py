@@ -25,16 +25,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datacomp_flyt import cli
-from datacomp_flyt.engines.threads import blocks, default_num_workers
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.output_files import atomic_write, check_save_path
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.pool.pool import read_pool
-from datacomp_flyt.pool.subset import atomic_write, check_save_path, read_subset
+from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.self_filtering.mix import COLUMN, in_first_half
 from datacomp_flyt.self_filtering.settings import SCORES, TWO_MODELS
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import blocks, default_num_workers
 
 UNSEEN, SEEN = f"{COLUMN}_unseen", f"{COLUMN}_seen"
 """Columns beside it: by the model that has not seen a pair, and by the one that has (else NaN)."""
@@ -107,7 +108,7 @@ def temperature_of(checkpoint: str) -> float:
     Raises:
         InputError: no such file, or no logit scale in it.
     """
-    from datacomp_flyt.scorers.clip_models import read_state_dict
+    from datacomp_flyt.clip.models import read_state_dict
 
     state = read_state_dict(Path(checkpoint), f"--checkpoint {checkpoint}")
     if "logit_scale" not in state:

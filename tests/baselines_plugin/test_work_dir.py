@@ -13,10 +13,11 @@ import pytest
 
 from baselines_plugin import methods, run
 from datacomp_flyt.engines.engine import Engine
-from datacomp_flyt.engines.locks import one_run
+from datacomp_flyt.files import memmap_arrays as file_arrays
+from datacomp_flyt.files.locks import one_run
 from datacomp_flyt.mixing import columns_in_files
-from datacomp_flyt.pool import file_arrays, subset
-from datacomp_flyt.pool.sorted_files import sort_into_files
+from datacomp_flyt.pool import subset
+from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
 from datacomp_flyt.samplers import race, rounds, top_fraction
 from tests.baselines_plugin.job import Job, in_process
 from tests.baselines_plugin.test_bad_input import assert_refused

@@ -18,7 +18,7 @@ import pytest
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import MISTAKE, running, socket_folder
-from datacomp_flyt.pool.open_file import readable
+from datacomp_flyt.files.open_file import readable
 from datacomp_flyt.pool.subset import write_subset
 from tests.conftest import REPOSITORY, make_pool, refusal, sorted_uids, write_files
 from tests.engines.contract import pids_in, wait_until_ended
@@ -388,7 +388,7 @@ def test_any_tmpdir(tmp_path: Path, place: str) -> None:
 def test_what_torchrun_says_is_checked(
     monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str | None]
 ) -> None:
-    from datacomp_flyt.engines.ranks import place_of_torchrun
+    from datacomp_flyt.distributed.torchrun_ranks import place_of_torchrun
 
     right = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     for name, value in {**right, **wrong}.items():

@@ -17,7 +17,7 @@ import torch
 
 from datacomp_flyt.cli import embed, main, score, self_filter
 from datacomp_flyt.demo import POOL
-from datacomp_flyt.engines.locks import one_run
+from datacomp_flyt.files.locks import one_run
 from datacomp_flyt.flyt import train
 from datacomp_flyt.open_clip_hook import hook as hook_module
 from datacomp_flyt.open_clip_hook.hook import Hook

@@ -13,11 +13,11 @@ from datacomp_flyt.cli import train_classifier
 from datacomp_flyt.demo import POOL as DEMO
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.subset import write_subset
-from datacomp_flyt.scorers.classifier_file import load_classifier
-from datacomp_flyt.scorers.linear_classifier import LinearClassifier
-from datacomp_flyt.scorers.training_rows import RandomRows, find_embeddings
+from datacomp_flyt.scorers.linear_classifier.classifier_file import load_classifier
+from datacomp_flyt.scorers.linear_classifier.linear_classifier import LinearClassifier
+from datacomp_flyt.scorers.linear_classifier.training_rows import RandomRows, find_embeddings
 from tests.conftest import make_pool, refusal, sorted_uids, write_files
-from tests.scorers.made import made_embeddings, write_npz
+from tests.scorers.base.made import made_embeddings, write_npz
 
 
 def trained_by(out: Path, *words: object) -> bytes:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from datacomp_flyt.engines import progress, steps
-from datacomp_flyt.engines.progress import Progress, shown
-from datacomp_flyt.engines.steps import Step, run_steps
-from datacomp_flyt.engines.threads import map_threads
+from datacomp_flyt import progress, steps
+from datacomp_flyt.progress import Progress, shown
+from datacomp_flyt.steps import Step, run_steps
+from datacomp_flyt.threads import map_threads
 from tests.conftest import REPOSITORY
 
 
@@ -98,7 +98,7 @@ def test_quiet(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
 
 SCRIPT = """
 import time
-from datacomp_flyt.engines.progress import Progress
+from datacomp_flyt.progress import Progress
 with Progress("work", 4, "step") as bar:
     for number in range(4):
         bar.update()

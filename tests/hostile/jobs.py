@@ -50,7 +50,7 @@ def _check_entries(result: Any) -> str | None:
 
 
 def _part(folder: Path) -> Any:
-    from datacomp_flyt.pool.parts import open_part
+    from datacomp_flyt.datacomp.resharded_parts import open_part
 
     part = open_part(folder / "part", folder / "subset.npy")
     return [[tar.name for tar in part.tars], part.pool_shards]
@@ -61,7 +61,7 @@ def _check_part(result: Any) -> str | None:
 
 
 def _draws(folder: Path) -> Any:
-    from datacomp_flyt.pool.parts import _draws_of_tar
+    from datacomp_flyt.datacomp.resharded_parts import _draws_of_tar
 
     return list(_draws_of_tar(str(folder / "part" / valid.PART_TARS[0])))
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from datacomp_flyt.cli import main
-from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.pool import manifest, output_files
+from datacomp_flyt.files import output_files
+from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.pool import manifest
 from datacomp_flyt.pool.manifest import check_against, hash_folder, read_manifest, write_manifest
 from tests.baselines_plugin.job import Job, in_process
 from tests.baselines_plugin.test_bad_input import assert_refused

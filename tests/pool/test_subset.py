@@ -12,15 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datacomp_flyt.files.output_files import atomic_write, check_save_path
 from datacomp_flyt.pool import subset
-from datacomp_flyt.pool.subset import (
-    atomic_write,
-    check_save_path,
-    check_subset,
-    describe_counts,
-    describe_training,
-    write_subset,
-)
+from datacomp_flyt.pool.subset import check_subset, describe_counts, describe_training, write_subset
 from tests.conftest import hex_uids, refusal, sorted_uids
 from tests.oracles.selection import subset_array, uid_array
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datacomp_flyt.pool import file_arrays
-from datacomp_flyt.pool.file_arrays import Shelf
+from datacomp_flyt.files import memmap_arrays as file_arrays
+from datacomp_flyt.files.memmap_arrays import Shelf
 from datacomp_flyt.samplers import clocks, rounds
 from datacomp_flyt.samplers.rounds import round_counts
 from tests.samplers.law import random_uids

@@ -13,12 +13,12 @@ torch = pytest.importorskip("torch")
 
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
 from datacomp_flyt.pool.uids import UID_DTYPE
-from datacomp_flyt.scorers.compute import Compute
+from datacomp_flyt.scorers.base.matrix_products import Compute
 from datacomp_flyt.scorers.neg_clip_loss import NegClipLoss, _log_sums, neg_clip_loss_of_batch
 from tests.conftest import hex_uids
 from tests.oracles import scores as oracle
 from tests.oracles.selection import parse_uid
-from tests.scorers.inline import read_scores, run, scores_of, write_pool
+from tests.scorers.base.inline import read_scores, run, scores_of, write_pool
 from tests.scorers.public_ncl import public_neg_clip_loss, requires_checkout
 from tests.tolerances import float_bound
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from baselines_plugin.methods import Scorer, pool_size
 from baselines_plugin.registry import METHODS, Method
 from baselines_plugin.sampling import SAMPLINGS, Sampler
-from datacomp_flyt.engines.choice import choose_engine
 from datacomp_flyt.engines.engine import Engine
+from datacomp_flyt.engines.flags import choose_engine
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import running
 from datacomp_flyt.files.locks import one_run
@@ -25,7 +25,7 @@ from datacomp_flyt.files.output_files import atomic_write, check_save_path, remo
 from datacomp_flyt.mixing import save_mixing_model
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.columns_in_files import FileColumns
-from datacomp_flyt.pool.available import Available, available_of
+from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.manifest import check_against
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.parquet import check_shards
@@ -34,6 +34,7 @@ from datacomp_flyt.pool.subset import describe_counts, write_subset
 from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.streams import say
 from datacomp_flyt.tars.download_keys import DownloadKeys
+from datacomp_flyt.tars.image_list import available_images
 
 _METHOD_FLAGS = {flag for method in METHODS.values() for flag in method.flags}
 _SAMPLING_FLAGS = {flag for _, flags in SAMPLINGS.values() for flag in flags}
@@ -82,7 +83,7 @@ def _select(
     say(f"running: {args.name}")
     if args.manifest is not None:
         check_against(args.manifest, args.metadata_dir, "--metadata_dir")
-    available = available_of(args)
+    available = available_images(args.available, args.shards_dir, args.num_workers)
     columns = _open_columns(args, engine, available)
     pool = columns.pool
     say(f"the pool lists {pool.num_listed:,} examples in {len(pool.shards):,} files")

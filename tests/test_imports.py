@@ -21,6 +21,7 @@ IMAGES = ("torch", "webdataset")
 MODELS = (*IMAGES, "open_clip", "pandas")  # pandas: open_clip's trainer
 # By the longest prefix of a module's name; all others need none of them.
 NEEDS: dict[str, tuple[str, ...]] = {
+    "datacomp_flyt.clip.": MODELS,
     "datacomp_flyt.demo.evaluate": MODELS,
     "datacomp_flyt.demo.experiment": IMAGES,
     "datacomp_flyt.demo.noisy_pool": IMAGES,
@@ -28,7 +29,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "datacomp_flyt.distributed.collectives": ("torch",),
     "datacomp_flyt.flyt.": MODELS,
     "datacomp_flyt.open_clip_hook": MODELS,
-    "datacomp_flyt.pool.tar_": IMAGES,
+    "datacomp_flyt.tars.pairs": IMAGES,
+    "datacomp_flyt.tars.samples": IMAGES,
     "datacomp_flyt.report.": (*IMAGES, "matplotlib", "jinja2"),
     "datacomp_flyt.report.sample": (),
     "datacomp_flyt.report.selections": (),
@@ -46,8 +48,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "datacomp_flyt.scorers.linear_classifier.train": (),
     "datacomp_flyt.self_filtering.first_mix": IMAGES,
 }
-# Scripts that made the embedded data, with packages that nothing else needs.
-SCRIPTS = ("datacomp_flyt.demo.make_", "datacomp_flyt.cli.__main__")
+SCRIPTS = ("datacomp_flyt.cli.__main__",)
 PROGRAM = """
 import importlib, sys
 blocked, modules = sys.argv[1].split(","), sys.argv[2:]

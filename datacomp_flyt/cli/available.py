@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.locks import one_run
 from datacomp_flyt.files.output_files import check_save_path, remove_unfinished
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.streams import say
 from datacomp_flyt.tars.image_journal import Journal

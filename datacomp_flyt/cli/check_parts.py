@@ -8,7 +8,8 @@ from pathlib import Path
 
 from datacomp_flyt.datacomp.resharded_parts import check_parts
 from datacomp_flyt.engines.processes import ProcessEngine
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.streams import say
 from datacomp_flyt.threads import default_num_workers
 

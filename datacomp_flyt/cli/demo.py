@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.locks import one_run
-from datacomp_flyt.installation import require_training
+from datacomp_flyt.installation import needs_extra, require_training
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:

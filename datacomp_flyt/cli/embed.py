@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.engines.flags import add_engine_arguments, make_engine, report_failures
 from datacomp_flyt.engines.shards import run_shards
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.locks import one_run
 from datacomp_flyt.files.output_files import check_save_path, remove_unfinished
 from datacomp_flyt.files.settings_file import SETTINGS_FILE, check_settings
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.pool.outputs import Output, check_outputs, watch_inputs
 from datacomp_flyt.streams import say
 from datacomp_flyt.tars.shard_names import by_name, resolved

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.locks import one_run
 from datacomp_flyt.files.output_files import check_save_path
 from datacomp_flyt.files.settings_file import SETTINGS_FILE, check_settings
-from datacomp_flyt.installation import require_training
+from datacomp_flyt.installation import needs_extra, require_training
 from datacomp_flyt.mixing.columns import Columns, check_named_once
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.pool import FilePool

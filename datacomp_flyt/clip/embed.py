@@ -22,14 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from datacomp_flyt.clip.encoder import ClipEncoder, LoadedEncoder
+from datacomp_flyt.clip.inference import decode_threads, inference, refuse_decompression_bombs
 from datacomp_flyt.files.output_files import atomic_write
-from datacomp_flyt.scorers.base.image_scorer import (
-    Pair,
-    decode_threads,
-    inference,
-    read_pairs,
-    refuse_decompression_bombs,
-)
+from datacomp_flyt.tars.pairs import Pair, read_pairs
 from datacomp_flyt.tars.samples import Sample, stored_facts
 
 

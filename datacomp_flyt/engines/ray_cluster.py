@@ -12,8 +12,9 @@ from typing import Any
 
 from datacomp_flyt.engines.engine import Engine, Make, Outcome, T, WorkerLost
 from datacomp_flyt.engines.worker_pool import ONE_THREAD, Crew, Function, run_crew
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import keep_signals, socket_folder
+from datacomp_flyt.installation import needs_extra
 
 _LONGEST_QUEUE = 600.0  # seconds until the first worker is scheduled
 _NAME_OF_SOCKET = len("/ray/session_2026-12-01_03-20-00_123456_4194304/sockets/plasma_store.10")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.errors import InputError, first_line, needs_extra, unreadable
+from datacomp_flyt.errors import InputError, first_line, unreadable
 from datacomp_flyt.files.state_dict import unwrapped_names
 from datacomp_flyt.files.torch_file import (
     MAGIC_AS_TEXT,
@@ -26,6 +26,7 @@ from datacomp_flyt.files.torch_file import (
     read_torch_object,
 )
 from datacomp_flyt.files.torch_pickle import TorchFileError
+from datacomp_flyt.installation import needs_extra
 
 Array = NDArray[Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,6 @@ from datacomp_flyt.pool.parquet_file import open_parquet
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids
 from datacomp_flyt.threads import map_threads
 
-if TYPE_CHECKING:  # it reads tables itself
-    from datacomp_flyt.tars.download_keys import DownloadKeys
-
 KEY = "key"
 """The column of img2dataset's tables that numbers the samples of a download."""
 
@@ -37,6 +34,20 @@ _BATCH = 1 << 18  # rows read at once
 # Readers make arrays for as many rows as a footer says. No uid is there twice: as hashes they take
 # 16 bytes each; counted up and compressed as well as parquet can, 44 of them take one.
 _ROWS_IN_A_BYTE = 256
+
+
+class UidLookup(Protocol):
+    """Looks up uids by another key, as `tars.download_keys.DownloadKeys` does by img2dataset's."""
+
+    @property
+    def name(self) -> str:
+        """The flag and its value, for messages."""
+
+    def read(self) -> None:
+        """Read what the lookup needs; raises `InputError`."""
+
+    def uids_of(self, keys: pa.Array) -> NDArray[np.void]:
+        """The uids [n] of keys [n]; raises `InvalidUid`."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ class ParquetShard:
     num_rows: int
     types: dict[str, pa.DataType]
     versions: Mapping[str, Version] = field(default_factory=dict)
-    keys: DownloadKeys | None = None
+    keys: UidLookup | None = None
 
     @property
     def npz(self) -> str:
@@ -184,7 +195,7 @@ def open_shards(
     flag: str,
     num_workers: int,
     recursive: bool = False,
-    keys: DownloadKeys | None = None,
+    keys: UidLookup | None = None,
 ) -> list[ParquetShard]:
     """The parquet files of a folder, sorted by name, each with a `uid` column.
 
@@ -253,7 +264,7 @@ def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetS
 
 
 def _describe(
-    fs: Any, path: str, versions: Mapping[str, Version], keys: DownloadKeys | None = None
+    fs: Any, path: str, versions: Mapping[str, Version], keys: UidLookup | None = None
 ) -> ParquetShard:
     with readable(path, *_PARQUET), _open(fs, path, versions[path]) as file:
         schema = file.schema_arrow

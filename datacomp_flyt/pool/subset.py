@@ -6,21 +6,17 @@ import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.open_file import map_npy
-from datacomp_flyt.files.output_files import atomic_write as atomic_write
-from datacomp_flyt.files.output_files import check_save_path as check_save_path
-from datacomp_flyt.files.output_files import remove_unfinished as remove_unfinished
+from datacomp_flyt.files.output_files import atomic_write
+from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.threads import blocks
-
-if TYPE_CHECKING:  # it writes files as subsets are written
-    from datacomp_flyt.pool.available import Available
 
 _BLOCK = 1 << 20  # examples, or entries, handled at once
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.output_files import atomic_write, check_save_path
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.mixing import load_mixing_model
 from datacomp_flyt.pool.available import read_available
 from datacomp_flyt.pool.outputs import Output, check_outputs

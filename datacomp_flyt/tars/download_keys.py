@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.open_file import readable
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.pool.arrow_types import plain_array, plain_column
 from datacomp_flyt.pool.parquet import KEY, is_text
 from datacomp_flyt.pool.parquet_file import open_parquet

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.processes import ProcessEngine
 from datacomp_flyt.engines.shards import run_shards
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.folders import version_of
 from datacomp_flyt.files.output_files import atomic_write
-from datacomp_flyt.pool.available import Available
+from datacomp_flyt.installation import needs_extra
+from datacomp_flyt.pool.available import Available, read_available
 from datacomp_flyt.pool.pool import sort_uids
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.streams import say
@@ -258,3 +259,25 @@ def _version(path: str) -> list[Any] | None:
         with contextlib.suppress(OSError, ValueError):
             versions.append(list(version_of(LocalFileSystem(), name)))
     return versions or None
+
+
+def available_images(
+    available: str | None, shards_dir: str | None, num_workers: int
+) -> Available | None:
+    """Open the list of images that `--available` or `--shards_dir` names; None if neither is given.
+
+    Args:
+        available: path of a list made by `datacomp-flyt available`.
+        shards_dir: the tars, from which the list is made in memory.
+        num_workers: threads for tables, processes for tars.
+
+    Raises:
+        InputError: both are given; or see `read_available` and `available_in`.
+    """
+    if available is not None and shards_dir is not None:
+        raise InputError("--available and --shards_dir both list the images: leave one out")
+    if available is not None:
+        return read_available(available)
+    if shards_dir is not None:
+        return available_in(shards_dir, "--shards_dir", num_workers)
+    return None

@@ -9,9 +9,10 @@ from fnmatch import fnmatchcase
 
 from fsspec.implementations.local import LocalFileSystem
 
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.folders import check_unchanged, list_folder, version_of
 from datacomp_flyt.files.listing import HIDDEN, NOT_REGULAR, PassedOver, local_path, say_passed_over
+from datacomp_flyt.installation import needs_extra
 
 _COMMAND = "pipe:"
 _MAGIC = frozenset("*?[")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datacomp_flyt.errors import needs_extra
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.pool.arrow_types import plain_column
 from datacomp_flyt.pool.parquet import STATUS, succeeded
 from datacomp_flyt.pool.parquet_file import open_parquet

@@ -24,7 +24,7 @@ from datacomp_flyt.clip.encoder import ClipEncoder
 from datacomp_flyt.pool.embeddings import iter_embeddings
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.pool import read_pool
-from datacomp_flyt.scorers.base.image_scorer import DUPLICATE
+from datacomp_flyt.tars.pairs import DUPLICATE
 from datacomp_flyt.tars.samples import BAD_IMAGE, NO_CAPTION, NO_UID
 from tests.conftest import refusal
 from tests.flyt.runs import SMALL_MODEL

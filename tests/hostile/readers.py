@@ -105,7 +105,8 @@ def _check_subset(result: Any) -> str | None:
 def _tar(folder: Path) -> Any:
     from collections import Counter
 
-    from datacomp_flyt.scorers.base.image_scorer import read_pairs, refuse_decompression_bombs
+    from datacomp_flyt.clip.inference import refuse_decompression_bombs
+    from datacomp_flyt.tars.pairs import read_pairs
 
     refuse_decompression_bombs()
     counts: Counter[str] = Counter()

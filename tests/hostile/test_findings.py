@@ -29,8 +29,8 @@ from datacomp_flyt.files.torch_file import read_torch_file
 from datacomp_flyt.files.torch_pickle import TorchFileError
 from datacomp_flyt.flyt.training_log import TrainingLog
 from datacomp_flyt.pool.parquet import open_shards
-from datacomp_flyt.scorers.base.image_scorer import read_pairs
 from datacomp_flyt.steps import _remembered
+from datacomp_flyt.tars.pairs import read_pairs
 from datacomp_flyt.tars.samples import NO_UID, Skip, decode, read_tar, stored_uid
 from tests.conftest import refusal
 from tests.files import torch_zip

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 
-from datacomp_flyt.errors import needs_extra
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.scorers.base.scorer import Scorer
 
 SCORERS: dict[str, tuple[str, str]] = {}

@@ -13,9 +13,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.checkpoint_file import read_checkpoint
 from datacomp_flyt.files.output_files import atomic_write
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.mixing.m_flyt import E_FLYT_KEY, MIXING_MODEL_KEY
 from datacomp_flyt.scorers.e_flyt.glu_head import GluHead
 

@@ -23,19 +23,15 @@ import open_clip
 import torch
 from torch import Tensor
 
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.clip.inference import decode_threads, inference, refuse_decompression_bombs
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.output_files import atomic_write, check_save_path
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.progress import Progress
-from datacomp_flyt.scorers.base.image_scorer import (
-    add_image_arguments,
-    check_image_arguments,
-    decode_threads,
-    inference,
-    read_pairs,
-    refuse_decompression_bombs,
-)
+from datacomp_flyt.scorers.base.image_scorer import add_image_arguments, check_image_arguments
 from datacomp_flyt.scorers.hype.model import HypeModel, load_hype_model
+from datacomp_flyt.tars.pairs import read_pairs
 from datacomp_flyt.tars.shards import list_shards
 
 

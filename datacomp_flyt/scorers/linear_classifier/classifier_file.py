@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.checkpoint_file import read_checkpoint
 from datacomp_flyt.files.output_files import atomic_write
+from datacomp_flyt.installation import needs_extra
 
 LINEAR_CLASSIFIER_KEY = "datacomp_flyt linear classifier"
 """Key of a safetensors file's metadata, which tells it apart from our other models."""

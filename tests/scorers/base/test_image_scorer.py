@@ -19,15 +19,10 @@ pytest.importorskip("open_clip")
 from PIL import Image
 from torch import Tensor
 
+from datacomp_flyt.clip.inference import decode_threads
 from datacomp_flyt.engines.messages import pack, unpack
-from datacomp_flyt.scorers.base.image_scorer import (
-    BAD_UID,
-    DUPLICATE,
-    NOT_FINITE,
-    ImageScorer,
-    add_image_arguments,
-    decode_threads,
-)
+from datacomp_flyt.scorers.base.image_scorer import NOT_FINITE, ImageScorer, add_image_arguments
+from datacomp_flyt.tars.pairs import BAD_UID, DUPLICATE
 from datacomp_flyt.tars.samples import BAD_IMAGE, NO_CAPTION, NO_IMAGE, NO_UID
 from tests.conftest import refusal
 from tests.flyt.tars import jpg, pair, plain, tokenize, uid_of, write_tar

@@ -18,9 +18,9 @@ pytest.importorskip("webdataset")
 from PIL import Image
 from torch import Tensor
 
+from datacomp_flyt.clip.inference import inference
 from datacomp_flyt.engines.messages import pack, unpack
 from datacomp_flyt.pool.uids import format_uid
-from datacomp_flyt.scorers.base.image_scorer import inference
 from datacomp_flyt.scorers.hype.hype import Hype
 from tests.conftest import hex_uids, refusal
 from tests.flyt.tars import write_tar

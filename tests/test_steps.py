@@ -59,7 +59,7 @@ with open("counted", "a+") as file:
 RUNNING = """
 import sys
 from pathlib import Path
-from datacomp_flyt.engines import progress, steps
+from datacomp_flyt import progress, steps
 steps._PRELOADED = ()
 step = steps.Step("counts", "Count", ("python", "-m", "counts"))
 steps.run_steps([step], Path(sys.argv[1]), quiet=True)

@@ -36,7 +36,7 @@ if "wait" in more:
 
 SCRIPT = """
 from pathlib import Path
-from datacomp_flyt.engines import steps
+from datacomp_flyt import steps
 from datacomp_flyt.distributed.torchrun_ranks import ranks_of_torchrun
 from datacomp_flyt.steps import Step
 from datacomp_flyt.exits import running

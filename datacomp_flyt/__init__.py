@@ -11,15 +11,73 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datacomp_flyt.errors import InputError
+    from datacomp_flyt.selection.methods import (
+        column,
+        e_flyt,
+        hype,
+        in_weighted_sum,
+        m_flyt,
+        neg_clip_loss_norm_sim,
+        plain_sum,
+        standardized_sum,
+    )
+    from datacomp_flyt.selection.open_pool import open_pool
+    from datacomp_flyt.selection.samplers import (
+        hard_cap_sample,
+        sample_with_replacement,
+        soft_cap_sample,
+        top_fraction,
+    )
+    from datacomp_flyt.selection.sampling import Sampling
+    from datacomp_flyt.selection.scores import Scores
+    from datacomp_flyt.selection.select import select
+    from datacomp_flyt.selection.subset import Subset
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
     "InputError": "errors",
+    "column": "selection.methods",
+    "e_flyt": "selection.methods",
+    "hype": "selection.methods",
+    "in_weighted_sum": "selection.methods",
+    "m_flyt": "selection.methods",
+    "neg_clip_loss_norm_sim": "selection.methods",
+    "plain_sum": "selection.methods",
+    "standardized_sum": "selection.methods",
+    "open_pool": "selection.open_pool",
+    "hard_cap_sample": "selection.samplers",
+    "sample_with_replacement": "selection.samplers",
+    "soft_cap_sample": "selection.samplers",
+    "top_fraction": "selection.samplers",
+    "Sampling": "selection.sampling",
+    "Scores": "selection.scores",
+    "select": "selection.select",
+    "Subset": "selection.subset",
 }
 """The module of each public name, relative to this package."""
 
-__all__ = ["InputError", "__version__"]
+__all__ = [
+    "InputError",
+    "Sampling",
+    "Scores",
+    "Subset",
+    "__version__",
+    "column",
+    "e_flyt",
+    "hard_cap_sample",
+    "hype",
+    "in_weighted_sum",
+    "m_flyt",
+    "neg_clip_loss_norm_sim",
+    "open_pool",
+    "plain_sum",
+    "sample_with_replacement",
+    "select",
+    "soft_cap_sample",
+    "standardized_sum",
+    "top_fraction",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from baselines_plugin.registry import METHODS
+from datacomp_flyt.selection.registry import METHODS
 from baselines_plugin.sampling import SAMPLINGS
 from tests.baselines_plugin.test_work_dir import GAPS, M_FLYT
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from baselines_plugin.registry import METHODS
+from datacomp_flyt.selection.registry import METHODS
 from datacomp_flyt.scorers import save_glu_head
 from tests.baselines_plugin.job import Job, in_process
 from tests.baselines_plugin.samplings import IN_MEMORY_ONLY, sampled

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baselines_plugin.registry import METHODS
+from datacomp_flyt.selection.registry import METHODS
 from datacomp_flyt.engines.ray_cluster import RayEngine
 from tests.baselines_plugin.job import Job, as_command, in_process
 from tests.baselines_plugin.samplings import IN_MEMORY_ONLY, QUICK, sampled

@@ -106,8 +106,8 @@ _FLAGS: dict[str, dict[str, Any]] = {
     },
     "--drop_nonfinite": {
         "action": "store_true",
-        "help": "leave out examples with a score, or for e_flyt an embedding, that is NaN, infinite "
-        "or missing",
+        "help": "leave out examples with a score, or for e_flyt an embedding, that is NaN, "
+        "infinite or missing",
     },
 }
 

@@ -58,7 +58,7 @@ def run(work_dir: Path) -> int:
     problems: list[str] = []
     for step, (title, (method, options)) in enumerate(STEPS.items(), 1):
         save_path = work_dir / f"subset_{step}.npy"
-        paths = {"metadata_dir": metadata_dir, "save_path": str(save_path)}
+        paths: dict[str, Any] = {"metadata_dir": metadata_dir, "save_path": str(save_path)}
         say("", f"=== {step}. {title}", f"$ {_command(method, {**options, **paths})}")
         select(method, **options, **paths)
         report = check_subset(save_path, pool_uids)

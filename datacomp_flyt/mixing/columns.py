@@ -126,8 +126,8 @@ class Columns:
             table, column = source
             if source in existing:
                 raise InputError(
-                    f"{existing[source]!r} and {name!r} are one column, {column!r} of {table.name}, "
-                    "which would count twice: name it once"
+                    f"{existing[source]!r} and {name!r} are one column, {column!r} of "
+                    f"{table.name}, which would count twice: name it once"
                 )
             existing[source] = name
             table.dtype(column)

@@ -76,7 +76,7 @@ class FileColumns(Columns):
         return True
 
     def read(self, names: Sequence[str]) -> Iterator[NDArray[np.floating]]:
-        """Yield columns [M] in the order of the pool; all are sorted before the first is yielded."""
+        """Yield columns [M] in the order of the pool, once all are sorted."""
         sources = self._sources(names)
         if self._sorted is None or self._sorted[0] != sources:
             with one_run(self._folder) if self._lock else contextlib.nullcontext():

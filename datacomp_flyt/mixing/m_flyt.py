@@ -127,5 +127,5 @@ def _from_published(tensors: dict[str, NDArray[Any]], path: Path) -> LinearMixin
 
 def _e_flyt(path: Path) -> InputError:
     return InputError(
-        f"{path} is a scoring model of E-FLYT, which scores embeddings: use it with --name flyt"
+        f"{path} is a scoring model of E-FLYT, which scores embeddings: use it with --name e_flyt"
     )

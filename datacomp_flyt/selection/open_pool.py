@@ -59,7 +59,7 @@ def open_pool(
     folder = checked_work_dir(work_dir)
     return open_columns(
         metadata_dir,
-        scores=scores,
+        scores_dir=scores,
         available=available,
         shards_dir=shards_dir,
         manifest=manifest,
@@ -74,7 +74,7 @@ def open_pool(
 def open_columns(
     metadata_dir: str | Path,
     *,
-    scores: str | Path | None,
+    scores_dir: str | Path | None,
     available: str | Path | None,
     shards_dir: str | Path | None,
     manifest: str | Path | None,
@@ -98,7 +98,7 @@ def open_columns(
         check_against(str(manifest), metadata_dir, "--metadata_dir")
     images = available_images(_text(available), _text(shards_dir), num_workers)
     keys = None if shards_dir is None else DownloadKeys(str(shards_dir), num_workers)
-    folders = (metadata_dir, _text(scores), num_workers)
+    folders = (metadata_dir, _text(scores_dir), num_workers)
     allowed = (allow_partial_scores, drop_nonfinite)
     if work_dir is not None and engine is not None:
         return FileColumns(
@@ -122,7 +122,10 @@ def checked_num_workers(num_workers: int | None) -> int:
 
 
 def pool_engine(
-    work_dir: str | Path | None, engine: str | None, ray_address: str | None, num_workers: int | None
+    work_dir: str | Path | None,
+    engine: str | None,
+    ray_address: str | None,
+    num_workers: int | None,
 ) -> Engine | None:
     """Return the engine that sorts a pool in `work_dir`; None without a `work_dir`.
 

@@ -1,4 +1,4 @@
-"""The methods of `--name` and of `--sampling`, one registration each, and those of other packages."""
+"""The methods of `--name` and `--sampling`: ours, one registration each, and other packages'."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Method:
         sampling: its sampling method, if `--sampling` cannot choose one.
         counts: whether its scores are draw counts, so that no sampling follows.
         reads_pool: whether it reads more of the pool than columns, which needs it in memory.
-        no_meaning: arguments of `open_pool` that have no meaning for it, each with its flag.
+        no_meaning: flags of the pool that have no meaning for it.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Method:
     sampling: str | None = None
     counts: bool = False
     reads_pool: bool = False
-    no_meaning: tuple[tuple[str, str], ...] = ()
+    no_meaning: tuple[str, ...] = ()
 
 
 METHODS: dict[str, Method] = {}
@@ -217,9 +217,7 @@ def _self_filtering(*, run_dir: str | None = None) -> PoolScorer:
 def _one_column(name: str, default: str | None, *, column: str | None = None) -> PoolScorer:
     chosen = column or default
     if chosen is None:
-        raise InputError(
-            f"--name {name} wants --column COLUMN, such as clip_l14_similarity_score"
-        )
+        raise InputError(f"--name {name} wants --column COLUMN, such as clip_l14_similarity_score")
     return lambda pool: methods.column(pool, chosen)
 
 
@@ -250,10 +248,7 @@ register(
         _e_flyt,
         ("scoring_model",),
         reads_pool=True,
-        no_meaning=(
-            ("scores", "scores_dir"),
-            ("allow_partial_scores", "allow_partial_scores"),
-        ),
+        no_meaning=("scores_dir", "allow_partial_scores"),
     )
 )
 register(Method("plain_sum", "plain sum of columns", _plain_sum, _SUM))

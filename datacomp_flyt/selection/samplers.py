@@ -110,8 +110,8 @@ def top_fraction(
 
     Args:
         scores: any finite numbers.
-        fraction: in (0, 1]; int(fraction * M) examples are kept. Of those that share the last score,
-            the ones with the smallest uids are kept.
+        fraction: in (0, 1]; int(fraction * M) examples are kept. Of those that share the last
+            score, the ones with the smallest uids are kept.
         fraction_of: "available" (the default) if M counts the examples that can be selected, "pool"
             if M counts all rows of the metadata.
         keep_ties: keep all examples that share the last score, as DataComp's `clip_score` does.

@@ -68,8 +68,8 @@ def select(
         InputError: something given is wrong; no file is written then.
     """
     pool: dict[str, Any] = {
-        "scores": scores, "available": available, "shards_dir": shards_dir, "manifest": manifest,
-        "work_dir": work_dir, "allow_partial_scores": allow_partial_scores,
+        "scores_dir": scores, "available": available, "shards_dir": shards_dir,
+        "manifest": manifest, "work_dir": work_dir, "allow_partial_scores": allow_partial_scores,
         "drop_nonfinite": drop_nonfinite,
     }  # fmt: skip
     outputs = {"save_path": save_path, "save_scores": save_scores}
@@ -79,7 +79,7 @@ def select(
     sorter = pool_engine(work_dir, engine, ray_address, num_workers)
     paths = _checked_paths(outputs)
     pool |= {"work_dir": checked_work_dir(work_dir), "engine": sorter, "num_workers": threads}
-    inputs = {**pool, **options, "metadata_dir": metadata_dir, "scores_dir": scores}
+    inputs = {**pool, **options, "metadata_dir": metadata_dir}
     _check_outputs(paths, pool["work_dir"], method, inputs)
     with one_run(*paths.values(), *filter(None, [pool["work_dir"]])):
         for path in paths.values():
@@ -192,8 +192,8 @@ def _check_meaning(
             "leave it out, or make a column first (datacomp-flyt score) and sample that (--name "
             "scs --column COLUMN)"
         )
-    for option, flag in method.no_meaning:
-        if pool[option]:
+    for flag in method.no_meaning:
+        if pool[flag]:
             raise InputError(
                 f"--{flag} has no meaning for --name {name}, which reads embeddings: leave it out"
             )

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.mixing import LinearMixingModel, load_mixing_model, mix, standardized_sum, plain_sum
+from datacomp_flyt.mixing import (
+    LinearMixingModel,
+    load_mixing_model,
+    mix,
+    plain_sum,
+    standardized_sum,
+)
 from tests.baselines_plugin.job import Job, in_process
 from tests.conftest import PUBLISHED, make_pool, refusal, take, write_files
 

@@ -17,9 +17,9 @@ from datacomp_flyt.mixing import (
     in_weighted_sum,
     load_mixing_model,
     mix,
+    plain_sum,
     save_mixing_model,
     standardized_sum,
-    plain_sum,
 )
 from datacomp_flyt.mixing.standardization import mean_and_std
 from tests.conftest import PUBLISHED, refusal

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.mixing.columns import Columns, Source
 from datacomp_flyt.pool.available import Available
-from datacomp_flyt.pool.external_sort.file_group import Group
+from datacomp_flyt.pool.external_sort.file_group import FileGroup
 from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool
@@ -79,20 +79,20 @@ class FileColumns(Columns):
         """Yield columns [M] in the order of the pool, once all are sorted."""
         sources = self._sources(names)
         if self._sorted is None or self._sorted[0] != sources:
-            with one_run(self._folder) if self._lock else contextlib.nullcontext():
+            with lock_outputs(self._folder) if self._lock else contextlib.nullcontext():
                 self._sorted = sources, self._sort(sources)
         yield from self._sorted[1]
 
     def _sort(self, sources: Sequence[Source]) -> list[NDArray[np.floating]]:
         """Sort the uids of the pool and these columns; return the columns."""
         name, shards = self._tables[-1].name, tuple(self.in_files.shards)
-        metadata = Group(name, shards, {}, is_pool=True, available=self.in_files.available)
+        metadata = FileGroup(name, shards, {}, is_pool=True, available=self.in_files.available)
         groups = {(pool := self._key(name, shards)): metadata}
         keys = []
         for table, column in sources:
             files = table.files_of(column)
             key = self._key(table.name, files)
-            template = metadata if table is self._tables[-1] else Group("", (), {})
+            template = metadata if table is self._tables[-1] else FileGroup("", (), {})
             group = groups.setdefault(key, replace(template, name=table.name, shards=files))
             groups[key] = replace(group, columns={**group.columns, column: table.dtype(column)})
             keys.append((key, column))

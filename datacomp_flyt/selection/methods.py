@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt import mixing
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.files.memmap_arrays import beside, compress
+from datacomp_flyt.files.memmap_arrays import filter_rows, zeros_like_storage
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel
 from datacomp_flyt.mixing.published import HYPE_COLUMNS, PUBLISHED_COLUMNS
@@ -140,7 +140,7 @@ def neg_clip_loss_norm_sim(
     check_two_stages(columns)
     first, second = pool.read(pool.find(columns, otherwise="make both"))
     # float64, and without a score where one of the two stages has none
-    values = beside(first, np.float64)
+    values = zeros_like_storage(first, np.float64)
     for rows in blocks(len(first), _BLOCK):
         values[rows] = np.where(np.isnan(first[rows]), np.nan, second[rows])
     del second
@@ -148,7 +148,7 @@ def neg_clip_loss_norm_sim(
     size = _pool_size(pool, len(values))
     base = size.base("--first_fraction", first_fraction, fraction_of, len(values))
     kept = top_fraction_counts(first, uids, first_fraction, pool_size=base)
-    _, values, uids = compress((kept, values, uids), lambda counts: counts > 0)
+    _, values, uids = filter_rows((kept, values, uids), lambda counts: counts > 0)
     if len(values) < size.scored:
         say(f"the stage before sampling leaves {len(values):,} examples")
     pool.check_unchanged()
@@ -237,7 +237,7 @@ def _scores(
 
 def _with_score(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """Return the rows of these arrays [M] at which the first is not NaN."""
-    kept = compress(arrays, lambda some: ~np.isnan(some))
+    kept = filter_rows(arrays, lambda some: ~np.isnan(some))
     if len(kept[0]) < len(arrays[0]):
         say(f"leaving out {len(arrays[0]) - len(kept[0]):,} examples without a score")
     return kept

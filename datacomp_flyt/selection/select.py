@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.files.output_files import check_save_path, remove_unfinished
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.selection.methods import PoolScorer
@@ -81,7 +81,7 @@ def select(
     pool |= {"work_dir": checked_work_dir(work_dir), "engine": sorter, "num_workers": threads}
     inputs = {**pool, **options, "metadata_dir": metadata_dir}
     _check_outputs(paths, pool["work_dir"], method, inputs)
-    with one_run(*paths.values(), *filter(None, [pool["work_dir"]])):
+    with lock_outputs(*paths.values(), *filter(None, [pool["work_dir"]])):
         for path in paths.values():
             remove_unfinished(path)
         say(f"running: {method}")

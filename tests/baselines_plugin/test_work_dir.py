@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.locks import lock_outputs
 from tests.baselines_plugin.job import Job, assert_refused, in_process
 from tests.baselines_plugin.large_pool import (
     EXAMPLES,
@@ -116,7 +116,7 @@ def test_with_workers(whole: Job, tmp_path: Path) -> None:
     wanted = outputs(whole, tmp_path / "memory", *ROUNDS)
     assert outputs(whole, tmp_path / "files", *ROUNDS, "--work_dir", tmp_path / "work") == wanted
     found = sorted(path.name for path in (tmp_path / "work").iterdir())
-    assert found == ["column_0.npy", "dealt", "done", "job.json", "uids.npy"]
+    assert found == ["column_0.npy", "done", "job.json", "partitioned", "uids.npy"]
 
 
 # ------------------------------------------------------------------------------------ again
@@ -165,7 +165,7 @@ def test_a_second_run_takes_nothing_from_the_first(whole: Job, tmp_path: Path) -
     unfinished = whole.save_path.with_name(f".{whole.save_path.name}.{ending}")
     for place in (whole.save_path, tmp_path):
         unfinished.write_bytes(b"half a subset")
-        with one_run(place):
+        with lock_outputs(place):
             outcome = in_process(*whole.flags(*SCS, "--work_dir", tmp_path))
         assert_refused(outcome, f"{place} is being written by another run")
         assert unfinished.read_bytes() == b"half a subset"

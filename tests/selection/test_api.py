@@ -11,8 +11,10 @@ import pytest
 
 import datacomp_flyt as flyt
 from datacomp_flyt.files.locks import lock_outputs
+from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.samplers import soft_cap_counts
 from datacomp_flyt.scorers import save_glu_head
+from datacomp_flyt.selection.methods import self_filtering
 from tests.baselines_plugin.finished_run import COUNTS, run_dir
 from tests.baselines_plugin.job import Job
 from tests.baselines_plugin.large_pool import small_slices
@@ -24,6 +26,7 @@ POOL = make_pool()
 UIDS = np.sort(uid_array(map(parse_uid, POOL.uids)))
 CLIP = "clip_l14_similarity_score"
 SCS = {"num_samples": 900, "repetition_penalty": 0.4}
+ALPHA = ("--repetition_penalty", 0.4)
 ACCURACIES = {"DFN-FT": 0.5, "FLYT": 0.25, "vit-b-32": 0.4}
 TWO = ("DFN-FT", "FLYT")
 METHODS = {
@@ -49,7 +52,7 @@ def job(tmp_path: Path) -> Job:
     return Job(POOL, tmp_path).write(parts=2, seed=3)
 
 
-def opened(job: Job, **options: object) -> flyt.mixing.Columns:
+def opened(job: Job, **options: object) -> Columns:
     return flyt.open_pool(job.metadata, scores=job.scores, num_workers=1, **options)
 
 
@@ -67,9 +70,8 @@ def test_all_methods_of_one_pool_give_the_bytes_of_the_command(job: Job) -> None
     for name, (method, options) in METHODS.items():
         subset = flyt.soft_cap_sample(method(pool), **SCS, seed=3)
         subset.save(job.folder / "api.npy")
-        assert selected(job, name, **SCS, seed=3, **options).counts.tolist() == [
-            count for count in subset.counts.tolist()
-        ]
+        again = selected(job, name, **SCS, seed=3, **options)
+        assert again.counts.tolist() == subset.counts.tolist()
         assert job.save_path.read_bytes() == (job.folder / "api.npy").read_bytes()
 
 
@@ -118,9 +120,8 @@ def test_a_pool_in_files(job: Job) -> None:
         assert scores.values.tobytes() == wanted.values.tobytes()
         assert len(pool) == len(UIDS)
         assert flyt.m_flyt(pool, model="paper").uids.tobytes() == wanted.uids.tobytes()
-        assert "leave --work_dir out" in refusal(
-            flyt.selection.methods.self_filtering, pool, run_dir=run_dir(job.folder / "run")
-        )
+        run = run_dir(job.folder / "run")
+        assert "leave --work_dir out" in refusal(self_filtering, pool, run_dir=run)
         with lock_outputs(job.folder / "work"):
             message = refusal(flyt.column, opened(job, work_dir=job.folder / "work"), "FLYT")
         assert "is being written by another run" in message
@@ -239,6 +240,3 @@ def test_former_names(job: Job) -> None:
     job.select("--name", "flyt", *model, "--save_scores", scores, table=False)
     assert job.save_path.read_bytes() == wanted
     assert pq.read_table(scores).column_names == ["uid", "flyt"]
-
-
-ALPHA = ("--repetition_penalty", 0.4)

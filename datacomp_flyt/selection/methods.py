@@ -156,7 +156,7 @@ def neg_clip_loss_norm_sim(
 
 
 def self_filtering(pool: Columns, *, run_dir: str | Path) -> Scores:
-    """How often the last subset of a finished Self-Filtering run draws each example.
+    """Count the draws of each example in the last subset of a finished Self-Filtering run.
 
     Args:
         run_dir: the folder of the run, `--out` of `datacomp-flyt self_filter`.

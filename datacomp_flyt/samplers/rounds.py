@@ -185,7 +185,7 @@ def _earliest(
     """Return the `num_timers` earliest timers, and the others.
 
     Times may be equal if a clock is so fast, or a score so large, that it vanishes beside log T:
-    then the time since the clock was started decides, in double precision, then the uid.
+    then the time since the clock was started decides, with twice the precision, then the uid.
     """
     times = timers["time"].copy()
     order = np.argpartition(times, num_timers - 1)

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("svg")
-
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from datacomp_flyt.demo.experiment import COLUMNS, Experiment
 
@@ -51,7 +49,10 @@ def stages() -> list[tuple[str, str]]:
         ("pool", f"{experiment.pairs:,} image-text pairs,\n{NOISE:.0%} of them noise"),
         ("scores", f"{len(COLUMNS)} columns:\nCLIP, negCLIPLoss, NormSim, ..."),
         ("mix", "one score, with weights\nlearned by M-FLYT"),
-        ("subset", f"{experiment.samples_seen:,} draws: the best pairs\nseveral times (Soft Cap Sampling)"),
+        (
+            "subset",
+            f"{experiment.samples_seen:,} draws: the best pairs\nseveral times (Soft Cap Sampling)",
+        ),
     ]
 
 
@@ -62,7 +63,7 @@ def draw_stages(axes: Axes) -> None:
     for row, (title, text) in enumerate(stages()):
         left, middle = 0.01 + 0.022 * row, -row - 0.5
         color = OURS if row == len(stages()) - 1 else OTHERS
-        box = plt.Rectangle((left, middle - 0.38), 1 - 2 * left, 0.76, color=color, linewidth=0)
+        box = Rectangle((left, middle - 0.38), 1 - 2 * left, 0.76, color=color, linewidth=0)
         axes.add_patch(box)
         ink = "white" if color == OURS else INK
         axes.text(0.15, middle, title, color=ink, weight="bold", va="center")
@@ -101,10 +102,9 @@ def main() -> None:
         "svg.hashsalt": "",
         "text.color": INK,
     }
-    with plt.rc_context(settings):
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(9.6, 2.7), width_ratios=(1, 0.8), layout="constrained"
-        )
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(9.6, 2.7), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1, 0.8))
         draw_stages(left)
         draw_accuracies(right)
         figure.savefig(PICTURE, metadata={"Date": None})

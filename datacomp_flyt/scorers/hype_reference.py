@@ -16,7 +16,7 @@ if _AS_COMMAND:
     from datacomp_flyt.exits import run_main
 
     run_main("datacomp_flyt.scorers.hype.reference")
+else:
+    from datacomp_flyt.scorers.hype import reference
 
-from datacomp_flyt.scorers.hype import reference
-
-sys.modules[__name__] = reference
+    sys.modules[__name__] = reference

@@ -94,7 +94,7 @@ def draw_accuracies(axes: Axes) -> None:
 
 def main() -> None:
     """Draw the picture."""
-    settings = {
+    settings: Any = {
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
         "font.size": 9,

@@ -29,8 +29,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "datacomp_flyt.distributed.collectives": ("torch",),
     "datacomp_flyt.flyt.": MODELS,
     "datacomp_flyt.open_clip_hook": MODELS,
-    "datacomp_flyt.tars.pairs": IMAGES,
-    "datacomp_flyt.tars.samples": IMAGES,
     "datacomp_flyt.report.": (*IMAGES, "matplotlib", "jinja2"),
     "datacomp_flyt.report.sample": (),
     "datacomp_flyt.report.selections": (),

@@ -17,7 +17,7 @@ from datacomp_flyt.cli import main
 from datacomp_flyt.files import output_files
 from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.pool import manifest
-from datacomp_flyt.pool.manifest import check_against, hash_folder, read_manifest, write_manifest
+from datacomp_flyt.pool.manifest import check_against, hash_folder, read_manifest, save_manifest
 from tests.baselines_plugin.job import Job, in_process
 from tests.baselines_plugin.test_bad_input import assert_refused
 from tests.conftest import make_pool, refusal, write_files, write_parquet
@@ -282,12 +282,12 @@ def test_selection_refuses_another_pool(tmp_path: Path, work: bool) -> None:
     shutil.rmtree(job.metadata / "more")
     first = found["part-00000.parquet"]
     found["part-00000.parquet"] = manifest.File(first.size + 1, first.sha256, first.rows)
-    write_manifest(tmp_path / "m.json", found)
+    save_manifest(tmp_path / "m.json", found)
     outcome = in_process(*job.flags(*flags))
     assert_refused(outcome, "--metadata_dir", "1 changed: part-00000.parquet")
     assert not job.save_path.exists()
     found["part-00000.parquet"] = first
-    write_manifest(tmp_path / "m.json", found)
+    save_manifest(tmp_path / "m.json", found)
     check_against(str(tmp_path / "m.json"), str(job.metadata), "--metadata_dir")
     job.select(*flags)
     assert job.save_path.exists()

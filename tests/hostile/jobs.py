@@ -149,5 +149,5 @@ JOB_READERS: dict[str, Reader] = {
     "pictures": Reader(valid.tar, "a.tar", "tar", _pictures, _check_pictures, memory=PICTURE),
     "job": Reader(_HALF, "work/job.json", "json", *_JOB),
     "partitioned": Reader(_HALF, "work/done/0-000000.json", "json", *_JOB),
-    "slice": Reader(valid.job(), "work/done/slice-00000.json", "json", *_JOB),
+    "bucket": Reader(valid.job(), "work/done/bucket-00000.json", "json", *_JOB),
 }

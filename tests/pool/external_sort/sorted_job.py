@@ -68,7 +68,7 @@ class Job:
         rows: int = 16,
         engine: Engine | None = None,
     ) -> Read:
-        """In slices of so many rows."""
+        """In buckets of so many rows."""
         places = (str(self.metadata), str(self.scores), 1, partial, drop)
         columns = FileColumns(*places, self.work, engine or Here())
         with pytest.MonkeyPatch.context() as patch:

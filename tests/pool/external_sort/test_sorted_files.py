@@ -308,7 +308,7 @@ def test_other_columns_are_another_job(job: Job, names: tuple[str, ...]) -> None
     job.in_files("a")
     assert "other files, images or columns" in refusal(job.in_files, *names)
     with pytest.raises(InputError, match="other files, images or columns"):
-        job.in_files("a", rows=15)  # the same number of slices, and other parts
+        job.in_files("a", rows=15)  # the same number of buckets, and other parts
     assert job.in_files("a") == job.in_memory("a")
 
 

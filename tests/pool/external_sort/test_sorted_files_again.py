@@ -39,7 +39,7 @@ def assert_done(job: Job, found: Read) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_killed_anywhere(job: Job, seed: int) -> None:
-    """After any number of parts and slices, whose notes may be lost; then to the end."""
+    """After any number of parts and buckets, whose notes may be lost; then to the end."""
     rng, names = np.random.default_rng(seed), ("a", "b", CLIP)
     done: set[str] = set()
     for most in rng.integers(1, 8, 2):
@@ -85,7 +85,7 @@ def test_a_folder_of_others_is_refused(job: Job, name: str) -> None:
     assert (job.work / name).read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("name", ["job.json", "done/0-000001.json", "done/slice-00003.json"])
+@pytest.mark.parametrize("name", ["job.json", "done/0-000001.json", "done/bucket-00003.json"])
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[" * 100_000, b'{"rows": 16'])
 def test_damaged_notes(job: Job, name: str, content: bytes) -> None:
     job.in_files("a")
@@ -106,17 +106,17 @@ def test_a_note_with_another_number(job: Job) -> None:
 def test_a_folder_of_another_format(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Killed):
         job.in_files("a", engine=Here(3))
-    monkeypatch.setattr(sort_job, "_FORMAT", "datacomp_flyt --work_dir 2")
+    monkeypatch.setattr(sort_job, "_FORMAT", "datacomp_flyt --work_dir 3")
     assert "before they changed: remove it" in refusal(job.in_files, "a")
 
 
 def test_slices_that_were_half_sorted(job: Job) -> None:
-    """What a slice is sorted from stays until all are."""
+    """What a bucket is sorted from stays until all are."""
     with pytest.raises(Killed):
         job.in_files("a", "b", CLIP, engine=Here(14))
-    slices = list((job.work / "done").glob("slice-*"))
-    assert len(slices) > 1
-    for path in slices:
+    buckets = list((job.work / "done").glob("bucket-*"))
+    assert len(buckets) > 1
+    for path in buckets:
         path.unlink()
     for path in job.work.glob("*.npy"):
         content = path.read_bytes()
@@ -184,7 +184,7 @@ def test_a_killed_worker_costs_its_part_only(job: Job) -> None:
 
 
 def slice_names(number: int) -> list[str]:
-    return [f"slice-{n:05d}" for n in range(number)]
+    return [f"bucket-{n:05d}" for n in range(number)]
 
 
 def as_read(found: SortedFiles) -> Read:

@@ -16,7 +16,7 @@ from datacomp_flyt.engines import shards
 from datacomp_flyt.engines.engine import Outcome, T, TaskFactory
 from datacomp_flyt.files.memmap_arrays import create_array, write_rows
 from datacomp_flyt.files.open_file import readable
-from datacomp_flyt.pool.external_sort import sorted_files, uid_slices
+from datacomp_flyt.pool.external_sort import sorted_files, uid_buckets
 from datacomp_flyt.pool.external_sort.file_group import FileGroup
 from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
@@ -31,7 +31,7 @@ def job(tmp_path: Path) -> Job:
     return Job(tmp_path).write()
 
 
-# ------------------------------------------------------------------- the size of a slice
+# ------------------------------------------------------------------- the size of a bucket
 
 
 @pytest.mark.parametrize("place", ["metadata", "scores"])
@@ -54,38 +54,38 @@ def test_uids_that_are_no_hashes(job: Job, monkeypatch: pytest.MonkeyPatch, plac
 
 
 def test_a_table_of_a_larger_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices are as small as its rows ask for."""
+    """Buckets are as small as its rows ask for."""
     job = Job(tmp_path).write()
     others = hex_uids(2000, "others")
     write_files(job.scores / "more", {"uid": others, "a": np.ones(2000), "b": np.ones(2000)}, 4)
     read: list[int] = []
 
-    def reading(runs: Sequence[Path], number: int) -> uid_slices.Rows:
-        rows = uid_slices.read_slice(runs, number)
+    def reading(runs: Sequence[Path], number: int) -> uid_buckets.Rows:
+        rows = uid_buckets.read_bucket(runs, number)
         read.append(len(rows))
         return rows
 
-    monkeypatch.setattr(sorted_files, "read_slice", reading)
+    monkeypatch.setattr(sorted_files, "read_bucket", reading)
     assert job.in_files("a", rows=100) == job.in_memory("a")
     assert sum(read) == ROWS + ROWS + 2000
     assert 0 < max(read) < 200
 
 
 def test_two_numbers_of_the_ends_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each run, whatever the number of slices."""
+    """Of each run, whatever the number of buckets."""
     high = np.random.default_rng(0).integers(0, 2**64, 50, np.uint64)
-    rows = uid_slices.Rows(high, high, {})
-    uid_slices.write_run(tmp_path / "run", rows, 1 << 16)
+    rows = uid_buckets.Rows(high, high, {})
+    uid_buckets.write_run(tmp_path / "run", rows, 1 << 16)
     read: list[int] = []
-    read_items = uid_slices._read_items
+    read_items = uid_buckets._read_items
 
     def reading(file: Any, place: int, number: int, kind: np.dtype[Any]) -> Any:
         read.append(number * kind.itemsize)
         return read_items(file, place, number, kind)
 
-    monkeypatch.setattr(uid_slices, "_read_items", reading)
-    number = int(uid_slices.slices_of(high[:1], 1 << 16)[0])
-    found = uid_slices.read_slice([tmp_path / "run"], number)
+    monkeypatch.setattr(uid_buckets, "_read_items", reading)
+    number = int(uid_buckets.bucket_numbers(high[:1], 1 << 16)[0])
+    found = uid_buckets.read_bucket([tmp_path / "run"], number)
     assert high[0] in found.high
     assert read == [2 * 8, 16 * len(found)]
 

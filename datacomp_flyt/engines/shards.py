@@ -46,7 +46,8 @@ def run_shards(
             changed since the run began.
     """
     left, errors = dict(items), dict[str, Exception]()
-    with _ShardProgress(label, items, num_rows) as progress:
+    progress = _ShardProgress(label, items, num_rows)
+    with progress:
         for attempt in range(retries + 1):
             todo = [(name, item) for name, item in left.items() if _retryable(errors.get(name))]
             if not todo:

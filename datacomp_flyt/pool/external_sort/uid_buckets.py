@@ -94,9 +94,8 @@ def write_run(path: Path, rows: Rows, num_buckets: int) -> NDArray[np.int64]:
     counts = np.bincount(buckets, minlength=num_buckets)
     del buckets
     fields = {_HIGH: rows.high, _LOW: rows.low, **rows.columns}
-    table = np.empty(
-        len(rows), [(str(n), values.dtype) for n, values in enumerate(fields.values())]
-    )
+    row = [(str(n), values.dtype) for n, values in enumerate(fields.values())]
+    table = np.empty(len(rows), row)
     for n, values in enumerate(fields.values()):
         table[str(n)] = values.take(order)
     del order

@@ -23,7 +23,7 @@ from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.files.output_files import atomic_write, check_save_path, remove_unfinished
 from datacomp_flyt.pool.available import Available, read_available
 from datacomp_flyt.pool.outputs import Output, check_outputs
-from datacomp_flyt.pool.pool import sort_uids
+from datacomp_flyt.pool.uid_search import UidHalves, sort_uids
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.streams import say
 from datacomp_flyt.tars.image_journal import Journal, Tar
@@ -275,11 +275,9 @@ def _make_reader(device: str) -> Callable[[tuple[str, str]], TarUids]:
 
 def sorted_uids(uids: NDArray[np.void]) -> NDArray[np.void]:
     """Return a sorted copy of a `u8,u8` array [n]."""
-    high, low = uids["f0"].copy(), uids["f1"].copy()
-    sort_uids(high, low)
-    result = np.empty(len(uids), UID_DTYPE)
-    result["f0"], result["f1"] = high, low
-    return result
+    halves = UidHalves(uids["f0"].copy(), uids["f1"].copy())
+    sort_uids(halves.high, halves.low)
+    return halves.uids
 
 
 def write_list(path: Path, images: Images) -> int:

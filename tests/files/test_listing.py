@@ -33,7 +33,7 @@ TABLES = (".parquet", ".npz")
 
 @pytest.fixture(autouse=True)
 def _said_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_SAID", set())
+    monkeypatch.setattr(listing, "_PRINTED", set())
 
 
 def table(path: Path, tag: str = "a") -> Path:

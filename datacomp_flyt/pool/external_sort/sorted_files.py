@@ -27,8 +27,8 @@ from datacomp_flyt.files.output_files import atomic_write
 from datacomp_flyt.pool.external_sort.file_group import FileGroup
 from datacomp_flyt.pool.external_sort.sort_job import Faults, Layout
 from datacomp_flyt.pool.external_sort.uid_buckets import Rows, read_bucket, write_run
-from datacomp_flyt.pool.pool import describe_left_out, sort_uids
-from datacomp_flyt.pool.uid_search import find_uids
+from datacomp_flyt.pool.pool import describe_left_out
+from datacomp_flyt.pool.uid_search import find_uids, sort_uids
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.streams import say
 

@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.open_file import readable
 from datacomp_flyt.files.output_files import atomic_write
-from datacomp_flyt.pool.uids import UID_DTYPE
+from datacomp_flyt.pool.uid_search import UidHalves
 
 _HIGH, _LOW = "uid_high", "uid_low"
 _END = np.dtype("<i8")
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(UidHalves):
     """Rows in any order.
 
     Attributes:
@@ -38,19 +38,7 @@ class Rows:
         columns: arrays [n] by name.
     """
 
-    high: NDArray[np.uint64]
-    low: NDArray[np.uint64]
     columns: Mapping[str, NDArray[np.floating]]
-
-    def __len__(self) -> int:
-        return len(self.high)
-
-    @property
-    def uids(self) -> NDArray[np.void]:
-        """The uids as a new `u8,u8` array [n]."""
-        uids = np.empty(len(self), UID_DTYPE)
-        uids["f0"], uids["f1"] = self.high, self.low
-        return uids
 
     def take(self, rows: NDArray[np.signedinteger]) -> Rows:
         """Return the rows with these indices."""

@@ -1,4 +1,4 @@
-"""Selection in memory, in files (`--work_dir`) and on Ray: the same bytes, for every sampler.
+"""Checks that selection in memory, with `--work_dir` and on Ray gives equal bytes.
 
 `python -m benchmarks.equal_bytes` prints one JSON line, and ends with 1 where bytes differ. Each
 subset is that of a command, timed from start to exit. Commands of one method share a folder of
@@ -26,7 +26,7 @@ _TWO_STAGES = ("--name", "neg_clip_loss_norm_sim")
 
 
 def jobs(draws: int, batch_size: int) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Flags of every sampler, and of a method of two stages, by what they read and a name."""
+    """Return the flags of every sampler and of a two-stage method, by method and name."""
     many = ("--num_samples", str(draws))
     scs, rounds = (*many, *_PENALTY), ("--sampling_batch_size", str(batch_size))
     return {
@@ -48,7 +48,7 @@ def jobs(draws: int, batch_size: int) -> dict[str, dict[str, tuple[str, ...]]]:
 
 
 def compare(args: argparse.Namespace, pool: Path, folder: Path) -> dict[str, Any]:
-    """Digests, seconds and peaks of every command, by its method and sampler, and by way."""
+    """Run every command in each way; return digests, seconds and peaks."""
     ray = ["--engine", "ray", *(["--ray_address", args.ray_address] if args.ray_address else [])]
     found: dict[str, Any] = {}
     for method, samplers in jobs(args.draws or args.rows, min(args.batch_size, args.rows)).items():

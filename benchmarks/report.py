@@ -1,4 +1,4 @@
-"""The report on a large pool: seconds and peak memory of `datacomp-flyt report`.
+"""Benchmarks `datacomp-flyt report` on a large pool: seconds and peak memory.
 
 `python -m benchmarks.report [--rows N]` prints one JSON line. The pool is generated: metadata with
 captions and two CLIP scores, a score table of the twelve published columns in other files and
@@ -50,7 +50,7 @@ def _captions(words: NDArray[np.str_]) -> list[str]:
 
 
 def make_selections(folder: Path, rows: int, num_workers: int) -> dict[str, Path]:
-    """Soft Cap Sampling of as many draws as rows, and the top 20%, of the paper's mixed score."""
+    """Select by Soft Cap Sampling with as many draws as rows, and the top 20%."""
     settings = {
         "scs": ["--sampling", "scs", "--num_samples", str(rows), "--repetition_penalty", "0.15"],
         "top": ["--sampling", "top_fraction", "--fraction", "0.2"],

@@ -125,13 +125,13 @@ def check_manifest(
         return wanted
     wanted = read_manifest(manifest)
     with _journal_of_check(Path(manifest)) as journal:
-        found = hash_folder(str(folder), "the folder", journal, num_workers)
-    different = differences(wanted, found)
+        actual = hash_folder(str(folder), "the folder", journal, num_workers)
+    different = differences(wanted, actual)
     for kind, names in different.items():
         for name in names:
             say(f"{kind}: {name}")
     refuse_differences(different, manifest, str(folder), "the folder")
-    say(f"{folder} is what {manifest} says: {len(found):,} files, {_num_bytes(found):,} bytes")
+    say(f"{folder} is what {manifest} says: {len(actual):,} files, {_num_bytes(actual):,} bytes")
     return wanted
 
 
@@ -157,18 +157,18 @@ def hash_folder(directory: str, flag: str, journal: Path, num_workers: int) -> d
 
             def read(path: str) -> tuple[str, File]:
                 name, version = folder.name(path), folder.versions[path]
-                if (found := known.get(path)) and is_same(path, found[0], version):
-                    return name, found[1]
+                if (recorded := known.get(path)) and is_same(path, recorded[0], version):
+                    return name, recorded[1]
                 file = _hash(folder, path, version)
                 with lock:
                     notes.write(json.dumps([path, version, asdict(file)]) + "\n")
                     notes.flush()
                 return name, file
 
-            found = map_threads(read, folder.versions, num_workers, "hashing")
+            actual = map_threads(read, folder.versions, num_workers, "hashing")
     except OSError as error:
         raise InputError(f"{journal} cannot be written ({error.strerror or error})") from None
-    return dict(sorted(found))
+    return dict(sorted(actual))
 
 
 def save_manifest(path: Path, manifest: Manifest) -> None:
@@ -239,22 +239,22 @@ def check_against(path: str, directory: str, flag: str) -> Manifest:
     """
     manifest = read_manifest(path)
     folder = list_folder(directory, flag, ENDINGS, recursive=True)
-    found = {
+    actual = {
         folder.name(path): File(size, manifest[name].sha256, manifest[name].rows)
         if (name := folder.name(path)) in manifest
         else File(size, "", None)
         for path, (size, *_) in folder.versions.items()
     }
-    refuse_differences(differences(manifest, found), path, directory, flag)
+    refuse_differences(differences(manifest, actual), path, directory, flag)
     return manifest
 
 
-def differences(manifest: Manifest, found: Manifest) -> dict[str, list[str]]:
+def differences(manifest: Manifest, actual: Manifest) -> dict[str, list[str]]:
     """Names of the files that are `missing`, `additional` or `changed`, each list sorted."""
     return {
-        "missing": sorted(manifest.keys() - found.keys()),
-        "additional": sorted(found.keys() - manifest.keys()),
-        "changed": sorted(n for n in manifest.keys() & found.keys() if manifest[n] != found[n]),
+        "missing": sorted(manifest.keys() - actual.keys()),
+        "additional": sorted(actual.keys() - manifest.keys()),
+        "changed": sorted(n for n in manifest.keys() & actual.keys() if manifest[n] != actual[n]),
     }
 
 

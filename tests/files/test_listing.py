@@ -1,4 +1,4 @@
-"""One lister of files: what is data, what is passed over and said, and what is refused."""
+"""Listing of files: data, files that are passed over with a message, and refusals."""
 
 from __future__ import annotations
 
@@ -421,7 +421,7 @@ def test_a_cloud_is_listed_alike(memory_folder: str, capsys: pytest.CaptureFixtu
 
 
 def test_arrow_reads_what_was_listed(tmp_path: Path) -> None:
-    """A name that is no text is opened by Python, of which Arrow reads the same."""
+    """A name that is not valid text is opened by Python, and Arrow reads it."""
     odd = Path(os.path.join(tmp_path, os.fsdecode(b"\xff.parquet")))
     shutil.copyfile(table(tmp_path / "plain.parquet"), odd)
     shards = open_shards(str(tmp_path), "--metadata_dir", 1)

@@ -1,4 +1,4 @@
-"""A file that is replaced during a run by one of the same size and time is noticed."""
+"""A file that is replaced during a run is detected even if size and time are equal."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def table(folder: Path, tag: str = "a") -> Path:
 
 
 def other(folder: Path, name: str) -> bytes:
-    """Content of the same size."""
+    """Return other content of the same size."""
     return (table(folder / "of_another", "b") / name).read_bytes()
 
 
@@ -129,7 +129,7 @@ def switch(link: Path, to: Path) -> None:
 
 @pytest.mark.parametrize("what", ["table", "npz"])
 def test_a_folder_that_is_switched_and_switched_back(tmp_path: Path, what: str) -> None:
-    """In the end all is as it was; only the open file tells."""
+    """The path is restored in the end; only the open file differs."""
     table(tmp_path / "one")
     table(tmp_path / "two", "b")
     for name in ("a.parquet", "a.npz"):
@@ -160,7 +160,7 @@ def test_tars(tmp_path: Path, replace: Replace) -> None:
 def test_selection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: Replace, work: bool
 ) -> None:
-    """The score table is replaced between two of its readings."""
+    """Replace the score table between two reads."""
     job = Job(make_pool(30), tmp_path).write(1)
     path = job.scores / "part-00000.parquet"
     write_files(tmp_path / "other", make_pool(30, seed=1).scores)
@@ -184,7 +184,7 @@ def test_selection(
 
 @pytest.mark.parametrize("replace", REPLACE)
 def test_a_manifest_hashes_what_took_a_file_s_place(tmp_path: Path, replace: Replace) -> None:
-    """Also where a killed command has noted the hash of the one before."""
+    """The journal of a killed command has the hash of the replaced file."""
     folder, content = table(tmp_path / "pool"), other(tmp_path, "a.parquet")
     journal = tmp_path / "m.json.hashed.jsonl"
     before = manifest.hash_folder(str(folder), "the folder", journal, 1)
@@ -197,7 +197,7 @@ def test_a_manifest_hashes_what_took_a_file_s_place(tmp_path: Path, replace: Rep
 
 @pytest.mark.parametrize("change", ["nothing", "permissions", "copy", "hard link", "old notes"])
 def test_notes_of_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    """What is the same is not hashed again; what may be another file is, and nothing fails."""
+    """Unchanged files are not hashed again; possibly replaced ones are, without an error."""
     folder, journal = table(tmp_path / "pool"), tmp_path / "m.json.hashed.jsonl"
     path = folder / "a.parquet"
     found = manifest.hash_folder(str(folder), "the folder", journal, 1)

@@ -1,4 +1,4 @@
-"""Manifests: what they say, what they find, and that a killed one goes on."""
+"""Manifests: their content, the differences that they find, and resuming."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCS = ("--name", "scs", "--score", "FLYT", "--num_samples", 50, "--repetition_pe
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three parquet files, one npz, one tar, and what is no shard."""
+    """A folder of three parquet files, an npz, a tar and another file."""
     made = Path(write_files(tmp_path / "metadata", POOL.metadata, 3))
     np.savez(made / "part-00001.npz", a=np.arange(10))
     (made / "below").mkdir()
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(*words: object) -> int:
-    """Exit code of `datacomp-flyt manifest`."""
+    """Run `datacomp-flyt manifest`; return its exit code."""
     with pytest.raises(SystemExit) as ended:
         main(["manifest", *map(str, words), "--num_workers", "2"])
     assert isinstance(ended.value.code, int)
@@ -114,7 +114,7 @@ def test_shards_without_a_row_may_be_alike(tmp_path: Path) -> None:
 def test_tars_without_a_member_may_be_alike(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of shards whose downloads all failed: the parquet beside each has rows."""
+    """Shards whose downloads all failed have equal tars, and tables with rows."""
     folder = tmp_path / "shards"
     write_files(folder, POOL.metadata, 3)
     for number in range(3):

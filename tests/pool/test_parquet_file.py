@@ -1,4 +1,4 @@
-"""Parquet files whose Arrow schema this pyarrow does not know."""
+"""Parquet files whose Arrow schema has types unknown to this pyarrow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RAW = [bytes.fromhex(uid) for uid in UIDS]
 
 
 def of_a_newer_pyarrow(path: Path) -> None:
-    """Put what this pyarrow does not know in the place of the Arrow schema."""
+    """Replace the Arrow schema by one that this pyarrow does not know."""
     content = bytearray(path.read_bytes())
     start = content.index(b"ARROW:schema") + len(b"ARROW:schema") + 8
     content[start : start + 64] = b"A" * 64

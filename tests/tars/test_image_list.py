@@ -1,4 +1,4 @@
-"""Lists of images made of tar shards: every kind of shard, and runs that go on."""
+"""Lists of the images in tar shards: every kind of shard, and resuming."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def no_tar(path: Path) -> None:
 def test_tars_that_cannot_be_read(
     tmp_path: Path, spoil: Callable[[Path], None], table: bool
 ) -> None:
-    """The table of a tar that has lost its end lists images that are not there."""
+    """The table of a truncated tar lists missing images."""
     for number in range(2):
         write_shard(tmp_path, number, UIDS[number::2], THERE[number::2], table)
     bad = tmp_path / "00000001.tar"
@@ -217,7 +217,7 @@ def list_of(images: Images, path: Path) -> bytes:
 def test_bytes_of_numpy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: bool, rows: int
 ) -> None:
-    """Whatever the shards, their order, and the rows that are merged at once."""
+    """The list does not depend on the shards, their order, and the rows merged at once."""
     made = write_download(tmp_path, 60, num_shards=5, tables=tables)
     np.save(tmp_path / "wanted.npy", sorted_uids(made.at_hand))
     shards = list_shards(str(made.shards), "SHARDS")
@@ -245,7 +245,7 @@ def test_several_workers(tmp_path: Path) -> None:
 
 @pytest.fixture
 def read_tars(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of shards that are read, in order; `stop` in it ends the run."""
+    """The names of the shards that are read, in order; `stop` among them ends the run."""
     names: list[str] = []
 
     def read(tar: str) -> TarUids | None:

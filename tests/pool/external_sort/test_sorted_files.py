@@ -1,4 +1,4 @@
-"""Columns sorted into files against the same columns in memory."""
+"""Columns of an external sort equal those read in memory."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ VALUE = st.none() | st.sampled_from([1.5, -2.0, float("nan"), float("-inf"), 0.0
 
 
 def kind(message: str) -> str:
-    """A sentence up to where it names one of several places."""
+    """Return a message up to the row that it names, which may differ."""
     return re.split(r" \(|, (?:the first|one of them) in ", message)[0]
 
 

@@ -1,4 +1,4 @@
-"""What sorting into files refuses or tries again: uids that are no hashes, folders, storage."""
+"""Limits of an external sort: uids that are no hashes, unshared folders, failing storage."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from tests.conftest import ROWS, hex_uids, refusal, write_files
 from tests.engines.here import Here
-from tests.pool.external_sort.sorted_job import CLIP, Job
-from tests.pool.external_sort.test_sorted_files_again import as_read
+from tests.pool.external_sort.sorted_job import CLIP, Job, as_read
 
 
 @pytest.fixture
@@ -54,7 +53,7 @@ def test_uids_that_are_no_hashes(job: Job, monkeypatch: pytest.MonkeyPatch, plac
 
 
 def test_a_table_of_a_larger_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Buckets are as small as its rows ask for."""
+    """The largest table determines the number of buckets."""
     job = Job(tmp_path).write()
     others = hex_uids(2000, "others")
     write_files(job.scores / "more", {"uid": others, "a": np.ones(2000), "b": np.ones(2000)}, 4)
@@ -72,7 +71,7 @@ def test_a_table_of_a_larger_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_two_numbers_of_the_ends_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each run, whatever the number of buckets."""
+    """A bucket's bounds are read from each run, not the whole table of bounds."""
     high = np.random.default_rng(0).integers(0, 2**64, 50, np.uint64)
     rows = uid_buckets.Rows(high, high, {})
     uid_buckets.write_run(tmp_path / "run", rows, 1 << 16)
@@ -94,7 +93,7 @@ def test_two_numbers_of_the_ends_are_read(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 class Elsewhere(Here):
-    """A worker that sees another folder under the same path, or none."""
+    """A worker that sees another folder under the same path, or no folder."""
 
     def __init__(self, folder: Path, there: bool) -> None:
         super().__init__()
@@ -153,7 +152,7 @@ FAILURES = 2
 
 
 class UnsteadyShard(ParquetShard):
-    """Its first readers are told of an error."""
+    """A file whose first reads fail."""
 
     def rows(self, columns: Sequence[str]) -> Iterator[Any]:
         mark = Path(f"{self.path}.tried")
@@ -182,8 +181,8 @@ def test_storage_that_does_not_answer(
     else:
         assert as_read(sort_into_files(*arguments)) == job.in_memory(CLIP)
     assert pauses == [1, 5][:retries]
-    dealt = [name for name in engine.names if name.startswith("0-")]
-    assert dealt == ["0-000000", "0-000001", "0-000002", *["0-000001"] * retries]
+    partitioned = [name for name in engine.names if name.startswith("0-")]
+    assert partitioned == ["0-000000", "0-000001", "0-000002", *["0-000001"] * retries]
 
 
 def test_a_damaged_file_is_read_once(job: Job) -> None:

@@ -21,7 +21,7 @@ ENDS = [0, 1, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
 
 
 def rows_of(high: np.ndarray, start: int = 0) -> Rows:
-    """Rows whose columns say which they are."""
+    """Make rows whose columns identify them."""
     numbers = np.arange(start, start + len(high))
     columns = {"a": numbers.astype(np.float32), "b": numbers / 7}
     return Rows(high, numbers[::-1].astype(np.uint64), columns)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import datacomp_flyt
 from datacomp_flyt.cli import main
 from datacomp_flyt.files import output_files
 from datacomp_flyt.files.locks import lock_outputs
@@ -59,6 +60,24 @@ def test_what_it_says(folder: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.json", "metadata"]
     assert run(folder, "--check", tmp_path / "m.json") == 0
     assert run(folder, "--check", tmp_path / "m.json", "--fast") == 0
+
+
+def test_the_functions(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    written = datacomp_flyt.write_manifest(folder, save_path=path, num_workers=1)
+    assert written == read_manifest(path)
+    assert [written[name].rows for name in sorted(written)][:2] == [None, 10]
+    for fast in (True, False):
+        assert datacomp_flyt.check_manifest(str(folder), manifest=path, fast=fast) == written
+    (folder / "part-00000.parquet").unlink()
+    for fast in (True, False):
+        message = refusal(datacomp_flyt.check_manifest, folder, manifest=path, fast=fast)
+        assert "1 missing: part-00000.parquet" in message
+    for function, file in (
+        (datacomp_flyt.write_manifest, {"save_path": path}),
+        (datacomp_flyt.check_manifest, {"manifest": path}),
+    ):
+        assert "--num_workers is 0" in refusal(function, folder, num_workers=0, **file)
 
 
 PARTS = [("0", "parquet"), ("1", "npz"), ("1", "parquet"), ("2", "parquet")]

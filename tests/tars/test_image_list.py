@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("webdataset")
 
+import datacomp_flyt
 from datacomp_flyt.tars import image_list
 from datacomp_flyt.tars.image_journal import Journal
 from datacomp_flyt.tars.image_list import Images, available_in, read_images, write_list
@@ -336,3 +337,21 @@ def test_a_file_of_somebody_else_is_no_journal(tmp_path: Path, content: bytes) -
     (tmp_path / "journal").write_bytes(content)
     assert "holds no notes of this command" in refusal(Journal, tmp_path / "journal")
     assert (tmp_path / "journal").read_bytes() == content
+
+
+def test_the_function(tmp_path: Path) -> None:
+    made = write_download(tmp_path, 60, num_shards=4)
+    path, truncated = tmp_path / "list.npy", made.shards / "00000001.tar"
+    os.truncate(truncated, 2000)
+    message = refusal(datacomp_flyt.list_images, str(made.shards), save_path=path)
+    assert "1 of 4 tars cannot be used" in message
+    assert not path.exists()
+    images = datacomp_flyt.list_images(
+        str(made.shards), save_path=str(path), allow_unreadable=True, num_workers=1
+    )
+    uids = np.load(path)
+    assert images.path == path
+    assert images.num_images == len(uids) < len(made.at_hand)
+    assert np.isin(uids, sorted_uids(made.at_hand)).all()
+    assert images.num_tars == 4
+    assert list(images.unreadable) == [str(truncated)]

@@ -87,13 +87,13 @@ def make_engine(args: argparse.Namespace, uses_gpu: bool = True) -> Engine:
 
 
 def report_failures(
-    failed: Mapping[str, Exception], what: str, others: str = "the others are done"
+    failed: Mapping[str, Exception], command: str, others: str = "the others are done"
 ) -> int:
     """Print the shards that failed on stderr.
 
     Args:
         failed: the error of each shard that failed, by name.
-        what: the command, for the messages.
+        command: the command, for the messages.
         others: a clause on the state of the other shards.
 
     Returns:
@@ -101,10 +101,10 @@ def report_failures(
     """
     for name, error in failed.items():
         hint = "; fewer --num_workers take less memory" if lacks_memory(error) else ""
-        say(f"{what}: shard {name} failed: {error}{hint}", error=True)
+        say(f"{command}: shard {name} failed: {error}{hint}", error=True)
     if failed:
         say(
-            f"{what}: {len(failed):,} shards failed and {others}; mend them and give the same "
+            f"{command}: {len(failed):,} shards failed and {others}; mend them and give the same "
             "command again",
             error=True,
         )

@@ -63,7 +63,7 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    path: Path, what: str, wanted: Callable[[str], bool] = lambda name: True
+    path: Path, label: str, wanted: Callable[[str], bool] = lambda name: True
 ) -> Checkpoint:
     """Read the state dict of a checkpoint, bfloat16 as float32.
 
@@ -71,14 +71,14 @@ def read_checkpoint(
 
     Args:
         path: the file.
-        what: the flag and the path, for messages.
+        label: the flag and the path, for messages.
         wanted: returns whether to read the tensor of a name.
 
     Raises:
         InputError: there is no such file, or it is no checkpoint that can be read without running
             code.
     """
-    with _refusing(what):
+    with _refusing(label):
         metadata = None
         if _is_safetensors(path):
             tensors, metadata = _read_safetensors(path, wanted)
@@ -90,18 +90,18 @@ def read_checkpoint(
         return Checkpoint(tensors, metadata)
 
 
-def read_content(path: Path, what: str, make: Callable[[Array], Any] = lambda array: array) -> Any:
+def read_content(path: Path, label: str, make: Callable[[Array], Any] = lambda array: array) -> Any:
     """Read a file's whole content: a tensor, or tensors in dicts, lists and tuples.
 
     Args:
         path: the file.
-        what: the flag and the path, for messages.
+        label: the flag and the path, for messages.
         make: converts a tensor's array to the object that replaces it.
 
     Raises:
         InputError: see `read_checkpoint`.
     """
-    with _refusing(what):
+    with _refusing(label):
         if _is_safetensors(path):
             tensors, _ = _read_safetensors(path, lambda name: True)
             return {name: make(array) for name, array in tensors.items()}
@@ -109,16 +109,16 @@ def read_content(path: Path, what: str, make: Callable[[Array], Any] = lambda ar
 
 
 @contextlib.contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def _refusing(label: str) -> Iterator[None]:
     try:
         yield
     except TorchFileError as error:
-        raise InputError(f"{what} cannot be read: {error}") from None
+        raise InputError(f"{label} cannot be read: {error}") from None
     except OSError as error:
-        sentence = f"{what} cannot be read ({first_line(error)}): look at the file and its disk"
+        sentence = f"{label} cannot be read ({first_line(error)}): look at the file and its disk"
         raise unreadable(sentence, error) from None
     except MemoryError:
-        raise InputError(f"{what} cannot be read: there is not enough memory, free some") from None
+        raise InputError(f"{label} cannot be read: there is not enough memory, free some") from None
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -32,27 +32,27 @@ _LOCAL = ("file://", "local://")
 _OURS = re.compile(r"[._]settings\.json|_passes|\..*lock|\..*\.datacomp_flyt\.tmp", re.DOTALL)
 
 
-def local_path(where: str) -> str | None:
+def local_path(location: str) -> str | None:
     """Return the local path that a flag names; None for a cloud address.
 
     Only a name that begins with `scheme://` is an address. Any other name is a file's, even if it
     contains `::`, `file:` or `pipe:`.
     """
     for scheme in _LOCAL:
-        if where.startswith(scheme):
-            return where[len(scheme) :]
-    if _ADDRESS.match(where):
+        if location.startswith(scheme):
+            return location[len(scheme) :]
+    if _ADDRESS.match(location):
         return None
-    home = where.startswith("~") and not os.path.lexists(where.split("/")[0])
-    return os.path.expanduser(where) if home else where
+    home = location.startswith("~") and not os.path.lexists(location.split("/")[0])
+    return os.path.expanduser(location) if home else location
 
 
-def resolve_path(where: str) -> tuple[Any, str]:
+def resolve_path(location: str) -> tuple[Any, str]:
     """Return the filesystem of a path or address, and the path in it, absolute if it is local."""
-    local = local_path(where)
+    local = local_path(location)
     if local is not None:
         return LocalFileSystem(), os.path.abspath(local) if local else local
-    fs, root = fsspec.core.url_to_fs(where)
+    fs, root = fsspec.core.url_to_fs(location)
     return fs, str(root)
 
 
@@ -206,9 +206,9 @@ def list_cloud(
 _PRINTED: set[str] = set()
 
 
-def say_passed_over(what: str, passed_over: PassedOver) -> None:
+def say_passed_over(folder: str, passed_over: PassedOver) -> None:
     """Print the files that a listing passed over, once in a process."""
-    line = f"{what}: passed over {passed_over}"
+    line = f"{folder}: passed over {passed_over}"
     if passed_over and line not in _PRINTED:
         _PRINTED.add(line)
         say(line)

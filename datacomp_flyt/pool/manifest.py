@@ -207,7 +207,7 @@ def read_manifest(path: str | Path) -> Manifest:
     return manifest
 
 
-def check_copies(manifest: Manifest, where: str) -> None:
+def check_copies(manifest: Manifest, source: str) -> None:
     """Raise InputError if two files have the same content: their examples would count twice."""
     empty = {os.path.splitext(name)[0] for name, file in manifest.items() if file.rows == 0}
     first: dict[tuple[str, str], str] = {}
@@ -218,7 +218,7 @@ def check_copies(manifest: Manifest, where: str) -> None:
         other = first.setdefault((ending, file.sha256), name)
         if other != name:
             raise InputError(
-                f"{where}: {other} and {name} are the same file twice (sha256 {file.sha256}): "
+                f"{source}: {other} and {name} are the same file twice (sha256 {file.sha256}): "
                 "remove the copy"
             )
 

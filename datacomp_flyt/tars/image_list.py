@@ -160,10 +160,10 @@ class Images:
         for path, problem in sorted(self.unreadable.items()):
             facts.append(f"cannot be used, or not to its end: {path} ({problem})")
         if self.repeated is not None:
-            where = " and ".join(self._tars_with(self.repeated)[:2])
+            tars = " and ".join(self._tars_with(self.repeated)[:2])
             facts.append(
                 f"{self.num_repeated:,} uids are there more than once (the first is "
-                f"{format_uid(self.repeated)} in {where}): training reads each copy"
+                f"{format_uid(self.repeated)} in {tars}): training reads each copy"
             )
         return facts
 

@@ -25,11 +25,11 @@ class Stream(str):
     """
 
 
-def list_shards(where: str, flag: str, commands: bool = False) -> list[str]:
+def list_shards(location: str, flag: str, commands: bool = False) -> list[str]:
     """List tar shards in an order that does not depend on the machine.
 
     Args:
-        where: a folder with .tar files; one file; a pattern with braces, as in
+        location: a folder with .tar files; one file; a pattern with braces, as in
             `data/{00000000..00012895}.tar`, or with *, ? and [...]; or an address with `://`, also
             with braces. A name that exists is taken literally, even if it looks like a pattern.
         flag: the flag that named the shards, for messages.
@@ -42,16 +42,16 @@ def list_shards(where: str, flag: str, commands: bool = False) -> list[str]:
         InputError: there is no tar, or the braces of a pattern do not match. If some files of a
             pattern exist, its missing files are unreadable shards later.
     """
-    local = local_path(where)
+    local = local_path(location)
     if local is None:
-        return _streams(where, flag, commands)
+        return _streams(location, flag, commands)
     if os.path.isdir(local):
         return tars_in(local, flag, needed=True)
     if os.path.lexists(local):
         _check_file(local, flag)
         return [local]
-    if where.startswith(_COMMAND) and not _existing_part(where)[0]:
-        return _streams(where, flag, commands)
+    if location.startswith(_COMMAND) and not _existing_part(location)[0]:
+        return _streams(location, flag, commands)
     return _files_of_pattern(local, flag)
 
 
@@ -75,49 +75,49 @@ def tars_in(folder: str, flag: str, needed: bool = False) -> list[str]:
     return [os.path.join(folder, listed.name(path)) for path in listed.versions]
 
 
-def _streams(where: str, flag: str, commands: bool) -> list[str]:
-    if where.startswith(_COMMAND) and not commands:
+def _streams(location: str, flag: str, commands: bool) -> list[str]:
+    if location.startswith(_COMMAND) and not commands:
         raise InputError(
-            f"{flag} {where} is no file, and only --train_data of `datacomp-flyt train` runs a "
+            f"{flag} {location} is no file, and only --train_data of `datacomp-flyt train` runs a "
             "command: give files"
         )
     # webdataset puts an address, in quotes, into a shell command
-    if "'" in where and not where.startswith(_COMMAND):
-        raise InputError(f"{flag} {where} has a quote in it: write %27 in an address")
-    return [Stream(name) for name in _alternatives(where, where, flag)]
+    if "'" in location and not location.startswith(_COMMAND):
+        raise InputError(f"{flag} {location} has a quote in it: write %27 in an address")
+    return [Stream(name) for name in _alternatives(location, location, flag)]
 
 
-def _alternatives(pattern: str, where: str, flag: str) -> list[str]:
+def _alternatives(pattern: str, location: str, flag: str) -> list[str]:
     with needs_extra("train"):  # only patterns need it, so a small installation can list folders
         from braceexpand import braceexpand
     try:
         return list(braceexpand(pattern, escape=False))
     except ValueError:
         raise InputError(
-            f"{flag} {where} has a brace without its partner: a range of shards is written "
+            f"{flag} {location} has a brace without its partner: a range of shards is written "
             "{00000000..00012895}.tar"
         ) from None
 
 
-def _files_of_pattern(where: str, flag: str) -> list[str]:
+def _files_of_pattern(location: str, flag: str) -> list[str]:
     shards: list[str] = []
     passed_over = PassedOver()
-    base, rest = _existing_part(where)
+    base, rest = _existing_part(location)
     try:
-        for alternative in _alternatives(rest, where, flag):
+        for alternative in _alternatives(rest, location, flag):
             shards += _matches(base, alternative.split("/"), passed_over)
     except OSError as error:
         raise InputError(
-            f"{flag} {where} cannot be listed ({error.filename}: {error.strerror})"
+            f"{flag} {location} cannot be listed ({error.filename}: {error.strerror})"
         ) from None
     kept = [shard for shard in shards if _keeps(shard, flag, passed_over)]
     if not any(os.path.exists(shard) for shard in kept):
         other = f" (passed over {passed_over})" if passed_over else ""
         raise InputError(
-            f"{flag} {where} names no file that is there{other}: give a folder with .tar files, or "
-            "a pattern such as {00000000..00012895}.tar"
+            f"{flag} {location} names no file that is there{other}: give a folder with .tar files, "
+            "or a pattern such as {00000000..00012895}.tar"
         )
-    say_passed_over(f"{flag} {where}", passed_over)
+    say_passed_over(f"{flag} {location}", passed_over)
     return kept
 
 

@@ -155,8 +155,8 @@ class Layout:
                 raise join_errors.missing(group.name, column, count, pool_size, uid, images_known)
             for column in group.columns:
                 if (fault := faults.get(f"not finite {index} {column}")) and not drop_nonfinite:
-                    where = f"one of them in {next(group.rows_of(fault[1]))}"
-                    raise join_errors.not_finite(column, fault[0], where)
+                    example = f"one of them in {next(group.rows_of(fault[1]))}"
+                    raise join_errors.not_finite(column, fault[0], example)
 
 
 def _crc32(content: Any) -> int:

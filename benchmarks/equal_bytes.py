@@ -8,7 +8,6 @@ each way, as people would let them: the first sorts the pool, and the others fin
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shutil
 import sys
 import tempfile
@@ -17,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import print_result, run_child, say
+from benchmarks.measure import add_dir_argument, print_result, run_child, say
 from benchmarks.selection import make_pool
+from datacomp_flyt.files.digest import file_digest
 
 _PENALTY = ("--repetition_penalty", "0.15")
 _M_FLYT = ("--name", "m_flyt", "--scoring_model", "paper")
@@ -75,8 +75,8 @@ def _run(args: argparse.Namespace, pool: Path, folder: Path, flags: list[str]) -
     command += ["--save_path", str(subset), "--save_scores", str(scores), *flags]
     child = run_child(command)
     result = {
-        "sha256": _digest(subset),
-        "sha256_of_scores": _digest(scores),
+        "sha256": file_digest(subset),
+        "sha256_of_scores": file_digest(scores),
         "entries": len(np.load(subset, mmap_mode="r")),
         "seconds": child.seconds,
         "peak_gb_of_largest_process": child.peak_bytes / 1e9,
@@ -84,14 +84,6 @@ def _run(args: argparse.Namespace, pool: Path, folder: Path, flags: list[str]) -
     subset.unlink()
     scores.unlink()
     return result
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 24):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def main() -> None:
@@ -103,12 +95,7 @@ def main() -> None:
     add("--num_workers", type=int, default=2)
     add("--ray_address", help="of a running cluster; without it each command starts Ray here")
     add("--seed", type=int, default=0, help="of the generated pool")
-    add(
-        "--dir",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "datacomp_flyt_benchmarks",
-        help="where the pool is made, and found again by the next run (default: %(default)s)",
-    )
+    add_dir_argument(parser)
     args = parser.parse_args()
     pool = args.dir.resolve() / f"pool_{args.rows}"
     make_pool(pool, args.rows, args.seed)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +111,16 @@ def machine() -> dict[str, Any]:
         "cpus_usable": default_num_workers(),
         "load_average_1min": round(os.getloadavg()[0], 2),
     }
+
+
+def add_dir_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--dir`, the folder of generated pools."""
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "datacomp_flyt_benchmarks",
+        help="folder of generated pools, which the next run uses again (default: %(default)s)",
+    )
 
 
 def say(text: str) -> None:

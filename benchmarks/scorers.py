@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from benchmarks.measure import PeakMemory, print_result, run_child, say
+from benchmarks.measure import PeakMemory, add_dir_argument, print_result, run_child, say
 from datacomp_flyt.demo import POOL
 from datacomp_flyt.pool.uids import UID_DTYPE, encode_uids
 from datacomp_flyt.scorers.base.matrix_products import Compute
@@ -228,12 +228,7 @@ def main() -> None:
     add("--repeats", type=int, default=3)
     add("--num_workers", type=int, default=default_num_workers())
     add("--seed", type=int, default=0)
-    add(
-        "--dir",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "datacomp_flyt_benchmarks",
-        help="where pools are made, and found again by the next run (default: %(default)s)",
-    )
+    add_dir_argument(parser)
     args = parser.parse_args()
     args.dir = args.dir.resolve()
     result = {

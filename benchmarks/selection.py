@@ -19,7 +19,6 @@ import json
 import multiprocessing
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from benchmarks.measure import Child, print_result, run_child, say
+from benchmarks.measure import Child, add_dir_argument, print_result, run_child, say
 from datacomp_flyt.mixing.published import PUBLISHED_COLUMNS
 from datacomp_flyt.pool.uids import UID_DTYPE, encode_uids
 
@@ -270,12 +269,7 @@ def main() -> None:
     add("--repeats", type=int, default=3)
     add("--num_workers", type=int, default=2)
     add("--seed", type=int, default=0, help="of the generated pool")
-    add(
-        "--dir",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "datacomp_flyt_benchmarks",
-        help="where pools are made, and found again by the next run (default: %(default)s)",
-    )
+    add_dir_argument(parser)
     add("--run_plain", action="store_true", help=argparse.SUPPRESS)
     add("--metadata_dir", type=Path, help=argparse.SUPPRESS)
     add("--save_path", type=Path, help=argparse.SUPPRESS)

@@ -20,7 +20,7 @@ from datacomp_flyt.files.folders import list_folder
 from datacomp_flyt.files.listing import local_path
 from datacomp_flyt.files.open_file import open_file
 from datacomp_flyt.pool.embeddings import embedding_widths
-from datacomp_flyt.pool.manifest import hash_folder
+from datacomp_flyt.pool.folder_hashes import hash_folder
 from datacomp_flyt.pool.parquet import open_file_or_folder, open_shards
 from datacomp_flyt.scorers.linear_classifier.training_rows import find_embeddings
 from datacomp_flyt.self_filtering.given_scores import link_tables

@@ -17,7 +17,7 @@ from datacomp_flyt.errors import ChangedError
 from datacomp_flyt.files import open_file
 from datacomp_flyt.files.folders import check_unchanged, list_folder
 from datacomp_flyt.files.open_file import Version, is_same
-from datacomp_flyt.pool import manifest
+from datacomp_flyt.pool import folder_hashes
 from datacomp_flyt.pool.embeddings import iter_embeddings
 from datacomp_flyt.pool.parquet import ParquetShard, check_shards, open_shards
 from datacomp_flyt.pool.pool import check_npz
@@ -187,10 +187,10 @@ def test_a_manifest_hashes_what_took_a_file_s_place(tmp_path: Path, replace: Rep
     """The journal of a killed command has the hash of the replaced file."""
     folder, content = table(tmp_path / "pool"), other(tmp_path, "a.parquet")
     journal = tmp_path / "m.json.hashed.jsonl"
-    before = manifest.hash_folder(str(folder), "the folder", journal, 1)
-    assert manifest.hash_folder(str(folder), "the folder", journal, 1) == before
+    before = folder_hashes.hash_folder(str(folder), "the folder", journal, 1)
+    assert folder_hashes.hash_folder(str(folder), "the folder", journal, 1) == before
     replace(folder / "a.parquet", content)
-    after = manifest.hash_folder(str(folder), "the folder", journal, 1)
+    after = folder_hashes.hash_folder(str(folder), "the folder", journal, 1)
     assert after["a.parquet"] != before["a.parquet"]
     assert after["a.npz"] == before["a.npz"]
 
@@ -200,7 +200,7 @@ def test_notes_of_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change
     """Unchanged files are not hashed again; possibly replaced ones are, without an error."""
     folder, journal = table(tmp_path / "pool"), tmp_path / "m.json.hashed.jsonl"
     path = folder / "a.parquet"
-    found = manifest.hash_folder(str(folder), "the folder", journal, 1)
+    found = folder_hashes.hash_folder(str(folder), "the folder", journal, 1)
     if change == "permissions":
         path.chmod(0o600)
     elif change == "copy":
@@ -214,14 +214,14 @@ def test_notes_of_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change
         old = [[path, version[:2], entry] for path, version, entry in notes]
         journal.write_text("\n".join(map(json.dumps, old)))
     hashed: list[str] = []
-    real = manifest._hash
+    real = folder_hashes._hash
 
     def hash_(folder: Any, path: str, version: Any) -> Any:
         hashed.append(path)
         return real(folder, path, version)
 
-    monkeypatch.setattr(manifest, "_hash", hash_)
-    assert manifest.hash_folder(str(folder), "the folder", journal, 1) == found
+    monkeypatch.setattr(folder_hashes, "_hash", hash_)
+    assert folder_hashes.hash_folder(str(folder), "the folder", journal, 1) == found
     assert len(hashed) == {"nothing": 0, "permissions": 1, "hard link": 1}.get(change, 2)
 
 

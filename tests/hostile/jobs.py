@@ -27,7 +27,7 @@ def _manifest(folder: Path) -> Any:
 
 
 def _journal(folder: Path) -> Any:
-    from datacomp_flyt.pool.manifest import hash_folder
+    from datacomp_flyt.pool.folder_hashes import hash_folder
 
     metadata = folder / "metadata"
     return _entries(hash_folder(str(metadata), "--dir", folder / "m.hashed.jsonl", 1), metadata)

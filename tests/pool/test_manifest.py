@@ -17,8 +17,9 @@ import datacomp_flyt
 from datacomp_flyt.cli import main
 from datacomp_flyt.files import output_files
 from datacomp_flyt.files.locks import lock_outputs
-from datacomp_flyt.pool import manifest
-from datacomp_flyt.pool.manifest import check_against, hash_folder, read_manifest, save_manifest
+from datacomp_flyt.pool import folder_hashes, manifest
+from datacomp_flyt.pool.folder_hashes import hash_folder
+from datacomp_flyt.pool.manifest import check_against, read_manifest, save_manifest
 from tests.baselines_plugin.job import Job, in_process
 from tests.baselines_plugin.test_bad_input import assert_refused
 from tests.conftest import make_pool, refusal, write_files, write_parquet
@@ -153,16 +154,18 @@ def test_what_was_hashed_is_not_read_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    real = manifest._hash
+    real = folder_hashes._hash
 
-    def stopping(at: manifest.Folder, path: str, version: manifest.Version) -> manifest.File:
+    def stopping(
+        at: folder_hashes.Folder, path: str, version: folder_hashes.Version
+    ) -> folder_hashes.File:
         if len(read) == 3:
             raise KeyboardInterrupt
         read.append(path)
         return real(at, path, version)
 
     journal = tmp_path / "journal"
-    monkeypatch.setattr(manifest, "_hash", stopping)
+    monkeypatch.setattr(folder_hashes, "_hash", stopping)
     with pytest.raises(KeyboardInterrupt):
         hash_folder(str(folder), "the folder", journal, 1)
     with journal.open("a") as file:
@@ -170,10 +173,10 @@ def test_what_was_hashed_is_not_read_again(
     changed = folder / Path(read[0]).relative_to(folder)
     changed.write_bytes(b"a tar of another length")
     again: list[str] = []
-    monkeypatch.setattr(manifest, "_hash", lambda *a: (again.append(a[1]), real(*a))[1])
+    monkeypatch.setattr(folder_hashes, "_hash", lambda *a: (again.append(a[1]), real(*a))[1])
     found = hash_folder(str(folder), "the folder", journal, 1)
     assert sorted(again) == sorted({str(folder / name) for name in found} - set(read[1:]))
-    monkeypatch.setattr(manifest, "_hash", None)
+    monkeypatch.setattr(folder_hashes, "_hash", None)
     assert hash_folder(str(folder), "the folder", journal, 1) == found
 
 
@@ -192,7 +195,7 @@ def test_a_check_reads_all_unless_one_was_killed(
             assert run(folder, "--check", path) == (0 if wrong == content else 2)
             assert sorted(tmp_path.iterdir()) == files
     hash_folder(str(folder), "the folder", tmp_path / "m.json.checked.jsonl", 1)
-    monkeypatch.setattr(manifest, "_hash", None)
+    monkeypatch.setattr(folder_hashes, "_hash", None)
     assert run(folder, "--check", path) == 0
     assert sorted(tmp_path.iterdir()) == files
 
@@ -225,7 +228,7 @@ def test_a_manifest_removes_what_a_killed_one_left(folder: Path, tmp_path: Path)
 
 
 def test_notes_on_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "_read_journal", lambda path: {})
+    monkeypatch.setattr(folder_hashes, "_read_journal", lambda path: {})
     said = refusal(hash_folder, str(folder), "the folder", Path("/dev/full"), 1)
     assert said == "/dev/full cannot be written (No space left on device)"
 
@@ -233,14 +236,14 @@ def test_notes_on_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_file_that_changes_while_it_is_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = manifest.check_unchanged
+    real = folder_hashes.check_unchanged
 
-    def changing(fs: object, versions: dict[str, manifest.Version]) -> None:
+    def changing(fs: object, versions: dict[str, folder_hashes.Version]) -> None:
         with open(next(iter(versions)), "ab") as file:
             file.write(b"more")
         real(fs, versions)
 
-    monkeypatch.setattr(manifest, "check_unchanged", changing)
+    monkeypatch.setattr(folder_hashes, "check_unchanged", changing)
     said = refusal(hash_folder, str(folder), "the folder", tmp_path / "journal", 1)
     assert "00000000.tar has changed since this run began" in said
 
@@ -300,7 +303,7 @@ def test_selection_refuses_another_pool(tmp_path: Path, work: bool) -> None:
     assert_refused(outcome, "--metadata_dir", "1 additional: more/part-00000.parquet")
     shutil.rmtree(job.metadata / "more")
     first = found["part-00000.parquet"]
-    found["part-00000.parquet"] = manifest.File(first.size + 1, first.sha256, first.rows)
+    found["part-00000.parquet"] = folder_hashes.File(first.size + 1, first.sha256, first.rows)
     save_manifest(tmp_path / "m.json", found)
     outcome = in_process(*job.flags(*flags))
     assert_refused(outcome, "--metadata_dir", "1 changed: part-00000.parquet")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datacomp_flyt.pool.manifest import hash_folder
+from datacomp_flyt.pool.folder_hashes import hash_folder
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.parquet_file import open_parquet
 from datacomp_flyt.pool.pool import read_pool

@@ -14,9 +14,10 @@ import pytest
 pytest.importorskip("webdataset")
 
 import datacomp_flyt
-from datacomp_flyt.tars import image_list
+from datacomp_flyt.tars import images as images_module
 from datacomp_flyt.tars.image_journal import Journal
-from datacomp_flyt.tars.image_list import Images, available_in, read_images, write_list
+from datacomp_flyt.tars.image_list import available_in, write_list
+from datacomp_flyt.tars.images import Images, read_images
 from datacomp_flyt.tars.shards import list_shards
 from datacomp_flyt.tars.uids import TarUids, uids_of_table, uids_of_tar
 from tests.conftest import hex_uids, refusal, sorted_uids, write_parquet
@@ -255,7 +256,7 @@ def read_tars(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(Path(tar).stem[-1])
         return uids_of_table(tar)
 
-    monkeypatch.setattr(image_list, "uids_of_table", read)
+    monkeypatch.setattr(images_module, "uids_of_table", read)
     return names
 
 
@@ -324,7 +325,7 @@ def test_a_shard_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Monk
         os.utime(path, ns=(1, 1))
         return found
 
-    monkeypatch.setattr(image_list, "uids_of_table", read)
+    monkeypatch.setattr(images_module, "uids_of_table", read)
     images = read_images([str(tar)], 1, Journal(tmp_path / "journal"))
     assert images.unreadable == {str(tar): "it changed while it was read"}
     monkeypatch.undo()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datacomp_flyt.errors import InputError
+    from datacomp_flyt.pool.manifest import check_manifest, write_manifest
     from datacomp_flyt.selection.methods import (
         column,
         e_flyt,
@@ -32,11 +33,15 @@ if TYPE_CHECKING:
     from datacomp_flyt.selection.scores import Scores
     from datacomp_flyt.selection.select import select
     from datacomp_flyt.selection.subset import Subset
+    from datacomp_flyt.tars.image_list import list_images
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
     "InputError": "errors",
+    "check_manifest": "pool.manifest",
+    "list_images": "tars.image_list",
+    "write_manifest": "pool.manifest",
     "column": "selection.methods",
     "e_flyt": "selection.methods",
     "hype": "selection.methods",
@@ -63,11 +68,13 @@ __all__ = [
     "Scores",
     "Subset",
     "__version__",
+    "check_manifest",
     "column",
     "e_flyt",
     "hard_cap_sample",
     "hype",
     "in_weighted_sum",
+    "list_images",
     "m_flyt",
     "neg_clip_loss_norm_sim",
     "open_pool",
@@ -77,6 +84,7 @@ __all__ = [
     "soft_cap_sample",
     "standardized_sum",
     "top_fraction",
+    "write_manifest",
 ]
 
 

@@ -10,16 +10,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datacomp_flyt.clip.embed import EmbedReport, embed
     from datacomp_flyt.errors import InputError
+    from datacomp_flyt.scorers.base.score import score
+    from datacomp_flyt.scorers.base.score_pool import ScoreReport
+    from datacomp_flyt.scorers.linear_classifier.train import TrainedClassifier, train_classifier
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "EmbedReport": "clip.embed",
     "InputError": "errors",
+    "ScoreReport": "scorers.base.score_pool",
+    "TrainedClassifier": "scorers.linear_classifier.train",
+    "embed": "clip.embed",
+    "score": "scorers.base.score",
+    "train_classifier": "scorers.linear_classifier.train",
 }
 """The module of each public name, relative to this package."""
 
-__all__ = ["InputError", "__version__"]
+__all__ = [
+    "EmbedReport",
+    "InputError",
+    "ScoreReport",
+    "TrainedClassifier",
+    "__version__",
+    "embed",
+    "score",
+    "train_classifier",
+]
 
 
 def __getattr__(name: str) -> Any:

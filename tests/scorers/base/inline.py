@@ -13,7 +13,7 @@ import torch
 
 from datacomp_flyt.engines.engine import Engine, Make, Outcome
 from datacomp_flyt.pool.parquet import open_shards
-from datacomp_flyt.scorers.base.score_pool import Report, score_pool
+from datacomp_flyt.scorers.base.score_pool import ScoreReport, score_pool
 from datacomp_flyt.scorers.base.scorer import Scorer
 from datacomp_flyt.tars.shard_names import shard_name
 from tests.conftest import hex_uids
@@ -48,7 +48,7 @@ def write_pool(folder: Path, arrays: dict[str, np.ndarray], sizes: Sequence[int]
 
 def run(
     scorer: Scorer, metadata_dir: Path, scores_dir: Path, engine: Engine | None = None
-) -> Report:
+) -> ScoreReport:
     """Score a pool's metadata files."""
     shards = open_shards(str(metadata_dir), "--metadata_dir", 1)
     named = {shard_name(shard.path): shard for shard in shards}

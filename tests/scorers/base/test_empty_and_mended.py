@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-from datacomp_flyt.scorers.base.until_usable import has_rows
+from datacomp_flyt.engines.until_usable import has_rows
 from datacomp_flyt.tars.nothing_usable import Seen
 from datacomp_flyt.tars.samples import UnreadableShard, read_tar
 from datacomp_flyt.tars.shards import Stream, list_shards

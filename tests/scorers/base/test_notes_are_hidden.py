@@ -30,7 +30,7 @@ from tests.scorers.test_neg_clip_loss import pairs
 MAKE: list[Callable[[], Any]] = [
     lambda: ClipScore(source="npz"),
     Vas,
-    lambda: NormSimD(0.3, 12, candidates=9),
+    lambda: NormSimD(fraction=0.3, num_rounds=12, candidates=9),
 ]
 READERS: dict[str, Callable[[Path], Any]] = {
     "pandas": lambda folder: pd.read_parquet(folder).columns.tolist(),
@@ -67,7 +67,9 @@ def states(scorer: Any, metadata: Path, scores: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("reader", READERS)
 def test_a_column_whose_job_was_killed(metadata: Path, tmp_path: Path, reader: str) -> None:
     """With the state of a pass, a lock and half a table."""
-    for folder in states(NormSimD(0.3, 12, candidates=9), metadata, tmp_path / "scores"):
+    for folder in states(
+        NormSimD(fraction=0.3, num_rounds=12, candidates=9), metadata, tmp_path / "scores"
+    ):
         os.close(create_temporary(folder / "x.parquet")[0])
         hidden = [path.name for path in folder.iterdir() if path.suffix != ".parquet"]
         assert hidden

@@ -17,11 +17,11 @@ pytest.importorskip("open_clip")
 
 from datacomp_flyt.cli import embed as embed_command
 from datacomp_flyt.cli import score as score_command
+from datacomp_flyt.engines import until_usable
+from datacomp_flyt.engines.until_usable import UntilUsable, Usable
 from datacomp_flyt.errors import NothingUsable
 from datacomp_flyt.flyt.shard_reader import ShardReader
 from datacomp_flyt.report.examples import find_candidates, read_pictures
-from datacomp_flyt.scorers.base import until_usable
-from datacomp_flyt.scorers.base.until_usable import UntilUsable, Usable
 from datacomp_flyt.scorers.clip_score import ClipScore
 from datacomp_flyt.scorers.linear_classifier.training_rows import RandomRows, find_embeddings
 from datacomp_flyt.self_filtering.first_mix import read_uids

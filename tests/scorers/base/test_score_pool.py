@@ -56,7 +56,12 @@ def table_bytes(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: ClipScore(source="npz"), Vas, lambda: NormSimD(0.3, 12, candidates=9)]
+    "make",
+    [
+        lambda: ClipScore(source="npz"),
+        Vas,
+        lambda: NormSimD(fraction=0.3, num_rounds=12, candidates=9),
+    ],
 )
 def test_killed_anywhere_and_gone_on_with(make: Callable, tmp_path: Path) -> None:
     arrays = {"b32_img": leaning(60), "b32_txt": leaning(60, seed=1)}
@@ -78,11 +83,11 @@ def test_killed_anywhere_and_gone_on_with(make: Callable, tmp_path: Path) -> Non
 def test_finished_shards_are_not_redone(tmp_path: Path) -> None:
     write_pool(tmp_path / "metadata", pairs(9), [4, 5])
     report = run(ClipScore(source="npz"), tmp_path / "metadata", tmp_path / "scores")
-    assert (report.num_scored, report.num_found) == (2, 0)
+    assert (report.num_scored, report.num_finished_before) == (2, 0)
     (tmp_path / "scores/vit-b-32/shard_1.parquet").unlink()
     before = (tmp_path / "scores/vit-b-32/shard_0.parquet").stat()
     report = run(ClipScore(source="npz"), tmp_path / "metadata", tmp_path / "scores")
-    assert (report.num_scored, report.num_found) == (1, 1)
+    assert (report.num_scored, report.num_finished_before) == (1, 1)
     assert (tmp_path / "scores/vit-b-32/shard_0.parquet").stat() == before
 
 

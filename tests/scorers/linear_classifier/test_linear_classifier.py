@@ -182,8 +182,8 @@ def test_names_of_dataset2metadata(tmp_path: Path) -> None:
     weight, bias = weights(1, 8)
     path = classifier_file(tmp_path / "c.pt", weight=weight, bias=bias)
     names = ["oai-clip-vit-b32-image", "oai-clip-vit-b32-text"]
-    assert LinearClassifier(path, names).columns == ("CC2M-Classifier",)
-    assert LinearClassifier(path, names[:1]).columns == ("IN1K-Classifier",)
+    assert LinearClassifier(path, arrays=names).columns == ("CC2M-Classifier",)
+    assert LinearClassifier(path, arrays=names[:1]).columns == ("IN1K-Classifier",)
     assert "no published name" in refusal(LinearClassifier, path, names[1:])
 
 
@@ -198,7 +198,7 @@ def test_rows_as_stored_or_of_length_one(tmp_path: Path, renormalize: bool) -> N
     embeddings["b32_txt"][5:8] *= np.float16(3)
     embeddings["b32_img"][11, 2] = np.nan
     embeddings["b32_txt"][12] = 0
-    scorer = LinearClassifier(path, B32, renormalize=renormalize)
+    scorer = LinearClassifier(path, arrays=B32, renormalize=renormalize)
     scores, counts = scored(scorer, metadata(tmp_path / "pool", embeddings))
     assert counts == {UNUSABLE: 2, OTHER_LENGTH: 3}
     assert np.flatnonzero(np.isnan(scores)).tolist() == [11, 12]
@@ -243,11 +243,15 @@ def test_demo_pool_has_another_width(tmp_path: Path) -> None:
     weight, bias = weights(1, 64)
     path = classifier_file(tmp_path / "d.pt", weight=weight, bias=bias)
     assert "takes 64 numbers" in refusal(LinearClassifier, path)
-    scorer = LinearClassifier(path, B32)
+    scorer = LinearClassifier(path, arrays=B32)
     assert np.isfinite(scorer.score(shard, {}).values).all()
-    message = refusal(LinearClassifier(path, ("b32_img", "l14_img"), column="x").score, shard, {})
+    message = refusal(
+        LinearClassifier(path, arrays=("b32_img", "l14_img"), column="x").score, shard, {}
+    )
     assert "has 32 + 64 columns in b32_img, l14_img" in message
-    assert "no array 'h14_img'" in refusal(LinearClassifier(path, ["h14_img"]).score, shard, {})
+    assert "no array 'h14_img'" in refusal(
+        LinearClassifier(path, arrays=["h14_img"]).score, shard, {}
+    )
 
 
 # --------------------------------------------------------------------------------- files
@@ -338,7 +342,7 @@ def test_settings_follow_what_decides_the_scores(tmp_path: Path) -> None:
     for different in (
         LinearClassifier(other),
         LinearClassifier(path, positive_class=0),
-        LinearClassifier(path, ["l14_img"]),
+        LinearClassifier(path, arrays=["l14_img"]),
         LinearClassifier(path, renormalize=True),
     ):
         assert different.settings != base

@@ -40,7 +40,7 @@ Write = Callable[[Path], object]
 
 def embedded(path: Path) -> None:
     pytest.importorskip("open_clip")
-    from datacomp_flyt.clip.embed import EmbeddedShard, write_embedded
+    from datacomp_flyt.clip.embedded_shard import EmbeddedShard, write_embedded
 
     table = pa.table({"uid": POOL.uids, "score": VALUES[:, 0]})
     write_embedded(path.parent, path.stem, EmbeddedShard(table, {"b32_img": VALUES}, Counter()))

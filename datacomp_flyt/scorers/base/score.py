@@ -82,9 +82,9 @@ def score(
         scorer = _make(name, options, {**paths, "column": column})
     if column is not None:
         _rename(scorer, name, column)
-    folder = Path(f"{scores_dir}/{scorer.columns[0]}")
+    folder = f"{scores_dir}/{scorer.columns[0]}"
     tables = check_save_path(f"{folder}/{SETTINGS_FILE}", "--scores_dir").parents[1]
-    written = Output("--scores_dir", folder, ("*.parquet", SETTINGS_FILE), whole=True)
+    written = Output("--scores_dir", Path(folder), ("*.parquet", SETTINGS_FILE), whole=True)
     check_outputs([written], flags)
     source = paths["shards_dir" if scorer.reads_images else "metadata_dir"]
     pool = (_tars if scorer.reads_images else _metadata)(source, name, manifest)

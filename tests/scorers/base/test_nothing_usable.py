@@ -15,13 +15,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-from datacomp_flyt.cli import embed as embed_command
-from datacomp_flyt.cli import score as score_command
+from datacomp_flyt.clip import embed as embedding
 from datacomp_flyt.engines import until_usable
 from datacomp_flyt.engines.until_usable import UntilUsable, Usable
 from datacomp_flyt.errors import NothingUsable
 from datacomp_flyt.flyt.shard_reader import ShardReader
 from datacomp_flyt.report.examples import find_candidates, read_pictures
+from datacomp_flyt.scorers.base import score as scoring
 from datacomp_flyt.scorers.clip_score import ClipScore
 from datacomp_flyt.scorers.linear_classifier.training_rows import RandomRows, find_embeddings
 from datacomp_flyt.self_filtering.first_mix import read_uids
@@ -29,7 +29,7 @@ from datacomp_flyt.tars.samples import Sample, Skip, caption, decode, stored_ima
 from tests.conftest import refusal
 from tests.files.test_names_that_run_nothing import ends
 from tests.flyt.tars import write_tar
-from tests.scorers.base.image_tars import checkpoint, sample, scorer_of, small_model, small_weights
+from tests.scorers.base.image_tars import checkpoint, sample, small_model, small_weights
 from tests.scorers.base.inline import InlineEngine, write_pool
 from tests.scorers.base.inline import run as run_scorer
 from tests.scorers.base.unusable_tars import ROWS, UNUSABLE, write_members
@@ -49,8 +49,8 @@ def words(
     tmp_path: Path, model: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, list[object]]:
     """Commands over the tars of a folder."""
-    for command in (embed_command, score_command):
-        monkeypatch.setattr(command, "make_engine", lambda *args: InlineEngine())
+    for module in (embedding, scoring):
+        monkeypatch.setattr(module, "make_engine", lambda *_, **__: InlineEngine())
     tars = tmp_path / "tars"
     tars.mkdir()
     embed = ["embed", "--metadata_dir", tmp_path / "out", "--encoder", f"b={model[0]}:{model[1]}"]
@@ -158,7 +158,7 @@ def test_what_is_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_metadata_without_a_usable_embedding(tmp_path: Path, value: float) -> None:
     arrays = {name: np.full((6, 4), value, np.float32) for name in ("b32_img", "b32_txt")}
     write_pool(tmp_path / "metadata", arrays, [4, 2])
-    scorer = scorer_of(ClipScore, "--source", "npz", "--arch", "b32")
+    scorer = ClipScore(source="npz")
     said = refusal(run_scorer, scorer, tmp_path / "metadata", tmp_path / "scores")
     assert "2 shards hold 6 rows, none of which can be used" in said
     assert not list((tmp_path / "scores").rglob("*.parquet"))

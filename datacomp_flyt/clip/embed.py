@@ -16,12 +16,12 @@ from datacomp_flyt.engines.flags import make_engine
 from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.engines.until_usable import UntilUsable, Usable, has_rows
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.files.output_files import check_save_path, remove_unfinished
 from datacomp_flyt.files.settings_file import SETTINGS_FILE, check_settings
 from datacomp_flyt.pool.outputs import Output, check_outputs, watch_inputs
 from datacomp_flyt.streams import say
-from datacomp_flyt.tars.shard_names import by_name, resolved
+from datacomp_flyt.tars.shard_names import absolute_path, shards_by_name
 from datacomp_flyt.tars.shards import list_shards, watch_tars
 
 EXAMPLE = "give PREFIX=MODEL:CHECKPOINT, such as b32=ViT-B-32-quickgelu:openai"
@@ -102,7 +102,7 @@ def embed(
         prefix: ClipEncoder(model, checkpoint, (f"--encoder {prefix}:",) * 2)
         for prefix, (model, checkpoint) in encoders.items()
     }
-    shards = by_name(list_shards(str(shards_dir), "--shards_dir"), "--shards_dir")
+    shards = shards_by_name(list_shards(str(shards_dir), "--shards_dir"), "--shards_dir")
     workers = make_engine(
         engine,
         ray_address=ray_address,
@@ -111,13 +111,13 @@ def embed(
         retries=retries,
     )
     settings: dict[str, Any] = {"dtype": dtype, "precision": precision, "make_uids": make_uids}
-    settings["source"] = resolved(str(shards_dir))
+    settings["source"] = absolute_path(str(shards_dir))
     settings["encoders"] = {prefix: clip.check()[1] for prefix, clip in clips.items()}
     folder = check_save_path(f"{metadata_dir}/{SETTINGS_FILE}", "--metadata_dir").parent
     written = ("*.parquet", "*.npz", SETTINGS_FILE)
     check_outputs([Output("--metadata_dir", folder, written)], flags)
     task = EmbedTask(clips, dtype, precision, batch_size, decode_threads, make_uids)
-    with one_run(folder):
+    with lock_outputs(folder):
         check_settings(folder, settings, "give another --metadata_dir")
         remove_unfinished(folder)
         return _embed(

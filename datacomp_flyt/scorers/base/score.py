@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from datacomp_flyt.engines.flags import make_engine
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.files.output_files import check_save_path
 from datacomp_flyt.files.settings_file import SETTINGS_FILE
-from datacomp_flyt.pool.embeddings import OTHER_LENGTH
+from datacomp_flyt.pool.embeddings import NOT_UNIT_NORM
 from datacomp_flyt.pool.manifest import check_against
 from datacomp_flyt.pool.outputs import Output, check_outputs, watch_inputs
 from datacomp_flyt.pool.parquet import check_shards, open_shards
@@ -21,7 +21,7 @@ from datacomp_flyt.scorers.base.registry import option_names, scorer_factory
 from datacomp_flyt.scorers.base.score_pool import ScoreReport, score_pool
 from datacomp_flyt.scorers.base.scorer import MetadataScorer, Scorer
 from datacomp_flyt.streams import say
-from datacomp_flyt.tars.shard_names import by_name, resolved, shard_name
+from datacomp_flyt.tars.shard_names import absolute_path, shard_name, shards_by_name
 from datacomp_flyt.threads import default_num_workers
 
 
@@ -96,7 +96,7 @@ def score(
         unchanged()
 
     with (
-        one_run(folder),
+        lock_outputs(folder),
         make_engine(
             engine, ray_address=ray_address, num_workers=num_workers, device=device,
             retries=retries, uses_gpu=scorer.uses_gpu,
@@ -104,7 +104,7 @@ def score(
     ):  # fmt: skip
         report = score_pool(
             scorer, name, pool.shards, tables, workers,
-            retries=retries, num_rows=pool.num_rows, source=resolved(str(source)), check=check,
+            retries=retries, num_rows=pool.num_rows, source=absolute_path(str(source)), check=check,
         )  # fmt: skip
     _say(report, scorer.settings.get("renormalize") is False)
     return report
@@ -152,7 +152,7 @@ def _metadata(folder: str | None, scorer: str, manifest: str | Path | None) -> _
     if manifest is not None:
         check_against(str(manifest), folder, "--metadata_dir")
     shards = open_shards(folder, "--metadata_dir", default_num_workers())
-    by_name([shard.path for shard in shards], "--metadata_dir")
+    shards_by_name([shard.path for shard in shards], "--metadata_dir")
     named = {shard_name(shard.path): shard for shard in shards}
     num_rows = {name: shard.num_rows for name, shard in named.items()}
     return _Shards(named, num_rows, lambda name: check_shards([named[name]]))
@@ -165,7 +165,7 @@ def _tars(folder: str | None, scorer: str, manifest: str | Path | None) -> _Shar
         raise InputError(f"--scorer {scorer} wants --shards_dir: it looks at images, in tars")
     if manifest is not None:
         check_against(str(manifest), folder, "--shards_dir")
-    named = by_name(list_shards(folder, "--shards_dir"), "--shards_dir")
+    named = shards_by_name(list_shards(folder, "--shards_dir"), "--shards_dir")
     return _Shards(named, None, watch_tars(named))
 
 
@@ -176,7 +176,7 @@ def _say(report: ScoreReport, can_renormalize: bool) -> None:
     say(f"{report.folder}: {', '.join(report.columns)}: {done}")
     for reason, count in sorted(report.counts.items()):
         if count:
-            way_out = reason == OTHER_LENGTH and can_renormalize
+            way_out = reason == NOT_UNIT_NORM and can_renormalize
             hint = ", used as it is: --renormalize brings it to 1" if way_out else ""
             say(f"  {count:,} examples: {reason}{hint}")
     if report.num_without_score:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
-from datacomp_flyt.engines.engine import Engine, Make
+from datacomp_flyt.engines.engine import Engine, TaskFactory
 from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.engines.until_usable import UntilUsable, Usable, has_rows
 from datacomp_flyt.files.output_files import atomic_write, remove_unfinished
@@ -32,7 +32,7 @@ from datacomp_flyt.scorers.base.scorer import Arrays, PoolScorer, PoolState, Sco
 
 Keep = Callable[[str, Any], int]
 """Keeps the result of a shard, given its name; returns its number of rows."""
-Run = Callable[[Make, Mapping[str, Any], Keep, str], dict[str, Exception]]
+Run = Callable[[TaskFactory, Mapping[str, Any], Keep, str], dict[str, Exception]]
 """Runs a function over shards, keeps the results and returns the errors, by name of the shard. The
 last argument labels the progress bar."""
 
@@ -103,7 +103,9 @@ def score_pool(
     left = {shard: shards[shard] for shard in sorted(shards) if not _done(scorer, folder, shard)}
     report = ScoreReport(folder, scorer.columns, num_finished_before=len(shards) - len(left))
 
-    def run(make: Make, items: Mapping[str, Any], keep: Keep, label: str) -> dict[str, Exception]:
+    def run(
+        make: TaskFactory, items: Mapping[str, Any], keep: Keep, label: str
+    ) -> dict[str, Exception]:
         def keep_unless_changed(shard: str, result: Any) -> int:
             check(shard)
             return keep(shard, result)

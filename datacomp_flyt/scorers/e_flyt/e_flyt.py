@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.digest import file_digest
-from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings, npz_path
+from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import Pool
 from datacomp_flyt.scorers.base.scorer import Arrays, MetadataScorer
@@ -48,7 +48,7 @@ def check_width(head: GluHead, shard: ParquetShard, source: str) -> None:
     widths = embedding_widths(shard, arrays)
     if sum(widths) != head.width:
         raise InputError(
-            f"{npz_path(shard)} has {' + '.join(map(str, widths))} columns in "
+            f"{shard.npz} has {' + '.join(map(str, widths))} columns in "
             f"{', '.join(arrays)} and {source} takes {head.width}: take a pool with the "
             "embeddings that it was trained on"
         )
@@ -69,7 +69,7 @@ def scores_of_shard(
         overflown = np.flatnonzero(~np.isfinite(values) & np.isfinite(block[:, 0]))
         if len(overflown):
             raise InputError(
-                f"{source} gives {npz_path(shard)} row {row + int(overflown[0])} a score "
+                f"{source} gives {shard.npz} row {row + int(overflown[0])} a score "
                 "that is not finite: its weights are too large, so train it again"
             )
         scores[row : row + len(block)] = np.where(np.isfinite(values), values, np.nan)
@@ -151,7 +151,7 @@ def e_flyt_scores(
     wrong = sum(count for count, _ in unusable_rows)
     if wrong and not drop_nonfinite:
         file_index = next(index for index, (count, _) in enumerate(unusable_rows) if count)
-        path, row = npz_path(files[file_index][0]), unusable_rows[file_index][1]
+        path, row = files[file_index][0].npz, unusable_rows[file_index][1]
         raise InputError(
             f"embeddings of {wrong:,} examples are not finite or all zero, the first in "
             f"{path} row {row}: mend them, or leave those examples "

@@ -63,7 +63,7 @@ def test_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: str) -> No
     """What is done stays so, what is not is done, whatever the times of the files."""
     pytest.importorskip("torch")
     from datacomp_flyt.scorers.base import score as scoring
-    from tests.cli.test_score import NPZ, files_in, score
+    from tests.cli.scoring import NPZ, files_in, score
     from tests.engines.here import Here
 
     engine = Here()

@@ -144,7 +144,7 @@ def test_score(job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -
     pytest.importorskip("torch")
     from datacomp_flyt.cli import main
     from datacomp_flyt.scorers.base import score as scoring
-    from tests.cli.test_score import files_in
+    from tests.cli.scoring import files_in
     from tests.engines.here import Here
 
     monkeypatch.setattr(scoring, "make_engine", lambda *_, **__: Here())

@@ -197,7 +197,7 @@ def test_select_on_a_disk_of_its_own(tmp_path: Path, small_disk: Path) -> None:
 def test_score(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Workers compute and the driver writes: what it cannot write ends it, and nothing is lost."""
     pytest.importorskip("torch")
-    from tests.cli.test_score import NPZ, files_in, score
+    from tests.cli.scoring import NPZ, files_in, score
 
     assert score(tmp_path / "whole", "clip_score", *NPZ) == 0
     whole = files_in(tmp_path / "whole")

@@ -140,7 +140,7 @@ def test_score(place: Path, fault: str, monkeypatch: pytest.MonkeyPatch, capsys:
     pytest.importorskip("torch")
     from datacomp_flyt.cli import main
     from datacomp_flyt.scorers.base import score as scoring
-    from tests.cli.test_score import files_in
+    from tests.cli.scoring import files_in
 
     monkeypatch.setattr(scoring, "make_engine", lambda *_, **__: Here())
 

@@ -17,8 +17,8 @@ from datacomp_flyt.scorers.vas import Vas
 from tests.conftest import refusal
 from tests.oracles import scores as oracle
 from tests.scorers.base.inline import run, scores_of, write_pool
+from tests.scorers.made_pairs import F, G, pairs, unit
 from tests.scorers.public_ncl import public_norm_sim, public_vas, requires_checkout
-from tests.scorers.test_neg_clip_loss import F, G, pairs, unit
 from tests.tolerances import float_bound
 
 P = np.array([[1, 0, 0], [1, 1, 1]], float)

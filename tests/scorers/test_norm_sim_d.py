@@ -15,7 +15,7 @@ from tests.conftest import hex_uids, refusal, sorted_uids
 from tests.oracles import scores as oracle
 from tests.oracles.selection import parse_uid
 from tests.scorers.base.inline import InlineEngine, run, scores_of, write_pool
-from tests.scorers.test_neg_clip_loss import pairs, unit
+from tests.scorers.made_pairs import leaning, pairs, unit
 
 
 class CountingEngine(InlineEngine):
@@ -26,14 +26,6 @@ class CountingEngine(InlineEngine):
     def run(self, make, items):
         self.passes += 1
         yield from super().run(make, items)
-
-
-def leaning(number: int, width: int = 12, seed: int = 0) -> np.ndarray:
-    """Unit rows with a common direction and clusters, as CLIP's are."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(6, width)) + 1.5
-    rows = centres[rng.integers(0, 6, number)] + rng.normal(size=(number, width))
-    return unit(rows).astype(np.float32)
 
 
 @pytest.mark.parametrize(("num_rounds", "candidates"), [(1, 1000), (7, 40), (30, 25), (30, 1000)])

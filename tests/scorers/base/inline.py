@@ -79,3 +79,25 @@ def scores_of(
     assert not report.failed, report.failed
     folder = tmp_path / "scores" / scorer.columns[0]
     return read_scores(folder, uids, scorer.columns[0])
+
+
+class Killed(BaseException):
+    pass
+
+
+class KilledEngine(InlineEngine):
+    """Ends the job when so many shards have been handled, over all passes."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def run(self, make, items):
+        for outcome in super().run(make, items):
+            if not self.left:
+                raise Killed
+            self.left -= 1
+            yield outcome
+
+
+def table_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

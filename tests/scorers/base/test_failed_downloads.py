@@ -25,7 +25,7 @@ from datacomp_flyt.scorers.vas import Vas
 from tests.conftest import hex_uids, sorted_uids, take, write_parquet
 from tests.scorers.base.inline import run
 from tests.scorers.base.made import made_embeddings, made_head, write_npz
-from tests.scorers.test_norm_sim_d import leaning
+from tests.scorers.made_pairs import leaning
 
 SIZES = (20, 10, 30)
 THERE = np.arange(sum(SIZES)) % 4 != 1

@@ -23,9 +23,8 @@ from datacomp_flyt.scorers.clip_score import ClipScore
 from datacomp_flyt.scorers.norm_sim_d import NormSimD
 from datacomp_flyt.scorers.vas import Vas
 from tests.conftest import refusal
-from tests.scorers.base.inline import run, write_pool
-from tests.scorers.base.test_score_pool import Killed, KilledEngine, table_bytes
-from tests.scorers.test_neg_clip_loss import pairs
+from tests.scorers.base.inline import Killed, KilledEngine, run, table_bytes, write_pool
+from tests.scorers.made_pairs import pairs
 
 MAKE: list[Callable[[], Any]] = [
     lambda: ClipScore(source="npz"),

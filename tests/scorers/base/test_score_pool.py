@@ -17,27 +17,14 @@ from datacomp_flyt.scorers.clip_score import ClipScore
 from datacomp_flyt.scorers.norm_sim_d import NormSimD
 from datacomp_flyt.scorers.vas import Vas
 from tests.conftest import refusal
-from tests.scorers.base.inline import InlineEngine, run, write_pool
-from tests.scorers.test_neg_clip_loss import pairs
-from tests.scorers.test_norm_sim_d import leaning
-
-
-class Killed(BaseException):
-    pass
-
-
-class KilledEngine(InlineEngine):
-    """Ends the job when so many shards have been handled, over all passes."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def run(self, make, items):
-        for outcome in super().run(make, items):
-            if not self.left:
-                raise Killed
-            self.left -= 1
-            yield outcome
+from tests.scorers.base.inline import (
+    Killed,
+    KilledEngine,
+    run,
+    table_bytes,
+    write_pool,
+)
+from tests.scorers.made_pairs import leaning, pairs
 
 
 class Flaky(ClipScore):
@@ -49,10 +36,6 @@ class Flaky(ClipScore):
             path.write_text(str(left - 1))
             raise OSError("the disk is gone")
         return super().score(shard, state)
-
-
-def table_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize(

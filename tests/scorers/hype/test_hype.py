@@ -27,7 +27,15 @@ from tests.flyt.tars import write_tar
 from tests.oracles.hype import hype_scores
 from tests.oracles.hype_model import image_vector, text_vector
 from tests.scorers.base.image_tars import scorer_of as from_flags
-from tests.scorers.hype.made_hype import TINY, Sizes, made_inputs, made_reference, made_state, save
+from tests.scorers.hype.made_hype import (
+    TINY,
+    Sizes,
+    jpeg,
+    made_inputs,
+    made_reference,
+    made_state,
+    save,
+)
 
 CPU = torch.device("cpu")
 
@@ -81,13 +89,6 @@ def test_bfloat16_is_of_the_encoders_alone(checkpoint: Path, reference: Path) ->
     assert not torch.equal(found, exact)
     torch.testing.assert_close(found, exact, rtol=0, atol=0.1)
     assert not torch.equal(found.bfloat16().float(), found)
-
-
-def jpeg(seed: int, size: tuple[int, int]) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
-    return file.getvalue()
 
 
 def test_a_tar(tmp_path: Path, checkpoint: Path, reference: Path) -> None:

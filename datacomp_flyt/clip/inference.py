@@ -39,7 +39,7 @@ def refuse_decompression_bombs() -> None:
 
 
 def decode_threads(asked: int | None, device: torch.device) -> int:
-    """Return a worker's decoding threads: `asked`, else 1 on a CPU or a GPU's share of the cores."""
+    """Return a worker's decoding threads: `asked`, else 1 on a CPU, or a GPU's share of cores."""
     if asked is not None:
         return asked
     if device.type == "cpu":

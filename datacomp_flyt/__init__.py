@@ -10,8 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datacomp_flyt.clip.embed import EmbedReport, embed
     from datacomp_flyt.errors import InputError
     from datacomp_flyt.pool.manifest import check_manifest, write_manifest
+    from datacomp_flyt.scorers.base.score import score
+    from datacomp_flyt.scorers.base.score_pool import ScoreReport
+    from datacomp_flyt.scorers.linear_classifier.train import TrainedClassifier, train_classifier
     from datacomp_flyt.selection.methods import (
         column,
         e_flyt,
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "EmbedReport": "clip.embed",
     "InputError": "errors",
     "check_manifest": "pool.manifest",
     "list_images": "tars.image_list",
@@ -59,18 +64,27 @@ _MODULE_OF = {
     "Scores": "selection.scores",
     "select": "selection.select",
     "Subset": "selection.subset",
+    "ScoreReport": "scorers.base.score_pool",
+    "TrainedClassifier": "scorers.linear_classifier.train",
+    "embed": "clip.embed",
+    "score": "scorers.base.score",
+    "train_classifier": "scorers.linear_classifier.train",
 }
 """The module of each public name, relative to this package."""
 
 __all__ = [
+    "EmbedReport",
     "InputError",
     "Sampling",
+    "ScoreReport",
     "Scores",
     "Subset",
+    "TrainedClassifier",
     "__version__",
     "check_manifest",
     "column",
     "e_flyt",
+    "embed",
     "hard_cap_sample",
     "hype",
     "in_weighted_sum",
@@ -80,10 +94,12 @@ __all__ = [
     "open_pool",
     "plain_sum",
     "sample_with_replacement",
+    "score",
     "select",
     "soft_cap_sample",
     "standardized_sum",
     "top_fraction",
+    "train_classifier",
     "write_manifest",
 ]
 

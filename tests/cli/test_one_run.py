@@ -15,12 +15,14 @@ pytest.importorskip("open_clip")
 
 import torch
 
-from datacomp_flyt.cli import embed, main, score, self_filter
+from datacomp_flyt.cli import main, self_filter
+from datacomp_flyt.clip import embed as embedding
 from datacomp_flyt.demo import POOL
 from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.flyt import train
 from datacomp_flyt.open_clip_hook import hook as hook_module
 from datacomp_flyt.open_clip_hook.hook import Hook
+from datacomp_flyt.scorers.base import score as score_module
 from datacomp_flyt.scorers.clip_score import ClipScore
 from tests.conftest import refusal
 from tests.engines.here import Here
@@ -86,7 +88,7 @@ def test_a_shard_that_changes_gets_no_score_table(
             pq.write_table(turned, second)
         return found
 
-    monkeypatch.setattr(score, "make_engine", lambda args, uses_gpu: Here())
+    monkeypatch.setattr(score_module, "make_engine", lambda *_, **__: Here())
     monkeypatch.setattr(ClipScore, "score_rows", changing)
     code, said = run(capsys, *scoring(metadata, tmp_path / "scores"))
     assert code == 2
@@ -104,7 +106,7 @@ def test_scoring_by_a_manifest(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(score, "make_engine", lambda args, uses_gpu: Here())
+    monkeypatch.setattr(score_module, "make_engine", lambda *_, **__: Here())
     path = tmp_path / "m.json"
     assert run(capsys, "manifest", metadata, "--save_path", path)[0] == 0
     gone = sorted(metadata.glob("*.npz"))[1]
@@ -129,7 +131,7 @@ def test_tars_that_change_get_no_embeddings(
         (shards / "00000000.tar").write_bytes(b"another")
         return write("00000000", None)
 
-    monkeypatch.setattr(embed, "run_shards", changing)
+    monkeypatch.setattr(embedding, "run_shards", changing)
     words = ["embed", "--shards_dir", shards, "--encoder", "b32=flyt-tiny:random"]
     code, said = run(capsys, *words, "--metadata_dir", tmp_path / "made")
     assert code == 2

@@ -142,11 +142,11 @@ def test_score(job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -
     """A damaged shard is named and costs itself only."""
     pytest.importorskip("torch")
     from datacomp_flyt.cli import main
-    from datacomp_flyt.cli import score as command
-    from tests.cli.test_score import files_in
+    from datacomp_flyt.scorers.base import score as scoring
+    from tests.cli.scoring import files_in
     from tests.engines.here import Here
 
-    monkeypatch.setattr(command, "make_engine", lambda args, gpu: Here())
+    monkeypatch.setattr(scoring, "make_engine", lambda *_, **__: Here())
 
     def score(name: str) -> tuple[int, str]:
         flags = ("--metadata_dir", str(job.metadata), "--source", "npz", "--retries", "1")

@@ -39,7 +39,7 @@ Write = Callable[[Path], object]
 
 def embedded(path: Path) -> None:
     pytest.importorskip("open_clip")
-    from datacomp_flyt.clip.embed import EmbeddedShard, write_embedded
+    from datacomp_flyt.clip.embedded_shard import EmbeddedShard, write_embedded
 
     table = pa.table({"uid": POOL.uids, "score": VALUES[:, 0]})
     write_embedded(path.parent, path.stem, EmbeddedShard(table, {"b32_img": VALUES}, Counter()))
@@ -196,7 +196,7 @@ def test_select_on_a_disk_of_its_own(tmp_path: Path, small_disk: Path) -> None:
 def test_score(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Workers compute and the driver writes: what it cannot write ends it, and nothing is lost."""
     pytest.importorskip("torch")
-    from tests.cli.test_score import NPZ, files_in, score
+    from tests.cli.scoring import NPZ, files_in, score
 
     assert score(tmp_path / "whole", "clip_score", *NPZ) == 0
     whole = files_in(tmp_path / "whole")

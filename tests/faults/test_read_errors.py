@@ -138,10 +138,10 @@ def test_score(place: Path, fault: str, monkeypatch: pytest.MonkeyPatch, capsys:
     """A shard that could not be read is tried again; the others are done in any case."""
     pytest.importorskip("torch")
     from datacomp_flyt.cli import main
-    from datacomp_flyt.cli import score as command
-    from tests.cli.test_score import files_in
+    from datacomp_flyt.scorers.base import score as scoring
+    from tests.cli.scoring import files_in
 
-    monkeypatch.setattr(command, "make_engine", lambda args, gpu: Here())
+    monkeypatch.setattr(scoring, "make_engine", lambda *_, **__: Here())
 
     def score(name: str) -> int:
         flags = ("--metadata_dir", "faulty://metadata", "--source", "npz", "--retries", "1")

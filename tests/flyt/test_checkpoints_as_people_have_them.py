@@ -196,7 +196,7 @@ def test_scoring_models(
     path = save({**parts, **prefixed(trained, "clip_model.")})
     found = load_glu_head(path).tensors()
     assert all(np.array_equal(found[name], value) for name, value in head.tensors().items())
-    assert EFlytImages(str(path), str(config)).columns == ("FLYT",)
+    assert EFlytImages(str(path), model=str(config)).columns == ("FLYT",)
     mixing = {"layers.0.weight": torch.arange(12.0)[None], "layers.0.bias": torch.ones(1)}
     assert load_mixing_model(str(save(mixing))).weights == tuple(range(12))
     classifier = load_classifier(save({"weight": torch.ones(1, 4), "bias": torch.zeros(1)}))

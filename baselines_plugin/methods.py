@@ -19,8 +19,8 @@ from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.samplers import top_fraction_counts
 from datacomp_flyt.scorers.e_flyt.e_flyt import check_features, e_flyt_scores
 from datacomp_flyt.scorers.e_flyt.glu_head_file import load_glu_head
-from datacomp_flyt.self_filtering.finished import final_mix
-from datacomp_flyt.self_filtering.mix import counts_in
+from datacomp_flyt.self_filtering.finalize import final_subset
+from datacomp_flyt.self_filtering.next_subset import counts_in
 from datacomp_flyt.streams import say
 from datacomp_flyt.threads import blocks
 
@@ -124,7 +124,7 @@ def self_filtering(args: argparse.Namespace) -> Scorer:
         raise InputError(
             "--name self_filtering wants --run_dir: --out of `datacomp-flyt self_filter`"
         )
-    path = final_mix(Path(args.run_dir))
+    path = final_subset(Path(args.run_dir))
     read_subset(path)
     return lambda columns: (counts_in(columns.pool_in_memory(), path).astype(np.float64), None)
 

@@ -46,7 +46,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "datacomp_flyt.scorers.base.registry": (),
     "datacomp_flyt.scorers.base.scorer": (),
     "datacomp_flyt.scorers.linear_classifier.train": (),
-    "datacomp_flyt.self_filtering.first_mix": IMAGES,
+    "datacomp_flyt.self_filtering.initial_subset": IMAGES,
 }
 SCRIPTS = ("datacomp_flyt.cli.__main__",)
 PROGRAM = """

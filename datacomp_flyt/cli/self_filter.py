@@ -127,8 +127,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _outputs(folder: Path) -> list[Output]:
     """The files and folders of a run."""
-    from datacomp_flyt.self_filtering.finished import NOTE
-    from datacomp_flyt.self_filtering.mix import MIX
+    from datacomp_flyt.self_filtering.finalize import NOTE
+    from datacomp_flyt.self_filtering.next_subset import MIX
 
     filled = ("done", "logs", "report", *(path.name for path in folder.glob("round_*")))
     return [

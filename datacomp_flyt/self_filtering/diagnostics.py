@@ -31,7 +31,7 @@ from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import decode_uids
 from datacomp_flyt.report.sample import PoolSample, read_sample
 from datacomp_flyt.report.words import count_words
-from datacomp_flyt.self_filtering.mix import COLUMN, CONFIDENT, MIX
+from datacomp_flyt.self_filtering.next_subset import COLUMN, CONFIDENT, MIX
 from datacomp_flyt.self_filtering.scores import SEEN, UNSEEN
 from datacomp_flyt.streams import say
 from datacomp_flyt.threads import default_num_workers

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from datacomp_flyt.self_filtering.mix import COLUMN, MIX
+from datacomp_flyt.self_filtering.next_subset import COLUMN, MIX
 from datacomp_flyt.self_filtering.settings import TWO_MODELS, Settings
 from datacomp_flyt.self_filtering.trainer_command import TrainerCommand, checkpoint_of
 from datacomp_flyt.steps import Step
@@ -77,7 +77,7 @@ class Run:
         """
         last = self.settings.rounds
         yield self._module(
-            "first_mix", "Round 0: the mix is the whole pool",
+            "initial_subset", "Round 0: the mix is the whole pool",
             "--shards_dir", self.trainer.shards_dir, "--out", self.folder(0),
             "--draws", str(self.settings.samples_per_round),
             "--seed", str(self.settings.seed), *self._halves,
@@ -93,11 +93,11 @@ class Run:
             yield from self._judge(number)
             if not self.keep_embeddings:
                 yield self._module(
-                    "forget", f"Round {number}: its embeddings are not wanted any more",
-                    self.folder(number), name=f"forget_{number}",
+                    "delete_embeddings", f"Round {number}: its embeddings are not wanted any more",
+                    self.folder(number), name=f"delete_embeddings_{number}",
                 )  # fmt: skip
         yield self._module(
-            "finished", "The last mix is the result",
+            "finalize", "The last mix is the result",
             "--run_dir", self.out, "--rounds", str(last),
             name=f"finished_{last}", aside=True, again=True,
         )  # fmt: skip
@@ -106,7 +106,7 @@ class Run:
         yield from self._judge(last)
         if self.reports:
             yield self._module(
-                "page", "All rounds on one page",
+                "rounds_page", "All rounds on one page",
                 "--run_dir", self.out, "--rounds", str(last), aside=True, again=True,
             )  # fmt: skip
 
@@ -187,7 +187,7 @@ class Run:
         scores, selected = f"{before}/scores", f"{before}/selected.npy"
         what = ("--scores_dir", scores) if by_score else ("--selected", selected)
         return self._module(
-            "mix", f"Round {number - 1}: the next mix",
+            "next_subset", f"Round {number - 1}: the next mix",
             "--metadata_dir", f"{before}/metadata", *what,
             "--draws", str(settings.samples_per_round),
             "--confident_fraction", str(settings.confident_fraction),
@@ -256,7 +256,7 @@ class Run:
         checkpoint = checkpoint_of(f"{folder}/runs", "model")
         if self.scores_dir is not None:
             yield self._module(
-                "given_scores", f"Round {number}: score columns from elsewhere",
+                "link_external_scores", f"Round {number}: score columns from elsewhere",
                 "--scores_dir", self.scores_dir, "--out", f"{folder}/scores",
                 name=f"given_{number}",
             )  # fmt: skip

@@ -32,7 +32,7 @@ from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import encode_uids
-from datacomp_flyt.self_filtering.mix import COLUMN, in_first_half
+from datacomp_flyt.self_filtering.next_subset import COLUMN, in_first_half
 from datacomp_flyt.self_filtering.settings import SCORES, TWO_MODELS
 from datacomp_flyt.streams import say
 from datacomp_flyt.threads import blocks, default_num_workers

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datacomp_flyt.pool.subset import write_subset
-from datacomp_flyt.self_filtering.finished import finish
+from datacomp_flyt.self_filtering.finalize import finalize
 from tests.baselines_plugin.job import Job, in_process
 from tests.conftest import make_pool
 from tests.oracles.selection import parse_uid, uid_array
@@ -29,7 +29,7 @@ def run_dir(folder: Path, counts: np.ndarray = COUNTS) -> Path:
     for number in (0, 1):
         (folder / f"round_{number}").mkdir(parents=True)
     write_subset(folder / "round_1" / "mix.npy", uids[order], counts[order])
-    finish(folder, 1)
+    finalize(folder, 1)
     return folder
 
 

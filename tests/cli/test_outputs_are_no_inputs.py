@@ -17,7 +17,7 @@ from datacomp_flyt.cli import main
 from datacomp_flyt.demo import POOL as DEMO
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.subset import read_subset, write_subset
-from datacomp_flyt.self_filtering.finished import finish
+from datacomp_flyt.self_filtering.finalize import finalize
 from tests.baselines_plugin.job import Job, in_process
 from tests.baselines_plugin.test_bad_input import assert_refused
 from tests.conftest import make_pool, refusal, sorted_uids, write_parquet
@@ -132,7 +132,7 @@ def test_saved_scores_are_a_table_and_are_not_replaced(job: Job, files_in: Files
 def test_a_run_of_self_filter_keeps_its_result(job: Job, tmp_path: Path) -> None:
     (tmp_path / "run" / "round_0").mkdir(parents=True)
     write_subset(tmp_path / "run" / "round_0" / "mix.npy", sorted_uids(POOL.uids))
-    finish(tmp_path / "run", 0)
+    finalize(tmp_path / "run", 0)
     flags = ("--name", "self_filtering", "--run_dir", tmp_path / "run")
     outcome = in_process(*job.flags(*flags, table=False), "--save_path", f"{tmp_path}/run/mix.npy")
     assert_refused(outcome, "--save_path", f"--run_dir {tmp_path / 'run'}")

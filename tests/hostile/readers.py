@@ -220,9 +220,9 @@ def _check_steps(result: Any) -> str | None:
 
 
 def _final(folder: Path) -> Any:
-    from datacomp_flyt.self_filtering.finished import final_mix
+    from datacomp_flyt.self_filtering.finalize import final_subset
 
-    return final_mix(folder).read_bytes()
+    return final_subset(folder).read_bytes()
 
 
 def _check_final(result: Any) -> str | None:
@@ -230,7 +230,7 @@ def _check_final(result: Any) -> str | None:
 
 
 def _page(folder: Path) -> Any:
-    from datacomp_flyt.self_filtering.page import write_page
+    from datacomp_flyt.self_filtering.rounds_page import write_page
 
     return "<script" in write_page(folder, 0).read_text()
 

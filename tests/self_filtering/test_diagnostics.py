@@ -19,7 +19,7 @@ from datacomp_flyt.self_filtering.diagnostics import (
     overlap,
     rank_correlation,
 )
-from datacomp_flyt.self_filtering.page import write_page
+from datacomp_flyt.self_filtering.rounds_page import write_page
 from tests.conftest import hex_uids, refusal, write_files, write_parquet
 from tests.oracles.selection import parse_uid, uid_array
 

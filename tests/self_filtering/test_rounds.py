@@ -27,7 +27,7 @@ def value(step: Step, flag: str) -> str:
 
 def test_one_model() -> None:
     found = steps({"rounds": 2})
-    wanted = ["first_mix", "train_0_model", "embed_0", "score_0", "mix_1", "train_1_model"]
+    wanted = ["initial_subset", "train_0_model", "embed_0", "score_0", "mix_1", "train_1_model"]
     assert [name for name in found if name in wanted] == wanted
     assert "train_2_model" not in found
     assert value(found["train_1_model"], "--subset") == "run/round_1/mix.npy"

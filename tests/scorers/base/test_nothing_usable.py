@@ -24,7 +24,7 @@ from datacomp_flyt.scorers.base import until_usable
 from datacomp_flyt.scorers.base.until_usable import UntilUsable, Usable
 from datacomp_flyt.scorers.clip_score import ClipScore
 from datacomp_flyt.scorers.linear_classifier.training_rows import RandomRows, find_embeddings
-from datacomp_flyt.self_filtering.first_mix import read_uids
+from datacomp_flyt.self_filtering.initial_subset import read_uids
 from datacomp_flyt.tars.samples import Sample, Skip, caption, decode, stored_image, stored_uid
 from tests.conftest import refusal
 from tests.files.test_names_that_run_nothing import ends

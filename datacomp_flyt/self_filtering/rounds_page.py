@@ -1,6 +1,6 @@
 """All rounds of a run on one page: `RUN/report/index.html`, in the style of the reports.
 
-python -m datacomp_flyt.self_filtering.page --run_dir RUN --rounds 3
+python -m datacomp_flyt.self_filtering.rounds_page --run_dir RUN --rounds 3
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from datacomp_flyt.exits import Parser, run_main
 
 if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
-    run_main("datacomp_flyt.self_filtering.page")
+    run_main("datacomp_flyt.self_filtering.rounds_page")
 
 import json
 import math

@@ -1,6 +1,6 @@
 """The mix of round 0: the whole pool, as its tars have it.
 
-python -m datacomp_flyt.self_filtering.first_mix --shards_dir shards --draws 25600 --out round_0
+python -m datacomp_flyt.self_filtering.initial_subset --shards_dir shards --draws 25600 --out round_0
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from datacomp_flyt.exits import Parser, run_main
 
 if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
-    run_main("datacomp_flyt.self_filtering.first_mix")
+    run_main("datacomp_flyt.self_filtering.initial_subset")
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.output_files import check_save_path
 from datacomp_flyt.pool.subset import describe_counts, write_subset
 from datacomp_flyt.pool.uids import format_uid
-from datacomp_flyt.self_filtering.mix import MIX, spread, write_halves
+from datacomp_flyt.self_filtering.next_subset import MIX, spread, write_halves
 from datacomp_flyt.streams import say
 from datacomp_flyt.tars.shards import list_shards
 from datacomp_flyt.tars.uids import uids_of_tar

@@ -1,6 +1,6 @@
 """The next mix: confident pairs, and a random share of the whole pool.
 
-    python -m datacomp_flyt.self_filtering.mix --metadata_dir round_0/metadata \\
+    python -m datacomp_flyt.self_filtering.next_subset --metadata_dir round_0/metadata \\
         --scores_dir round_0/scores --draws 25600 --round 1 --out round_1
 
 Chance is named by (seed, uid, round), so neither the order nor the number of files matters.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from datacomp_flyt.exits import Parser, run_main
 
 if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
-    run_main("datacomp_flyt.self_filtering.mix")
+    run_main("datacomp_flyt.self_filtering.next_subset")
 
 import argparse
 from pathlib import Path
@@ -57,7 +57,7 @@ class Mix(NamedTuple):
         return self.confident + self.random
 
 
-def mix_counts(
+def subset_counts(
     scores: NDArray[np.floating],
     uids: NDArray[np.void],
     draws: int,
@@ -193,7 +193,7 @@ def run(args: argparse.Namespace) -> None:
             pool, str(args.metadata_dir), args.scores_dir, workers, True, drop_nonfinite=True
         )
         scores = next(columns.read(columns.find([args.column])))
-        mix = mix_counts(
+        mix = subset_counts(
             scores, uids, args.draws, args.confident_fraction, args.random_share,
             args.round, args.seed,
         )  # fmt: skip

@@ -1,6 +1,6 @@
 """Put score tables from elsewhere beside those that a round makes, as links.
 
-python -m datacomp_flyt.self_filtering.given_scores --scores_dir scores --out round_0/scores
+python -m datacomp_flyt.self_filtering.link_external_scores --scores_dir scores --out round_0/scores
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from datacomp_flyt.exits import Parser, run_main
 
 if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
-    run_main("datacomp_flyt.self_filtering.given_scores")
+    run_main("datacomp_flyt.self_filtering.link_external_scores")
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from datacomp_flyt.files.folders import list_folder
 from datacomp_flyt.streams import say
 
 
-def link_tables(scores_dir: Path, out: Path) -> int:
+def link_external_scores(scores_dir: Path, out: Path) -> int:
     """Each parquet file of a folder as `OUT/given/...`; copies where there can be no links.
 
     Returns:
@@ -49,4 +49,4 @@ def main() -> None:
     parser.add_argument("--scores_dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    say(f"{link_tables(args.scores_dir, args.out):,} tables")
+    say(f"{link_external_scores(args.scores_dir, args.out):,} tables")

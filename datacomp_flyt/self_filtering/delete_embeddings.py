@@ -1,6 +1,6 @@
 """Remove a round's embeddings, which are as large as the pool times the model is wide.
 
-    python -m datacomp_flyt.self_filtering.forget round_0
+    python -m datacomp_flyt.self_filtering.delete_embeddings round_0
 
 Its metadata, scores and checkpoints stay.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from datacomp_flyt.exits import Parser, run_main
 
 if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
-    run_main("datacomp_flyt.self_filtering.forget")
+    run_main("datacomp_flyt.self_filtering.delete_embeddings")
 
 from pathlib import Path
 

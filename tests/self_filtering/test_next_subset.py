@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import read_subset, write_subset
-from datacomp_flyt.self_filtering import mix as module
-from datacomp_flyt.self_filtering.mix import in_first_half, mix_counts, spread
+from datacomp_flyt.self_filtering import next_subset as module
+from datacomp_flyt.self_filtering.next_subset import in_first_half, subset_counts, spread
 from tests.conftest import hex_uids, write_files
 from tests.oracles import self_filtering as oracle
 from tests.oracles.selection import parse_uid, uid_array
@@ -38,27 +38,27 @@ def test_like_the_slow_one(
     if sum(score == score for score in scores) < int(fraction * len(scores)):
         return
     uids = PAIRS[: len(scores)]
-    found = mix_counts(np.array(scores), uid_array(uids), draws, fraction, share, number, seed)
+    found = subset_counts(np.array(scores), uid_array(uids), draws, fraction, share, number, seed)
     assert found.counts.tolist() == oracle.mix(scores, uids, draws, fraction, share, number, seed)
     assert found.counts.sum() == draws
 
 
 def test_shares_of_the_two_parts() -> None:
     scores = np.linspace(0, 1, 90)
-    made = mix_counts(scores, UIDS, 1000, 0.3, 0.2, 1, 0)
+    made = subset_counts(scores, UIDS, 1000, 0.3, 0.2, 1, 0)
     assert (made.confident.sum(), made.random.sum()) == (800, 200)
     assert np.flatnonzero(made.confident).tolist() == list(range(63, 90))
     assert set(made.confident[63:]) == {29, 30}
     assert set(made.random) == {2, 3}
-    assert not mix_counts(scores, UIDS, 1000, 0.3, 1.0, 1, 0).confident.any()
-    assert not mix_counts(scores, UIDS, 1000, 0.3, 0.0, 1, 0).random.any()
+    assert not subset_counts(scores, UIDS, 1000, 0.3, 1.0, 1, 0).confident.any()
+    assert not subset_counts(scores, UIDS, 1000, 0.3, 0.0, 1, 0).random.any()
 
 
 def test_order_of_the_pool_does_not_matter() -> None:
     rng = np.random.default_rng(0)
     scores, order = rng.normal(size=90).round(1), rng.permutation(90)
-    one = mix_counts(scores, UIDS, 333, 0.4, 0.35, 2, 7).counts
-    other = mix_counts(scores[order], UIDS[order], 333, 0.4, 0.35, 2, 7).counts
+    one = subset_counts(scores, UIDS, 333, 0.4, 0.35, 2, 7).counts
+    other = subset_counts(scores[order], UIDS[order], 333, 0.4, 0.35, 2, 7).counts
     assert one[order].tolist() == other.tolist()
 
 
@@ -87,7 +87,7 @@ def test_too_few_scores_for_the_fraction() -> None:
     scores = np.full(90, np.nan)
     scores[:10] = 1
     with pytest.raises(InputError, match="fraction"):
-        mix_counts(scores, UIDS, 100, 0.3, 0.2, 1, 0)
+        subset_counts(scores, UIDS, 100, 0.3, 0.2, 1, 0)
 
 
 # ------------------------------------------------------------------------------ as a command

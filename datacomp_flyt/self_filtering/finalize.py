@@ -1,6 +1,6 @@
 """The result of a run: its last mix, and the note that it is there.
 
-python -m datacomp_flyt.self_filtering.finished --run_dir RUN --rounds 3
+python -m datacomp_flyt.self_filtering.finalize --run_dir RUN --rounds 3
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from datacomp_flyt.exits import Parser, run_main
 
 if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
-    run_main("datacomp_flyt.self_filtering.finished")
+    run_main("datacomp_flyt.self_filtering.finalize")
 
 import json
 from pathlib import Path
@@ -17,13 +17,13 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.digest import file_digest
 from datacomp_flyt.files.open_file import open_local
 from datacomp_flyt.files.output_files import atomic_write, remove_unfinished
-from datacomp_flyt.self_filtering.mix import MIX as MIX
+from datacomp_flyt.self_filtering.next_subset import MIX as MIX
 from datacomp_flyt.streams import say
 
 NOTE = "finished.json"
 
 
-def finish(run_dir: Path, rounds: int) -> None:
+def finalize(run_dir: Path, rounds: int) -> None:
     """Copy the last round's mix to `RUN/mix.npy`, and note it."""
     last = run_dir / f"round_{rounds}" / MIX
     (run_dir / NOTE).unlink(missing_ok=True)  # of fewer rounds, whose mix is about to go
@@ -38,7 +38,7 @@ def finish(run_dir: Path, rounds: int) -> None:
     say(f"saved {run_dir / MIX}, the mix of round {rounds}")
 
 
-def final_mix(run_dir: Path) -> Path:
+def final_subset(run_dir: Path) -> Path:
     """The last mix of a finished run.
 
     Raises:
@@ -71,4 +71,4 @@ def main() -> None:
     parser.add_argument("--run_dir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, required=True)
     args = parser.parse_args()
-    finish(args.run_dir, args.rounds)
+    finalize(args.run_dir, args.rounds)

@@ -195,7 +195,7 @@ def test_a_step_that_fails(work: Path) -> None:
         said = refusal(run_steps, three, work, quiet=True)
         assert said == (
             "step fragile ended with exit code 1 (not mended); "
-            f"all that it said is in {work / 'logs' / 'fragile.log'}"
+            f"its whole output is in {work / 'logs' / 'fragile.log'}"
         )
         assert ran(work) == [*["before"][attempt:], "fragile"]
         log = (work / "logs" / "fragile.log").read_text()

@@ -1,4 +1,4 @@
-"""Remove a round's embeddings, which are as large as the pool times the model is wide.
+"""Delete a round's embeddings (npz), which are the largest files of a round.
 
     python -m datacomp_flyt.self_filtering.delete_embeddings round_0
 
@@ -17,12 +17,17 @@ from pathlib import Path
 from datacomp_flyt.streams import say
 
 
-def main() -> None:
-    """The command above."""
-    parser = Parser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("round", type=Path, help="folder of the round")
-    paths = sorted(parser.parse_args().round.glob("metadata/*.npz"))
+def delete_embeddings(round_dir: Path) -> None:
+    """Delete `ROUND_DIR/metadata/*.npz`, and print their number and size."""
+    paths = sorted(round_dir.glob("metadata/*.npz"))
     size = sum(path.stat().st_size for path in paths)
     for path in paths:
         path.unlink()
     say(f"{len(paths):,} npz removed, {size:,} bytes")
+
+
+def main() -> None:
+    """Parse the flags and call `delete_embeddings`."""
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("round", type=Path, help="folder of the round")
+    delete_embeddings(parser.parse_args().round)

@@ -1,4 +1,4 @@
-"""The mix of round 0: the whole pool, as its tars have it.
+"""Make the subset of round 0: every pair in the pool's tars.
 
 python -m datacomp_flyt.self_filtering.initial_subset --shards_dir shards --draws 25600 --out round_0
 """
@@ -19,7 +19,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.output_files import check_save_path
 from datacomp_flyt.pool.subset import describe_counts, write_subset
 from datacomp_flyt.pool.uids import format_uid
-from datacomp_flyt.self_filtering.next_subset import MIX, spread, write_halves
+from datacomp_flyt.self_filtering.next_subset import SUBSET, spread, write_halves
 from datacomp_flyt.streams import say
 from datacomp_flyt.tars.shards import list_shards
 from datacomp_flyt.tars.uids import uids_of_tar
@@ -27,50 +27,70 @@ from datacomp_flyt.threads import default_num_workers, map_threads
 
 
 def read_uids(shards_dir: str) -> NDArray[np.void]:
-    """The uids in the tars of a pool, `u8,u8` array [M], sorted. Unreadable tars are named.
+    """Return the uids in the tars of a pool, sorted: `u8,u8` array [M].
+
+    Tars that cannot be read to their end are named on stdout.
 
     Raises:
-        InputError: no uid in any of them, a value that is none, or one uid twice.
+        InputError: no tar has a uid, a value is no uid, or a uid occurs twice.
     """
     tars = list_shards(shards_dir, "--shards_dir")
     uids = np.concatenate(map_threads(_uids_of, tars, default_num_workers(), "uids", "tar"))
     if not len(uids):
         raise InputError(f"--shards_dir {shards_dir} has no sample with a uid in its json")
     uids = uids[np.lexsort((uids["f1"], uids["f0"]))]
-    twice = np.flatnonzero(uids[1:] == uids[:-1])
-    if len(twice):
+    repeated = np.flatnonzero(uids[1:] == uids[:-1])
+    if len(repeated):
         raise InputError(
-            f"--shards_dir {shards_dir} has uid {format_uid(uids[twice[0]])} twice "
-            f"({len(twice):,} such pairs): remove the second copy"
+            f"--shards_dir {shards_dir} has uid {format_uid(uids[repeated[0]])} twice "
+            f"({len(repeated):,} such pairs): remove the second copy"
         )
     return uids
 
 
 def _uids_of(tar: str) -> NDArray[np.void]:
-    found = uids_of_tar(tar)
-    if found.problem:
-        say(f"{tar} was not read to its end: {found.problem}")
-    if found.invalid is not None:
+    reading = uids_of_tar(tar)
+    if reading.problem:
+        say(f"{tar} was not read to its end: {reading.problem}")
+    if reading.invalid is not None:
         raise InputError(
-            f"{tar} has a sample with uid {found.invalid!r}: a uid is 32 hexadecimal characters"
+            f"{tar} has a sample with uid {reading.invalid!r}: a uid is 32 hexadecimal characters"
         )
-    return found.uids
+    return reading.uids
+
+
+def write_initial_subset(
+    *, shards_dir: str, draws: int, out: Path, seed: int = 0, halves: bool = False
+) -> None:
+    """Write `OUT/subset.npy`: each pair once, or evenly more often where there are more draws.
+
+    Args:
+        shards_dir: the pool's tars.
+        draws: the least number of draws; the number of pairs if that is larger.
+        out: the folder of round 0.
+        seed: the seed that decides which pairs get the remainder of the draws, and the halves.
+        halves: also write the halves that two models train on.
+
+    Raises:
+        InputError: see `read_uids` and `write_halves`; or `out` cannot be written.
+    """
+    check_save_path(out / SUBSET, "--out")
+    uids = read_uids(shards_dir)
+    counts = spread(max(draws, len(uids)), uids, 0, seed)
+    if halves:
+        write_halves(out, uids, counts, seed)
+    write_subset(out / SUBSET, uids, counts)
+    for fact in describe_counts(counts):
+        say(f"  {fact}")
 
 
 def main() -> None:
-    """The command above: each pair once, or evenly more often where there are more draws."""
+    """Parse the flags and call `write_initial_subset`."""
     parser = Parser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--shards_dir", required=True)
-    parser.add_argument("--draws", type=int, required=True, help="at least; each pair once if more")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--halves", action="store_true", help="also of two models")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    check_save_path(args.out / MIX, "--out")
-    uids = read_uids(args.shards_dir)
-    counts = spread(max(args.draws, len(uids)), uids, 0, args.seed)
-    if args.halves:
-        write_halves(args.out, uids, counts, args.seed)
-    write_subset(args.out / MIX, uids, counts)
-    for fact in describe_counts(counts):
-        say(f"  {fact}")
+    add = parser.add_argument
+    add("--shards_dir", required=True, help="the pool's tars")
+    add("--draws", type=int, required=True, help="the least number of draws (each pair: one)")
+    add("--seed", type=int, default=0, help="seed of the remainder and of the halves")
+    add("--halves", action="store_true", help="also write the halves that two models train on")
+    add("--out", type=Path, required=True, help="folder of round 0")
+    write_initial_subset(**vars(parser.parse_args()))

@@ -1,4 +1,4 @@
-"""Put score tables from elsewhere beside those that a round makes, as links.
+"""Link external score tables into a round's folder of scores.
 
 python -m datacomp_flyt.self_filtering.link_external_scores --scores_dir scores --out round_0/scores
 """
@@ -20,31 +20,31 @@ from datacomp_flyt.streams import say
 
 
 def link_external_scores(scores_dir: Path, out: Path) -> int:
-    """Each parquet file of a folder as `OUT/given/...`; copies where there can be no links.
+    """Link each parquet file of a folder as `OUT/external/...`; copy it where links fail.
 
     Returns:
-        how many there are.
+        the number of files.
 
     Raises:
-        InputError: no local folder, or none in it.
+        InputError: `scores_dir` is no local folder, or holds no parquet file.
     """
     if not scores_dir.is_dir():
         raise InputError(f"--scores_dir {scores_dir} is no local folder: copy it first")
     endings = (".parquet",)
-    found = list_folder(str(scores_dir), "--scores_dir", endings, recursive=True, needed=endings)
-    shutil.rmtree(out / "given", ignore_errors=True)  # of a run that was broken off
-    for table in found.versions:
-        place = out / "given" / found.name(table)
-        place.parent.mkdir(parents=True, exist_ok=True)
+    listing = list_folder(str(scores_dir), "--scores_dir", endings, recursive=True, needed=endings)
+    shutil.rmtree(out / "external", ignore_errors=True)  # of a run that was interrupted
+    for table in listing.versions:
+        link = out / "external" / listing.name(table)
+        link.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.symlink(os.path.realpath(table), place)
+            os.symlink(os.path.realpath(table), link)
         except OSError:
-            shutil.copyfile(table, place)
-    return len(found.versions)
+            shutil.copyfile(table, link)
+    return len(listing.versions)
 
 
 def main() -> None:
-    """The command above."""
+    """Parse the flags, call `link_external_scores` and print the number of tables."""
     parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--scores_dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

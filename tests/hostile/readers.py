@@ -207,9 +207,9 @@ def _check_settings(result: Any) -> str | None:
 
 
 def _steps(folder: Path) -> Any:
-    from datacomp_flyt.steps import _remembered
+    from datacomp_flyt.steps import read_note
 
-    return _remembered(folder / "note.json")
+    return read_note(folder / "note.json")
 
 
 def _check_steps(result: Any) -> str | None:

@@ -35,6 +35,7 @@ from benchmarks.seeds import cell, compare, mean_and_error, table
 from datacomp_flyt.demo.experiment import BATCH_SIZE, UNFILTERED, Experiment, ours, single
 from datacomp_flyt.demo.noisy_pool import FACTS, MODEL, NOISE, RANDOM
 from datacomp_flyt.demo.tour import folder_of
+from datacomp_flyt.self_filtering.next_subset import SUBSET
 from datacomp_flyt.self_filtering.rounds import Run
 from datacomp_flyt.self_filtering.settings import Settings
 from datacomp_flyt.self_filtering.trainer_command import TrainerCommand, checkpoint_of
@@ -150,7 +151,7 @@ class Plan:
         samples = round(self.total * variant.last_share)
         start = before if variant.continued else None
         command = self.trainer().train(name, "runs", samples, start)
-        last = self.train(name, command, ("--subset", f"{run.out}/mix.npy"))
+        last = self.train(name, command, ("--subset", f"{run.out}/{SUBSET}"))
         return [*(dataclasses.replace(s, name=f"{name}_{s.name}") for s in run.steps()), last]
 
     def run(self, name: str, variant: Variant) -> Run:

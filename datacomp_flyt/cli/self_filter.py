@@ -26,7 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     add("--shards_dir", required=True, metavar="TARS", help="the pool: a folder, or a pattern")
     add("--out", required=True, metavar="RUN", help="folder of the run; the same command resumes")
     add("--rounds", type=int, help=f"scorings and selections (default: {Settings.rounds})")
-    add("--samples_per_round", type=int, metavar="N", help="samples of a training, draws of a subset")
+    add(
+        "--samples_per_round",
+        type=int,
+        metavar="N",
+        help="samples of a training and draws",
+    )
     scores = "; ".join(f"{name}: {text}" for name, text in SCORES.items())
     add("--score", choices=list(SCORES), help=f"{scores} (default: {Settings.score})")
     add(
@@ -97,7 +102,5 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.flyt_flags is not None:
         given["flyt_flags"] = split_words(args.flyt_flags, "--flyt_flags")
-    self_filter(
-        SelfFilterOptions(trainer=tuple(args.script), reports=not args.no_reports, **given)
-    )
+    self_filter(SelfFilterOptions(trainer=tuple(args.script), reports=not args.no_reports, **given))
     return 0

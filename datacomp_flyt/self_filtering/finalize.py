@@ -61,9 +61,7 @@ def final_subset(run_dir: Path) -> Path:
         ) from None
     if not path.is_file() or file_digest(path) != digest:
         last = run_dir / f"round_{note.get('rounds')}" / path.name
-        raise InputError(
-            f"{path} is not the subset that the run ended with: copy it from {last}"
-        )
+        raise InputError(f"{path} is not the subset that the run ended with: copy it from {last}")
     return path
 
 

@@ -61,7 +61,7 @@ def write_run(folder: Path, seed: int, name: str, variant: Variant, figure: floa
         diagnostics: dict[str, Any] = {"auc": {"self_filtering": figure + number}}
         seen = {"self_filtering_seen": figure, "self_filtering_unseen": 3 * figure + number}
         if number < variant.rounds and name == "cross_fitted":
-            diagnostics["auc_in_mix"] = seen
+            diagnostics["auc_in_subset"] = seen
         if number:
             diagnostics["confident"] = {"noise_precision": figure}
         (of_round / "diagnostics.json").write_text(json.dumps(diagnostics))

@@ -226,7 +226,7 @@ def _final(folder: Path) -> Any:
 
 
 def _check_final(result: Any) -> str | None:
-    return None if result == valid.MIX else "another mix"
+    return None if result == valid.SUBSET else "another subset"
 
 
 def _page(folder: Path) -> Any:
@@ -240,7 +240,7 @@ def _check_page(result: Any) -> str | None:
 
 
 def _labels(folder: Path) -> Any:
-    from datacomp_flyt.self_filtering.diagnostics import read_labels
+    from datacomp_flyt.self_filtering.labels import read_labels
 
     return list(read_labels(folder / "kinds.parquet"))
 

@@ -167,7 +167,7 @@ def follow_steps(steps: Iterable[Step], folder: Path, cwd: Path, ranks: Ranks) -
 
 
 def read_note(path: Path) -> dict[str, Any]:
-    """Return `key` and `seconds` of a finished step; an empty dict for a missing or damaged note."""
+    """Return `key` and `seconds` of a finished step; an empty dict without a valid note."""
     try:
         note = json.loads(path.read_text())
         key, seconds = str(note["key"]), float(note["seconds"])

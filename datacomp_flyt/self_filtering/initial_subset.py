@@ -1,6 +1,6 @@
 """Make the subset of round 0: every pair in the pool's tars.
 
-python -m datacomp_flyt.self_filtering.initial_subset --shards_dir shards --draws 25600 --out round_0
+python -m datacomp_flyt.self_filtering.initial_subset --shards_dir shards --draws 9000 --out round_0
 """
 
 from __future__ import annotations

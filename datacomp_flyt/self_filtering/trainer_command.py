@@ -74,7 +74,7 @@ class TrainerCommand:
 
     @property
     def model(self) -> str | None:
-        """open_clip's name of the model that is trained; None where the command does not give it."""
+        """open_clip's name of the trained model; None where the command does not give it."""
         return self.scale.model if self.scale else self.value_of("--model")
 
     def samples_per_round(self, given: int | None) -> int:

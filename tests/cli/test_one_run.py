@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import types
 from argparse import Namespace
 from pathlib import Path
 from typing import Any

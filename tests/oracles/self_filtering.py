@@ -1,6 +1,6 @@
 """Subsets and cross-fitted scores in plain Python, one pair at a time.
 
-Random bits come from SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), started at a key of seed and uid.
+Random bits come from SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), with a key of seed and uid.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.installation import needs_extra, require_training
 
 
@@ -57,7 +57,7 @@ def run_demo(
         raise InputError(
             f"--work_dir {work_dir} cannot be written ({error.strerror}): choose another place"
         ) from None
-    with one_run(work_dir):
+    with lock_outputs(work_dir):
         return _quick_tour(work_dir) if quick else _tour(work_dir, seeds, noise)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datacomp_flyt.distributed.torchrun_ranks import ranks_of_torchrun
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.files.output_files import check_save_path
 from datacomp_flyt.files.settings_file import SETTINGS_FILE, check_settings
 from datacomp_flyt.installation import needs_extra, require_training
@@ -20,7 +20,7 @@ from datacomp_flyt.self_filtering.plan import SelfFilterOptions, plan
 from datacomp_flyt.self_filtering.rounds import Run
 from datacomp_flyt.steps import follow_steps, run_steps
 from datacomp_flyt.streams import say
-from datacomp_flyt.tars.shard_names import resolved
+from datacomp_flyt.tars.shard_names import absolute_path
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def self_filter(options: SelfFilterOptions) -> SelfFilterResult:
     if ranks and ranks.rank:
         follow_steps(steps, folder, Path.cwd(), ranks)
         return result
-    with one_run(check_save_path(folder / SETTINGS_FILE, "--out").parent):
+    with lock_outputs(check_save_path(folder / SETTINGS_FILE, "--out").parent):
         _check_folder(folder, run)
         made = ("round_*/**", "report")
         run_steps(steps, folder, cwd=Path.cwd(), ranks=ranks, made=made)
@@ -104,7 +104,7 @@ def _check_folder(folder: Path, run: Run) -> None:
     settings = dataclasses.asdict(run.settings)
     if run.settings.random_schedule == "constant":
         del settings["rounds"]
-    settings["pool"] = resolved(run.trainer.shards_dir)
+    settings["pool"] = absolute_path(run.trainer.shards_dir)
     settings["trainer"] = list(run.trainer.words)
     for name in (
         *("model", "model_config", "hook", "downstream_dir", "scores_dir"),

@@ -10,16 +10,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datacomp_flyt.demo.run_demo import DemoResult, run_demo
     from datacomp_flyt.errors import InputError
+    from datacomp_flyt.self_filtering.plan import SelfFilterOptions
+    from datacomp_flyt.self_filtering.self_filter import SelfFilterResult, self_filter
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
     "InputError": "errors",
+    "DemoResult": "demo.run_demo",
+    "run_demo": "demo.run_demo",
+    "SelfFilterOptions": "self_filtering.plan",
+    "SelfFilterResult": "self_filtering.self_filter",
+    "self_filter": "self_filtering.self_filter",
 }
 """The module of each public name, relative to this package."""
 
-__all__ = ["InputError", "__version__"]
+__all__ = [
+    "DemoResult",
+    "InputError",
+    "SelfFilterOptions",
+    "SelfFilterResult",
+    "__version__",
+    "run_demo",
+    "self_filter",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -31,7 +31,9 @@ from datacomp_flyt.files.output_files import atomic_write, remove_unfinished
 from datacomp_flyt.progress import Progress
 from datacomp_flyt.streams import say
 
-_PRELOADED = ("torch", "torchvision", "open_clip", "webdataset", "pandas", "pyarrow.parquet")
+PRELOADED = ("torch", "torchvision", "open_clip", "webdataset", "pandas", "pyarrow.parquet")
+"""Modules that are imported once for all steps, where they are installed."""
+
 _SHUTDOWN_TIMEOUT = 20.0  # seconds for a step to remove its temporary files, or for the kernel
 _PERCENT = re.compile(r"(\d+)%(?:[|)]| \()")  # in logs of tqdm, open_clip and `Progress`
 _STEP = re.compile(r"step (\d+)/(\d+)")
@@ -182,7 +184,7 @@ def _run(step: Step, log: Path, cwd: Path, quiet: bool, environment: dict[str, s
     log.touch()
     # Importing torch takes seconds, so each step is a fork of one process that has imported it.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_PRELOADED))
+    context.set_forkserver_preload(list(PRELOADED))
     process = context.Process(target=_work, args=(step, str(cwd), str(log), environment))
     process.start()
     try:
@@ -209,14 +211,14 @@ def _watch(process: BaseProcess, log: Path, name: str, quiet: bool) -> None:
     try:
         while process.is_alive():
             process.join(0.5)
-            bar.move_to(max([bar.done, *_progress(log)]))
+            bar.move_to(max([bar.done, *progress_of(log)]))
         if process.exitcode == 0:
             bar.move_to(100)
     finally:
         bar.close(process.exitcode == 0)
 
 
-def _progress(log: Path) -> Iterator[int]:
+def progress_of(log: Path) -> Iterator[int]:
     """Yield the last percentages that the end of a log names."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 2000))

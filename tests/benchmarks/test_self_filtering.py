@@ -1,4 +1,4 @@
-"""What the benchmark of self-filtering runs, and what its tables have."""
+"""The steps and the tables of the benchmark of self-filtering."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trainings(name: str) -> list[Step]:
 
 @pytest.mark.parametrize("name", ALL)
 def test_all_variants_see_as_many_samples(name: str) -> None:
-    """And the model that is judged is the last that was trained."""
+    """All variants see as many samples, and the last trained model is evaluated."""
     seen = [int(value(step, "--train-num-samples")) for step in trainings(name)]
     assert sum(seen) == pytest.approx(PLAN.total, abs=4)
     *_, last, evaluation = PLAN.steps(name)
@@ -70,7 +70,7 @@ def write_run(folder: Path, seed: int, name: str, variant: Variant, figure: floa
 
 
 def test_rounds_are_read_by_seed(tmp_path: Path) -> None:
-    """A variant that has not ended anywhere is left out, and one of fewer seeds is of those."""
+    """A variant without a finished run is left out; one with fewer seeds is averaged over those."""
     for seed in (1, 2):
         write_run(tmp_path, seed, OURS, VARIANTS[OURS], 0.1 * seed)
     write_run(tmp_path, 2, "m_flyt_once", VARIANTS["m_flyt_once"], 0.5)

@@ -12,6 +12,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datacomp_flyt.demo.run_demo import DemoResult, run_demo
     from datacomp_flyt.errors import InputError
+    from datacomp_flyt.selection.methods import (
+        column,
+        e_flyt,
+        hype,
+        in_weighted_sum,
+        m_flyt,
+        neg_clip_loss_norm_sim,
+        plain_sum,
+        standardized_sum,
+    )
+    from datacomp_flyt.selection.open_pool import open_pool
+    from datacomp_flyt.selection.samplers import (
+        hard_cap_sample,
+        sample_with_replacement,
+        soft_cap_sample,
+        top_fraction,
+    )
+    from datacomp_flyt.selection.sampling import Sampling
+    from datacomp_flyt.selection.scores import Scores
+    from datacomp_flyt.selection.select import select
+    from datacomp_flyt.selection.subset import Subset
     from datacomp_flyt.self_filtering.plan import SelfFilterOptions
     from datacomp_flyt.self_filtering.self_filter import SelfFilterResult, self_filter
 
@@ -24,17 +45,51 @@ _MODULE_OF = {
     "SelfFilterOptions": "self_filtering.plan",
     "SelfFilterResult": "self_filtering.self_filter",
     "self_filter": "self_filtering.self_filter",
+    "column": "selection.methods",
+    "e_flyt": "selection.methods",
+    "hype": "selection.methods",
+    "in_weighted_sum": "selection.methods",
+    "m_flyt": "selection.methods",
+    "neg_clip_loss_norm_sim": "selection.methods",
+    "plain_sum": "selection.methods",
+    "standardized_sum": "selection.methods",
+    "open_pool": "selection.open_pool",
+    "hard_cap_sample": "selection.samplers",
+    "sample_with_replacement": "selection.samplers",
+    "soft_cap_sample": "selection.samplers",
+    "top_fraction": "selection.samplers",
+    "Sampling": "selection.sampling",
+    "Scores": "selection.scores",
+    "select": "selection.select",
+    "Subset": "selection.subset",
 }
 """The module of each public name, relative to this package."""
 
 __all__ = [
     "DemoResult",
     "InputError",
+    "Sampling",
+    "Scores",
     "SelfFilterOptions",
     "SelfFilterResult",
+    "Subset",
     "__version__",
+    "column",
+    "e_flyt",
+    "hard_cap_sample",
+    "hype",
+    "in_weighted_sum",
+    "m_flyt",
+    "neg_clip_loss_norm_sim",
+    "open_pool",
+    "plain_sum",
     "run_demo",
+    "sample_with_replacement",
+    "select",
     "self_filter",
+    "soft_cap_sample",
+    "standardized_sum",
+    "top_fraction",
 ]
 
 

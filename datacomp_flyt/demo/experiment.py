@@ -37,7 +37,7 @@ def mixed(folder: str = "m_flyt") -> tuple[str, ...]:
 
 def single(column: str) -> tuple[str, ...]:
     """Return flags of the top 30% by one score, DataComp's own fraction for the CLIP score."""
-    return ("--name", "top_fraction", "--score", column, "--fraction", "0.3")
+    return ("--name", "top_fraction", "--column", column, "--fraction", "0.3")
 
 
 def ours(name: str, title: str, command: str, *flags: str) -> Step:

@@ -201,7 +201,7 @@ class GluHead(nn.Module):
         self.load_state_dict(state)
 
     def save(self, path: Path) -> None:
-        """Write our format, which `--name flyt --scoring_model FILE` reads."""
+        """Write our format, which `--name e_flyt --scoring_model FILE` reads."""
         state = {name: value.float().cpu().numpy() for name, value in self.state_dict().items()}
         save_glu_head(GluHeadArrays.from_tensors(state, self.arrays, "the head"), path)
 

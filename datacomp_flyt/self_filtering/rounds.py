@@ -244,7 +244,7 @@ class Run:
             f"select_{round_index}", f"Round {round_index}: Soft Cap Sampling of its scores",
             (
                 "python", "-m", "baselines_plugin",
-                "--name", "m_flyt" if selector == "m_flyt" else "flyt", *pool,
+                "--name", selector, *pool,
                 "--scoring_model", f"{folder}/flyt/scoring_model.safetensors",
                 "--sampling", "scs", "--num_samples", str(draws), "--seed", str(settings.seed),
                 "--repetition_penalty", str(settings.repetition_penalty),

@@ -4,33 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from datacomp_flyt.pool.subset import write_subset
-from datacomp_flyt.self_filtering.finalize import finalize
+from tests.baselines_plugin.finished_run import COUNTS, POOL, run_dir
 from tests.baselines_plugin.job import Job, in_process
 from tests.conftest import make_pool
-from tests.oracles.selection import parse_uid, uid_array
-
-POOL = make_pool()
-COUNTS = np.random.default_rng(0).integers(0, 4, len(POOL.uids))
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     return Job(POOL, tmp_path).write(parts=2, seed=1)
-
-
-def run_dir(folder: Path, counts: np.ndarray = COUNTS) -> Path:
-    """A run of one round that has ended."""
-    uids = uid_array(map(parse_uid, POOL.uids))
-    order = np.argsort(uids)
-    for number in (0, 1):
-        (folder / f"round_{number}").mkdir(parents=True)
-    write_subset(folder / "round_1" / "subset.npy", uids[order], counts[order])
-    finalize(folder, 1)
-    return folder
 
 
 def flags(job: Job, run: Path, *more: object) -> list[str]:
@@ -51,7 +34,7 @@ def test_refusals(job: Job) -> None:
         (flags(job, job.folder), "no run of"),
         (flags(job, run, "--sampling", "scs"), "--sampling"),
         (flags(job, run, "--num_samples", 5), "--num_samples"),
-        (flags(job, run, "--score", "FLYT"), "--score"),
+        (flags(job, run, "--column", "FLYT"), "--column"),
         (flags(job, run, "--work_dir", job.folder / "work"), "--work_dir is for methods that mix"),
         (job.flags("--name", "scs", "--run_dir", run), "--run_dir"),
     ]

@@ -251,7 +251,7 @@ def larger_pool(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_selection_in_little_memory(tmp_path: Path, larger_pool: str, megabytes: int) -> None:
     """Wherever it runs out. (Where threads of C++ libraries get none, they abort the process.)"""
     save_path = tmp_path / "s.npy"
-    flags = ("--name", "top_fraction", "--score", "clip_l14_similarity_score", "--fraction", "0.5")
+    flags = ("--name", "top_fraction", "--column", "clip_l14_similarity_score", "--fraction", "0.5")
     places = ("--metadata_dir", larger_pool, "--save_path", str(save_path), "--num_workers", "1")
     with started("-c", LIMITED, str(megabytes), *flags, *places) as process:
         errors = process.communicate(timeout=60)[1]

@@ -18,14 +18,13 @@ from datacomp_flyt.demo import POOL as DEMO
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.subset import read_subset, write_subset
 from datacomp_flyt.self_filtering.finalize import finalize
-from tests.baselines_plugin.job import Job, in_process
-from tests.baselines_plugin.test_bad_input import assert_refused
+from tests.baselines_plugin.job import Job, assert_refused, in_process
 from tests.conftest import make_pool, refusal, sorted_uids, write_parquet
 
 FilesIn = Callable[[], dict[str, bytes]]
 POOL = make_pool(30)
 DRAWS = ("--num_samples", 50, "--repetition_penalty", 0.3)
-SCS = ("--name", "scs", "--score", "FLYT", *DRAWS)
+SCS = ("--name", "scs", "--column", "FLYT", *DRAWS)
 SUM = ("--name", "standardized_sum", *DRAWS)
 
 
@@ -121,7 +120,7 @@ def test_what_is_not_read_may_lie_there(job: Job, tmp_path: Path, flag: str, pla
 def test_saved_scores_are_a_table_and_are_not_replaced(job: Job, files_in: FilesIn) -> None:
     where = ("--save_scores", job.scores / "mine" / "scores.parquet")
     job.select(*SUM, *where)
-    job.select("--name", "scs", "--score", "standardized_sum", *DRAWS)
+    job.select("--name", "scs", "--column", "standardized_sum", *DRAWS)
     before = files_in()
     assert_refused(in_process(*job.flags(*SUM, *where)), "--save_scores", "--scores_dir")
     other = ("--save_scores", job.scores / "again.parquet")

@@ -46,6 +46,11 @@ SUBSTITUTIONS = [
         r"\1--num_samples 1000 --repetition_penalty 0.15",
         "128M draws of a pool of 420 rows take minutes",
     ),
+    (
+        r'scale="medium", seed=0',
+        "num_samples=1000, repetition_penalty=0.15, seed=0",
+        "128M draws of a pool of 420 rows take minutes",
+    ),
     (r"--num_samples 1280000000", "--num_samples 1000", "the same"),
     (r"--work_dir /(?:fast|local)/disk/work", "--work_dir work", "there is no such disk"),
     (r"--kills 200", "--kills 1", "half an hour"),

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.baselines_plugin.job import Job, in_process
-from tests.baselines_plugin.test_bad_input import assert_refused
-from tests.baselines_plugin.test_work_dir import small_slices
+from tests.baselines_plugin.job import Job, assert_refused, in_process
+from tests.baselines_plugin.large_pool import small_slices
 from tests.conftest import make_pool
 
 POOL = make_pool(600)

@@ -15,16 +15,15 @@ import numpy as np
 import pytest
 
 from datacomp_flyt.scorers.e_flyt.glu_head_file import save_glu_head
-from tests.baselines_plugin.job import Job, Outcome, in_process
-from tests.baselines_plugin.test_bad_input import assert_refused
-from tests.baselines_plugin.test_work_dir import small_slices
+from tests.baselines_plugin.job import Job, Outcome, assert_refused, in_process
+from tests.baselines_plugin.large_pool import small_slices
 from tests.conftest import make_pool
 from tests.scorers.base.made import B32, made_embeddings, made_head
 
 POOL = make_pool(600)
 DRAWS = ("--num_samples", 900, "--repetition_penalty", 0.4)
 MIX = ("--name", "m_flyt", "--scoring_model", "paper", *DRAWS)
-FLYT = ("--name", "flyt", "--scoring_model", "head.safetensors", *DRAWS)
+FLYT = ("--name", "e_flyt", "--scoring_model", "head.safetensors", *DRAWS)
 
 
 @pytest.fixture

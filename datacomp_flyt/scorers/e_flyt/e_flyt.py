@@ -36,7 +36,7 @@ def check_features(head: GluHead, source: str) -> tuple[str, ...]:
             f"{source} was trained on features that open_clip's ViT-B-32 (GELU) makes from images, "
             "and the pool's npz holds others (QuickGELU): train a head on npz embeddings, or make "
             "scores from images by `datacomp-flyt score --scorer e_flyt --shards_dir TARS` and use "
-            "--name scs --score FLYT"
+            "--name scs --column FLYT"
         )
     return head.arrays
 

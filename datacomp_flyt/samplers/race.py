@@ -92,7 +92,7 @@ class Rings:
         return len(self.log_times)
 
     def earliest(self, num_rings: int, uids: NDArray[np.void]) -> Indices:
-        """Return the examples [num_rings] of the earliest rings; of ties, the smaller uids."""
+        """Return the examples of the `num_rings` earliest rings; of equal ones, smaller uids."""
         if num_rings == 0 or num_rings == len(self):
             return self.examples[:num_rings]
         last = np.partition(self.log_times, num_rings - 1)[num_rings - 1]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datacomp_flyt.demo.run_demo import DemoResult, run_demo
     from datacomp_flyt.errors import InputError
+    from datacomp_flyt.pool.manifest import check_manifest, write_manifest
     from datacomp_flyt.selection.methods import (
         column,
         e_flyt,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from datacomp_flyt.selection.subset import Subset
     from datacomp_flyt.self_filtering.plan import SelfFilterOptions
     from datacomp_flyt.self_filtering.self_filter import SelfFilterResult, self_filter
+    from datacomp_flyt.tars.image_list import list_images
 
 __version__ = "0.1.0"
 
@@ -62,6 +64,9 @@ _MODULE_OF = {
     "Scores": "selection.scores",
     "select": "selection.select",
     "Subset": "selection.subset",
+    "check_manifest": "pool.manifest",
+    "list_images": "tars.image_list",
+    "write_manifest": "pool.manifest",
 }
 """The module of each public name, relative to this package."""
 
@@ -74,11 +79,13 @@ __all__ = [
     "SelfFilterResult",
     "Subset",
     "__version__",
+    "check_manifest",
     "column",
     "e_flyt",
     "hard_cap_sample",
     "hype",
     "in_weighted_sum",
+    "list_images",
     "m_flyt",
     "neg_clip_loss_norm_sim",
     "open_pool",
@@ -90,6 +97,7 @@ __all__ = [
     "soft_cap_sample",
     "standardized_sum",
     "top_fraction",
+    "write_manifest",
 ]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datacomp_flyt.clip.embed import EmbedReport, embed
+    from datacomp_flyt.demo.run_demo import DemoResult, run_demo
     from datacomp_flyt.errors import InputError
     from datacomp_flyt.pool.manifest import check_manifest, write_manifest
     from datacomp_flyt.scorers.base.score import score
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from datacomp_flyt.selection.scores import Scores
     from datacomp_flyt.selection.select import select
     from datacomp_flyt.selection.subset import Subset
+    from datacomp_flyt.self_filtering.plan import SelfFilterOptions
+    from datacomp_flyt.self_filtering.self_filter import SelfFilterResult, self_filter
     from datacomp_flyt.tars.image_list import list_images
 
 __version__ = "0.1.0"
@@ -47,6 +50,11 @@ _MODULE_OF = {
     "check_manifest": "pool.manifest",
     "list_images": "tars.image_list",
     "write_manifest": "pool.manifest",
+    "DemoResult": "demo.run_demo",
+    "run_demo": "demo.run_demo",
+    "SelfFilterOptions": "self_filtering.plan",
+    "SelfFilterResult": "self_filtering.self_filter",
+    "self_filter": "self_filtering.self_filter",
     "column": "selection.methods",
     "e_flyt": "selection.methods",
     "hype": "selection.methods",
@@ -69,15 +77,21 @@ _MODULE_OF = {
     "embed": "clip.embed",
     "score": "scorers.base.score",
     "train_classifier": "scorers.linear_classifier.train",
+    "check_manifest": "pool.manifest",
+    "list_images": "tars.image_list",
+    "write_manifest": "pool.manifest",
 }
 """The module of each public name, relative to this package."""
 
 __all__ = [
+    "DemoResult",
     "EmbedReport",
     "InputError",
     "Sampling",
     "ScoreReport",
     "Scores",
+    "SelfFilterOptions",
+    "SelfFilterResult",
     "Subset",
     "TrainedClassifier",
     "__version__",
@@ -93,9 +107,11 @@ __all__ = [
     "neg_clip_loss_norm_sim",
     "open_pool",
     "plain_sum",
+    "run_demo",
     "sample_with_replacement",
     "score",
     "select",
+    "self_filter",
     "soft_cap_sample",
     "standardized_sum",
     "top_fraction",

@@ -46,21 +46,23 @@ STEPS: dict[str, tuple[str, dict[str, Any]]] = {
 """The method of each step by title, with its options."""
 
 
-def run(work_dir: Path) -> int:
+def run_selection_tour(work_dir: Path) -> tuple[list[Path], list[str]]:
     """Run all steps, each printed as a user would type it; subsets go to `work_dir`.
 
     Returns:
-        0 if every subset is valid, else 1.
+        the subset files, and their problems.
     """
     metadata_dir = str(POOL / "metadata")
     say(f"the pool: {metadata_dir}", "420 pairs of an emoji's drawing and its name, in 4 shards")
     pool_uids = read_pool(metadata_dir, num_workers=1, progress=False).uids
+    subsets: list[Path] = []
     problems: list[str] = []
     for step, (title, (method, options)) in enumerate(STEPS.items(), 1):
         save_path = work_dir / f"subset_{step}.npy"
         paths: dict[str, Any] = {"metadata_dir": metadata_dir, "save_path": str(save_path)}
         say("", f"=== {step}. {title}", f"$ {_command(method, {**options, **paths})}")
         select(method, **options, **paths)
+        subsets.append(save_path)
         report = check_subset(save_path, pool_uids)
         problems += report.problems
         say("  not valid: " + "; ".join(report.problems) if report.problems else "  valid")
@@ -70,7 +72,7 @@ def run(work_dir: Path) -> int:
         f"The subsets are in {work_dir}. DataComp's resharder takes them as they are:",
         f"$ mkdir out && python resharder.py -i {POOL / 'shards'} -o out -s {save_path}",
     )
-    return 1 if problems else 0
+    return subsets, problems
 
 
 def _command(method: str, options: Mapping[str, Any]) -> str:

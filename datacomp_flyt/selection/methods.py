@@ -20,8 +20,8 @@ from datacomp_flyt.samplers import top_fraction_counts
 from datacomp_flyt.scorers.e_flyt.e_flyt import check_features, e_flyt_scores
 from datacomp_flyt.scorers.e_flyt.glu_head_file import load_glu_head
 from datacomp_flyt.selection.scores import AVAILABLE, PoolSize, Scores
-from datacomp_flyt.self_filtering.finished import final_mix
-from datacomp_flyt.self_filtering.mix import counts_in
+from datacomp_flyt.self_filtering.finalize import final_subset
+from datacomp_flyt.self_filtering.next_subset import counts_in
 from datacomp_flyt.streams import say
 from datacomp_flyt.threads import blocks
 
@@ -204,7 +204,7 @@ def scored_by_head(path: str) -> PoolScorer:
 
 def counted_by_run(run_dir: str | Path) -> PoolScorer:
     """Check a Self-Filtering run, and return the function that counts its draws in a pool."""
-    path = final_mix(Path(run_dir))
+    path = final_subset(Path(run_dir))
     read_subset(path)
 
     def score(pool: Columns) -> Scores:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from datacomp_flyt.pool.subset import write_subset
-from datacomp_flyt.self_filtering.finished import finish
+from datacomp_flyt.self_filtering.finalize import finalize
 from tests.conftest import make_pool
 from tests.oracles.selection import parse_uid, uid_array
 
@@ -21,6 +21,6 @@ def run_dir(folder: Path, counts: np.ndarray = COUNTS) -> Path:
     order = np.argsort(uids)
     for number in (0, 1):
         (folder / f"round_{number}").mkdir(parents=True)
-    write_subset(folder / "round_1" / "mix.npy", uids[order], counts[order])
-    finish(folder, 1)
+    write_subset(folder / "round_1" / "subset.npy", uids[order], counts[order])
+    finalize(folder, 1)
     return folder

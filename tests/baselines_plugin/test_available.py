@@ -140,7 +140,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     np.save(tmp_path / "half.npy", sorted_uids(job.pool.uids[:60]))
     flags = job.flags("--name", "self_filtering", "--run_dir", run, table=False)
     assert in_process(*flags, "--available", str(tmp_path / "all.npy")).code == 0
-    assert job.save_path.read_bytes() == (run / "mix.npy").read_bytes()
+    assert job.save_path.read_bytes() == (run / "subset.npy").read_bytes()
     ended = in_process(*flags, "--available", str(tmp_path / "half.npy"))
     assert_refused(ended, "uids that are not in the pool")
 

@@ -1,4 +1,4 @@
-"""`--name self_filtering`: the last mix of a finished run as a subset."""
+"""`--name self_filtering`: the last subset of a finished run as a subset."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def flags(job: Job, run: Path, *more: object) -> list[str]:
     return job.flags("--name", "self_filtering", "--run_dir", run, *more, table=False)
 
 
-def test_the_mix_is_the_subset(job: Job) -> None:
+def test_the_run_s_subset(job: Job) -> None:
     run = run_dir(job.folder / "run")
     assert in_process(*flags(job, run)).code == 0
     assert job.subset_is(COUNTS)
-    assert job.save_path.read_bytes() == (run / "mix.npy").read_bytes()
+    assert job.save_path.read_bytes() == (run / "subset.npy").read_bytes()
 
 
 def test_refusals(job: Job) -> None:
@@ -45,11 +45,11 @@ def test_refusals(job: Job) -> None:
         assert_refused(words, named)
     assert not job.save_path.exists()
     assert not (job.folder / "work").exists()
-    (run / "mix.npy").write_bytes((run / "mix.npy").read_bytes()[:-16])
-    assert_refused(flags(job, run), "is not the mix")
+    (run / "subset.npy").write_bytes((run / "subset.npy").read_bytes()[:-16])
+    assert_refused(flags(job, run), "is not the subset")
 
 
-def test_a_mix_of_another_pool(job: Job) -> None:
+def test_a_subset_of_another_pool(job: Job) -> None:
     run = run_dir(job.folder / "run")
     other = Job(make_pool(tag="other"), job.folder / "other").write()
     assert_refused(flags(other, run), "not in the pool")

@@ -15,7 +15,7 @@ pytest.importorskip("open_clip")
 
 import torch
 
-from datacomp_flyt.cli import main, self_filter
+from datacomp_flyt.cli import main
 from datacomp_flyt.clip import embed as embedding
 from datacomp_flyt.demo import POOL
 from datacomp_flyt.files.locks import lock_outputs
@@ -24,6 +24,8 @@ from datacomp_flyt.open_clip_hook import hook as hook_module
 from datacomp_flyt.open_clip_hook.hook import Hook
 from datacomp_flyt.scorers.base import score as score_module
 from datacomp_flyt.scorers.clip_score import ClipScore
+from datacomp_flyt.self_filtering import self_filter
+from datacomp_flyt.self_filtering.plan import SelfFilterOptions
 from tests.conftest import refusal
 from tests.engines.here import Here
 
@@ -151,14 +153,20 @@ def test_two_demos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_two_self_filterings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    planned = types.SimpleNamespace(steps=lambda: [], reports=False)
-    monkeypatch.setattr(self_filter, "plan", lambda args: planned)
-    monkeypatch.setattr(self_filter, "_note", lambda folder, planned: asked.append(refused(folder)))
-    args = Namespace(out=str(tmp_path / "run"), no_reports=True, selector="self_filtering")
-    assert self_filter.run(args) == 0
+    monkeypatch.setattr(
+        self_filter, "run_steps", lambda steps, folder, **_: asked.append(refused(folder))
+    )
+    options = SelfFilterOptions(
+        trainer=("-m", "open_clip_train.main", "--model", "flyt-demo"),
+        shards_dir=str(POOL / "shards"),
+        out=str(tmp_path / "run"),
+        samples_per_round=100,
+        reports=False,
+    )
+    self_filter.self_filter(options)
     assert len(asked) == 1
     with lock_outputs(tmp_path / "run"):
-        assert TAKEN in refusal(self_filter.run, args)
+        assert TAKEN in refusal(self_filter.self_filter, options)
     assert len(asked) == 1
 
 

@@ -20,7 +20,7 @@ from datacomp_flyt.clip import embed as embedding
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.checks import check_names
 from datacomp_flyt.scorers.base import score as scoring
-from datacomp_flyt.self_filtering.first_mix import read_uids
+from datacomp_flyt.self_filtering.initial_subset import read_uids
 from datacomp_flyt.self_filtering.trainer_command import train_data
 from datacomp_flyt.tars.samples import read_tar
 from datacomp_flyt.tars.shards import Stream, list_shards

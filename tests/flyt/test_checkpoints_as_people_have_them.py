@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from datacomp_flyt.cli import main
-from datacomp_flyt.clip.models import load_clip_model
+from datacomp_flyt.clip.models import load_clip_model, temperature_of
 from datacomp_flyt.flyt.checkpoint import load_checkpoint, save_checkpoint
 from datacomp_flyt.mixing import load_mixing_model
 from datacomp_flyt.scorers.base.targets import load_targets
@@ -27,7 +27,6 @@ from datacomp_flyt.scorers.e_flyt.glu_head_file import load_glu_head
 from datacomp_flyt.scorers.e_flyt.images import EFlytImages
 from datacomp_flyt.scorers.hype.model import load_hype_model
 from datacomp_flyt.scorers.linear_classifier.classifier_file import load_classifier
-from datacomp_flyt.self_filtering.scores import temperature_of
 from tests.conftest import refusal
 from tests.flyt.runs import SMALL_MODEL
 from tests.scorers.base.made import made_head
@@ -204,7 +203,7 @@ def test_scoring_models(
     state = made_state()
     assert load_hype_model(save(state), "checkpoint").width == state["visual.proj"].shape[1]
     scale = {"logit_scale": torch.tensor([np.log(20.0)])}
-    assert temperature_of(str(save(scale))) == pytest.approx(0.05)
+    assert temperature_of(save(scale), "--checkpoint") == pytest.approx(0.05)
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -212,7 +211,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "glu": load_glu_head,
     "classifier": load_classifier,
     "hype": lambda path: load_hype_model(path, "checkpoint"),
-    "temperature": lambda path: temperature_of(str(path)),
+    "temperature": lambda path: temperature_of(path, "--checkpoint"),
     "targets": lambda path: load_targets([str(path)], "b32_img"),
     "resume": lambda path: load_checkpoint(path.parent, {}),
 }

@@ -22,7 +22,7 @@ from datacomp_flyt.flyt.shard_reader import ShardReader
 from datacomp_flyt.report.examples import find_candidates, read_pictures
 from datacomp_flyt.scorers.clip_score import ClipScore
 from datacomp_flyt.scorers.linear_classifier.training_rows import RandomRows, find_embeddings
-from datacomp_flyt.self_filtering.first_mix import read_uids
+from datacomp_flyt.self_filtering.initial_subset import read_uids
 from datacomp_flyt.tars.samples import Sample, Skip, caption, decode, stored_image, stored_uid
 from tests.conftest import refusal
 from tests.flyt.tars import write_tar

@@ -77,9 +77,6 @@ _MODULE_OF = {
     "embed": "clip.embed",
     "score": "scorers.base.score",
     "train_classifier": "scorers.linear_classifier.train",
-    "check_manifest": "pool.manifest",
-    "list_images": "tars.image_list",
-    "write_manifest": "pool.manifest",
 }
 """The module of each public name, relative to this package."""
 

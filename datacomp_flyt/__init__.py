@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datacomp_flyt.errors import InputError
+    from datacomp_flyt.flyt.train import train
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
     "InputError": "errors",
+    "train": "flyt.train",
 }
 """The module of each public name, relative to this package."""
 
-__all__ = ["InputError", "__version__"]
+__all__ = ["InputError", "__version__", "train"]
 
 
 def __getattr__(name: str) -> Any:

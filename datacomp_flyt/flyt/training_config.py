@@ -1,5 +1,7 @@
 """The options of FLYT training: names, types, defaults, descriptions and checks."""
 
+# ruff: noqa: RUF009 (`_option` returns an immutable `dataclasses.field`)
+
 from __future__ import annotations
 
 import functools

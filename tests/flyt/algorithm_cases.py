@@ -66,7 +66,7 @@ class FixedPrompts:
         return torch.arange(len(self.tasks)).repeat_interleave(torch.tensor(self.class_counts))
 
     def of_step(self, step: int, classes: Any) -> Tensor:
-        tokens = random_texts(self.number, torch.Generator().manual_seed(500 + step))
+        tokens = random_texts(self.num_classes, torch.Generator().manual_seed(500 + step))
         return tokens[list(classes)]
 
 

@@ -124,8 +124,8 @@ def downstream_of(downstream: oracle.Downstream, dtype: torch.dtype = DOUBLE) ->
     return Downstream(
         images=downstream.images[rows_of_rank(number)].to(dtype),
         texts=texts[rows_of_rank(len(texts))],
-        number_of_images=number,
-        number_of_texts=len(texts),
+        num_images=number,
+        num_texts=len(texts),
         loss=loss,
         logit_scale=temperature.exp().to(dtype),
     )

@@ -24,7 +24,9 @@ from torch import Tensor
 from datacomp_flyt.cli import main
 from datacomp_flyt.clip.models import ClipModel
 from datacomp_flyt.flyt import train as trainer
-from datacomp_flyt.flyt.flags import add_arguments, fill_in
+from datacomp_flyt.flyt.flags import add_arguments
+from datacomp_flyt.flyt.scoring_setup import Scoring
+from datacomp_flyt.flyt.training_config import TrainingConfig
 from tests.conftest import write_parquet
 from tests.flyt.tars import uid_of, write_tar
 
@@ -177,14 +179,12 @@ def argv(flags: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def parse(*words: str) -> argparse.Namespace:
-    """Flags as the trainer sees them, with what must be given beside the preset."""
+def parse(*words: str) -> TrainingConfig:
+    """Parse flags, with the required ones beside the preset."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    needed = ["--train_data", "t", "--downstream_dir", "d", "--output_dir", "o"]
-    args = parser.parse_args([*needed, *words])
-    fill_in(args)
-    return args
+    required = ["--train_data", "t", "--downstream_dir", "d", "--output_dir", "o"]
+    return TrainingConfig(**vars(parser.parse_args([*required, *words])))
 
 
 def train(flags: Mapping[str, Any]) -> int:
@@ -242,21 +242,21 @@ def train_quietly(flags: Mapping[str, Any], log: Path | None = None) -> None:
 
 def train_in_double(flags: Mapping[str, Any], log: Path | None = None) -> None:
     """As `train_quietly`, with all numbers in float64."""
-    load, make = trainer.load_clip_model, trainer._make_scoring
+    load, make = trainer.load_clip_model, trainer.make_scoring
 
     def load_double(*arguments: Any, **options: Any) -> ClipModel:
-        found = load(*arguments, **options)
-        found.model.double()
-        return replace(found, transform=lambda image, f=found.transform: f(image).double())
+        clip = load(*arguments, **options)
+        clip.model.double()
+        return replace(clip, transform=lambda image, f=clip.transform: f(image).double())
 
-    def make_double(*arguments: Any) -> trainer.Scoring:
-        found = make(*arguments)
-        found.model.double()
-        assert found.table is not None
-        values: Any = found.table.values.astype(np.float64)
-        return replace(found, table=replace(found.table, values=values))
+    def make_double(config: TrainingConfig) -> Scoring:
+        scoring = make(config)
+        scoring.model.double()
+        assert scoring.table is not None
+        values: Any = scoring.table.values.astype(np.float64)
+        return replace(scoring, table=replace(scoring.table, values=values))
 
-    trainer.load_clip_model, trainer._make_scoring = load_double, make_double
+    trainer.load_clip_model, trainer.make_scoring = load_double, make_double
     train_quietly(flags, log)
 
 

@@ -107,8 +107,8 @@ def test_float16_finds_a_scale_at_which_gradients_fit() -> None:
     for number in range(60):
         if algorithm.step(min(number, 3), *batch)["skipped_steps"] == number:
             break
-    assert 0 < algorithm.number_skipped < 40
-    assert algorithm.towers.gradient_scale == 2.0 ** (40 - algorithm.number_skipped)
+    assert 0 < algorithm.num_skipped < 40
+    assert algorithm.towers.gradient_scale == 2.0 ** (40 - algorithm.num_skipped)
     assert not torch.equal(algorithm.params["visual.proj"], start["visual.proj"])
 
 
@@ -123,7 +123,7 @@ def test_16_bits_are_near_32(precision: str) -> None:
     gradients = []
     for algorithm in (plain, rounded):
         algorithm.step(3, *batches_of(CASES["M-FLYT"], 3, torch.float32).local(False))
-        assert algorithm.number_skipped == 0
+        assert algorithm.num_skipped == 0
         assert algorithm.params["visual.proj"].dtype == torch.float32
         gradient = algorithm.scoring.get_parameter("layers.0.weight").grad
         assert gradient is not None

@@ -72,7 +72,7 @@ def prompts(seed: int = 0, tokenize: Tokenizer | None = None) -> Prompts:
 
 def test_classes_of_all_tasks_in_order() -> None:
     made = prompts()
-    assert made.number == NUMBER
+    assert made.num_classes == NUMBER
     assert made.class_tasks.tolist() == [0, 0, 0, 1, 1]
     texts = read(made.of_step(0, range(NUMBER)))
     possible = [

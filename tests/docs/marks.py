@@ -53,6 +53,7 @@ SUBSTITUTIONS = [
     (r"datacomp-flyt demo", "datacomp-flyt demo --quick", "five minutes; tested by tests/demo"),
     (r"--num_rounds 500", "--num_rounds 5", "a pool of 420 rows has nothing to drop 500 times"),
     (r"--preset m_flyt_base", "--preset tiny --num_steps 2", "a GPU model"),
+    (r'preset="m_flyt_base"', 'preset="tiny", num_steps=2', "a GPU model"),
     (r"ViT-[BL]-\d+-quickgelu:openai", "flyt-tiny:tiny_clip.pt", "OpenAI's weights: a download"),
     (r"--checkpoint logs/", "--model flyt-tiny --checkpoint logs/", "checkpoints here are tiny"),
     (r"self_filter \\", r"self_filter --model_config hook-tiny.json \\", "a GPU model"),

@@ -1,4 +1,4 @@
-"""Small inputs of Algorithm 1: models, fixed batches, and what differs between the cases."""
+"""Small inputs of Algorithm 1: models, fixed batches, and the settings of each case."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CONFIG = AlgorithmConfig(
 
 @dataclass(frozen=True)
 class FixedPrompts:
-    """Other random tokens in each step."""
+    """Random tokens that are different in each step."""
 
     class_counts: tuple[int, ...]
 
@@ -72,7 +72,7 @@ class FixedPrompts:
 
 @dataclass(frozen=True)
 class Case:
-    """What differs from CONFIG with a mixing model over raw columns."""
+    """A case: its differences from CONFIG with a mixing model over raw columns."""
 
     changes: dict[str, Any] = field(default_factory=dict)
     class_counts: tuple[int, ...] = (5,)
@@ -132,7 +132,7 @@ class Batches:
     downstream: Downstream
 
     def local(self, captions: bool) -> tuple[UpstreamBatch, DownstreamBatch]:
-        """As the loaders bring them; without captions these are the classes' prompts."""
+        """Return batches like those of the loaders; without captions, prompts take their place."""
         down = self.downstream
         return (
             UpstreamBatch(self.upstream.images, self.upstream.texts, self.features),

@@ -1,7 +1,7 @@
-"""The same function on several ranks of `torch.distributed`, gloo on one machine's CPU.
+"""Run a function on several ranks of `torch.distributed` (gloo, on one machine).
 
-No pytest in here: the ranks import it too. They come from a server that has imported what is slow
-to import once, so that starting them takes no seconds each.
+The ranks import this module, so it does not import pytest. They are forked from a server that has
+imported torch and open_clip, so that they start quickly.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from tests.flyt.problems import LOSSES, Problem, flat, problem, solve
 from tests.oracles.flyt_inputs import Upstream
 
 TIME_LIMIT = 120.0  # seconds
-Found = dict[str, Any]
-"""Tensors and numbers by name: what `torch.load` reads with weights_only."""
+Results = dict[str, Any]
+"""Tensors and numbers by name, which `torch.load` reads with weights_only."""
 
 
-def on_ranks(world_size: int, function: Callable[[], Found], folder: Path) -> list[Found]:
-    """What a function of a module gives on each rank, in their order.
+def on_ranks(world_size: int, function: Callable[[], Results], folder: Path) -> list[Results]:
+    """Run a function of a module on each rank, and return its results in rank order.
 
     Raises:
         RuntimeError: a rank failed or took longer than `TIME_LIMIT`; the others are ended.
@@ -58,7 +58,7 @@ def on_ranks(world_size: int, function: Callable[[], Found], folder: Path) -> li
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
-def _one_rank(rank: int, world_size: int, function: Callable[[], Found], folder: str) -> None:
+def _one_rank(rank: int, world_size: int, function: Callable[[], Results], folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -73,11 +73,11 @@ def _one_rank(rank: int, world_size: int, function: Callable[[], Found], folder:
         dist.destroy_process_group()
 
 
-# ------------------------------------------------------------------------- what the ranks do
+# ------------------------------------------------------------- functions that the ranks run
 
 
 def cases() -> dict[str, tuple[Problem, dict[str, Any]]]:
-    """Problems and arguments of `solve`; three classes are fewer than four ranks."""
+    """Return problems and arguments of `solve`; with three classes, one of four ranks has none."""
     found: dict[str, tuple[Problem, dict[str, Any]]] = {}
     for loss in LOSSES:
         for micro_batch_size in (None, 1):
@@ -99,14 +99,14 @@ def with_zero(given: Problem) -> Problem:
 
 
 def with_nan(given: Problem) -> Problem:
-    """An image of the last rank is not a number."""
+    """Replace a pixel of an image of the last rank by NaN."""
     images = given.upstream.images.clone()
     images[-1, 0, 0, 0] = torch.nan
     return replace(given, upstream=Upstream(images, given.upstream.texts))
 
 
-def all_cases() -> Found:
-    """By case, what `weight_metagradient` finds on this rank."""
+def all_cases() -> Results:
+    """Return the result of `weight_metagradient` on this rank, by case."""
     return {name: plain(solve(given, **options)) for name, (given, options) in cases().items()}
 
 
@@ -123,10 +123,10 @@ def plain(found: Metagradient) -> dict[str, Tensor]:
     }
 
 
-def messages() -> Found:
-    """Gathered and added numbers, of every shape and type, on this rank."""
+def messages() -> Results:
+    """Gather and sum tensors of several shapes and dtypes on this rank."""
     rank, world_size = rank_and_world_size()
-    found: Found = {"rank": torch.tensor(rank), "world_size": torch.tensor(world_size)}
+    found: Results = {"rank": torch.tensor(rank), "world_size": torch.tensor(world_size)}
     for number in (8, 5, 3, 1):
         rows = torch.arange(2.0 * number, dtype=torch.float64).reshape(number, 2)
         found[f"rows {number}"] = gather_rows(rows[rows_of_rank(number)], number)

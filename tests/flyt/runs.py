@@ -1,4 +1,4 @@
-"""Small training runs: their data, a CLIP model of milliseconds a step, and ways to run them."""
+"""Small training runs: their data, a tiny CLIP model, and functions that run them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ PAIRS, ROWS = 64, 16  # upstream examples, and those of a shard
 
 @dataclass(frozen=True)
 class Data:
-    """Folders of a pool and of two downstream tasks, and a model's configuration."""
+    """Folders of a pool and of two downstream tasks, and a model configuration."""
 
     folder: Path
     model: Path
@@ -74,7 +74,7 @@ class Data:
         return self.folder / "downstream"
 
     def flags(self, output: Path, features: str = "scores") -> dict[str, Any]:
-        """Those of a run of six steps and three epochs, by name."""
+        """Return flags of a run of six steps and three epochs, by name."""
         return {
             "preset": "tiny",
             "train_data": self.shards,
@@ -99,7 +99,7 @@ class Data:
 
 
 def noise_image(seed: int, side: int = 40) -> bytes:
-    """A picture of coarse random colours, as JPEG."""
+    """Make a JPEG of random colours."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (5, 5, 3), np.uint8)
     file = io.BytesIO()
@@ -131,7 +131,7 @@ def make_data(folder: Path) -> Data:
 
 
 def write_metadata(folder: Path) -> None:
-    """Two shards of metadata with DataComp's CLIP scores and embeddings."""
+    """Write two shards of metadata with DataComp's CLIP scores and embeddings."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
     for part in range(2):
@@ -150,7 +150,7 @@ def write_labels(
     labels: Sequence[int] | None = None,
     rows: int = 24,
 ) -> None:
-    """A downstream task of two shards."""
+    """Write a downstream task of two shards."""
     for shard in range(2):
         samples = [
             {
@@ -169,7 +169,7 @@ def write_labels(
 
 
 def argv(flags: Mapping[str, Any]) -> list[str]:
-    """The command line: True is a flag alone, False and None none at all."""
+    """Make a command line: True becomes a flag without a value, False and None no flag."""
     words: list[str] = []
     for name, value in flags.items():
         if value is None or value is False:
@@ -188,7 +188,7 @@ def parse(*words: str) -> TrainingConfig:
 
 
 def train(flags: Mapping[str, Any]) -> int:
-    """`datacomp-flyt train` in this process; its exit code."""
+    """Run `datacomp-flyt train` in this process, and return its exit code."""
     torch.set_num_threads(1)  # as in the processes of their own: the same bits
     return exit_code(lambda: main(["train", *argv(flags)]))
 
@@ -198,11 +198,11 @@ def exit_code(function: Callable[[], object]) -> int:
         function()
     except SystemExit as ended:
         return int(ended.code or 0)
-    raise AssertionError("it ends by SystemExit")
+    raise AssertionError("the function returned without SystemExit")
 
 
 def tensors_of(output: Path) -> dict[str, Tensor]:
-    """What a run has written: scoring model, reference model and trained extractor."""
+    """Read the scoring model, the reference model and the trained extractor of a run."""
     found = {
         f"scoring/{name}": torch.from_numpy(value)
         for name, value in load_file(output / "scoring_model.safetensors").items()
@@ -223,7 +223,7 @@ def metrics_of(output: Path) -> list[dict[str, Any]]:
 
 
 def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
-    """Call a function in a process of its own, which has imported the trainer already."""
+    """Call a function in a new process, forked from one that has imported the trainer."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.flyt.runs", "datacomp_flyt.flyt.train"])
     process: BaseProcess = context.Process(target=function, args=arguments)
@@ -232,7 +232,7 @@ def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
 
 
 def train_quietly(flags: Mapping[str, Any], log: Path | None = None) -> None:
-    """In a process of its own: train, with its output in a file or nowhere."""
+    """Train in this process and end it; the output goes to a file, or is dropped."""
     with open(os.devnull if log is None else log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -241,7 +241,7 @@ def train_quietly(flags: Mapping[str, Any], log: Path | None = None) -> None:
 
 
 def train_in_double(flags: Mapping[str, Any], log: Path | None = None) -> None:
-    """As `train_quietly`, with all numbers in float64."""
+    """Train like `train_quietly`, in float64."""
     load, make = trainer.load_clip_model, trainer.make_scoring
 
     def load_double(*arguments: Any, **options: Any) -> ClipModel:
@@ -263,7 +263,7 @@ def train_in_double(flags: Mapping[str, Any], log: Path | None = None) -> None:
 def train_as_rank(
     flags: Mapping[str, Any], in_double: bool, rank: int, world_size: int, port: int
 ) -> None:
-    """In a process of its own: train as torchrun would have it, with the log in a file."""
+    """Train in this process as a rank of torchrun, with the log in a file."""
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -285,7 +285,7 @@ def train_on_ranks(
     in_double: bool = False,
     kill_when: Callable[[], bool] | None = None,
 ) -> list[int | None]:
-    """Train on several processes of this machine; their exit codes."""
+    """Train in several processes of this machine, and return their exit codes."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Three steps of Algorithm 1 against autograd through everything."""
+"""Three steps of Algorithm 1 against autograd through the whole step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.tolerances import float_bound
 
 
 class Oracle:
-    """Algorithm 1 with nothing clever: brute force for dL_down/dw, torch.optim for φ and τ_DS."""
+    """Algorithm 1 by brute force for ∂L_down/∂w, and torch.optim for φ and τ_DS."""
 
     def __init__(self, case: Case) -> None:
         self.case, self.model = case, small_clip()
@@ -131,7 +131,7 @@ class Oracle:
 
 
 def agree(found: Any, expected: Any, tolerance: float) -> None:
-    """Relative to the largest entry of each tensor."""
+    """Compare tensors, with a tolerance relative to the largest entry of each."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         value = value.detach()
@@ -172,7 +172,7 @@ def test_three_steps_equal_brute_force(case: Case) -> None:
 
 
 def test_clipping_is_part_of_the_step() -> None:
-    """Against SGD whose rate is what clipping makes of it: |g| is the same for all steps' use."""
+    """Clipped SGD equals SGD with the learning rate lr c / |g|."""
     batches = batches_of(CASES["SGD"], 0)
     plain = make_algorithm(CASES["SGD"])
     plain.step(0, *batches.local(False))

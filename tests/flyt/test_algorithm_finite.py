@@ -1,4 +1,4 @@
-"""Steps that are not finite change nothing; 16 bits and their gradient scale."""
+"""Steps that are not finite change nothing; 16-bit precisions and the gradient scale."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.flyt.algorithm_cases import CASES, Case, batches_of, make_algorithm
 
 
 def flat(state: Any, prefix: str = "") -> dict[str, Any]:
-    """Every number and tensor of a nested state, by its path."""
+    """Return all numbers and tensors of a nested state, by path."""
     if isinstance(state, dict):
         items = list(state.items())
     elif isinstance(state, (list, tuple)):
@@ -114,7 +114,7 @@ def test_float16_finds_a_scale_at_which_gradients_fit() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "amp"])
 def test_16_bits_are_near_32(precision: str) -> None:
-    """The scoring model's gradient in the fourth step: Adam's first is all rounding."""
+    """Compare the scoring model's gradient in the fourth step; rounding dominates the first."""
     plain = make_algorithm(Case({"tangent": None}), torch.float32)
     rounded = make_algorithm(Case({"precision": precision, "tangent": None}), torch.float32)
     for number in range(3):

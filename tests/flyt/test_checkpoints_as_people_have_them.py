@@ -1,4 +1,4 @@
-"""Models of each kind are loaded from checkpoints as people have them, or these are refused."""
+"""Loading models of each kind from the checkpoints of other trainers, or refusing them."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.
 def test_scoring_models(
     tmp_path: Path, config: Path, trained: State, prefix: str, zipped: bool
 ) -> None:
-    """The published layouts, as their own trainer saves them on several GPUs and compiled."""
+    """Published layouts are loaded with the prefixes of DDP and torch.compile."""
 
     def save(state: State) -> Path:
         content = {"name": "run", "state_dict": prefixed(state, prefix)}

@@ -1,4 +1,4 @@
-"""What upstream and downstream batches hold, and bad examples."""
+"""Content of upstream and downstream batches, and bad examples."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_demo_pool_against_direct_reading() -> None:
 
 
 def demo_rows() -> dict[str, list[torch.Tensor]]:
-    """Embeddings of each caption, from the files themselves."""
+    """Read the embeddings of each caption from the files."""
     import numpy as np
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Score columns and embeddings land on the rows of their uids."""
+"""Score columns and embeddings are joined on the uid."""
 
 from __future__ import annotations
 

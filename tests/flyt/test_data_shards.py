@@ -1,4 +1,4 @@
-"""Tar shards: which there are, how they are drawn, and what happens to bad ones."""
+"""Listing, drawing and reading of tar shards, and bad shards."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_shards_with_nothing_to_use(tmp_path: Path) -> None:
 
 
 def test_a_tar_cut_anywhere_is_unreadable(tmp_path: Path) -> None:
-    """Inside a header or padding too, where tarfile stops without a word."""
+    """Truncation is found inside a header or padding too, where tarfile stops silently."""
     write_tar(tmp_path / "whole.tar", map(pair, range(3)))
     content = (tmp_path / "whole.tar").read_bytes()
     assert len(list(read_tar(str(tmp_path / "whole.tar")))) == 3
@@ -208,7 +208,7 @@ def test_a_tar_cut_anywhere_is_unreadable(tmp_path: Path) -> None:
 def test_a_compressed_tar_of_zeros_is_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packer: Any
 ) -> None:
-    """Members small enough, whose batch would fill the memory; images are no smaller packed."""
+    """A tar that is compressed too well to hold images is refused while it is unpacked."""
     monkeypatch.setattr(tar_samples, "_LARGEST", 1 << 14)
     zeros = [{**pair(number), "jpg": bytes(1 << 13)} for number in range(40)]
     path = tmp_path / "a.tar.packed"

@@ -1,4 +1,4 @@
-"""The same batches however they are read: processes, workers, epochs, and how workers end."""
+"""Batches do not depend on processes and workers; epochs; the end of workers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def batches(shards: list[str], settings: StreamSettings, steps: int = STEPS) -> list[UpstreamBatch]:
-    """Global batches: those of all ranks, one below the other."""
+    """Return global batches, the concatenation of those of all ranks."""
     found = []
     for rank in range(settings.world_size):
         own = replace(settings, rank=rank)

@@ -1,4 +1,4 @@
-"""The look-ahead step against PyTorch's optimizers, and its pull-back against autograd of it."""
+"""The look-ahead step against PyTorch's optimizers, and its pull-back against autograd."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def random_like_params(seed: int, scale: float = 1.0, dtype: torch.dtype = DOUBL
 
 
 def some_grads(seed: int) -> Tensors:
-    """With rows that never have a gradient, and one that does at times, as token tables have."""
+    """Make parameters with rows whose gradient is always or sometimes 0, as in token tables."""
     grads = random_like_params(seed, 0.3)
     grads["token_embedding.weight"][[1, 4]] = 0.0
     if seed % 2:
@@ -98,7 +98,7 @@ def test_which_parameters_decay() -> None:
 
 
 def test_decay_groups_are_those_of_a_real_model() -> None:
-    """open_clip's: not below two dimensions, not named bn, ln, bias or logit_scale."""
+    """Weight decay skips tensors below two dimensions and names with bn, ln, bias, logit_scale."""
     pytest.importorskip("open_clip")
     from tests.oracles.flyt_inputs import small_clip
 
@@ -148,7 +148,7 @@ def test_steps_are_pytorchs(kind: str) -> None:
 
 
 def test_sgds_decay_is_decoupled() -> None:
-    """As AdamW's; PyTorch's SGD would put it into the momentum."""
+    """Decay is decoupled as in AdamW; PyTorch's SGD adds it to the gradient."""
     params, grads = random_like_params(0), some_grads(1)
     plain, decayed = LookaheadSGD(0.9), LookaheadSGD(0.9, 0.1)
     state = warm_state(plain)
@@ -162,7 +162,7 @@ def test_sgds_decay_is_decoupled() -> None:
 @pytest.mark.parametrize("clipped", [False, True])
 @pytest.mark.parametrize("kind", list(OPTIMIZERS))
 def test_nothing_given_is_changed(kind: str, clipped: bool) -> None:
-    """Asking for a step twice gives it twice: the state advances by `next_state` alone."""
+    """Only `next_state` advances the state, so a repeated step has the same result."""
     optimizer = ClipGradNorm(OPTIMIZERS[kind], 0.1) if clipped else OPTIMIZERS[kind]
     params, grads, cotangents = random_like_params(0), some_grads(1), random_like_params(2)
     state = warm_state(optimizer)
@@ -191,7 +191,7 @@ def test_nothing_given_is_changed(kind: str, clipped: bool) -> None:
 @pytest.mark.parametrize("warm", [True, False], ids=["moments", "first_step"])
 @pytest.mark.parametrize("kind", list(OPTIMIZERS))
 def test_pull_back_is_autograd_of_the_step(kind: str, warm: bool, lr_scale: float) -> None:
-    """Through entries with g = s = 0 too, where a naive root gives NaN, which equals nothing."""
+    """The pull-back is right where g = s = 0, where autograd of a plain root gives NaN."""
     optimizer = OPTIMIZERS[kind]
     params, grads, cotangents = random_like_params(0), some_grads(21), random_like_params(2)
     state = warm_state(optimizer) if warm else optimizer.init(params)
@@ -208,7 +208,7 @@ def test_pull_back_is_autograd_of_the_step(kind: str, warm: bool, lr_scale: floa
 
 @pytest.mark.parametrize("kind", ["adamw", "other_adamw", "momentum"])
 def test_the_step_has_the_derivatives_of_its_values(kind: str) -> None:
-    """gradcheck, away from where AdamW has a kink: second moments well above 0."""
+    """gradcheck passes with second moments well above 0, away from AdamW's kink."""
     optimizer = OPTIMIZERS[kind]
     names = ["ln_final.weight", "logit_scale"]
     params = {name: random_like_params(0)[name] for name in names}
@@ -246,7 +246,7 @@ def test_the_derivative_at_zero_is_the_slope_there(steps_done: int) -> None:
 
 
 def test_first_step_in_float32_keeps_its_digits() -> None:
-    """Its slope is lr eps / (|g| + eps)²; as a difference of 1 / |g| and 1 / |g| it is noise."""
+    """The slope lr eps / (|g| + eps)² is not lost to rounding."""
     optimizer = LookaheadAdamW()
     sizes = torch.logspace(-7, 1, 200)
     grads = {"bias": sizes * torch.tensor([1.0, -1.0]).repeat(100)}
@@ -264,7 +264,7 @@ def test_first_step_in_float32_keeps_its_digits() -> None:
 @pytest.mark.parametrize("share", [0.05, 0.999, 1.001, 20.0])
 @pytest.mark.parametrize("kind", ["adamw", "momentum"])
 def test_clipping_is_pytorchs_and_its_pull_back_is_autograds(kind: str, share: float) -> None:
-    """`share` of the gradient's norm is let through: both sides of the threshold."""
+    """The clipped step and its pull-back are right on both sides of the threshold."""
     params, grads, cotangents = random_like_params(0), some_grads(21), random_like_params(2)
     size = math.sqrt(sum(float((grad**2).sum()) for grad in grads.values()))
     assert float(norm(grads)) == pytest.approx(size, rel=1e-14)

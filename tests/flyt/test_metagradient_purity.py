@@ -1,4 +1,4 @@
-"""What finding the gradient leaves alone: what it was given, later stages, memory, graphs."""
+"""The metagradient changes no argument, skips later stages, and bounds memory."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def _one_thread() -> Iterator[None]:
 
 
 def upstream_row(given: Problem, row: int, pixel: float) -> Problem:
-    """The problem with a pixel of one upstream image set."""
+    """Set a pixel of an upstream image of a problem."""
     images = given.upstream.images.clone()
     images[row, 0, 0, 0] = pixel
     return replace(given, upstream=Upstream(images, given.upstream.texts))
 
 
 def test_an_untouched_result_is_a_metagradient() -> None:
-    """What comes back has the shapes that are promised."""
+    """Check the documented shapes of the result."""
     given = problem()
     found = solve(given)
     assert isinstance(found, Metagradient)
@@ -148,7 +148,7 @@ def test_a_gradient_that_overflows_at_last_is_told(
 
 
 class Saved:
-    """Counts the bytes that graphs hold at a time, by hooks on what they save."""
+    """Counts the bytes that graphs hold at a time, by hooks on saved tensors."""
 
     def __init__(self) -> None:
         self.now = self.peak = self.number = 0
@@ -192,7 +192,7 @@ def test_the_tangent_keeps_no_graph(monkeypatch: pytest.MonkeyPatch, tangent: st
 
 
 def peak(batch: int, micro_batch_size: int | None, tangent: str = "exact") -> int:
-    """Numbers that graphs hold at a time in a whole call."""
+    """Return the largest number of entries that graphs hold at a time in a call."""
     given = problem(batch=batch)
     with Saved() as saved:
         assert solve(given, tangent, micro_batch_size).finite
@@ -202,7 +202,7 @@ def peak(batch: int, micro_batch_size: int | None, tangent: str = "exact") -> in
 
 @pytest.mark.parametrize("tangent", TANGENTS)
 def test_memory_does_not_grow_with_the_batch(tangent: str) -> None:
-    """With a micro-batch of 1 no more is held at B = 32 than at 8; with one of B, four times.
+    """Graphs hold as much at B = 32 as at 8 with micro-batches of 1, four times with all of B.
 
     But for what the losses hold, some [B, D] and [B, B].
     """

@@ -1,4 +1,4 @@
-"""Several ranks find what one process finds: for each loss, in micro-batches, with idle ranks."""
+"""Several ranks get the result of one process: each loss, micro-batches, idle ranks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FINITE = [name for name in cases() if name != "not_finite"]
 def test_ranks_find_what_one_process_finds(
     ranks: list[Everything], alone: Everything, name: str
 ) -> None:
-    """Losses and the gradient in a scalar are not multiplied by the number of ranks (D8)."""
+    """Losses and gradients of scalars are not multiplied by the number of ranks."""
     bound = DIFFERENCE_BOUNDS.get(name, BOUND)
     expected = alone[name]
     weights = torch.cat([found[name]["weight_gradient"] for found in ranks])
@@ -66,7 +66,7 @@ def test_the_temperature_is_among_the_cases(alone: Everything) -> None:
 
 @pytest.mark.parametrize("name", FINITE)
 def test_ranks_take_the_same_step_to_the_last_bit(ranks: list[Everything], name: str) -> None:
-    """Else their models drift apart."""
+    """All ranks step to the same parameters."""
     for found in ranks[1:]:
         for part in ("params", "grads", "upstream_loss", "downstream_loss", "temperature_gradient"):
             assert torch.equal(found[name][part], ranks[0][name][part]), part
@@ -79,7 +79,7 @@ def test_one_bad_image_makes_the_step_bad_on_all_ranks(ranks: list[Everything]) 
 
 
 def test_one_process_finds_what_the_oracle_finds(alone: Everything) -> None:
-    """The cases of this file, whose figures all ranks are held against."""
+    """The reference of the other tests in this file is itself right."""
     for name in FINITE:
         given, options = cases()[name]
         if name == "weight_zero":  # the formula as printed has no value there
@@ -94,7 +94,7 @@ def test_one_process_finds_what_the_oracle_finds(alone: Everything) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_messages(world_size: int, tmp_path: Any) -> None:
-    """Rows in the order of ranks, some of which have none; sums of any types and layouts."""
+    """Rows are in rank order, some ranks have none; sums keep dtypes and layouts."""
     for rank, found in enumerate(on_ranks(world_size, messages, tmp_path)):
         assert (int(found["rank"]), int(found["world_size"])) == (rank, world_size)
         for number in (8, 5, 3, 1):

@@ -1,4 +1,4 @@
-"""Table 7 of the paper, written out again, and each variation of its other tables as flags."""
+"""The presets against a copy of the paper's Table 7, and its other variations as flags."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ VARIATIONS = [
 
 @pytest.mark.parametrize(("preset", "flags"), VARIATIONS)
 def test_each_variation_of_the_paper_is_some_flags(preset: str, flags: str) -> None:
-    """And changes what they name, nothing else. `test_train` shows what each of them does."""
+    """The flags change the settings that they name, and no others."""
     words = flags.split()
     plain, varied = vars(parse("--preset", preset)), vars(parse("--preset", preset, *words))
     named = {word.removeprefix("--") for word in words if word.startswith("--")}

@@ -1,4 +1,4 @@
-"""Embeddings, pull-backs and tangents of a small CLIP against plain autograd through all rows."""
+"""Embeddings, pull-backs and tangents of a small CLIP model against autograd."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def direction_of(params: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def by_autograd(towers: Towers, inputs: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor]):
-    """Features and their pull-back."""
+    """Return features and their pull-back."""
     leaves = {name: param.clone().requires_grad_() for name, param in towers.params().items()}
     images, texts, _ = functional_call(towers.model, leaves, inputs)
     total = (images * gradients[0]).sum() + (texts * gradients[1]).sum()
@@ -82,7 +82,7 @@ def test_embeddings_and_pull_back(
 @pytest.mark.parametrize("micro_batch_size", MICRO_BATCHES)
 @pytest.mark.parametrize("method", TANGENTS)
 def test_tangents(inputs: tuple[Tensor, Tensor], method: str, micro_batch_size: int | None) -> None:
-    """<J v, c> = <v, J^T c> for each row's own c, where J^T c is autograd's."""
+    """<J v, c> = <v, J^T c> for each row, where J^T c is autograd's."""
     towers = Towers(small_clip(), micro_batch_size)
     params = towers.params()
     direction = direction_of(params)
@@ -104,7 +104,7 @@ def test_tangents(inputs: tuple[Tensor, Tensor], method: str, micro_batch_size: 
 
 @pytest.mark.parametrize("method", TANGENTS)
 def test_no_direction_and_no_rows(inputs: tuple[Tensor, Tensor], method: str) -> None:
-    """A learning rate of 0 makes v = 0; a rank may have no class prompt."""
+    """v = 0 (a learning rate of 0) gives tangents of 0; a rank may have no class prompt."""
     towers = Towers(small_clip(), 4)
     params, texts = towers.params(), inputs[1][:0]
     nowhere = {name: torch.zeros_like(param) for name, param in params.items()}
@@ -119,7 +119,7 @@ def test_no_direction_and_no_rows(inputs: tuple[Tensor, Tensor], method: str) ->
 
 
 def test_tangent_of_the_logit_scale() -> None:
-    """τ = exp(s), so τ' = τ v_s."""
+    """τ = exp(s) has the derivative τ v_s."""
     towers = Towers(small_clip())
     params = towers.params()
     direction = direction_of(params)
@@ -144,7 +144,7 @@ def test_frozen_parameters_stay_out(inputs: tuple[Tensor, Tensor]) -> None:
 
 
 def test_the_model_computes_as_in_evaluation(inputs: tuple[Tensor, Tensor]) -> None:
-    """Dropout of patches would make another function of each pass."""
+    """Patch dropout is off, since it would change f from pass to pass."""
     from open_clip import CLIP
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
@@ -161,7 +161,7 @@ def test_the_model_computes_as_in_evaluation(inputs: tuple[Tensor, Tensor]) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast(inputs: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
-    """Embeddings are rounded and come in float32; differences are taken between unrounded ones."""
+    """Under autocast, embeddings are rounded; differences use float32 passes."""
     model = small_clip(torch.float32)
     images, texts = inputs[0].float(), inputs[1]
     plain, rounding = Towers(model), Towers(model, autocast=dtype)

@@ -1,4 +1,4 @@
-"""What is wrong with what was given, in one sentence and exit code 2; and nothing is written."""
+"""Wrong input ends with one sentence and exit code 2, and no file is written."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, data: Data) -> Refused:
-    """The sentence of a run with these flags."""
+    """Return the message of a run with these flags."""
 
     def run(features: str = "scores", **changes: Any) -> str:
         output = tmp_path / "out"
@@ -119,7 +119,7 @@ def test_flags_of_an_extractor(refused: Refused, tmp_path: Path) -> None:
 def test_an_extractor_of_another_input(
     refused: Refused, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """Both models get the same images and tokens."""
+    """Extractor and reference model must take the same images and tokens."""
     path = tmp_path / f"flyt-test-other-{next(iter(changes))}.json"
     path.write_text(json.dumps(SMALL_MODEL | changes))
     assert "--extractor_model" in refused("images", extractor_model=path)
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_another_architecture(refused: Refused, tmp_path: Path) 
 
 
 def test_scores_that_are_not_there(refused: Refused, data: Data, tmp_path: Path) -> None:
-    """A table of half of the pool; and one with a hole."""
+    """Score tables with missing uids, and with a NaN, are refused."""
     uids = [uid_of(number) for number in range(runs.PAIRS)]
     scores = np.linspace(0, 1, runs.PAIRS)
     (tmp_path / "s").mkdir()
@@ -169,7 +169,7 @@ def test_no_npz(refused: Refused, data: Data, tmp_path: Path) -> None:
 def test_labels_out_of_range(
     refused: Refused, tmp_path: Path, labels: list[int], named: str
 ) -> None:
-    """Which is how a wrong number of class names is seen."""
+    """The message names the number of class names."""
     write_labels(tmp_path / "owls", ("cat", "dog", "owl"), labels)
     message = refused(downstream_dir=tmp_path / "owls", downstream_tasks=None)
     assert named in message
@@ -200,7 +200,7 @@ def test_tasks_that_are_not_whole(refused: Refused, data: Data, tmp_path: Path) 
 
 
 def broken_pool(folder: Path, bad: int, shards: int = 24) -> None:
-    """Each shard has eight of the pool's pairs, or is no tar."""
+    """Write shards with eight pairs of the pool each, or with no tar."""
     for number in range(shards):
         path = folder / f"{number:08d}.tar"
         pairs = [

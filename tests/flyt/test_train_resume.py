@@ -1,4 +1,4 @@
-"""Killed at any moment and resumed, a run ends with the bytes of one that was left alone."""
+"""A run that is killed at any moment and resumed gives the bytes of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 @pytest.fixture(scope="module")
 def whole(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbs."""
+    """Train without interruption."""
     output = tmp_path_factory.mktemp("whole") / "out"
     assert train(data.flags(output)) == 0
     return output
@@ -55,7 +55,7 @@ def kill() -> None:
 
 
 class KillAt:
-    """In place of a function: calls it, and ends the process in the middle of its n-th call."""
+    """Replaces a function, and kills the process in the middle of its n-th call."""
 
     def __init__(self, owner: Any, name: str, n: int, instead: Callable[..., object]) -> None:
         self.function, self.n, self.instead = getattr(owner, name), n, instead
@@ -102,7 +102,7 @@ def train_until(flags: Mapping[str, Any], moment: str) -> None:
 
 
 def check(output: Path, whole: Path) -> None:
-    """The same results, each step in the log once, and nothing left that a kill cut short."""
+    """Check that results are equal, the log has each step once, and no unfinished file is left."""
     assert not [path.name for path in output.iterdir() if path.name.startswith(".")]
     assert bytes_of(output) == bytes_of(whole)
     found, expected = metrics_of(output), metrics_of(whole)
@@ -113,7 +113,7 @@ def check(output: Path, whole: Path) -> None:
 
 
 def slow_unless(names: tuple[str, ...]) -> list[Any]:
-    """The moments as parameters; others than these are slow."""
+    """Return the moments as parameters; those not named are marked slow."""
     return [
         pytest.param(moment, marks=() if moment in names else pytest.mark.slow)
         for moment in MOMENTS
@@ -136,7 +136,7 @@ def test_killed_at(tmp_path: Path, data: Data, whole: Path, moment: str) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(11))
 def test_killed_at_random(tmp_path: Path, data: Data, whole: Path, seed: int) -> None:
-    """-9, from outside, a few times; it starts by --resume in a folder that is not there."""
+    """Runs are killed from outside several times; the first starts with --resume."""
     kill_at_random(tmp_path, data, whole, random.Random(seed), 6 if seed else 3)
 
 
@@ -223,7 +223,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], flags: Mapping[str, Any]) -> str:
-    """The sentence of a run that ends with exit code 2 and leaves all files alone."""
+    """Return the message of a run that ends with exit code 2 and changes no file."""
     folder = Path(flags["output_dir"])
     before = files(folder)
     capsys.readouterr()
@@ -267,7 +267,7 @@ def test_other_flags_are_named(
 
 
 def test_damaged_checkpoints(tmp_path: Path, whole: Path) -> None:
-    """Cut anywhere, one byte changed, noise, or another file: one sentence that names it."""
+    """Truncated files, noise and other files give one sentence that names the file."""
     content = (whole / "checkpoint.pt").read_bytes()
     rng = random.Random(0)
     damaged = [content[: int(share * len(content))] for share in (0, 1e-6, 1e-3, 0.5, 0.9999)]

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl, the terminal, TensorBoard, Weights & Biases."""
+"""The log of a run: metrics.jsonl, terminal, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_lines_every_so_often_and_at_the_end(
 
 
 def test_speed_is_that_since_the_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """16 pairs a step: one in 4 s after resuming, two in 1 s, two in 2 s, one in 1 s."""
+    """Speeds for 16 pairs per step: 1 step in 4 s after resuming, 2 in 1 s, 2 in 2 s, 1 in 1 s."""
     seconds = iter([0.0, 4.0, 5.0, 7.0, 8.0])
     monkeypatch.setattr("datacomp_flyt.flyt.training_log.time.perf_counter", lambda: next(seconds))
     with log_of(tmp_path, first=1) as log:
@@ -118,7 +118,7 @@ def test_tensorboard(tmp_path: Path, data: Data) -> None:
 
 
 class StandIn(types.ModuleType):
-    """For wandb: what is sent to it."""
+    """A stand-in for wandb that records its calls."""
 
     def __init__(self) -> None:
         super().__init__("wandb")

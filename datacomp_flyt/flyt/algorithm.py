@@ -14,7 +14,6 @@ features of the upstream rows, φ parameters of the scoring model, θ of the ref
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,22 +21,16 @@ from torch import Tensor, nn
 
 from datacomp_flyt.distributed.collectives import gather_rows, rows_of_rank, sum_over_ranks
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.flyt.algorithm_config import AlgorithmConfig, reference_optimizer
 from datacomp_flyt.flyt.data import DownstreamBatch, UpstreamBatch
 from datacomp_flyt.flyt.downstream_loss import (
     INITIAL_LOG_TEMPERATURE,
     CrossEntropy,
     DownstreamClipLoss,
 )
-from datacomp_flyt.flyt.lookahead_adamw import (
-    ClipGradNorm,
-    LookaheadAdamW,
-    LookaheadOptimizer,
-    LookaheadSGD,
-    OptimizerState,
-    decays,
-)
+from datacomp_flyt.flyt.lookahead_adamw import OptimizerState, decays
 from datacomp_flyt.flyt.metagradient import Downstream, Metagradient, weight_metagradient
-from datacomp_flyt.flyt.precision import PRECISIONS, Tangent
+from datacomp_flyt.flyt.precision import PRECISIONS
 from datacomp_flyt.flyt.prompts import Prompts
 from datacomp_flyt.flyt.schedule import learning_rate
 from datacomp_flyt.flyt.scoring_models import ScoringModel
@@ -46,32 +39,6 @@ from datacomp_flyt.flyt.towers import Embedding, Towers
 _FIRST_GRADIENT_SCALE = 2.0**16
 _MOST_SKIPPED = 100  # steps in a row; float16's gradient scale needs about 20 to settle
 _STEPS_TO_GROW = 2000  # finite steps after which float16's gradient scale doubles
-
-
-@dataclass(frozen=True)
-class AlgorithmConfig:
-    """The fields of `TrainingConfig` that Algorithm 1 depends on; see there."""
-
-    upstream_batch_size: int
-    downstream_batch_size: int
-    num_steps: int
-    warmup: int
-    schedule: str
-    reference_lr: float
-    scoring_lr: float
-    optimizer: str
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    scoring_weight_decay: float
-    grad_clip_norm: float | None
-    downstream_loss: str
-    precision: str
-    tangent: Tangent | None
-    difference_step: float | None
-    micro_batch_size: int | None
-    freeze_reference: bool
-    train_extractor: bool
 
 
 class Algorithm:
@@ -113,7 +80,7 @@ class Algorithm:
         self.towers = Towers(reference, config.micro_batch_size, precision.autocast)
         self.params = self.towers.params()
         self.device = next(iter(self.params.values())).device
-        self.optimizer = _reference_optimizer(config)
+        self.optimizer = reference_optimizer(config)
         self.state = self.optimizer.init(self.params)
         self.extractor = (
             None
@@ -370,14 +337,3 @@ class Algorithm:
         if self.extractor is None or not self.config.train_extractor:
             return {}
         return dict(self.extractor.model.state_dict())
-
-
-def _reference_optimizer(config: AlgorithmConfig) -> LookaheadOptimizer:
-    optimizer: LookaheadOptimizer
-    if config.optimizer == "sgd":
-        optimizer = LookaheadSGD(config.betas[0], config.weight_decay)
-    else:
-        optimizer = LookaheadAdamW(config.betas, config.eps, config.weight_decay)
-    if config.grad_clip_norm is not None:
-        optimizer = ClipGradNorm(optimizer, config.grad_clip_norm)
-    return optimizer

@@ -132,15 +132,7 @@ def weight_metagradient(
     """
     upstream = _upstream_gradient(towers, params, images, texts, log_weights)
     grads, local_rows = upstream.grads, rows_of_rank(len(log_weights))
-    result = Metagradient(
-        weight_gradient=torch.full_like(log_weights[local_rows], torch.nan),
-        params=params,
-        grads=grads,
-        upstream_loss=upstream.loss,
-        downstream_loss=torch.full_like(upstream.loss, torch.nan),
-        logit_scale_gradient=torch.zeros_like(upstream.loss),
-        finite=False,
-    )
+    result = _not_finite(upstream, params, log_weights[local_rows])
     if not _is_finite(grads, upstream.loss):
         return result
     stepped = {k: p.detach() for k, p in optimizer.step(params, grads, state, lr).items()}
@@ -150,8 +142,6 @@ def weight_metagradient(
     del cotangents  # as large as θ
     if not _is_finite(direction, downstream_loss):
         return result
-    if tangent != "exact":
-        _drop_unused_entries(direction, grads)
     gradient = _gradient_along(
         direction, upstream, towers, params, images, texts, log_weights,
         tangent=tangent, difference_step=difference_step,
@@ -204,6 +194,19 @@ def _upstream_gradient(
     return _Upstream(loss, grads, embedding.features, features, scale.detach())
 
 
+def _not_finite(upstream: _Upstream, params: Tensors, local_log_weights: Tensor) -> Metagradient:
+    """Make the result if g is not finite: no step and no gradient."""
+    return Metagradient(
+        weight_gradient=torch.full_like(local_log_weights, torch.nan),
+        params=params,
+        grads=upstream.grads,
+        upstream_loss=upstream.loss,
+        downstream_loss=torch.full_like(upstream.loss, torch.nan),
+        logit_scale_gradient=torch.zeros_like(upstream.loss),
+        finite=False,
+    )
+
+
 def _downstream_gradient(
     towers: Towers, params: Tensors, downstream: Downstream
 ) -> tuple[Tensor, Tensors, Tensor]:
@@ -232,8 +235,10 @@ def _gradient_along(
     tangent: Tangent,
     difference_step: float | None,
 ) -> Tensor:
-    """Compute stage 4: ∂<g, v>/∂w for the rows of all ranks [B]; `direction` is v."""
+    """Compute stage 4: ∂<g, v>/∂w for the rows of all ranks [B]; `direction` is v, and is modified."""
     num_rows = len(log_weights)
+    if tangent != "exact":
+        _drop_unused_entries(direction, upstream.grads)
     dtype = next(iter(params.values())).dtype
     step = difference_step or DIFFERENCE_STEPS.get((tangent, dtype), torch.nan)
     image_tangents, text_tangents = towers.tangent(

@@ -21,7 +21,8 @@ from datacomp_flyt.distributed.collectives import rank_and_world_size
 from datacomp_flyt.distributed.torchrun_ranks import torchrun_environment
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.locks import lock_outputs
-from datacomp_flyt.flyt.algorithm import Algorithm, AlgorithmConfig
+from datacomp_flyt.flyt.algorithm import Algorithm
+from datacomp_flyt.flyt.algorithm_config import AlgorithmConfig
 from datacomp_flyt.flyt.checkpoint import NAME
 from datacomp_flyt.flyt.data import downstream_loader, upstream_loader
 from datacomp_flyt.flyt.downstream_tasks import DownstreamTask, open_tasks

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datacomp_flyt.flyt.algorithm import Algorithm, AlgorithmConfig
+from datacomp_flyt.flyt.algorithm import Algorithm
+from datacomp_flyt.flyt.algorithm_config import AlgorithmConfig
 from datacomp_flyt.flyt.data import DownstreamBatch, UpstreamBatch
 from datacomp_flyt.flyt.scoring_models import GluHead, MixingModel, ScoringModel
 from tests.oracles.flyt_inputs import (

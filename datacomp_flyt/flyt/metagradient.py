@@ -235,7 +235,7 @@ def _gradient_along(
     tangent: Tangent,
     difference_step: float | None,
 ) -> Tensor:
-    """Compute stage 4: ∂<g, v>/∂w for the rows of all ranks [B]; `direction` is v, and is modified."""
+    """Compute stage 4: ∂<g, v>/∂w for all rows [B]; `direction` is v, and may be modified."""
     num_rows = len(log_weights)
     if tangent != "exact":
         _drop_unused_entries(direction, upstream.grads)

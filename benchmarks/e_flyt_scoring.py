@@ -51,10 +51,12 @@ def make_pool(folder: Path, kind: str, args: argparse.Namespace) -> None:
             old.unlink()
         rng = np.random.default_rng(args.seed)
         uids = rng.integers(0, 2**64 - 1, 2 * args.rows, np.uint64, endpoint=True).view(UID_DTYPE)
-        for number, part in enumerate(np.array_split(uids, args.shards)):
-            pq.write_table(pa.table({"uid": encode_uids(part)}), folder / f"{number:08d}.parquet")
+        for shard_index, part in enumerate(np.array_split(uids, args.shards)):
+            pq.write_table(
+                pa.table({"uid": encode_uids(part)}), folder / f"{shard_index:08d}.parquet"
+            )
             arrays = {name: _unit_rows(len(part), _WIDTH // 2, rng) for name in _ARRAYS}
-            _SAVE[kind](folder / f"{number:08d}.npz", **arrays)
+            _SAVE[kind](folder / f"{shard_index:08d}.npz", **arrays)
         done.write_text(json.dumps(made_from))
     for path in folder.glob("*.npz"):
         path.read_bytes()
@@ -97,8 +99,8 @@ def plain_scores(head: GluHead, pool: Pool) -> NDArray[np.float32]:
 def read_all(pool: Pool, num_workers: int) -> None:
     """Read and normalise embeddings without scoring them."""
 
-    def read(number: int) -> int:
-        return sum(len(block) for block in iter_embeddings(pool.shards[number], _ARRAYS))
+    def read(shard_index: int) -> int:
+        return sum(len(block) for block in iter_embeddings(pool.shards[shard_index], _ARRAYS))
 
     map_threads(read, range(len(pool.shards)), num_workers)
 
@@ -134,18 +136,18 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
         "plain": lambda: plain_scores(head, pool),
     }
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    found: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     memory = {name: PeakMemory() for name in jobs}
     peaks = [peak_gflops(args.seed)]
     for repeat in range(args.repeats):
         for name, job in jobs.items():
             say(f"{kind}: {name}, run {repeat + 1} of {args.repeats}")
             with memory[name]:
-                took, found[name] = _timed(job)
+                took, outputs[name] = _timed(job)
             seconds[name].append(took)
             peaks.append(peak_gflops(args.seed))
-    wide = float(np.std(found["plain"], dtype=np.float64))
-    difference = float(np.abs(found["ours"] - found["plain"]).max())
+    wide = float(np.std(outputs["plain"], dtype=np.float64))
+    difference = float(np.abs(outputs["ours"] - outputs["plain"]).max())
     if not difference < 1e-3 * wide:
         raise SystemExit(f"scores differ by {difference} from plain NumPy's, spread {wide}")
     middle = {name: median(every) for name, every in seconds.items()}

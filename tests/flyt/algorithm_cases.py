@@ -59,7 +59,7 @@ class FixedPrompts:
         return list(self.class_counts)
 
     @property
-    def number(self) -> int:
+    def num_classes(self) -> int:
         return sum(self.class_counts)
 
     @property

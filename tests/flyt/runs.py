@@ -113,11 +113,11 @@ def make_data(folder: Path) -> Data:
     )
     pairs = [
         {
-            "jpg": noise_image(number),
-            "txt": " ".join(words[number]).encode(),
-            "json": json.dumps({"uid": uid_of(number)}).encode(),
+            "jpg": noise_image(index),
+            "txt": " ".join(words[index]).encode(),
+            "json": json.dumps({"uid": uid_of(index)}).encode(),
         }
-        for number in range(PAIRS)
+        for index in range(PAIRS)
     ]
     for shard in range(PAIRS // ROWS):
         rows = pairs[shard * ROWS : (shard + 1) * ROWS]
@@ -135,7 +135,7 @@ def write_metadata(folder: Path) -> None:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
     for part in range(2):
-        uids = [uid_of(number) for number in range(part, PAIRS, 2)]
+        uids = [uid_of(index) for index in range(part, PAIRS, 2)]
         means = dict(zip(COLUMNS, (0.3, 0.2), strict=True))
         scores = {name: rng.normal(mean, 0.05, len(uids)) for name, mean in means.items()}
         write_parquet(folder / f"{part:032x}.parquet", {"uid": uids, **scores})
@@ -154,13 +154,11 @@ def write_labels(
     for shard in range(2):
         samples = [
             {
-                "jpg": noise_image(1000 + number),
-                "cls": str(
-                    number % len(class_names) if labels is None else labels[number]
-                ).encode(),
-                "txt": f"picture of {class_names[number % len(class_names)]}".encode(),
+                "jpg": noise_image(1000 + index),
+                "cls": str(index % len(class_names) if labels is None else labels[index]).encode(),
+                "txt": f"picture of {class_names[index % len(class_names)]}".encode(),
             }
-            for number in range(shard * rows // 2, (shard + 1) * rows // 2)
+            for index in range(shard * rows // 2, (shard + 1) * rows // 2)
         ]
         write_tar(folder / f"{shard:05d}.tar", samples)
     (folder / "classnames.txt").write_text("\n".join(class_names) + "\n")
@@ -203,15 +201,15 @@ def exit_code(function: Callable[[], object]) -> int:
 
 def tensors_of(output: Path) -> dict[str, Tensor]:
     """Read the scoring model, the reference model and the trained extractor of a run."""
-    found = {
+    actual = {
         f"scoring/{name}": torch.from_numpy(value)
         for name, value in load_file(output / "scoring_model.safetensors").items()
     }
     for name in ("reference_model", "extractor"):
         if (output / f"{name}.pt").exists():
             state = torch.load(output / f"{name}.pt", weights_only=True)
-            found |= {f"{name}/{key}": value for key, value in state.items()}
-    return found
+            actual |= {f"{name}/{key}": value for key, value in state.items()}
+    return actual
 
 
 def bytes_of(output: Path) -> dict[str, bytes]:

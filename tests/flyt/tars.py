@@ -21,8 +21,8 @@ from datacomp_flyt.flyt.uid_features import UidFeatures
 Sample = Mapping[str, bytes]
 
 
-def uid_of(number: int) -> str:
-    return hashlib.md5(f"tar {number}".encode()).hexdigest()
+def uid_of(index: int) -> str:
+    return hashlib.md5(f"tar {index}".encode()).hexdigest()
 
 
 def jpg(shade: int = 100, size: int = 10, kind: str = "JPEG") -> bytes:
@@ -31,12 +31,12 @@ def jpg(shade: int = 100, size: int = 10, kind: str = "JPEG") -> bytes:
     return file.getvalue()
 
 
-def pair(number: int) -> dict[str, bytes]:
+def pair(index: int) -> dict[str, bytes]:
     """Make upstream example `number`, whose caption and shade identify it."""
     return {
-        "jpg": jpg(number % 250),
-        "txt": f"caption {number}".encode(),
-        "json": json.dumps({"uid": uid_of(number), "key": "other"}).encode(),
+        "jpg": jpg(index % 250),
+        "txt": f"caption {index}".encode(),
+        "json": json.dumps({"uid": uid_of(index), "key": "other"}).encode(),
     }
 
 
@@ -75,9 +75,9 @@ def write_task(
             {
                 "jpg": jpg(),
                 label_name: str(label).encode(),
-                "txt": f"caption {start + number}".encode(),
+                "txt": f"caption {start + index}".encode(),
             }
-            for number, label in enumerate(labels[start : start + rows])
+            for index, label in enumerate(labels[start : start + rows])
         ]
         write_tar(folder / f"{start:04d}.tar", samples)
     folder.mkdir(parents=True, exist_ok=True)

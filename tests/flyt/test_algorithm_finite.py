@@ -104,8 +104,8 @@ def test_float16_finds_a_scale_at_which_gradients_fit() -> None:
     algorithm.towers.gradient_scale = 2.0**40
     batch = batches_of(case, 0, torch.float32).local(False)
     start = {name: value.clone() for name, value in algorithm.params.items()}
-    for number in range(60):
-        if algorithm.step(min(number, 3), *batch)["skipped_steps"] == number:
+    for index in range(60):
+        if algorithm.step(min(index, 3), *batch)["skipped_steps"] == index:
             break
     assert 0 < algorithm.num_skipped < 40
     assert algorithm.towers.gradient_scale == 2.0 ** (40 - algorithm.num_skipped)
@@ -117,8 +117,8 @@ def test_16_bits_are_near_32(precision: str) -> None:
     """Compare the scoring model's gradient in the fourth step; rounding dominates the first."""
     plain = make_algorithm(Case({"tangent": None}), torch.float32)
     rounded = make_algorithm(Case({"precision": precision, "tangent": None}), torch.float32)
-    for number in range(3):
-        plain.step(number, *batches_of(CASES["M-FLYT"], number, torch.float32).local(False))
+    for index in range(3):
+        plain.step(index, *batches_of(CASES["M-FLYT"], index, torch.float32).local(False))
     rounded.load_state_dict({**copy.deepcopy(plain.state_dict()), "gradient_scale": 256.0})
     gradients = []
     for algorithm in (plain, rounded):
@@ -152,8 +152,8 @@ def test_a_hundred_lost_steps_in_a_row_end_training() -> None:
     algorithm = make_algorithm(case)
     good, (up, down) = batches_of(case, 0).local(False), batches_of(case, 0).local(False)
     up.images[0] = math.nan
-    for number in range(60):
-        algorithm.step(number, up, down)
+    for index in range(60):
+        algorithm.step(index, up, down)
     algorithm.step(60, *good)
     for _ in range(99):
         algorithm.step(61, up, down)

@@ -46,8 +46,8 @@ def load(config: Path | str, init: str | Path | None = "random", seed: int = 0) 
 
 
 def same(model: nn.Module, state: State) -> bool:
-    found = model.state_dict()
-    return found.keys() == state.keys() and all(torch.equal(found[k], state[k]) for k in state)
+    actual = model.state_dict()
+    return actual.keys() == state.keys() and all(torch.equal(actual[k], state[k]) for k in state)
 
 
 def test_random_weights_depend_on_the_seed_alone(config: Path) -> None:
@@ -64,12 +64,12 @@ def test_random_weights_depend_on_the_seed_alone(config: Path) -> None:
 
 
 def test_a_model_comes_with_what_makes_its_inputs(config: Path) -> None:
-    found = load(config)
-    image = found.transform(Image.new("RGB", (50, 40), (255, 0, 0)))
-    tokens = found.tokenize(["a red picture", "another"])
+    actual = load(config)
+    image = actual.transform(Image.new("RGB", (50, 40), (255, 0, 0)))
+    tokens = actual.tokenize(["a red picture", "another"])
     assert image.shape == (3, 32, 32)
     assert tokens.shape == (2, 12)
-    features = found.model(image[None], tokens)
+    features = actual.model(image[None], tokens)
     assert features[0].shape == (1, 16)
     assert features[1].shape == (2, 16)
     red = torch.tensor([1.0, 0.0, 0.0])

@@ -152,10 +152,10 @@ def test_sgds_decay_is_decoupled() -> None:
     params, grads = random_like_params(0), some_grads(1)
     plain, decayed = LookaheadSGD(0.9), LookaheadSGD(0.9, 0.1)
     state = warm_state(plain)
-    without, found = (o.step(params, grads, state, LR) for o in (plain, decayed))
+    without, actual = (o.step(params, grads, state, LR) for o in (plain, decayed))
     for name, param in params.items():
         shrunk = without[name] - (LR * 0.1 * param if name in DECAYED else 0.0)
-        torch.testing.assert_close(found[name], shrunk, rtol=1e-13, atol=1e-15)
+        torch.testing.assert_close(actual[name], shrunk, rtol=1e-13, atol=1e-15)
     assert_same(plain.next_state(grads, state).first, decayed.next_state(grads, state).first, 0)
 
 
@@ -200,10 +200,10 @@ def test_pull_back_is_autograd_of_the_step(kind: str, warm: bool, lr_scale: floa
         unseen = (state.second[table] == 0) & (grads[table] == 0)
         assert unseen.any(1).tolist() == [False, True, False, False, True, False]
     expected = pull_back_by_autograd(optimizer, params, grads, state, cotangents)
-    found = optimizer.pull_back(grads, state, LR * lr_scale, cotangents)
+    actual = optimizer.pull_back(grads, state, LR * lr_scale, cotangents)
     # where m = s = 0 autograd's terms cancel down to eps: its own error is larger there
     rtol = 1e-12 if warm or "adamw" not in kind else 1e-8
-    assert_same(found, {name: lr_scale * value for name, value in expected.items()}, rtol)
+    assert_same(actual, {name: lr_scale * value for name, value in expected.items()}, rtol)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "other_adamw", "momentum"])
@@ -232,15 +232,15 @@ def test_the_derivative_at_zero_is_the_slope_there(steps_done: int) -> None:
     zero = {"bias": torch.zeros(1, dtype=DOUBLE)}
     state = OptimizerState(steps_done, dict(zero), dict(zero))
     one = {"bias": torch.ones(1, dtype=DOUBLE)}
-    (found,) = optimizer.pull_back(zero, state, LR, one).values()
+    (actual,) = optimizer.pull_back(zero, state, LR, one).values()
     h = 1e-13  # far below eps
     ahead, behind = (
         optimizer.step(zero, {"bias": torch.full((1,), side * h, dtype=DOUBLE)}, state, LR)["bias"]
         for side in (1, -1)
     )
-    torch.testing.assert_close(found, (ahead - behind) / (2 * h), rtol=2e-6, atol=0)
+    torch.testing.assert_close(actual, (ahead - behind) / (2 * h), rtol=2e-6, atol=0)
     torch.testing.assert_close(
-        found, torch.full_like(found, -LR * 0.1 / (1 - 0.9 ** (steps_done + 1)) / 1e-6)
+        actual, torch.full_like(actual, -LR * 0.1 / (1 - 0.9 ** (steps_done + 1)) / 1e-6)
     )
     assert torch.equal(optimizer.step(zero, zero, state, LR)["bias"], zero["bias"])
 
@@ -254,7 +254,7 @@ def test_first_step_in_float32_keeps_its_digits() -> None:
     ours = optimizer.pull_back(grads, state, LR, ones)["bias"]
     by_autograd = pull_back_by_autograd(optimizer, grads, grads, state, ones)["bias"]
     exact = -LR * optimizer.eps / (sizes.double() + optimizer.eps) ** 2
-    our_errors, other_errors = ((found / exact - 1).abs() for found in (ours, by_autograd))
+    our_errors, other_errors = ((actual / exact - 1).abs() for actual in (ours, by_autograd))
     assert our_errors.max() < 1e-5 < 1e-3 < other_errors.max()
 
 
@@ -278,9 +278,9 @@ def test_clipping_is_pytorchs_and_its_pull_back_is_autograds(kind: str, share: f
     torch.nn.utils.clip_grad_norm_(leaves, share * size)
     clipped = {name: leaf.grad for name, leaf in zip(grads, leaves, strict=True)}
     # PyTorch divides by |g| + 1e-6
-    found = optimizer.step(params, grads, state, LR), optimizer.next_state(grads, state).first
+    actual = optimizer.step(params, grads, state, LR), optimizer.next_state(grads, state).first
     expected = inner.step(params, clipped, state, LR), inner.next_state(clipped, state).first
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         assert_same(one, other, 1e-5, 1e-6)
 
     by_autograd = pull_back_by_autograd(optimizer, params, grads, state, cotangents)
@@ -295,6 +295,6 @@ def test_clipping_a_gradient_of_zero() -> None:
     inner = LookaheadAdamW()
     optimizer = ClipGradNorm(inner, 1.0)
     state = optimizer.init(params)
-    found = optimizer.pull_back(zero, state, LR, params)
+    actual = optimizer.pull_back(zero, state, LR, params)
     assert_same(optimizer.step(params, zero, state, LR), inner.step(params, zero, state, LR), 0)
-    assert all(value.isfinite().all() for value in found.values())
+    assert all(value.isfinite().all() for value in actual.values())

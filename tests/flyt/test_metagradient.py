@@ -86,11 +86,11 @@ def test_words_that_the_upstream_batch_lacks(tangent: str) -> None:
     assert (lacking & unseen & asked).any()
     others = flat({**theirs.cotangent, table: theirs.cotangent[table][~lacking]})
     assert theirs.cotangent[table][lacking].abs().max() > 100 * others.abs().max()
-    found = solve(given, tangent, dtype=torch.float32).weight_gradient
+    actual = solve(given, tangent, dtype=torch.float32).weight_gradient
     # an entry is the product of v and an example's gradient, of as many terms as parameters
     products = others.norm() * flat(theirs.upstream_gradient).norm() / theirs.weight_gradient.norm()
     bound = BOUNDS_32[tangent] + float_bound("float32", float(products), others.numel())
-    assert relative_error(found, theirs.weight_gradient) < bound
+    assert relative_error(actual, theirs.weight_gradient) < bound
 
 
 @pytest.mark.parametrize("share", [0.3, 3.0])
@@ -197,9 +197,9 @@ def test_slope_along_a_random_direction_of_weights(loss: str) -> None:
 
     h = 3e-5
     near, far = loss_at(h) - loss_at(-h), loss_at(2 * h) - loss_at(-2 * h)
-    found = float(solve(given).weight_gradient @ direction)
-    assert found == pytest.approx((8 * near - far) / (12 * h), rel=1e-5)
-    assert found == pytest.approx(given.slope(direction), rel=1e-5)
+    actual = float(solve(given).weight_gradient @ direction)
+    assert actual == pytest.approx((8 * near - far) / (12 * h), rel=1e-5)
+    assert actual == pytest.approx(given.slope(direction), rel=1e-5)
 
 
 # ------------------------------------------------------------------------------- precision
@@ -213,7 +213,7 @@ def errors_in(precision: str, tangent: str, warm: bool) -> dict[str, float]:
     errors = {}
     for loss in LOSSES:
         given = problem(loss, warm=warm)
-        found = solve(
+        actual = solve(
             given,
             tangent,
             4,
@@ -221,9 +221,9 @@ def errors_in(precision: str, tangent: str, warm: bool) -> dict[str, float]:
             autocast=settings.autocast,
             gradient_scale=256.0 if settings.scale_gradients else 1.0,
         )
-        assert found.finite
-        assert found.weight_gradient.dtype == torch.float32
-        errors[loss] = relative_error(found.weight_gradient, brute_force(given).weight_gradient)
+        assert actual.finite
+        assert actual.weight_gradient.dtype == torch.float32
+        errors[loss] = relative_error(actual.weight_gradient, brute_force(given).weight_gradient)
     print(precision, tangent, warm, {loss: f"{error:.1e}" for loss, error in errors.items()})
     return errors
 

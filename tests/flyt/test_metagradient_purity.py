@@ -48,12 +48,12 @@ def upstream_row(given: Problem, row: int, pixel: float) -> Problem:
 def test_an_untouched_result_is_a_metagradient() -> None:
     """Check the documented shapes of the result."""
     given = problem()
-    found = solve(given)
-    assert isinstance(found, Metagradient)
-    assert found.weight_gradient.shape == (8,)
-    scalars = (found.upstream_loss, found.downstream_loss, found.logit_scale_gradient)
+    actual = solve(given)
+    assert isinstance(actual, Metagradient)
+    assert actual.weight_gradient.shape == (8,)
+    scalars = (actual.upstream_loss, actual.downstream_loss, actual.logit_scale_gradient)
     assert [tuple(scalar.shape) for scalar in scalars] == [(), (), ()]
-    assert found.params.keys() == found.grads.keys() == given.params.keys()
+    assert actual.params.keys() == actual.grads.keys() == given.params.keys()
 
 
 # --------------------------------------------------------------------- nothing else happens
@@ -85,15 +85,15 @@ def test_nothing_given_is_changed(tangent: str, pixel: float) -> None:
     model = arguments["towers"].model
     held = tensors_in(arguments) + list(model.parameters())
     before = [(tensor.clone(), tensor.requires_grad, tensor._version) for tensor in held]
-    found = solve(given, tangent, **arguments)
-    assert found.finite == (pixel == 1.0)
+    actual = solve(given, tangent, **arguments)
+    assert actual.finite == (pixel == 1.0)
     for tensor, (value, requires_grad, version) in zip(held, before, strict=True):
         assert torch.equal(tensor.nan_to_num(), value.nan_to_num())
         assert (tensor.requires_grad, tensor._version) == (requires_grad, version)
         assert tensor.grad is None
-    assert not any(tensor.requires_grad for tensor in tensors_in(found))
-    new = {tensor.data_ptr() for tensor in found.params.values()}
-    assert found.finite == new.isdisjoint(tensor.data_ptr() for tensor in held)
+    assert not any(tensor.requires_grad for tensor in tensors_in(actual))
+    new = {tensor.data_ptr() for tensor in actual.params.values()}
+    assert actual.finite == new.isdisjoint(tensor.data_ptr() for tensor in held)
 
 
 def refuse(*args: Any, **kwargs: Any) -> Any:
@@ -109,10 +109,10 @@ def test_a_bad_upstream_image_stops_before_the_step(
     monkeypatch.setattr(LookaheadAdamW, "next_state", refuse)
     monkeypatch.setattr(Towers, "tangent", refuse)
     given = upstream_row(problem(), 3, value)
-    found = solve(given)
-    assert not found.finite
-    assert found.weight_gradient.shape == (8,)
-    assert all(torch.equal(found.params[name], param) for name, param in given.params.items())
+    actual = solve(given)
+    assert not actual.finite
+    assert actual.weight_gradient.shape == (8,)
+    assert all(torch.equal(actual.params[name], param) for name, param in given.params.items())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -124,10 +124,10 @@ def test_a_bad_downstream_image_stops_before_the_tangent(
     given = problem()
     images = given.downstream.images.clone()
     images[1, 2, 3, 4] = value
-    found = solve(replace(given, downstream=replace(given.downstream, images=images)))
-    assert not found.finite
-    assert float(found.upstream_loss) == pytest.approx(float(brute_force(given).upstream_loss))
-    assert not found.downstream_loss.isfinite()
+    actual = solve(replace(given, downstream=replace(given.downstream, images=images)))
+    assert not actual.finite
+    assert float(actual.upstream_loss) == pytest.approx(float(brute_force(given).upstream_loss))
+    assert not actual.downstream_loss.isfinite()
 
 
 @pytest.mark.parametrize("tangent", TANGENTS)
@@ -151,7 +151,7 @@ class Saved:
     """Counts the bytes that graphs hold at a time, by hooks on saved tensors."""
 
     def __init__(self) -> None:
-        self.now = self.peak = self.number = 0
+        self.now = self.peak = self.count = 0
 
     def __enter__(self) -> Saved:
         self._hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: Held(self, t), Held.take)
@@ -165,7 +165,7 @@ class Saved:
 class Held:
     def __init__(self, saved: Saved, tensor: Tensor) -> None:
         self.saved, self.tensor, self.size = saved, tensor.detach(), tensor.numel()
-        saved.number += 1
+        saved.count += 1
         saved.now += self.size
         saved.peak = max(saved.peak, saved.now)
 
@@ -182,9 +182,9 @@ def test_the_tangent_keeps_no_graph(monkeypatch: pytest.MonkeyPatch, tangent: st
 
     def counted(*args: Any) -> tuple[Tensor, Tensor]:
         with Saved() as saved:
-            found = plain(*args)
-        counts.append(saved.number)
-        return found
+            actual = plain(*args)
+        counts.append(saved.count)
+        return actual
 
     monkeypatch.setattr(Towers, "tangent", counted)
     assert solve(problem(), tangent, 4).finite
@@ -222,16 +222,16 @@ def test_nothing_is_differentiated_twice(
     def once(*args: Any, **kwargs: Any) -> Any:
         assert len(args) < 5
         assert not kwargs.get("create_graph")
-        found = plain(*args, **kwargs)
-        assert not any(part is not None and part.requires_grad for part in found)
-        calls.append(found)
-        return found
+        actual = plain(*args, **kwargs)
+        assert not any(part is not None and part.requires_grad for part in actual)
+        calls.append(actual)
+        return actual
 
     monkeypatch.setattr(torch.autograd, "grad", once)
     monkeypatch.setattr(torch.autograd, "backward", refuse)
     monkeypatch.setattr(Tensor, "backward", refuse)
     for name in ("grad", "vjp", "vmap", "jacrev", "hessian", "grad_and_value"):
         monkeypatch.setattr(torch.func, name, refuse)
-    found = solve(problem(), tangent, micro_batch_size)
-    assert found.finite
+    actual = solve(problem(), tangent, micro_batch_size)
+    assert actual.finite
     assert calls

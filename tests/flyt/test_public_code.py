@@ -138,14 +138,14 @@ def test_public_code_agrees_with_the_oracle(compared: Compared) -> None:
 def test_public_code_agrees_with_ours(compared: Compared, dtype: torch.dtype) -> None:
     """Compute the metagradient with exact tangents, in micro-batches."""
     problem = compared.problem
-    found = solve(problem, "exact", 5, dtype)
+    actual = solve(problem, "exact", 5, dtype)
     ours = {
-        "upstream_loss": found.upstream_loss,
-        "downstream_loss": found.downstream_loss,
-        "weight_gradient": found.weight_gradient,
+        "upstream_loss": actual.upstream_loss,
+        "downstream_loss": actual.downstream_loss,
+        "weight_gradient": actual.weight_gradient,
     }
     log_temperature = problem.downstream.log_temperature
     if log_temperature is not None:
-        ours["temperature_gradient"] = found.logit_scale_gradient * log_temperature.exp()
+        ours["temperature_gradient"] = actual.logit_scale_gradient * log_temperature.exp()
     ours = {name: value.double() for name, value in ours.items()}
-    assert_same_step(compared, ours, found.grads, found.params)
+    assert_same_step(compared, ours, actual.grads, actual.params)

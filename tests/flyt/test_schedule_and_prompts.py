@@ -109,13 +109,13 @@ def test_templates_are_uniform_and_independent_between_classes() -> None:
     """Template counts of 4,000 steps are within five standard deviations."""
     made, steps = prompts(), 4000
     drawn = [read(made.of_step(step, range(NUMBER))) for step in range(steps)]
-    for number, templates in enumerate([4, 4, 4, 2, 2]):
-        counts = Counter(texts[number] for texts in drawn)
+    for index, templates in enumerate([4, 4, 4, 2, 2]):
+        counts = Counter(texts[index] for texts in drawn)
         assert len(counts) == templates
         p = 1 / templates
         deviation = (steps * p * (1 - p)) ** 0.5
         assert all(abs(count - steps * p) < 5 * deviation for count in counts.values())
-    cats, dogs = ([texts[number][:2] for texts in drawn] for number in (0, 1))
+    cats, dogs = ([texts[index][:2] for texts in drawn] for index in (0, 1))
     together = Counter(zip(cats, dogs, strict=True))
     deviation = (steps / 16 * 15 / 16) ** 0.5
     assert len(together) == 16

@@ -28,8 +28,8 @@ MEANS, STDS = (0.0, 1000.0, -3.0), (1e-3, 2.0, 50.0)
 def raw_scores(columns: int = 3, rows: int = 50) -> Tensor:
     """Make float32 columns; the mean of the second is far larger than its deviation."""
     rng = np.random.default_rng(0)
-    means = [MEANS[number % 3] for number in range(columns)]
-    stds = [STDS[number % 3] for number in range(columns)]
+    means = [MEANS[index % 3] for index in range(columns)]
+    stds = [STDS[index % 3] for index in range(columns)]
     return torch.from_numpy(rng.normal(means, stds, (rows, columns)).astype(np.float32))
 
 
@@ -226,10 +226,10 @@ def test_the_cosine_start_without_noise_is_the_specified_one() -> None:
     pairs = torch.cat([torch.nn.functional.normalize(part) for part in (image, text)], 1)
     layer = GluLayer(6, 6, 1).double()
     scoring_models._start_at_cosine(layer, noise=0.0)
-    found = layer(pairs)[:, 0].tolist()
-    assert found == pytest.approx([0.94865151, 0.8, 0.98361495, 0.23969502], abs=5e-9)
+    actual = layer(pairs)[:, 0].tolist()
+    assert actual == pytest.approx([0.94865151, 0.8, 0.98361495, 0.23969502], abs=5e-9)
     tensors = cosine_start(3)
-    assert found == pytest.approx([glu_score(tensors, row) for row in pairs.tolist()], abs=1e-12)
+    assert actual == pytest.approx([glu_score(tensors, row) for row in pairs.tolist()], abs=1e-12)
 
 
 def test_a_cosine_start_is_near_the_cosine() -> None:

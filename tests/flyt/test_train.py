@@ -59,8 +59,8 @@ def initial(data: Data) -> dict[str, Tensor]:
 
 
 def part(output: Path, which: str) -> dict[str, Tensor]:
-    found = tensors_of(output)
-    return {k.removeprefix(f"{which}/"): v for k, v in found.items() if k.startswith(which)}
+    actual = tensors_of(output)
+    return {k.removeprefix(f"{which}/"): v for k, v in actual.items() if k.startswith(which)}
 
 
 def moved(output: Path, initial: dict[str, Tensor]) -> dict[str, float]:
@@ -169,8 +169,8 @@ def test_e_flyt_from_embeddings(run: Runs) -> None:
     )
     assert [layer.w1.shape for layer in deep.layers] == [(runs.WIDTH, 2 * runs.WIDTH)] * 2
     text_first = run("embeddings", embedding_arrays=["b32_txt", "b32_img"])
-    found = load_glu_head(text_first / "scoring_model.safetensors")
-    assert found.arrays == ("b32_txt", "b32_img")
+    actual = load_glu_head(text_first / "scoring_model.safetensors")
+    assert actual.arrays == ("b32_txt", "b32_img")
     assert differs(text_first, output) > 1e-6
 
 
@@ -265,10 +265,10 @@ def test_float16(run: Runs) -> None:
     skipped = int(lines[-1]["skipped_steps"])
     assert 0 < skipped < 8
     scales = [line["gradient_scale"] for line in lines]
-    assert scales == [2.0 ** (15 - min(number, skipped - 1)) for number in range(8)]
-    for number, line in enumerate(lines):
+    assert scales == [2.0 ** (15 - min(index, skipped - 1)) for index in range(8)]
+    for index, line in enumerate(lines):
         # a loss that was not found is null: NaN is no JSON
-        assert (line["downstream_loss"] is None) == (number < skipped)
+        assert (line["downstream_loss"] is None) == (index < skipped)
 
 
 def test_micro_batches_change_rounding_alone(run: Runs) -> None:

@@ -143,7 +143,7 @@ def test_a_checkpoint_of_another_architecture(refused: Refused, tmp_path: Path) 
 
 def test_scores_that_are_not_there(refused: Refused, data: Data, tmp_path: Path) -> None:
     """Score tables with missing uids, and with a NaN, are refused."""
-    uids = [uid_of(number) for number in range(runs.PAIRS)]
+    uids = [uid_of(index) for index in range(runs.PAIRS)]
     scores = np.linspace(0, 1, runs.PAIRS)
     (tmp_path / "s").mkdir()
     write_parquet(tmp_path / "s" / "half.parquet", {"uid": uids[::2], "mine": scores[::2]})
@@ -201,18 +201,18 @@ def test_tasks_that_are_not_whole(refused: Refused, data: Data, tmp_path: Path) 
 
 def broken_pool(folder: Path, bad: int, shards: int = 24) -> None:
     """Write shards with eight pairs of the pool each, or with no tar."""
-    for number in range(shards):
-        path = folder / f"{number:08d}.tar"
+    for index in range(shards):
+        path = folder / f"{index:08d}.tar"
         pairs = [
             {
                 "jpg": noise_image(pair),
                 "txt": b"a picture",
                 "json": json.dumps({"uid": uid_of(pair)}).encode(),
             }
-            for pair in range(number % 8 * 8, number % 8 * 8 + 8)
+            for pair in range(index % 8 * 8, index % 8 * 8 + 8)
         ]
         write_tar(path, pairs)
-        if number < bad:
+        if index < bad:
             path.write_bytes(b"<html>404</html>" * 100)
 
 
@@ -240,11 +240,11 @@ def test_many_unreadable_shards_end_the_run(
 def test_a_pool_of_other_uids(refused: Refused, tmp_path: Path) -> None:
     pairs = [
         {
-            "jpg": noise_image(number),
+            "jpg": noise_image(index),
             "txt": b"a picture",
-            "json": json.dumps({"uid": uid_of(1000 + number)}).encode(),
+            "json": json.dumps({"uid": uid_of(1000 + index)}).encode(),
         }
-        for number in range(8)
+        for index in range(8)
     ]
     write_tar(tmp_path / "shards" / "0.tar", pairs)
     message = refused(train_data=tmp_path / "shards")

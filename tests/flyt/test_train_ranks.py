@@ -70,9 +70,9 @@ def compare_in_double(folder: Path, data: Data, case: str, world_size: int, **fe
     assert tensors_of(outputs[1])["reference_model/visual.proj"].dtype == torch.float64
     # E-FLYT's file is float32
     assert difference(*outputs) < (1e-6 if features == "embeddings" else 1e-10)
-    for found, expected in zip(*map(metrics_of, reversed(outputs)), strict=True):
+    for actual, expected in zip(*map(metrics_of, reversed(outputs)), strict=True):
         for name in ("upstream_loss", "downstream_loss", "weight_entropy"):
-            assert found[name] == pytest.approx(expected[name], rel=1e-5)
+            assert actual[name] == pytest.approx(expected[name], rel=1e-5)
     # only the first of them writes
     assert not rank_log(outputs[1], 1).read_text()
 

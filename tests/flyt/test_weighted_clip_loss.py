@@ -80,13 +80,13 @@ def test_a_larger_weight_pulls_its_pair_together_and_pushes_all_others_off_more(
     texts, scale = unit_rows(6, 6, generator), torch.tensor(5.0, dtype=DOUBLE)
     weights = torch.rand(6, generator=generator, dtype=DOUBLE) / 6
     for k in range(6):
-        found = []
+        actual = []
         for weight in (0.01, 0.1, 0.3, 1.0):
             weights_now = weights.clone()
             weights_now[k] = weight
-            found.append(pulls(texts, scale, weights_now))
+            actual.append(pulls(texts, scale, weights_now))
         others = torch.arange(6) != k
-        for less, more in itertools.pairwise(found):
+        for less, more in itertools.pairwise(actual):
             assert more[k, k] < less[k, k] < 0
             assert (more[others, k] > less[others, k]).all()
             assert (more[k, others] > less[k, others]).all()

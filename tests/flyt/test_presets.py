@@ -144,7 +144,7 @@ def test_each_variation_of_the_paper_is_some_flags(preset: str, flags: str) -> N
     for name, value in zip(words[::2], words[1::2], strict=False):
         if not value.startswith("--"):
             actual = varied[name.removeprefix("--")]
-            assert actual == ([value] if isinstance(actual, list) else type(actual)(value))
+            assert actual == ((value,) if isinstance(actual, tuple) else type(actual)(value))
 
 
 def test_the_weight_decay_of_the_scoring_model_follows_the_other() -> None:

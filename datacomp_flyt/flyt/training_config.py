@@ -143,10 +143,10 @@ class TrainingConfig:
         _PRESET, "feature extractor of --features images: open_clip's name or a JSON file"
     )
     extractor_init: str | Path = _option(
-        _PRESET, "its weights: random, a tag of open_clip, or a file"
+        _PRESET, "weights of the extractor: random, a tag of open_clip, or a file"
     )
     train_extractor: bool = _option(False, "train the extractor, too (Table 12)")
-    glu_layers: int = _option(1, "layers of E-FLYT's head")
+    glu_layers: int = _option(1, "number of layers of E-FLYT's head")
     glu_hidden_ratio: float = _option(1.0, "hidden size over input size of the head")
     cosine_start: bool = _option(False, "initialize the head near the CLIP score")
     scoring_init: str | Path | None = _option(
@@ -158,31 +158,34 @@ class TrainingConfig:
     )
 
     reference_model: str | Path = _option(
-        _PRESET, "open_clip's name or a JSON file", group="reference model"
+        _PRESET, "reference model: open_clip's name or a JSON file", group="reference model"
     )
     reference_init: str | Path | None = _option(
         None,
-        "its weights: random, a tag of open_clip such as openai, or a checkpoint; the "
-        "paper's M-FLYT starts from one trained on the unfiltered pool",
+        "weights of the reference model: random, a tag of open_clip such as openai, or a "
+        "checkpoint; the paper's M-FLYT starts from one trained on the unfiltered pool",
     )
-    freeze_reference: bool = _option(False, "do not train it (Table 12)")
-    reference_lr: float = _option(_PRESET, "its learning rate")
-    weight_decay: float = _option(_PRESET, "its weight decay")
-    optimizer: str = _option("adamw", "its optimizer; sgd takes --beta1 as momentum", OPTIMIZERS)
+    freeze_reference: bool = _option(False, "do not train the reference model (Table 12)")
+    reference_lr: float = _option(_PRESET, "learning rate of the reference model")
+    weight_decay: float = _option(_PRESET, "weight decay of the reference model")
+    optimizer: str = _option(
+        "adamw", "optimizer of the reference model; sgd takes --beta1 as momentum", OPTIMIZERS
+    )
     beta1: float = _option(0.9, "AdamW's beta1, of both models")
     beta2: float = _option(0.98, "AdamW's beta2, of both models")
     eps: float = _option(1e-6, "AdamW's eps, of both models")
     grad_clip_norm: float | None = _option(
-        None, "clip its gradient to this norm; the metagradient passes through the clip"
+        None,
+        "clip the reference model's gradient to this norm; the metagradient passes through the clip",
     )
 
     downstream_loss: str = _option(
         _PRESET, "loss of the downstream batch (Appendix C.8)", LOSSES, group="training"
     )
-    num_steps: int = _option(_PRESET, "steps")
-    warmup: int = _option(_PRESET, "steps of linear warm-up")
+    num_steps: int = _option(_PRESET, "number of steps")
+    warmup: int = _option(_PRESET, "number of steps of linear warm-up")
     schedule: str = _option("cosine", "learning rates after the warm-up", SCHEDULES)
-    precision: str = _option(_PRESET, "of the towers; amp is float16", tuple(PRECISIONS))
+    precision: str = _option(_PRESET, "arithmetic of the towers; amp is float16", tuple(PRECISIONS))
     tangent: Tangent | None = _option(
         None,
         "Jacobian-vector product of the towers: forward mode, or differences (default: "
@@ -193,7 +196,7 @@ class TrainingConfig:
     micro_batch_size: int | None = _option(
         None, "rows that go through a tower at once, in each process"
     )
-    seed: int = _option(0, "of data, prompts and random weights")
+    seed: int = _option(0, "seed of data, prompts and random weights")
     device: str | None = _option(None, "cuda, cpu, ... (default: cuda if it is available)")
 
     output_dir: str | Path = field(
@@ -203,7 +206,7 @@ class TrainingConfig:
     checkpoint_every: int = _option(
         _PRESET, "steps between checkpoints; the data is shuffled anew after each"
     )
-    log_every: int = _option(10, "steps between lines of the log")
+    log_every: int = _option(10, "number of steps between lines of the log")
     report_to: tuple[str, ...] = _option((), "also log to", DESTINATIONS)
 
     def __post_init__(self) -> None:

@@ -176,7 +176,7 @@ class TrainingConfig:
     eps: float = _option(1e-6, "AdamW's eps, of both models")
     grad_clip_norm: float | None = _option(
         None,
-        "clip the reference model's gradient to this norm; the metagradient passes through the clip",
+        "clip the norm of the reference model's gradient; the metagradient passes through the clip",
     )
 
     downstream_loss: str = _option(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datacomp_flyt.clip.embed import EmbedReport, embed
     from datacomp_flyt.demo.run_demo import DemoResult, run_demo
     from datacomp_flyt.errors import InputError
+    from datacomp_flyt.flyt.train import train
     from datacomp_flyt.pool.manifest import check_manifest, write_manifest
     from datacomp_flyt.scorers.base.score import score
     from datacomp_flyt.scorers.base.score_pool import ScoreReport
@@ -49,6 +50,7 @@ _MODULE_OF = {
     "InputError": "errors",
     "check_manifest": "pool.manifest",
     "list_images": "tars.image_list",
+    "train": "flyt.train",
     "write_manifest": "pool.manifest",
     "DemoResult": "demo.run_demo",
     "run_demo": "demo.run_demo",
@@ -112,6 +114,7 @@ __all__ = [
     "soft_cap_sample",
     "standardized_sum",
     "top_fraction",
+    "train",
     "train_classifier",
     "write_manifest",
 ]

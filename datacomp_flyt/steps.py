@@ -24,7 +24,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from datacomp_flyt.distributed.torchrun_ranks import Ranks, alone
+from datacomp_flyt.distributed.torchrun_ranks import Ranks, without_torchrun
 from datacomp_flyt.engines.processes import exit_text
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.output_files import atomic_write, remove_unfinished
@@ -118,7 +118,8 @@ def run_steps(
                 say("  done before")
             continue
         start = time.perf_counter()
-        environment = ranks.call(step.name) if ranks and step.together else alone(os.environ)
+        together = ranks is not None and step.together
+        environment = ranks.call(step.name) if ranks and together else without_torchrun(os.environ)
         _run(step, folder / "logs" / f"{step.name}.log", cwd or folder, quiet, environment)
         seconds[step.name] = time.perf_counter() - start
         with atomic_write(note) as file:

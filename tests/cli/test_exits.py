@@ -388,7 +388,7 @@ def test_any_tmpdir(tmp_path: Path, place: str) -> None:
 def test_what_torchrun_says_is_checked(
     monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str | None]
 ) -> None:
-    from datacomp_flyt.distributed.torchrun_ranks import place_of_torchrun
+    from datacomp_flyt.distributed.torchrun_ranks import torchrun_environment
 
     right = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     for name, value in {**right, **wrong}.items():
@@ -396,7 +396,7 @@ def test_what_torchrun_says_is_checked(
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
-    said = refusal(place_of_torchrun)
+    said = refusal(torchrun_environment)
     assert "start with torchrun" in said
     names = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name in wrong]
     assert all(name in said for name in names)

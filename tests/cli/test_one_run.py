@@ -20,6 +20,7 @@ from datacomp_flyt.clip import embed as embedding
 from datacomp_flyt.demo import POOL
 from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.flyt import train
+from datacomp_flyt.flyt.training_config import TrainingConfig
 from datacomp_flyt.open_clip_hook import hook as hook_module
 from datacomp_flyt.open_clip_hook.hook import Hook
 from datacomp_flyt.scorers.base import score as score_module
@@ -175,19 +176,18 @@ def test_two_trainings(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Ranks other than the first write nothing, and wait for no lock."""
     asked = []
     monkeypatch.setattr(train, "rank_and_world_size", lambda: (rank, 2))
-    monkeypatch.setattr(train, "_check_division", lambda args, world_size: None)
     monkeypatch.setattr(
-        train, "_train_into", lambda folder, args, device: asked.append(refused(folder))
+        train, "_train_into", lambda folder, config, device: asked.append(refused(folder))
     )
-    args = Namespace(output_dir=str(tmp_path), resume=False)
+    config = TrainingConfig(preset="tiny", train_data="t", downstream_dir="d", output_dir=tmp_path)
     if rank == 0:
-        train._train(args, torch.device("cpu"))
+        train._train(config, torch.device("cpu"))
         assert len(asked) == 1
         with lock_outputs(tmp_path):
-            assert TAKEN in refusal(train._train, args, torch.device("cpu"))
+            assert TAKEN in refusal(train._train, config, torch.device("cpu"))
     else:
         with lock_outputs(tmp_path):  # of rank 0
-            train._train(args, torch.device("cpu"))
+            train._train(config, torch.device("cpu"))
     assert len(asked) == 1
 
 

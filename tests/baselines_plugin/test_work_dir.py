@@ -166,7 +166,7 @@ def test_with_workers(whole: Job, tmp_path: Path) -> None:
     wanted = outputs(whole, tmp_path / "memory", *ROUNDS)
     assert outputs(whole, tmp_path / "files", *ROUNDS, "--work_dir", tmp_path / "work") == wanted
     found = sorted(path.name for path in (tmp_path / "work").iterdir())
-    assert found == ["column_0.npy", "partitioned", "done", "job.json", "uids.npy"]
+    assert found == ["column_0.npy", "done", "job.json", "partitioned", "uids.npy"]
 
 
 # ------------------------------------------------------------------------------------ again

@@ -15,7 +15,7 @@ _OF_THE_MACHINE = (
     *(errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE),
     *(errno.ENOSPC, errno.EPERM, errno.EROFS, errno.ESTALE),
 )  # errors that the file's name and the system's text describe sufficiently
-_FLAGS_OF_MEMORY = (
+_MEMORY_FLAGS = (
     *("num_workers", "batch_size", "upstream_batch_size", "downstream_batch_size"),
     *("info_nce_batch", "buffer_rows", "max_rows", "sampling_batch_size"),
 )
@@ -71,7 +71,10 @@ def _is_ours(module: str) -> bool:
 
 
 def _way_out_of_memory(flags: dict[str, Any]) -> str:
-    smaller = [f"--{name}" for name in _FLAGS_OF_MEMORY if (flags.get(name) or 0) > 1]
+    flags = {**flags}
+    if "num_workers" in flags and flags["num_workers"] is None:  # all cores
+        flags["num_workers"] = os.cpu_count()
+    smaller = [f"--{name}" for name in _MEMORY_FLAGS if (flags.get(name) or 0) > 1]
     ways = ["free some"]
     if smaller:
         ways.append(f"give a smaller {' or '.join(smaller)}")

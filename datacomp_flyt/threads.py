@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from datacomp_flyt.errors import ReadError
+from datacomp_flyt.errors import InputError, ReadError
 from datacomp_flyt.progress import shown
 
 _PAUSES = (0.1, 1.0)  # seconds before an item that could not be read is tried again
@@ -79,3 +79,16 @@ def default_num_workers() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS has no affinity
         return os.cpu_count() or 1
+
+
+def checked_num_workers(num_workers: int | None) -> int:
+    """Return a number of workers; None stands for one on each core.
+
+    Raises:
+        InputError: the number is less than 1.
+    """
+    if num_workers is None:
+        return default_num_workers()
+    if num_workers < 1:
+        raise InputError(f"--num_workers is {num_workers}, wanted 1 or more")
+    return num_workers

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from datacomp_flyt.datacomp.checkout_patch import check, install, load_patches, revert
+from datacomp_flyt.datacomp.checkout_patch import install, is_installed, revert
 from datacomp_flyt.datacomp.environments import heading, table, versions_here
 from datacomp_flyt.streams import say
 
@@ -23,21 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    patches = load_patches()
+    """Install, check or revert; return 1 if `--check` finds no lines, else 0."""
+    directory = args.directory
     if args.check:
-        there = check(args.directory, patches)
+        installed = is_installed(directory)
         versions = versions_here()
         say(
-            f"{args.directory}: {'installed' if there else 'not installed'}",
+            f"{directory}: {'installed' if installed else 'not installed'}",
             heading(versions),
             *table(versions),
         )
-        return 0 if there else 1
+        return 0 if installed else 1
     if args.revert:
-        done = revert(args.directory, patches)
-        say(f"{args.directory}: {'reverted' if done else 'nothing to revert'}")
+        say(f"{directory}: {'reverted' if revert(directory) else 'nothing to revert'}")
         return 0
-    done = install(args.directory, patches)
-    say(f"{args.directory}: {'installed' if done else 'installed already'}")
+    say(f"{directory}: {'installed' if install(directory) else 'installed already'}")
     say("try: python baselines.py --help")
     return 0

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from baselines_plugin.__main__ import select
 from datacomp_flyt.demo import POOL
 from datacomp_flyt.pool.pool import read_pool
-from datacomp_flyt.pool.subset import check_subset
+from datacomp_flyt.pool.subset import check_subset_file
 from datacomp_flyt.pool.uids import decode_uids
 from datacomp_flyt.streams import say
 
@@ -54,7 +54,7 @@ def run(work_dir: Path) -> int:
         command = shlex.join(["python", "-m", "baselines_plugin", *flags, *where])
         say("", f"=== {number}. {title}", f"$ {command}")
         select([*flags, *where])
-        report = check_subset(save_path, pool_uids)
+        report = check_subset_file(save_path, pool_uids=pool_uids)
         problems += report.problems
         say("  not valid: " + "; ".join(report.problems) if report.problems else "  valid")
         _show(save_path)

@@ -19,8 +19,8 @@ from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.engines.flags import choose_engine
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import running
-from datacomp_flyt.files.locks import one_run
-from datacomp_flyt.files.memmap_arrays import compress
+from datacomp_flyt.files.locks import lock_outputs
+from datacomp_flyt.files.memmap_arrays import filter_rows
 from datacomp_flyt.files.output_files import atomic_write, check_save_path, remove_unfinished
 from datacomp_flyt.mixing import save_mixing_model
 from datacomp_flyt.mixing.columns import Columns
@@ -67,7 +67,7 @@ def run(method: Method, args: argparse.Namespace) -> None:
     engine = _choose_engine(args)
     paths, work_dir = _check_save_paths(args), _work_dir(args)
     _check_outputs(args, paths, work_dir)
-    with one_run(*paths.values(), *work_dir):
+    with lock_outputs(*paths.values(), *work_dir):
         for path in paths.values():
             remove_unfinished(path)
         _select(args, scorer, sampler, paths, engine)
@@ -90,13 +90,13 @@ def _select(
     scores, model = scorer(columns)
     uids, files = columns.uids(), columns.files()
     number = len(scores)
-    scores, uids = compress((scores, uids), lambda some: ~np.isnan(some))
+    scores, uids = filter_rows((scores, uids), lambda some: ~np.isnan(some))
     if len(scores) < number:
         say(f"leaving out {number - len(scores):,} examples without a score")
     size = pool_size(columns, len(scores), args)
     del columns, pool
     # others were cut by a stage before: of the pool, and never drawn
-    scores, uids = compress((scores, uids), lambda some: some > -np.inf)
+    scores, uids = filter_rows((scores, uids), lambda some: some > -np.inf)
     if len(scores) < size.scored:
         say(f"the stage before sampling leaves {len(scores):,} examples")
     counts = sampler(scores, uids, size)

@@ -115,7 +115,7 @@ class Progress:
         say(f"{self._label}: {how_far} ({', '.join(facts)})", error=True)
 
 
-def shown(items: Iterable[T], label: str, total: int, unit: str) -> Iterator[T]:
+def with_progress(items: Iterable[T], label: str, total: int, unit: str) -> Iterator[T]:
     """Yield the items under a bar, which is removed after the last one."""
     with Progress(label, total, unit, leave=False) as progress:
         for item in items:

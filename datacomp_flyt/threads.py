@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from datacomp_flyt.errors import InputError, ReadError
-from datacomp_flyt.progress import shown
+from datacomp_flyt.progress import with_progress
 
 _PAUSES = (0.1, 1.0)  # seconds before an item that could not be read is tried again
 
@@ -35,15 +35,15 @@ def map_threads(
         progress: the name of the work for its progress bar; None to show nothing.
         unit: the name of an item for the bar.
 
-    An item whose read failed is tried again: see `patient`.
+    An item whose read failed is tried again: see `retry_on_read_error`.
     """
     items = list(items)
-    function = patient(function)
+    function = retry_on_read_error(function)
 
     def watched(results: Iterator[R]) -> list[R]:
         if progress is None:
             return list(results)
-        return list(shown(results, progress, len(items), unit))
+        return list(with_progress(results, progress, len(items), unit))
 
     if num_workers <= 1 or len(items) <= 1:
         return watched(map(function, items))
@@ -54,7 +54,7 @@ def map_threads(
         executor.shutdown(cancel_futures=True)  # Ctrl-C waits only for items that have begun
 
 
-def patient(function: Callable[[T], R]) -> Callable[[T], R]:
+def retry_on_read_error(function: Callable[[T], R]) -> Callable[[T], R]:
     """It, tried again, twice, where storage failed (`ReadError`), as disks and networks may."""
 
     def trying(item: T) -> R:

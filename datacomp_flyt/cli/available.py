@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.files.output_files import check_save_path, remove_unfinished
 from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.pool.outputs import Output, check_outputs
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     path = check_save_path(args.save_path, "--save_path")
     journal_path = check_save_path(path.with_name(f"{path.name}.tars"), "the notes")
     check_outputs([Output("--save_path", path), Output("the notes", journal_path)], vars(args))
-    with one_run(path, journal_path):
+    with lock_outputs(path, journal_path):
         remove_unfinished(path)
         images = read_images(shards, args.num_workers, Journal(journal_path))
         if not args.allow_unreadable:

@@ -13,13 +13,13 @@ from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.engines.flags import add_engine_arguments, make_engine, report_failures
 from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.files.output_files import check_save_path, remove_unfinished
 from datacomp_flyt.files.settings_file import SETTINGS_FILE, check_settings
 from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.pool.outputs import Output, check_outputs, watch_inputs
 from datacomp_flyt.streams import say
-from datacomp_flyt.tars.shard_names import by_name, resolved
+from datacomp_flyt.tars.shard_names import absolute_path, shards_by_name
 
 if TYPE_CHECKING:
     from datacomp_flyt.clip.embed import EmbeddedShard
@@ -80,16 +80,16 @@ def run(args: argparse.Namespace) -> int:
     check_image_arguments(args.batch_size, args.decode_threads)
     unchanged = watch_inputs(vars(args))
     encoders = _encoders(args.encoder)
-    shards = by_name(list_shards(args.shards_dir, "--shards_dir"), "--shards_dir")
+    shards = shards_by_name(list_shards(args.shards_dir, "--shards_dir"), "--shards_dir")
     engine = make_engine(args)
     settings: dict[str, Any] = {"dtype": args.dtype, "precision": args.precision}
     settings["make_uids"] = args.make_uids
-    settings["source"] = resolved(args.shards_dir)
+    settings["source"] = absolute_path(args.shards_dir)
     settings["encoders"] = {prefix: encoder.check()[1] for prefix, encoder in encoders.items()}
     folder = check_save_path(f"{args.metadata_dir}/{SETTINGS_FILE}", "--metadata_dir").parent
     written = ("*.parquet", "*.npz", SETTINGS_FILE)
     check_outputs([Output("--metadata_dir", folder, written)], vars(args))
-    with one_run(folder):
+    with lock_outputs(folder):
         check_settings(folder, settings, "give another --metadata_dir")
         remove_unfinished(folder)
         return _embed(args, encoders, shards, folder, engine, unchanged)

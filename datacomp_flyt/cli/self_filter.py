@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.files.output_files import check_save_path
 from datacomp_flyt.files.settings_file import SETTINGS_FILE, check_settings
 from datacomp_flyt.installation import needs_extra, require_training
@@ -25,7 +25,7 @@ from datacomp_flyt.self_filtering.settings import (
     Settings,
 )
 from datacomp_flyt.streams import say
-from datacomp_flyt.tars.shard_names import resolved
+from datacomp_flyt.tars.shard_names import absolute_path
 from datacomp_flyt.threads import default_num_workers
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     if ranks and ranks.rank:
         follow_steps(steps, folder, Path.cwd(), ranks)
         return 0
-    with one_run(check_save_path(folder / SETTINGS_FILE, "--out").parent):
+    with lock_outputs(check_save_path(folder / SETTINGS_FILE, "--out").parent):
         _note(folder, planned)
         made = ("round_*/**", "report")
         run_steps(steps, folder, cwd=Path.cwd(), ranks=ranks, made=made)
@@ -253,7 +253,7 @@ def _note(folder: Path, planned: Run) -> None:
     settings = dataclasses.asdict(planned.settings)
     if planned.settings.random_schedule == "constant":
         del settings["rounds"]
-    settings["pool"] = resolved(planned.trainer.shards_dir)
+    settings["pool"] = absolute_path(planned.trainer.shards_dir)
     settings["trainer"] = list(planned.trainer.words)
     for name in (
         *("model", "model_config", "hook", "downstream_dir", "scores_dir"),

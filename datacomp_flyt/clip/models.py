@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from datacomp_flyt.errors import InputError, first_line
 from datacomp_flyt.files.checkpoint_file import read_checkpoint
 
 OWN_CONFIGS = Path(__file__).parent / "model_configs"
+LARGEST_LOGIT_SCALE = 100.0
+"""open_clip's trainer clips exp(logit_scale) at this value."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,31 @@ def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
     if not tensors:
         raise InputError(f"{what} holds no state dict: give a checkpoint of open_clip")
     return {name: torch.from_numpy(array) for name, array in (clip or tensors).items()}
+
+
+def temperature_of(checkpoint: str | Path, flag: str) -> float:
+    """Return the temperature that a CLIP model has learned, 1 / exp(logit_scale).
+
+    The scale exp(logit_scale) is clipped at 100, as in open_clip's trainer.
+
+    Args:
+        checkpoint: a checkpoint of open_clip; see `read_state_dict`.
+        flag: the flag that names it, for messages.
+
+    Raises:
+        InputError: the file cannot be read, or holds no logit scale that is a finite number.
+    """
+    scale = read_state_dict(Path(checkpoint), f"{flag} {checkpoint}").get("logit_scale")
+    if scale is None:
+        raise InputError(f"{flag} {checkpoint} has no logit_scale: give --temperature")
+    value = float(scale) if scale.numel() == 1 else math.nan
+    scale_factor = math.exp(min(value, LARGEST_LOGIT_SCALE)) if math.isfinite(value) else 0.0
+    if not scale_factor:
+        raise InputError(
+            f"{flag} {checkpoint} has a logit_scale that is not one usable number: give "
+            "--temperature"
+        )
+    return 1 / min(scale_factor, LARGEST_LOGIT_SCALE)
 
 
 def _load(model: nn.Module, path: Path, what: str, name: str) -> None:

@@ -1,6 +1,6 @@
-"""Items to workers, answers back, workers replaced: what engines have in common.
+"""Dispatches items to workers and replaces lost ones; shared by all engines.
 
-A worker is a `Function` somewhere else; a `Crew` is how an engine starts and reaches its workers.
+A `WorkerPool` starts and reaches an engine's workers. Each worker runs a `TaskRunner`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, TypeVar
 
-from datacomp_flyt.engines.engine import Make, Outcome, T, WorkerLost
+from datacomp_flyt.engines.engine import Outcome, T, TaskFactory, WorkerLost
 from datacomp_flyt.engines.messages import pack, unpack
 from datacomp_flyt.errors import InputError
 
-LOADS = 3  # workers in a row that may end before `make` has, until their place is given up
+START_ATTEMPTS = 3  # workers in a row that may end before `make` has, until their slot is given up
 _THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in _THREADS}
 """Environment of a CPU worker, read by these libraries when they are loaded."""
@@ -24,10 +24,10 @@ ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in _THREADS}
 W = TypeVar("W")
 
 
-class Function:
+class TaskRunner:
     """The worker's side: the function of the items, whose answers are bytes for `_outcome`."""
 
-    def load(self, make: Callable[[], Make], device: str) -> bytes:
+    def load(self, make: Callable[[], TaskFactory], device: str) -> bytes:
         """Answer of `make()(device)`, whose result stays here."""
         return _answer(self._load, make, device)
 
@@ -35,19 +35,19 @@ class Function:
         """Answer of the function, given `item()`."""
         return _answer(lambda: self._function(item()))
 
-    def _load(self, make: Callable[[], Make], device: str) -> None:
+    def _load(self, make: Callable[[], TaskFactory], device: str) -> None:
         self._function = make()(device)
         if device == "cpu" and "torch" in sys.modules:  # whatever a library has set
             sys.modules["torch"].set_num_threads(1)
 
 
-class Crew(ABC, Generic[W]):
-    """The workers of one run. Each has one of `places` places, kept by its replacements."""
+class WorkerPool(ABC, Generic[W]):
+    """The workers of one run. Each has one of `slots` slots, kept by its replacements."""
 
-    places: int
+    slots: int
 
     @abstractmethod
-    def start(self, place: int) -> W:
+    def start(self, slot: int) -> W:
         """A new worker, whose first answer is that of `Function.load`."""
 
     @abstractmethod
@@ -67,57 +67,58 @@ class Crew(ABC, Generic[W]):
         """End all workers, at once where they have not been released."""
 
 
-def run_crew(crew: Crew[W], items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
-    """`Engine.run`, with the workers of `crew`, which is closed at the end.
+def run_tasks(pool: WorkerPool[W], items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
+    """`Engine.run`, with the workers of `pool`, which is closed at the end.
 
     Raises:
         InputError: `make` raised it, or no worker lives long enough to finish `make`.
     """
     pending = deque(items)
-    vacant = deque(range(crew.places))
-    failures = [0] * crew.places
-    loading: dict[W, int] = {}
+    free_slots = deque(range(pool.slots))
+    failures = [0] * pool.slots
+    starting: dict[W, int] = {}
     busy: dict[W, tuple[int, T]] = {}
-    lost = WorkerLost("no place for a worker")
+    lost = WorkerLost("no slot for a worker")
     try:
         while pending or busy:
-            while vacant and len(loading) < len(pending):
-                place = vacant.popleft()
-                loading[crew.start(place)] = place
-            if not loading and not busy:
+            while free_slots and len(starting) < len(pending):
+                slot = free_slots.popleft()
+                starting[pool.start(slot)] = slot
+            if not starting and not busy:
                 raise InputError(
-                    f"every worker ended before it had loaded, {LOADS} times in a row ({lost}): "
+                    f"every worker ended before it had loaded, {START_ATTEMPTS} times in a row "
+                    f"({lost}): "
                     "try with fewer --num_workers, which takes less memory"
                 )
             done: list[Outcome[T, Any]] = []
-            for worker, answer in crew.wait([*loading, *busy]):
-                if worker in loading:
-                    place = loading.pop(worker)
+            for worker, answer in pool.wait([*starting, *busy]):
+                if worker in starting:
+                    slot = starting.pop(worker)
                     if isinstance(answer, WorkerLost):
                         lost = answer
-                        failures[place] += 1
-                        if failures[place] < LOADS:
-                            vacant.append(place)
+                        failures[slot] += 1
+                        if failures[slot] < START_ATTEMPTS:
+                            free_slots.append(slot)
                         continue
                     made = _outcome(None, answer)
                     if made.error is not None:
                         raise made.error
-                    failures[place] = 0
+                    failures[slot] = 0
                 else:
-                    place, item = busy.pop(worker)
+                    slot, item = busy.pop(worker)
                     done.append(_outcome(item, answer))
                     if isinstance(answer, WorkerLost):
-                        vacant.append(place)
+                        free_slots.append(slot)
                         continue
                 if pending:
-                    busy[worker] = place, pending.popleft()
-                    crew.submit(worker, busy[worker][1])
+                    busy[worker] = slot, pending.popleft()
+                    pool.submit(worker, busy[worker][1])
                 else:
-                    crew.release(worker)
+                    pool.release(worker)
             # after the next items are handed out: what the caller does takes no worker's time
             yield from done
     finally:
-        crew.close()
+        pool.close()
 
 
 def _outcome(item: T, answer: bytes | WorkerLost) -> Outcome[T, Any]:

@@ -14,16 +14,16 @@ from fsspec.implementations.local import LocalFileSystem
 from datacomp_flyt.errors import InputError, first_line, unreadable
 from datacomp_flyt.files.listing import (
     PassedOver,
-    find_place,
     has_ending,
     is_folder,
     list_cloud,
     list_local,
+    resolve_path,
     say_passed_over,
 )
 from datacomp_flyt.files.open_file import Version as Version
 from datacomp_flyt.files.open_file import has_changed, is_same, local_version
-from datacomp_flyt.threads import map_threads, patient
+from datacomp_flyt.threads import map_threads, retry_on_read_error
 
 _MARKS = ("etag", "ETag", "mtime", "LastModified", "updated", "last_modified", "created")
 _MANY = 100  # files whose folders are listed rather than that each is asked for
@@ -72,7 +72,7 @@ def list_folder(
     def list_(where: str) -> tuple[Folder, PassedOver]:
         return _list(where, flag, endings, recursive)
 
-    folder, passed_over = patient(list_)(directory)
+    folder, passed_over = retry_on_read_error(list_)(directory)
     if needed and not any(has_ending(path, needed) for path in folder.versions):
         other = f" (passed over {passed_over})" if passed_over else ""
         raise InputError(
@@ -89,7 +89,7 @@ def _list(
 ) -> tuple[Folder, PassedOver]:
     passed_over = PassedOver()
     try:
-        fs, root = find_place(directory)
+        fs, root = resolve_path(directory)
         fs.invalidate_cache()
         if not is_folder(fs, root):
             raise InputError(

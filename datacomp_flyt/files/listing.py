@@ -47,7 +47,7 @@ def local_path(where: str) -> str | None:
     return os.path.expanduser(where) if home else where
 
 
-def find_place(where: str) -> tuple[Any, str]:
+def resolve_path(where: str) -> tuple[Any, str]:
     """The filesystem of a path or address, and the path there, absolute where it is local."""
     local = local_path(where)
     if local is not None:

@@ -54,7 +54,7 @@ class _LockFile:
 
 
 @contextlib.contextmanager
-def one_run(*places: Path | str) -> Iterator[None]:
+def lock_outputs(*places: Path | str) -> Iterator[None]:
     """Keep other runs from writing the same outputs while the block runs.
 
     Args:

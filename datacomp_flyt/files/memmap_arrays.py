@@ -28,7 +28,7 @@ _BLOCK = 1 << 20
 _BITS = 16  # of a histogram
 
 
-def open_array(path: Path, length: int, dtype: DTypeLike) -> NDArray[Any]:
+def create_array(path: Path, length: int, dtype: DTypeLike) -> NDArray[Any]:
     """A new array in a .npy file, of zeros, which is there only once its room is reserved.
 
     Raises:
@@ -57,7 +57,7 @@ def write_rows(path: Path, start: int, rows: NDArray[Any]) -> None:
     page that two machines have a network file system would keep what the last one wrote of it.
 
     Args:
-        path: of `open_array`.
+        path: of `create_array`.
         start: the first of the rows.
         rows: [n] of its dtype; on the disk when this returns.
 
@@ -76,12 +76,14 @@ def write_rows(path: Path, start: int, rows: NDArray[Any]) -> None:
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
-def lies_in_file(array: NDArray[Any]) -> bool:
+def is_memory_mapped(array: NDArray[Any]) -> bool:
     """Whether an array, or what it is a view of, is mapped from a file."""
     return _folder_of(array) is not None
 
 
-def beside(array: NDArray[Any], dtype: DTypeLike, length: int | None = None) -> NDArray[Any]:
+def zeros_like_storage(
+    array: NDArray[Any], dtype: DTypeLike, length: int | None = None
+) -> NDArray[Any]:
     """Zeros, in memory; where `array` lies in a file, in a file of the same folder, without a name.
 
     Args:
@@ -112,7 +114,7 @@ def beside(array: NDArray[Any], dtype: DTypeLike, length: int | None = None) -> 
     return found
 
 
-def compress(
+def filter_rows(
     arrays: tuple[NDArray[Any], ...], keep: Callable[[NDArray[Any]], NDArray[np.bool_]]
 ) -> tuple[NDArray[Any], ...]:
     """The rows of equally long arrays that are to be kept; the arrays themselves if all are.
@@ -125,7 +127,7 @@ def compress(
     kept = [int(np.count_nonzero(keep(arrays[0][part]))) for part in parts]
     if sum(kept) == len(arrays[0]):
         return arrays
-    fewer = tuple(beside(array, array.dtype, sum(kept)) for array in arrays)
+    fewer = tuple(zeros_like_storage(array, array.dtype, sum(kept)) for array in arrays)
     row = 0
     for part, number in zip(parts, kept, strict=True):
         chosen = keep(arrays[0][part])
@@ -136,7 +138,7 @@ def compress(
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Some values that a shelf has, their number, and where they are: here, or in its file."""
 
     length: int
@@ -144,7 +146,7 @@ class Piece:
     start: int = 0
 
 
-class Shelf:
+class SpillFile:
     """Arrays put aside: in memory, or where `beside` would put one.
 
     Attributes:
@@ -172,14 +174,14 @@ class Shelf:
                 raise InputError(f"{folder} cannot be written ({error.strerror})") from None
             weakref.finalize(self, _close, self._file)
 
-    def put(self, values: NDArray[Any]) -> Piece:
+    def put(self, values: NDArray[Any]) -> Chunk:
         """Put a copy aside.
 
         Raises:
             InputError: the disk is full.
         """
         if self._file is None:
-            return Piece(len(values), values.copy())
+            return Chunk(len(values), values.copy())
         start = self._size
         left = np.ascontiguousarray(values).view(np.uint8).data
         try:
@@ -189,9 +191,9 @@ class Shelf:
         except OSError as error:
             raise InputError(f"{self._folder} cannot be written ({error.strerror})") from None
         self._size += values.nbytes
-        return Piece(len(values), None, start)
+        return Chunk(len(values), None, start)
 
-    def get(self, piece: Piece, begin: int = 0, end: int | None = None) -> NDArray[Any]:
+    def get(self, piece: Chunk, begin: int = 0, end: int | None = None) -> NDArray[Any]:
         """What was put aside, or some of it.
 
         Raises:
@@ -212,14 +214,14 @@ class Shelf:
             raise InputError(f"{self._folder} cannot be read ({error.strerror})") from None
         return found
 
-    def rest(self, piece: Piece, begin: int) -> Piece:
+    def rest(self, piece: Chunk, begin: int) -> Chunk:
         """A piece without its first `begin` values, whose room is free again if it is memory."""
         values = None if piece.values is None else piece.values[begin:].copy()
         start = piece.start + begin * self._dtype.itemsize
-        return Piece(piece.length - begin, values, start)
+        return Chunk(piece.length - begin, values, start)
 
 
-def select(values: NDArray[np.floating], rank: int) -> float:
+def order_statistic(values: NDArray[np.floating], rank: int) -> float:
     """The value of a rank, from 0 for the smallest, as `numpy.partition(values, rank)[rank]`.
 
     Of an array in a file without a copy of all: histograms of the leading bits say where it is.
@@ -228,7 +230,7 @@ def select(values: NDArray[np.floating], rank: int) -> float:
         values: floats [M] without NaN.
         rank: 0 to M - 1.
     """
-    if not lies_in_file(values):
+    if not is_memory_mapped(values):
         return float(np.partition(values, rank)[rank])
     kind = np.dtype(f"u{values.dtype.itemsize}")
     width = 8 * kind.itemsize

@@ -75,16 +75,16 @@ class TableWeights(LogWeights):
     def _look_up(self, uids: NDArray[np.void], number: str, where: str) -> NDArray[np.float32]:
         rows = find_uids(self._high, self._low, uids)
         log_weights = self._log_weights[rows]
-        strangers = np.flatnonzero(rows < 0)
-        if len(strangers):
+        unknown_uids = np.flatnonzero(rows < 0)
+        if len(unknown_uids):
             if self._missing is None:
                 raise InputError(
-                    f"{self._name} lacks {len(strangers):,} of {number} examples of {where} "
-                    f"({len(strangers) / len(uids):.1%}; the first is "
-                    f"{format_uid(uids[strangers[0]])}): weigh them too, or say what they count "
+                    f"{self._name} lacks {len(unknown_uids):,} of {number} examples of {where} "
+                    f"({len(unknown_uids) / len(uids):.1%}; the first is "
+                    f"{format_uid(uids[unknown_uids[0]])}): weigh them too, or say what they count "
                     "with --missing_value"
                 )
-            log_weights[strangers] = self._missing
+            log_weights[unknown_uids] = self._missing
         return log_weights
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError, first_line
 from datacomp_flyt.files.folders import check_unchanged, list_folder, version_of
-from datacomp_flyt.files.listing import find_place, has_ending, is_folder
+from datacomp_flyt.files.listing import has_ending, is_folder, resolve_path
 from datacomp_flyt.files.open_file import Version, open_file, readable
 from datacomp_flyt.pool.arrow_types import is_kind, plain_column, value_type
 from datacomp_flyt.pool.parquet_file import open_parquet
@@ -249,7 +249,7 @@ def check_shards(shards: Iterable[ParquetShard]) -> None:
 def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetShard]:
     """One parquet file with a `uid` column, or those of a folder: see `open_shards`."""
     try:
-        fs, root = find_place(path)
+        fs, root = resolve_path(path)
         if is_folder(fs, root) or not has_ending(path, ".parquet"):
             return open_shards(path, flag, num_workers, recursive=True)
         if not fs.exists(root):

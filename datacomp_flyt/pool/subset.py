@@ -155,12 +155,14 @@ def _check(
     if pool_uids is not None:
         places = np.searchsorted(np.ascontiguousarray(pool_uids["f0"]), high[starts])
         places = np.minimum(places, len(pool_uids) - 1)
-        strangers = distinct[pool_uids[places] != distinct]
-        strangers = strangers[~np.isin(strangers, pool_uids)] if len(strangers) else strangers
-        if len(strangers):
+        unknown_uids = distinct[pool_uids[places] != distinct]
+        unknown_uids = (
+            unknown_uids[~np.isin(unknown_uids, pool_uids)] if len(unknown_uids) else unknown_uids
+        )
+        if len(unknown_uids):
             report.problems.append(
-                f"has {len(strangers):,} uids that are not in the pool (the first is "
-                f"{format_uid(strangers[0])}): a submission may only use the pool's examples"
+                f"has {len(unknown_uids):,} uids that are not in the pool (the first is "
+                f"{format_uid(unknown_uids[0])}): a submission may only use the pool's examples"
             )
         else:
             share = len(distinct) / len(pool_uids)

@@ -24,7 +24,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.report.scores import Ranking
 from datacomp_flyt.report.selections import Selection
-from datacomp_flyt.tars.nothing_usable import Seen, nothing_usable
+from datacomp_flyt.tars.nothing_usable import MemberCounts, nothing_usable
 from datacomp_flyt.tars.samples import (
     Sample,
     Skip,
@@ -244,7 +244,7 @@ def _read_tar(tar: str, wanted: dict[str, int]) -> dict[int, Picture]:
 
 
 def _no_picture(pictures: Mapping[int, Picture], tar: str) -> InputError:
-    seen, reasons = Seen(), Counter(str(picture.problem) for picture in pictures.values())
+    seen, reasons = MemberCounts(), Counter(str(picture.problem) for picture in pictures.values())
     with contextlib.suppress(UnreadableShard):
         for _ in read_tar(tar, seen):
             pass

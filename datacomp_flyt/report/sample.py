@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.join_errors import twice_in_pool
+from datacomp_flyt.pool.join_errors import repeated_in_pool
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import Pool, describe_left_out
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
@@ -122,7 +122,7 @@ def read_sample(
     if len(twice):
         of_row = np.repeat(np.arange(len(shards)), [len(part[0]) for part in parts])
         files = [shards[number].path for number in of_row[order[twice[0] : twice[0] + 2]]]
-        raise twice_in_pool(format_uid(uids[twice[0]]), " and ".join(sorted(files)), len(twice))
+        raise repeated_in_pool(format_uid(uids[twice[0]]), " and ".join(sorted(files)), len(twice))
     if not len(uids):
         raise InputError("the sample of the pool holds no example: give a larger --max_rows")
     pool = Pool(uids["f0"].copy(), uids["f1"].copy(), shards, _positions(shards, parts, order))

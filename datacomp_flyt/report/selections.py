@@ -133,12 +133,12 @@ def check_in_pool(selection: Selection, sample: PoolSample) -> None:
     """Raise InputError where a sampled uid of the selection is not in the pool."""
     uids = selection.uids
     uids = uids[sample.rule.takes(uids)]
-    strangers = uids[find_uids(sample.pool.high, sample.pool.low, uids) < 0]
-    if len(strangers):
+    unknown_uids = uids[find_uids(sample.pool.high, sample.pool.low, uids) < 0]
+    if len(unknown_uids):
         raise InputError(
             f"--subset {selection.path} has uids that are not in the pool (one is "
-            f"{format_uid(strangers[0])}; {len(strangers):,} of the {len(uids):,} looked up): give "
-            "the --metadata_dir that it was selected from"
+            f"{format_uid(unknown_uids[0])}; {len(unknown_uids):,} of {len(uids):,} looked up): "
+            "give the --metadata_dir that it was selected from"
         )
 
 

@@ -16,7 +16,7 @@ PAIR = (
 _NAMED = 8  # extensions in a sentence
 
 
-class Seen:
+class MemberCounts:
     """Counts the members of tars, for the error that no sample can be used."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Seen:
 
 def nothing_usable(
     clause: str,
-    seen: Seen,
+    seen: MemberCounts,
     reasons: Mapping[str, int],
     wanted: str = PAIR,
     way_out: str = "mend the tars or download them again",

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from PIL import Image
 
 from datacomp_flyt.errors import ReadError, unreadable
-from datacomp_flyt.tars.nothing_usable import IMAGE, PAIR, Seen, nothing_usable
+from datacomp_flyt.tars.nothing_usable import IMAGE, PAIR, MemberCounts, nothing_usable
 from datacomp_flyt.tars.samples import (
     Sample,
     Skip,
@@ -85,7 +85,7 @@ def read_pairs(
         except Skip as skip:
             return Pair(uid, sample, None, ""), skip.reason
 
-    seen, usable = Seen(), False
+    seen, usable = MemberCounts(), False
     samples = _samples(shard, counts, make_uids, seen)
     for found in _map_batches(examine, samples, batch_size, threads):
         counts.update(reason for _, reason in found if reason is not None)
@@ -97,7 +97,7 @@ def read_pairs(
 
 
 def _samples(
-    shard: str, counts: Counter[str], make_uids: bool, members: Seen
+    shard: str, counts: Counter[str], make_uids: bool, members: MemberCounts
 ) -> Iterator[tuple[str, Sample]]:
     """uid and sample."""
     seen: set[str] = set()

@@ -17,7 +17,7 @@ from webdataset.gopen import gopen
 from webdataset.tariterators import base_plus_ext, valid_sample
 
 from datacomp_flyt.files.open_file import open_local
-from datacomp_flyt.tars.nothing_usable import Seen
+from datacomp_flyt.tars.nothing_usable import MemberCounts
 from datacomp_flyt.tars.shards import is_stream
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class _Watched:
             raise EOFError("it ends before the mark of its end")
 
 
-def _members(stream: Any, url: str, seen: Seen) -> Iterator[dict[str, Any]]:
+def _members(stream: Any, url: str, seen: MemberCounts) -> Iterator[dict[str, Any]]:
     """The files of a tar that samples are made of, as webdataset's `tar_file_expander` has them.
 
     That takes members of any size, and so a file of a kilobyte that is to become terabytes.
@@ -134,7 +134,7 @@ def _members(stream: Any, url: str, seen: Seen) -> Iterator[dict[str, Any]]:
             archive.members = []  # type: ignore[attr-defined]
 
 
-def read_tar(shard: str, seen: Seen | None = None) -> Generator[Sample, None, None]:
+def read_tar(shard: str, seen: MemberCounts | None = None) -> Generator[Sample, None, None]:
     """The samples of one tar.
 
     Args:
@@ -146,7 +146,7 @@ def read_tar(shard: str, seen: Seen | None = None) -> Generator[Sample, None, No
     """
     try:
         stream, finished = _Watched(open_tar(shard)), False
-        seen = Seen() if seen is None else seen
+        seen = MemberCounts() if seen is None else seen
         try:
             for sample in _samples(_members(stream, shard, seen), seen):
                 seen.add(sample)
@@ -167,7 +167,7 @@ def open_tar(shard: str) -> Any:
     return gopen(shard) if is_stream(shard) else open_local(shard)
 
 
-def _samples(members: Iterator[dict[str, Any]], seen: Seen) -> Iterator[Sample]:
+def _samples(members: Iterator[dict[str, Any]], seen: MemberCounts) -> Iterator[Sample]:
     """Group adjacent members of one key into samples; a repeated extension begins a new sample.
 
     webdataset's `group_by_keys` raises an error there, open_clip's own function does not.

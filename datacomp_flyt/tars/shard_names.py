@@ -13,7 +13,7 @@ def shard_name(path: str) -> str:
     return path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
-def by_name(paths: Iterable[str], flag: str) -> dict[str, str]:
+def shards_by_name(paths: Iterable[str], flag: str) -> dict[str, str]:
     """Paths by the names of their shards.
 
     Args:
@@ -39,6 +39,6 @@ def by_name(paths: Iterable[str], flag: str) -> dict[str, str]:
     return named
 
 
-def resolved(place: str) -> str:
+def absolute_path(place: str) -> str:
     """The absolute path of a local file, so that it is valid in any folder; addresses unchanged."""
     return place if "://" in place else os.path.abspath(place)

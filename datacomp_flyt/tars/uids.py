@@ -19,7 +19,7 @@ from datacomp_flyt.pool.arrow_types import plain_column
 from datacomp_flyt.pool.parquet import STATUS, succeeded
 from datacomp_flyt.pool.parquet_file import open_parquet
 from datacomp_flyt.pool.uids import UID_DTYPE, decode_uids
-from datacomp_flyt.tars.nothing_usable import Seen, nothing_usable
+from datacomp_flyt.tars.nothing_usable import MemberCounts, nothing_usable
 
 _UID = re.compile("[0-9a-fA-F]{32}")
 _LONGEST = 1 << 20  # bytes of a json
@@ -107,7 +107,7 @@ def read_uids_of_tar(tar: str, with_image: bool = True) -> TarUids:
         )
 
     uids, invalid, problem = list[str](), None, None
-    seen, whole, reasons = Seen(), False, Counter[str]()
+    seen, whole, reasons = MemberCounts(), False, Counter[str]()
     try:
         for sample in read_tar(tar, seen):
             try:

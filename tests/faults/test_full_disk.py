@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from baselines_plugin import run
-from datacomp_flyt.files.memmap_arrays import Shelf, beside, open_array
+from datacomp_flyt.files.memmap_arrays import SpillFile, create_array, zeros_like_storage
 from datacomp_flyt.files.settings_file import check_settings
 from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel
 from datacomp_flyt.mixing.m_flyt import save_mixing_model
@@ -93,7 +93,7 @@ WRITERS: dict[str, tuple[str, Write]] = {
         "r.safetensors",
         lambda path: write_run(path, Rows(UIDS["f0"], UIDS["f1"], {"a": VALUES[:, 0]}), 4),
     ),
-    "array": ("a.npy", lambda path: open_array(path, EXAMPLES, np.float64)),
+    "array": ("a.npy", lambda path: create_array(path, EXAMPLES, np.float64)),
     "embeddings": ("00000000.npz", embedded),
     "checkpoint": ("checkpoint.pt", checkpoint),
     "log": ("metrics.jsonl", log_line),
@@ -149,9 +149,9 @@ def test_a_disk_of_its_own(what: str, small_disk: Path) -> None:
 
 
 def test_arrays_aside(small_disk: Path) -> None:
-    array = open_array(small_disk / "a.npy", 1000, np.float64)
-    assert "has no room for" in refusal(beside, array, np.float64, 1 << 20)
-    shelf = Shelf(array, np.dtype(np.float64))
+    array = create_array(small_disk / "a.npy", 1000, np.float64)
+    assert "has no room for" in refusal(zeros_like_storage, array, np.float64, 1 << 20)
+    shelf = SpillFile(array, np.dtype(np.float64))
     kept = shelf.put(np.arange(1000.0))
     assert "cannot be written" in refusal(shelf.put, np.zeros(1 << 20))
     assert np.array_equal(shelf.get(kept), np.arange(1000.0))

@@ -24,7 +24,7 @@ from datacomp_flyt.pool.manifest import hash_folder
 from datacomp_flyt.pool.parquet import open_file_or_folder, open_shards
 from datacomp_flyt.scorers.linear_classifier.training_rows import find_embeddings
 from datacomp_flyt.self_filtering.given_scores import link_tables
-from datacomp_flyt.tars.shard_names import by_name, resolved
+from datacomp_flyt.tars.shard_names import absolute_path, shards_by_name
 from datacomp_flyt.tars.shards import Stream, is_stream, list_shards
 from tests.conftest import hex_uids, refusal
 
@@ -365,7 +365,8 @@ def test_tars_in_any_case_and_compressed_ones(
 
 def test_hidden_shards_would_make_hidden_results(tmp_path: Path) -> None:
     for name in ("_0.tar", ".0.tar"):
-        assert "would be passed over" in refusal(by_name, tars(tmp_path, name), "--shards_dir")
+        message = refusal(shards_by_name, tars(tmp_path, name), "--shards_dir")
+        assert "would be passed over" in message
 
 
 # --------------------------------------------------------------------------- addresses
@@ -384,8 +385,8 @@ def test_what_is_an_address(where: str, local: str | None) -> None:
 
 
 def test_resolved_names_mean_the_same_from_anywhere() -> None:
-    assert resolved("pipe:x") == os.path.abspath("pipe:x")
-    assert resolved("s3://x/{0..3}.tar") == "s3://x/{0..3}.tar"
+    assert absolute_path("pipe:x") == os.path.abspath("pipe:x")
+    assert absolute_path("s3://x/{0..3}.tar") == "s3://x/{0..3}.tar"
 
 
 def test_addresses_are_streams_and_cannot_leave_their_quotes() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.locks import lock_outputs
 from tests.conftest import refusal
 from tests.files.test_locks import hold, take
 
@@ -68,7 +68,7 @@ def test_files_of_other_programs_stay(tmp_path: Path, content: bytes) -> None:
 def test_an_empty_file_of_another_program_is_locked_and_left(tmp_path: Path) -> None:
     for place, lock in places(tmp_path).items():
         lock.touch()
-        with one_run(place):
+        with lock_outputs(place):
             assert "is being written by another run" in refusal(take, place)
         assert lock.read_bytes() == b""
 
@@ -84,7 +84,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 def test_what_a_killed_run_left_is_taken_over(tmp_path: Path, left: str) -> None:
     for place, lock in places(tmp_path).items():
         lock.write_text(left)
-        with one_run(place):
+        with lock_outputs(place):
             assert lock.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
         assert not lock.exists()
 
@@ -105,7 +105,7 @@ def test_names_of_one_output_have_one_lock(tmp_path: Path, kind: str) -> None:
         "around": ("real/../real/a.npy", "a.npy"),
         "twice": ("b.npy", "real/a.npy"),
     }[kind]
-    with one_run(tmp_path / one):
+    with lock_outputs(tmp_path / one):
         said = refusal(take, tmp_path / other)
         assert f"{tmp_path / other} is being written by another run" in said
     assert not list(tmp_path.rglob("*.lock"))

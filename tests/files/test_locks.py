@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from datacomp_flyt.files import locks
-from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.locks import lock_outputs
 from tests.conftest import REPOSITORY, refusal
 
 HOLD = """
 import sys, time
-from datacomp_flyt.files.locks import one_run
-with one_run(*sys.argv[1:]):
+from datacomp_flyt.files.locks import lock_outputs
+with lock_outputs(*sys.argv[1:]):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -41,7 +41,7 @@ def hold(*places: Path) -> subprocess.Popen[str]:
 
 
 def take(*places: Path) -> None:
-    with one_run(*places):
+    with lock_outputs(*places):
         pass
 
 
@@ -64,7 +64,7 @@ def test_the_second_run_is_refused_until_the_first_is_killed(tmp_path: Path, kin
 
 
 def test_a_second_one_in_the_same_process(tmp_path: Path) -> None:
-    with one_run(tmp_path), one_run(tmp_path / "other.npy"):
+    with lock_outputs(tmp_path), lock_outputs(tmp_path / "other.npy"):
         assert "is being written by another run" in refusal(take, tmp_path)
         # the second place is taken, so the first is given back
         assert "other.npy" in refusal(take, tmp_path / "free.npy", tmp_path / "other.npy")
@@ -73,7 +73,7 @@ def test_a_second_one_in_the_same_process(tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_gives_it_back(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), one_run(tmp_path):
+    with pytest.raises(ZeroDivisionError), lock_outputs(tmp_path):
         _ = 1 / 0
     assert list(tmp_path.iterdir()) == []
 
@@ -92,7 +92,7 @@ def test_a_lock_file_that_its_run_has_removed_is_no_lock(
         flock(handle, how)
 
     monkeypatch.setattr(locks.fcntl, "flock", late)
-    with one_run(tmp_path):
+    with lock_outputs(tmp_path):
         assert len(calls) == 2
         assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
 
@@ -124,8 +124,8 @@ def test_a_system_without_locks(tmp_path: Path) -> None:
 import os, sys
 sys.modules["fcntl"] = None
 del os.fork, os.register_at_fork
-from datacomp_flyt.files.locks import one_run
-with one_run(sys.argv[1]):
+from datacomp_flyt.files.locks import lock_outputs
+with lock_outputs(sys.argv[1]):
     print("done")
 """
     command = [sys.executable, "-c", program, str(tmp_path)]
@@ -152,7 +152,7 @@ def of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_a_killed_run_of_somebody_else_left(of_somebody_else: Path) -> None:
-    with one_run(of_somebody_else.parent):
+    with lock_outputs(of_somebody_else.parent):
         assert of_somebody_else.read_text().startswith(f"process {os.getpid()} on ")
         assert "is being written by another run" in refusal(take, of_somebody_else.parent)
     assert not of_somebody_else.exists()
@@ -181,7 +181,7 @@ def _child(pipe: multiprocessing.connection.Connection) -> None:
 def test_a_forked_child_that_lives_on_holds_nothing(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    with one_run(tmp_path):
+    with lock_outputs(tmp_path):
         child = context.Process(target=_child, args=(theirs,))
         child.start()
         assert ours.recv() == "begun"

@@ -16,7 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datacomp_flyt.files import memmap_arrays as file_arrays
-from datacomp_flyt.files.memmap_arrays import Shelf, beside, compress, open_array, select
+from datacomp_flyt.files.memmap_arrays import (
+    SpillFile,
+    create_array,
+    filter_rows,
+    order_statistic,
+    zeros_like_storage,
+)
 from tests.conftest import refusal
 
 KINDS = [np.float32, np.float64]
@@ -65,9 +71,9 @@ def test_every_rank_is_that_of_the_sorted_array(
     monkeypatch.setattr(file_arrays, "_BLOCK", 4)
     values = np.array(data.draw(st.lists(floats(width), min_size=1)), f"f{width // 8}")
     wanted = np.sort(values).tolist()
-    assert [select(values, rank) for rank in range(len(values))] == wanted
+    assert [order_statistic(values, rank) for rank in range(len(values))] == wanted
     stored = in_file(values)
-    assert [select(stored, rank) for rank in range(len(values))] == wanted
+    assert [order_statistic(stored, rank) for rank in range(len(values))] == wanted
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,7 +83,7 @@ def test_neighbouring_floats_are_told_apart(in_file: InFile, kind: type[np.float
     values = np.array([np.nextafter(kind(end), kind(to)) for end in ends for to in (0, 1e30)], kind)
     stored = in_file(np.concatenate([values, ends]).astype(kind)[::-1])
     for rank, value in enumerate(np.sort(stored).tolist()):
-        found = select(stored, rank)
+        found = order_statistic(stored, rank)
         assert found == value
         assert found == kind(found)
 
@@ -90,16 +96,16 @@ def test_many_draws_in_a_few_passes(
     stored, looked = in_file(values), []
     bits = file_arrays._ordered_bits
     monkeypatch.setattr(file_arrays, "_ordered_bits", lambda *of: (looked.append(1), bits(*of))[1])
-    assert select(stored, 70_001) == np.sort(values)[70_001]
+    assert order_statistic(stored, 70_001) == np.sort(values)[70_001]
     assert 1 < len(looked) <= np.dtype(kind).itemsize // 2
 
 
-# --------------------------------------------------------------------- beside and open_array
+# --------------------------------------------------------------------- beside and create_array
 
 
 def test_beside_an_array_in_memory(tmp_path: Path) -> None:
     for array in (np.ones(7, np.float32), np.ones(7)[1:], np.zeros(0)):
-        found = beside(array, np.int32)
+        found = zeros_like_storage(array, np.int32)
         assert type(found) is np.ndarray
         assert (found.dtype, found.tolist()) == (np.int32, [0] * len(array))
 
@@ -118,25 +124,27 @@ VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
 def test_beside_an_array_in_a_file(in_file: InFile, tmp_path: Path, view: Any) -> None:
     array = view(in_file(np.arange(7.0)))
-    found = beside(array, np.dtype("u8,u8"))
+    found = zeros_like_storage(array, np.dtype("u8,u8"))
     assert isinstance(found, np.memmap)
     assert Path(found.filename).parent == tmp_path
     assert found.tolist() == [(0, 0)] * len(array)
     found[1] = (2**64 - 1, 5)
     assert found[1].tolist() == (2**64 - 1, 5)
-    assert isinstance(beside(found[:2], np.int8, 3), np.memmap)
+    assert isinstance(zeros_like_storage(found[:2], np.int8, 3), np.memmap)
     assert [path.name for path in tmp_path.iterdir()] == ["array.npy"]
 
 
 def test_what_is_computed_of_a_file_is_in_memory(in_file: InFile) -> None:
     array = in_file(np.arange(7.0))
     for computed in (array + 1, array[array > 2], array.copy(), array[[1, 2]]):
-        assert not isinstance(beside(computed, np.int32), np.memmap)
-    assert not isinstance(beside(array, np.int32, 0), np.memmap)  # nothing can be mapped
+        assert not isinstance(zeros_like_storage(computed, np.int32), np.memmap)
+    assert not isinstance(
+        zeros_like_storage(array, np.int32, 0), np.memmap
+    )  # nothing can be mapped
 
 
 def test_open_array(tmp_path: Path) -> None:
-    array = open_array(tmp_path / "a.npy", 5, np.dtype("u8,u8"))
+    array = create_array(tmp_path / "a.npy", 5, np.dtype("u8,u8"))
     array[3] = (1, 2)
     array.flush()
     found = np.load(tmp_path / "a.npy")
@@ -147,20 +155,20 @@ def test_open_array(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_full_disk")
 def test_a_full_disk(in_file: InFile, tmp_path: Path) -> None:
     array = in_file(np.arange(7.0))
-    message = refusal(beside, array, np.float64)
+    message = refusal(zeros_like_storage, array, np.float64)
     assert f"{tmp_path} has no room for 56 bytes more" in message
     assert "No space left" in message
-    message = refusal(open_array, tmp_path / "b.npy", 5, np.float32)
+    message = refusal(create_array, tmp_path / "b.npy", 5, np.float32)
     assert f"{tmp_path / 'b.npy'} cannot be written (No space left" in message
     assert [path.name for path in tmp_path.iterdir()] == ["array.npy"]
 
 
 def test_a_place_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "no" / "a.npy"
-    assert f"{path} cannot be written" in refusal(open_array, path, 5, np.float32)
+    assert f"{path} cannot be written" in refusal(create_array, path, 5, np.float32)
 
 
-# ------------------------------------------------------------------------------- compress
+# ------------------------------------------------------------------------------- filter_rows
 
 
 @pytest.mark.parametrize("files", [False, True])
@@ -174,7 +182,7 @@ def test_rows_that_are_kept(
     first = in_file(values) if files else values.copy()
     second = np.arange(10, dtype=np.int8)
     given = (first, second)
-    found = compress(given, lambda some: some >= least)
+    found = filter_rows(given, lambda some: some >= least)
     kept = values >= least
     assert [array.tolist() for array in found] == [values[kept].tolist(), second[kept].tolist()]
     assert [array.dtype for array in found] == [np.float32, np.int8]
@@ -190,7 +198,7 @@ def test_rows_that_are_kept(
 def test_what_a_shelf_gives_back(in_file: InFile, tmp_path: Path, files: bool) -> None:
     kind = np.dtype([("a", "f8"), ("b", "u4")])
     beside_this = in_file(np.zeros(3)) if files else np.zeros(3)
-    shelf = Shelf(beside_this, kind)
+    shelf = SpillFile(beside_this, kind)
     assert shelf.in_memory is not files
     arrays = [np.zeros(number, kind) for number in (5, 0, 1, 400)]
     for array in arrays:
@@ -224,7 +232,7 @@ def test_a_full_disk_of_a_shelf(
             self.write(b"what is left")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", Full)
-    shelf = Shelf(in_file(np.zeros(3)), np.float64)
+    shelf = SpillFile(in_file(np.zeros(3)), np.float64)
     message = refusal(shelf.put, np.zeros(3))
     assert f"{tmp_path} cannot be written (No space left" in message
     del shelf  # in peace
@@ -258,7 +266,7 @@ def test_a_disk_that_gives_less_back(
     in_file: InFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", InParts)
-    shelf = Shelf(in_file(np.zeros(3)), np.float64)
+    shelf = SpillFile(in_file(np.zeros(3)), np.float64)
     pieces = [shelf.put(np.arange(start, start + 100.0)) for start in (0, 100)]
     assert shelf.get(pieces[1]).tolist() == np.arange(100.0, 200).tolist()
     monkeypatch.setattr(InParts, "end", 1592)
@@ -270,7 +278,7 @@ def test_a_disk_that_gives_less_back(
 
 @pytest.mark.parametrize("files", [False, True])
 def test_a_part_of_what_was_put_aside(in_file: InFile, files: bool) -> None:
-    shelf = Shelf(in_file(np.zeros(3)) if files else np.zeros(3), np.int64)
+    shelf = SpillFile(in_file(np.zeros(3)) if files else np.zeros(3), np.int64)
     shelf.put(np.arange(5))
     piece = shelf.put(np.arange(10, 20))
     assert shelf.get(piece, 3, 5).tolist() == [13, 14]

@@ -148,6 +148,6 @@ JOB_READERS: dict[str, Reader] = {
     "draws": Reader(valid.part, "part/00000000.tar", "plain tar", _draws, _check_draws),
     "pictures": Reader(valid.tar, "a.tar", "tar", _pictures, _check_pictures, memory=PICTURE),
     "job": Reader(_HALF, "work/job.json", "json", *_JOB),
-    "dealt": Reader(_HALF, "work/done/0-000000.json", "json", *_JOB),
+    "partitioned": Reader(_HALF, "work/done/0-000000.json", "json", *_JOB),
     "slice": Reader(valid.job(), "work/done/slice-00000.json", "json", *_JOB),
 }

@@ -295,11 +295,11 @@ def test_empty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [1, 2, 30])
 def test_uids_that_are_not_in_the_pool(tmp_path: Path, number: int) -> None:
-    strangers = sorted_uids(hex_uids(number, "strangers"))
-    both = np.sort(np.concatenate([POOL_UIDS, strangers, strangers]))
+    unknown_uids = sorted_uids(hex_uids(number, "strangers"))
+    both = np.sort(np.concatenate([POOL_UIDS, unknown_uids, unknown_uids]))
     found = problem(saved(tmp_path, both))
     assert f"has {number} uids that are not in the pool" in found
-    assert f"{int(strangers[0]['f0']):016x}{int(strangers[0]['f1']):016x}" in found
+    assert f"{int(unknown_uids[0]['f0']):016x}{int(unknown_uids[0]['f1']):016x}" in found
     assert check_subset_file(saved(tmp_path, both)).problems == []  # nothing to compare with
 
 

@@ -15,11 +15,11 @@ from datacomp_flyt.pool.external_sort.uid_slices import Rows
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import check_npz, in_pool
 from datacomp_flyt.pool.score_values import to_floats
-from datacomp_flyt.progress import shown
+from datacomp_flyt.progress import with_progress
 
 
 @dataclass(frozen=True)
-class Group:
+class FileGroup:
     """Files, and columns that are in all of them.
 
     Attributes:
@@ -42,7 +42,7 @@ class Group:
         """The number of rows of all files, including those that are left out."""
         return sum(shard.num_rows for shard in self.shards)
 
-    def parts(self, rows: int) -> Iterator[Group]:
+    def parts(self, rows: int) -> Iterator[FileGroup]:
         """The same, some files at a time: until they have so many rows."""
         part, total = list[ParquetShard](), 0
         for shard in self.shards:
@@ -87,7 +87,7 @@ class Group:
 
     def rows_of(self, uid: str) -> Iterator[str]:
         """Where the rows of a uid are, as people say it; files are read as rows are asked for."""
-        for shard in shown(self.shards, f"looking for {uid}", len(self.shards), "file"):
+        for shard in with_progress(self.shards, f"looking for {uid}", len(self.shards), "file"):
             row = 0
             for uids, _, there in replace(self, columns={})._rows(shard):
                 same = (uids["f0"] == int(uid[:16], 16)) & (uids["f1"] == int(uid[16:], 16))

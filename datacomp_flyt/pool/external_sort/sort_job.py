@@ -1,7 +1,7 @@
 """A folder in which a pool is sorted: what it is of, where its files are, what is done.
 
 DIR/job.json              what it is of: refused where that is not what is asked for
-DIR/dealt/KEY-*           runs of rows; removed in the end
+DIR/partitioned/KEY-*           runs of rows; removed in the end
 DIR/done/KEY.json         rows of each slice in the runs of KEY; what is wrong with a slice
 DIR/uids.npy, column_*    the result
 """
@@ -21,9 +21,9 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.open_file import readable
 from datacomp_flyt.files.output_files import atomic_write, check_save_path, remove_unfinished
 from datacomp_flyt.pool import join_errors
-from datacomp_flyt.pool.external_sort.file_group import Group
+from datacomp_flyt.pool.external_sort.file_group import FileGroup
 
-_FORMAT = "datacomp_flyt --work_dir 1"
+_FORMAT = "datacomp_flyt --work_dir 2"
 
 Faults = dict[str, tuple[int, str]]
 """What is wrong with rows, by kind: how often, and the smallest uid of it."""
@@ -34,7 +34,7 @@ class Layout:
     """A job, and where its files are."""
 
     folder: Path
-    groups: Sequence[Group]
+    groups: Sequence[FileGroup]
     num_slices: int
 
     @property
@@ -48,9 +48,9 @@ class Layout:
 
     def run(self, key: str, number: int) -> Path:
         """A run of a part of a group."""
-        return self.folder / "dealt" / f"{key}-{number}.run"
+        return self.folder / "partitioned" / f"{key}-{number}.run"
 
-    def note(self, key: str) -> Path:
+    def marker(self, key: str) -> Path:
         """What is known of a part or a slice that is done."""
         return self.folder / "done" / f"{key}.json"
 
@@ -92,19 +92,19 @@ class Layout:
         if not path.exists():
             with atomic_write(path) as file:
                 file.write(json.dumps(job).encode())
-        for of_one in (self.run("", 0), self.note("")):
+        for of_one in (self.run("", 0), self.marker("")):
             remove_unfinished(check_save_path(of_one, "--work_dir").parent)
 
-    def write_note(self, key: str, content: Any) -> None:
-        with atomic_write(self.note(key)) as file:
+    def write_marker(self, key: str, content: Any) -> None:
+        with atomic_write(self.marker(key)) as file:
             file.write(json.dumps({"content": content, "crc32": _crc32(content)}).encode())
 
-    def read_note(self, key: str) -> Any:
+    def read_marker(self, key: str) -> Any:
         """
         Raises:
             InputError: it is damaged.
         """
-        path = self.note(key)
+        path = self.marker(key)
         with self._readable(path):
             note = json.loads(path.read_bytes())
             if note["crc32"] != _crc32(note["content"]):
@@ -114,14 +114,14 @@ class Layout:
     def _readable(self, path: Path) -> contextlib.AbstractContextManager[None]:
         return readable(str(path), "JSON", f"remove the whole --work_dir {self.folder}")
 
-    def complain(
+    def raise_faults(
         self, faults: Faults, pool_size: int, allow_partial: bool, drop_nonfinite: bool
     ) -> None:
         """Raise InputError for what is wrong and not allowed."""
         if "twice" in faults:
             number, uid = faults["twice"]
             places = " and ".join(islice(self.groups[0].rows_of(uid), 2))
-            raise join_errors.twice_in_pool(uid, places, number)
+            raise join_errors.repeated_in_pool(uid, places, number)
         for place, group in enumerate(self.groups):
             column = next(iter(group.columns), "")
             if fault := faults.get(f"repeated {place}"):

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.engine import Engine, Make
+from datacomp_flyt.engines.engine import Engine, TaskFactory
 from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.files.memmap_arrays import open_array, write_rows
+from datacomp_flyt.files.memmap_arrays import create_array, write_rows
 from datacomp_flyt.files.output_files import atomic_write
-from datacomp_flyt.pool.external_sort.file_group import Group
+from datacomp_flyt.pool.external_sort.file_group import FileGroup
 from datacomp_flyt.pool.external_sort.sort_job import Faults, Layout
 from datacomp_flyt.pool.external_sort.uid_slices import Rows, read_slice, write_run
 from datacomp_flyt.pool.pool import describe_left_out, sort_uids
@@ -53,7 +53,7 @@ class SortedFiles:
 
 
 def sort_into_files(
-    groups: Sequence[Group],
+    groups: Sequence[FileGroup],
     folder: Path,
     engine: Engine,
     allow_partial: bool,
@@ -88,8 +88,8 @@ def sort_into_files(
         if left_out := describe_left_out(pool.name, pool.shards, pool_size, pool.available):
             say(left_out)
         faults = _sort_all(layout, engine, dealt)
-    layout.complain(faults, pool_size, allow_partial, drop_nonfinite)
-    for run in (folder / "dealt").glob("*"):
+    layout.raise_faults(faults, pool_size, allow_partial, drop_nonfinite)
+    for run in (folder / "partitioned").glob("*"):
         run.unlink()
     return SortedFiles(
         np.load(layout.uids, mmap_mode="r"),
@@ -107,18 +107,18 @@ class Dealt:
 
 def _deal_all(layout: Layout, engine: Engine, rows: int) -> list[Dealt]:
     """Write the runs of each group."""
-    items: dict[str, Group] = {}
+    items: dict[str, FileGroup] = {}
     for place, group in enumerate(layout.groups):
         for number, part in enumerate(group.parts(rows)):
             items[f"{place}-{number:06d}"] = part
-    left = {key: part for key, part in items.items() if not layout.note(key).exists()}
+    left = {key: part for key, part in items.items() if not layout.marker(key).exists()}
     make = functools.partial(_dealer, layout.folder, layout.num_slices, rows)
     num_rows = {key: part.num_rows for key, part in left.items()}
-    _run(engine, make, left, "dealing", layout, num_rows)
+    _run(engine, make, left, "partitioning", layout, num_rows)
     found = [Dealt([], np.zeros(layout.num_slices, np.int64)) for _ in layout.groups]
     for key in items:
         dealt = found[int(key.split("-")[0])]
-        for number, counts in enumerate(layout.read_note(key)):
+        for number, counts in enumerate(layout.read_marker(key)):
             dealt.runs.append(layout.run(key, number))
             dealt.num_rows[:] += counts
     return found
@@ -137,24 +137,24 @@ def _sort_all(layout: Layout, engine: Engine, dealt: Sequence[Dealt]) -> Faults:
         f"slice-{number:05d}": (number, int(ends[number] - rows[number]))
         for number in range(layout.num_slices)
     }
-    left = {key: item for key, item in items.items() if not layout.note(key).exists()}
+    left = {key: item for key, item in items.items() if not layout.marker(key).exists()}
     for path, dtype in arrays.items():
         if not path.exists():
             if len(left) < len(items):  # some of it was there
                 raise InputError(f"{path} is gone: remove --work_dir {layout.folder} too")
-            open_array(path, int(ends[-1]), dtype)
+            create_array(path, int(ends[-1]), dtype)
     make = functools.partial(_sorter, layout, [of.runs for of in dealt])
     num_rows = {key: int(rows[number]) for key, (number, _) in left.items()}
     _run(engine, make, left, "sorting", layout, num_rows)
     faults: Faults = {}
     for key in items:
-        for kind, (number, uid) in layout.read_note(key).items():
+        for kind, (number, uid) in layout.read_marker(key).items():
             before, first = faults.get(kind, (0, uid))
             faults[kind] = (before + number, min(first, uid))
     return faults
 
 
-def _check_even(group: Group, rows: NDArray[np.int64]) -> None:
+def _check_even(group: FileGroup, rows: NDArray[np.int64]) -> None:
     """Raise InputError where a slice has more rows than a worker may have in memory."""
     most = int(rows.argmax())
     if rows[most] > _MOST_ROWS:
@@ -167,19 +167,19 @@ def _check_even(group: Group, rows: NDArray[np.int64]) -> None:
 
 def _run(
     engine: Engine,
-    make: Make,
+    make: TaskFactory,
     items: Mapping[str, Any],
     label: str,
     layout: Layout,
     num_rows: Mapping[str, int],
 ) -> None:
     def write(key: str, result: Any) -> int:
-        layout.write_note(key, result)
+        layout.write_marker(key, result)
         return num_rows[key]
 
     if not items:
         return
-    mark = layout.folder / "dealt" / f"of-{uuid.uuid4().hex}"
+    mark = layout.folder / "partitioned" / f"of-{uuid.uuid4().hex}"
     with atomic_write(mark):
         pass
     try:
@@ -191,7 +191,7 @@ def _run(
         raise error if isinstance(error, InputError) else InputError(f"{label} failed: {error}")
 
 
-def _make_in_folder(mark: Path, make: Make, device: str) -> Callable[[Any], Any]:
+def _make_in_folder(mark: Path, make: TaskFactory, device: str) -> Callable[[Any], Any]:
     """`make`, where the worker sees the driver's folder; a path may mean another one elsewhere."""
     if not mark.exists():
         raise InputError(
@@ -204,7 +204,7 @@ def _make_in_folder(mark: Path, make: Make, device: str) -> Callable[[Any], Any]
 def _dealer(folder: Path, num_slices: int, rows: int, device: str) -> Callable[[Any], Any]:
     layout = Layout(folder, (), num_slices)
 
-    def deal(item: tuple[str, Group]) -> list[list[int]]:
+    def deal(item: tuple[str, FileGroup]) -> list[list[int]]:
         key, group = item
         counts = list[list[int]]()
         for run in _runs(group.batches(), rows):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings, npz_path
+from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.threads import map_threads
 
@@ -59,7 +59,7 @@ def check_one_width(shard: ParquetShard, arrays: Sequence[str]) -> None:
     widths = embedding_widths(shard, arrays)
     if len(set(widths)) > 1:
         sizes = " and ".join(f"{a} of width {w}" for a, w in zip(arrays, widths, strict=True))
-        raise InputError(f"{npz_path(shard)} has {sizes}: the two are of one CLIP model")
+        raise InputError(f"{shard.npz} has {sizes}: the two are of one CLIP model")
 
 
 def check_widths(shards: Sequence[ParquetShard], arrays: Sequence[str], num_workers: int) -> None:
@@ -81,7 +81,7 @@ def check_widths(shards: Sequence[ParquetShard], arrays: Sequence[str], num_work
         first = first or (shard, found)
         if found != first[1]:
             raise InputError(
-                f"{npz_path(shard)} has {', '.join(arrays)} of width "
-                f"{', '.join(map(str, found))} and {npz_path(first[0])} of "
+                f"{shard.npz} has {', '.join(arrays)} of width "
+                f"{', '.join(map(str, found))} and {first[0].npz} of "
                 f"{', '.join(map(str, first[1]))}: a pool's embeddings are of one model"
             )

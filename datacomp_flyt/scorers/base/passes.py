@@ -14,7 +14,7 @@ import numpy as np
 from datacomp_flyt.files.open_file import readable
 from datacomp_flyt.files.output_files import atomic_write, remove_unfinished
 from datacomp_flyt.scorers.base.scorer import Arrays, PoolScorer, PoolState
-from datacomp_flyt.threads import patient
+from datacomp_flyt.threads import retry_on_read_error
 
 
 class Passes:
@@ -125,7 +125,7 @@ def _save(path: Path, arrays: Arrays) -> None:
         file.write(content.getbuffer())
 
 
-@patient
+@retry_on_read_error
 def _load(path: Path) -> Arrays:
     with (
         readable(str(path), "npz", f"remove {path.parent} to begin anew"),

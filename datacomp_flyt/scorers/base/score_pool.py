@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
-from datacomp_flyt.engines.engine import Engine, Make
+from datacomp_flyt.engines.engine import Engine, TaskFactory
 from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.files.output_files import atomic_write, remove_unfinished
 from datacomp_flyt.files.settings_file import check_settings
@@ -101,7 +101,9 @@ def score_pool(
         else:
             left[shard] = shards[shard]
 
-    def run(make: Make, items: Mapping[str, Any], keep: Keep, label: str) -> dict[str, Exception]:
+    def run(
+        make: TaskFactory, items: Mapping[str, Any], keep: Keep, label: str
+    ) -> dict[str, Exception]:
         def keep_unless_changed(shard: str, result: Any) -> int:
             check(shard)
             return keep(shard, result)

@@ -15,7 +15,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.checkpoint_file import read_content
 from datacomp_flyt.files.folders import list_folder
 from datacomp_flyt.files.open_file import check_regular
-from datacomp_flyt.pool.embeddings import embedding_widths, npz_path
+from datacomp_flyt.pool.embeddings import embedding_widths
 from datacomp_flyt.pool.parquet import ParquetShard
 
 _PUBLISHED_KEY = "image_features"  # of negCLIPLoss_NormSim's cached ImageNet features
@@ -70,7 +70,7 @@ def check_width(shard: ParquetShard, array: str, width: int) -> None:
     (there,) = embedding_widths(shard, [array])
     if there != width:
         raise InputError(
-            f"{npz_path(shard)} has {array} of width {there} and --targets are of width {width}: "
+            f"{shard.npz} has {array} of width {there} and --targets are of width {width}: "
             "take targets and pool of the same model"
         )
 

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.digest import file_digest
-from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings, npz_path
+from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import Pool
 from datacomp_flyt.scorers.base.scorer import Arrays, MetadataScorer, Scorer
@@ -47,7 +47,7 @@ def check_width(head: GluHead, shard: ParquetShard, source: str) -> None:
     widths = embedding_widths(shard, arrays)
     if sum(widths) != head.width:
         raise InputError(
-            f"{npz_path(shard)} has {' + '.join(map(str, widths))} columns in "
+            f"{shard.npz} has {' + '.join(map(str, widths))} columns in "
             f"{', '.join(arrays)} and {source} takes {head.width}: take a pool with the "
             "embeddings that it was trained on"
         )
@@ -68,7 +68,7 @@ def scores_of_shard(
         overflown = np.flatnonzero(~np.isfinite(values) & np.isfinite(block[:, 0]))
         if len(overflown):
             raise InputError(
-                f"{source} gives {npz_path(shard)} row {row + int(overflown[0])} a score "
+                f"{source} gives {shard.npz} row {row + int(overflown[0])} a score "
                 "that is not finite: its weights are too large, so train it again"
             )
         scores[row : row + len(block)] = np.where(np.isfinite(values), values, np.nan)
@@ -166,7 +166,7 @@ def e_flyt_scores(
         number = next(number for number, (count, _) in enumerate(found) if count)
         raise InputError(
             f"embeddings of {wrong:,} examples are not finite or all zero, the first in "
-            f"{npz_path(files[number][0])} row {found[number][1]}: mend them, or leave those "
+            f"{files[number][0].npz} row {found[number][1]}: mend them, or leave those "
             "examples out with --drop_nonfinite"
         )
     return scores

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.digest import file_digest
-from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings, npz_path
+from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.scorers.base.flags import add_renormalize
 from datacomp_flyt.scorers.base.scorer import Arrays, MetadataScorer
@@ -109,7 +109,7 @@ class LinearClassifier(MetadataScorer):
         widths, wanted = embedding_widths(shard, self.arrays), len(self.model.weight)
         if sum(widths) != wanted:
             raise InputError(
-                f"{npz_path(shard)} has {' + '.join(map(str, widths))} columns in "
+                f"{shard.npz} has {' + '.join(map(str, widths))} columns in "
                 f"{', '.join(self.arrays)} and --classifier {self.classifier} takes {wanted}: "
                 "name the arrays that it was trained on with --arrays"
             )

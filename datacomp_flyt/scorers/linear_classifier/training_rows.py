@@ -20,16 +20,15 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.folders import list_folder, version_of
-from datacomp_flyt.files.listing import find_place, has_ending, is_folder
+from datacomp_flyt.files.listing import has_ending, is_folder, resolve_path
 from datacomp_flyt.files.npy_header import read_npy_header
 from datacomp_flyt.files.open_file import map_npy, open_file, readable
 from datacomp_flyt.pool.embeddings import (
     BLOCK_ROWS,
-    OTHER_LENGTH,
+    NOT_UNIT_NORM,
     UNUSABLE,
     embedding_widths,
     iter_embeddings,
-    npz_path,
 )
 from datacomp_flyt.pool.parquet import ParquetShard, open_shard
 from datacomp_flyt.progress import Progress
@@ -77,7 +76,7 @@ def find_embeddings(places: Sequence[str], arrays: Sequence[str], flag: str) -> 
     found: list[tuple[Any, str]] = []
     for place in places:
         try:
-            fs, root = find_place(place)
+            fs, root = resolve_path(place)
             folder = is_folder(fs, root)
             if not folder and not fs.isfile(root):
                 raise InputError(f"{flag} {place} is not there: give a folder, .npz or .npy files")
@@ -124,7 +123,7 @@ def _describe(fs: Any, path: str, arrays: Sequence[str], flag: str) -> Embedding
     def uids() -> NDArray[np.void]:
         return read_uids(open_shard(fs, shard.path))
 
-    return EmbeddingFile(npz_path(shard), rows, width, blocks, uids)
+    return EmbeddingFile(shard.npz, rows, width, blocks, uids)
 
 
 def _describe_npy(path: str, arrays: Sequence[str], flag: str) -> EmbeddingFile:
@@ -149,7 +148,7 @@ def _describe_npy(path: str, arrays: Sequence[str], flag: str) -> EmbeddingFile:
                 lengths = np.sqrt(np.einsum("ij,ij->i", block, block))
                 usable = np.isfinite(lengths) & (lengths > 0)
                 counts[UNUSABLE] += int(np.count_nonzero(~usable))
-                counts[OTHER_LENGTH] += int(np.count_nonzero(usable & (abs(lengths - 1) >= 0.01)))
+                counts[NOT_UNIT_NORM] += int(np.count_nonzero(usable & (abs(lengths - 1) >= 0.01)))
                 if normalize:
                     block /= lengths[:, None]
             block[~usable] = np.nan
@@ -263,9 +262,9 @@ class RandomRows:
             if wanted is not None:
                 kept &= wanted[row : row + len(block)]
             row += len(block)
-            if self.counts[OTHER_LENGTH] and not self._renormalize:
+            if self.counts[NOT_UNIT_NORM] and not self._renormalize:
                 raise InputError(
-                    f"{self._flag} has embeddings of another length than 1 in {file.path}, before "
+                    f"{self._flag} has embeddings that are not of unit norm in {file.path}, before "
                     f"row {row:,}: give --renormalize, here and to the scorer"
                 )
             yield block[kept].astype(np.float16)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.external_sort.file_group import Group
+from datacomp_flyt.pool.external_sort.file_group import FileGroup
 from datacomp_flyt.pool.parquet import open_shards
 from tests.conftest import ROWS, hex_uids, refusal, take, write_files, write_parquet
 from tests.engines.here import Here, Killed
@@ -97,7 +97,7 @@ def test_several_runs_of_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     job = Job(tmp_path).write(1)
     with pytest.raises(Killed):
         job.in_files("a", engine=Here(1))
-    assert len(list((job.work / "dealt").iterdir())) == 7  # two batches each
+    assert len(list((job.work / "partitioned").iterdir())) == 7  # two batches each
     assert job.in_files("a") == job.in_memory("a")
 
 
@@ -239,7 +239,7 @@ def test_files_are_read_until_the_rows_are_found(job: Job) -> None:
     shards = tuple(open_shards(str(job.metadata), "--metadata_dir", 1))
     missing = replace(shards[1], path=str(job.folder / "missing.parquet"))
     first = pq.read_table(shards[0].path)["uid"].to_pylist()
-    rows = Group("pool", (shards[0], missing), {}).rows_of(first[7])
+    rows = FileGroup("pool", (shards[0], missing), {}).rows_of(first[7])
     assert next(rows) == f"{shards[0].path} row 7"
     with pytest.raises(InputError, match=r"missing\.parquet"):
         next(rows)

@@ -13,7 +13,7 @@ import pytest
 
 from datacomp_flyt.engines.processes import ProcessEngine
 from datacomp_flyt.pool.external_sort import sort_job
-from datacomp_flyt.pool.external_sort.file_group import Group
+from datacomp_flyt.pool.external_sort.file_group import FileGroup
 from datacomp_flyt.pool.external_sort.sorted_files import SortedFiles, sort_into_files
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from tests.conftest import ROWS, refusal
@@ -31,7 +31,7 @@ def job(tmp_path: Path) -> Job:
 
 def assert_done(job: Job, found: Read) -> None:
     assert found == job.in_memory("a", "b", CLIP)
-    assert not list((job.work / "dealt").iterdir())
+    assert not list((job.work / "partitioned").iterdir())
     engine = Here()
     assert job.in_files("a", "b", CLIP, engine=engine) == found
     assert engine.names == []
@@ -52,10 +52,10 @@ def test_killed_anywhere(job: Job, seed: int) -> None:
         for name in lost:
             (job.work / "done" / f"{name}.json").unlink()
         done -= set(lost)
-    for path in (job.work / "dealt").iterdir():
+    for path in (job.work / "partitioned").iterdir():
         if path.name.rpartition("-")[0] not in done:  # its part was half done
             path.unlink() if seed % 2 else path.write_bytes(b"no run")
-    (job.work / "dealt" / ".0-000000-0.run.0123456789abcdef.datacomp_flyt.tmp").write_bytes(
+    (job.work / "partitioned" / ".0-000000-0.run.0123456789abcdef.datacomp_flyt.tmp").write_bytes(
         b"half a run"
     )
     engine = Here()
@@ -66,7 +66,7 @@ def test_killed_anywhere(job: Job, seed: int) -> None:
 def test_files_of_others_stay(job: Job) -> None:
     """Whoever names a folder of his own loses nothing; of a killed run's files none is left."""
     ending = "0123456789abcdef.datacomp_flyt.tmp"
-    left = (f".job.json.{ending}", f".array.{ending}", f"dealt/.0-000000-0.run.{ending}")
+    left = (f".job.json.{ending}", f".array.{ending}", f"partitioned/.0-000000-0.run.{ending}")
     others = (".config.json.original", ".lock", "mine/.train.log.download", ".job.json.abcd1234")
     job.in_files("a")
     for name in (*left, *others):
@@ -76,7 +76,7 @@ def test_files_of_others_stay(job: Job) -> None:
     assert [name for name in (*left, *others) if (job.work / name).exists()] == list(others)
 
 
-@pytest.mark.parametrize("name", ["uids.npy", "notes.txt", "dealt"])
+@pytest.mark.parametrize("name", ["uids.npy", "notes.txt", "partitioned"])
 def test_a_folder_of_others_is_refused(job: Job, name: str) -> None:
     job.work.mkdir()
     (job.work / name).write_bytes(b"mine")
@@ -173,7 +173,7 @@ class Noting(ProcessEngine):
 def test_a_killed_worker_costs_its_part_only(job: Job) -> None:
     shards = open_shards(str(job.metadata), "--metadata_dir", 1)
     kills = KillsOnce(**vars(shards[1]))
-    group = Group("pool", (shards[0], kills, shards[2]), {CLIP: np.dtype("f4")})
+    group = FileGroup("pool", (shards[0], kills, shards[2]), {CLIP: np.dtype("f4")})
     engine = Noting(1, "cpu")
     found = sort_into_files([group], job.work, engine, False, False, 40)
     assert as_read(found) == job.in_memory(CLIP)

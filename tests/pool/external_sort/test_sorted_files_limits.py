@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from datacomp_flyt.engines import shards
-from datacomp_flyt.engines.engine import Make, Outcome, T
-from datacomp_flyt.files.memmap_arrays import open_array, write_rows
+from datacomp_flyt.engines.engine import Outcome, T, TaskFactory
+from datacomp_flyt.files.memmap_arrays import create_array, write_rows
 from datacomp_flyt.files.open_file import readable
 from datacomp_flyt.pool.external_sort import sorted_files, uid_slices
-from datacomp_flyt.pool.external_sort.file_group import Group
+from datacomp_flyt.pool.external_sort.file_group import FileGroup
 from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from tests.conftest import ROWS, hex_uids, refusal, write_files
@@ -100,18 +100,18 @@ class Elsewhere(Here):
         super().__init__()
         self._folder, self._there = folder, there
 
-    def run(self, make: Make, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
+    def run(self, make: TaskFactory, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
         here = self._folder.with_name("of the driver")
         self._folder.rename(here)
         try:
             if self._there:
-                for name in ("dealt", "done"):
+                for name in ("partitioned", "done"):
                     (self._folder / name).mkdir(parents=True)
                 (self._folder / "job.json").write_bytes((here / "job.json").read_bytes())
             yield from super().run(make, items)
         finally:
             if self._there:
-                assert not list((self._folder / "dealt").iterdir())
+                assert not list((self._folder / "partitioned").iterdir())
                 self._folder.rename(here.with_name("of the worker"))
             here.rename(self._folder)
 
@@ -121,14 +121,14 @@ def test_a_worker_that_sees_another_folder(job: Job, there: bool) -> None:
     message = refusal(job.in_files, "a", engine=Elsewhere(job.work, there))
     assert f"--work_dir {job.work} is not the same folder on " in message
     assert "a disk that all nodes share" in message
-    assert not list((job.work / "dealt").iterdir())
+    assert not list((job.work / "partitioned").iterdir())
     assert job.in_files("a") == job.in_memory("a")
 
 
 @pytest.mark.parametrize("dtype", ["<u8", "f4", "u8,u8"])
 def test_rows_of_an_array_in_a_file(tmp_path: Path, dtype: str) -> None:
     wanted = np.arange(40).astype("u8").astype(dtype)
-    open_array(tmp_path / "a.npy", 40, dtype)
+    create_array(tmp_path / "a.npy", 40, dtype)
     for part in (slice(25, 40), slice(0, 3), slice(7, 7), slice(3, 25)):
         write_rows(tmp_path / "a.npy", part.start, wanted[part])
     assert np.load(tmp_path / "a.npy").tobytes() == wanted.tobytes()
@@ -136,7 +136,7 @@ def test_rows_of_an_array_in_a_file(tmp_path: Path, dtype: str) -> None:
 
 
 def test_rows_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_array(tmp_path / "a.npy", 4, "f4")
+    create_array(tmp_path / "a.npy", 4, "f4")
 
     def full(handle: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -174,7 +174,7 @@ def test_storage_that_does_not_answer(
     monkeypatch.setattr(sorted_files, "_RETRIES", retries)
     found = open_shards(str(job.metadata), "--metadata_dir", 1)
     odd = UnsteadyShard(**vars(found[1]))
-    group = Group("pool", (found[0], odd, found[2]), {CLIP: np.dtype("f4")})
+    group = FileGroup("pool", (found[0], odd, found[2]), {CLIP: np.dtype("f4")})
     engine = Here()
     arguments: tuple[Any, ...] = ([group], job.work, engine, False, False, 40)
     if retries == 1:

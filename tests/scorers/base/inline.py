@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from datacomp_flyt.engines.engine import Engine, Make, Outcome
+from datacomp_flyt.engines.engine import Engine, Outcome, TaskFactory
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.scorers.base.score_pool import Report, score_pool
 from datacomp_flyt.scorers.base.scorer import Scorer
@@ -23,7 +23,9 @@ from tests.scorers.base.made import write_npz
 class InlineEngine(Engine):
     """Runs everything in this process, one item after the other."""
 
-    def run(self, make: Make, items: Sequence[Any]) -> Generator[Outcome[Any, Any], None, None]:
+    def run(
+        self, make: TaskFactory, items: Sequence[Any]
+    ) -> Generator[Outcome[Any, Any], None, None]:
         torch.set_num_threads(1)
         function = make("cpu")
         for item in items:

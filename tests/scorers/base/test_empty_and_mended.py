@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
 from datacomp_flyt.scorers.base.until_usable import has_rows
-from datacomp_flyt.tars.nothing_usable import Seen
+from datacomp_flyt.tars.nothing_usable import MemberCounts
 from datacomp_flyt.tars.samples import UnreadableShard, read_tar
 from datacomp_flyt.tars.shards import Stream, list_shards
 from tests.conftest import refusal
@@ -72,7 +72,7 @@ def test_a_file_of_zeros(tmp_path: Path, size: int, damaged: bool) -> None:
 )
 def test_members_are_seen(tmp_path: Path, name: str) -> None:
     """So that a tar of such members alone is not taken for an empty one."""
-    path, seen = write_members(tmp_path / "0.tar", [(name, b"")]), Seen()
+    path, seen = write_members(tmp_path / "0.tar", [(name, b"")]), MemberCounts()
     assert list(read_tar(str(path), seen)) == []
     assert seen.members == 1
     assert tarfile.is_tarfile(path)

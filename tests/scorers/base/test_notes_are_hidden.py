@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from datacomp_flyt.files.locks import one_run
+from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.files.output_files import create_temporary
 from datacomp_flyt.files.settings_file import SETTINGS_FILE, check_settings
 from datacomp_flyt.scorers.clip_score import ClipScore
@@ -73,7 +73,7 @@ def test_a_column_whose_job_was_killed(metadata: Path, tmp_path: Path, reader: s
         assert hidden
         assert all(name.startswith(("_", ".")) for name in hidden)
         if list(folder.glob("*.parquet")):
-            with one_run(folder):
+            with lock_outputs(folder):
                 assert READERS[reader](folder) == ["uid", "norm_sim_d"]
         else:
             assert not ds.dataset(folder, format="parquet").files

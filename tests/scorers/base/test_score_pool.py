@@ -170,6 +170,6 @@ def test_counts_add_up(tmp_path: Path) -> None:
     report = run(ClipScore(source="npz"), tmp_path / "metadata", tmp_path / "scores")
     assert dict(report.counts) == {
         "embedding not finite or all zero": 2,
-        "embedding of another length than 1": 1,
+        "embedding is not of unit norm": 1,
     }
     assert (report.num_examples, report.num_without_score) == (12, 2)

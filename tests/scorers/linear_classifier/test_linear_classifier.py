@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from datacomp_flyt.demo import POOL as DEMO
 from datacomp_flyt.engines.messages import pack, unpack
-from datacomp_flyt.pool.embeddings import BLOCK_ROWS, OTHER_LENGTH, UNUSABLE
+from datacomp_flyt.pool.embeddings import BLOCK_ROWS, NOT_UNIT_NORM, UNUSABLE
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.uids import format_uid
 from datacomp_flyt.scorers.linear_classifier.classifier_file import (
@@ -200,7 +200,7 @@ def test_rows_as_stored_or_of_length_one(tmp_path: Path, renormalize: bool) -> N
     embeddings["b32_txt"][12] = 0
     scorer = LinearClassifier(path, B32, renormalize=renormalize)
     scores, counts = scored(scorer, metadata(tmp_path / "pool", embeddings))
-    assert counts == {UNUSABLE: 2, OTHER_LENGTH: 3}
+    assert counts == {UNUSABLE: 2, NOT_UNIT_NORM: 3}
     assert np.flatnonzero(np.isnan(scores)).tolist() == [11, 12]
     for row in (0, 5, 7, 299):
         parts = [embeddings[name][row].astype(float) for name in B32]

@@ -9,7 +9,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from datacomp_flyt.pool.embeddings import BLOCK_ROWS, OTHER_LENGTH, UNUSABLE
+from datacomp_flyt.pool.embeddings import BLOCK_ROWS, NOT_UNIT_NORM, UNUSABLE
 from datacomp_flyt.scorers.linear_classifier.training_rows import (
     EmbeddingFile,
     RandomRows,
@@ -139,7 +139,9 @@ def test_rows_without_a_direction_are_skipped(
     files = find_embeddings([str(tmp_path / f"a{suffix}")], ["x"], "--positives")
     rows = RandomRows(files, np.random.default_rng(0), 100, "--positives", renormalize)
     assert rows.held == 37
-    assert +rows.counts == Counter({UNUSABLE: 3, OTHER_LENGTH: 2 if renormalize else 0}) + Counter()
+    assert (
+        +rows.counts == Counter({UNUSABLE: 3, NOT_UNIT_NORM: 2 if renormalize else 0}) + Counter()
+    )
     wanted = np.delete(values, [3, 7, 8], axis=0)
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
     np.testing.assert_allclose(rows._buffer.astype(float), wanted, atol=1e-3)

@@ -81,12 +81,8 @@ def default_num_workers() -> int:
         return os.cpu_count() or 1
 
 
-def checked_num_workers(num_workers: int | None) -> int:
-    """Return a number of workers; None stands for one on each core.
-
-    Raises:
-        InputError: the number is less than 1.
-    """
+def check_num_workers(num_workers: int | None) -> int:
+    """Return `num_workers`, by default one per core. Raises InputError if it is below 1."""
     if num_workers is None:
         return default_num_workers()
     if num_workers < 1:

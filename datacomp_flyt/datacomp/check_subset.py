@@ -8,7 +8,7 @@ from datacomp_flyt.files.digest import file_digest
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import SubsetReport, check_subset_file
 from datacomp_flyt.tars.image_list import available_images
-from datacomp_flyt.threads import checked_num_workers
+from datacomp_flyt.threads import check_num_workers
 
 
 def check_subset(
@@ -40,7 +40,7 @@ def check_subset(
     Raises:
         InputError: a file cannot be read or is not what its argument asks for.
     """
-    num_workers = checked_num_workers(num_workers)
+    num_workers = check_num_workers(num_workers)
     pool_uids = read_pool(metadata_dir, num_workers).uids if metadata_dir else None
     images = available_images(available, shards_dir, num_workers)
     report = check_subset_file(path, pool_uids=pool_uids, num_samples=num_samples, available=images)

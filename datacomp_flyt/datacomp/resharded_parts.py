@@ -31,7 +31,7 @@ from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import decode_uids, format_uid
 from datacomp_flyt.tars.uids import uids_of_tar
-from datacomp_flyt.threads import checked_num_workers
+from datacomp_flyt.threads import check_num_workers
 
 _KEY = re.compile(r"([0-9a-fA-F]{1,32})-(\d{1,18})")
 _TAR_NAME = re.compile(r"[^{}]*\{(:0?\d{0,2}d?)?\}[^{}]*")  # a format string for a tar's number
@@ -127,7 +127,7 @@ def check_parts(
     folders = [Path(part) for part in parts]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("one part is named twice: name each once")
-    num_workers = checked_num_workers(num_workers)
+    num_workers = check_num_workers(num_workers)
     with engine or ProcessEngine(num_workers, "cpu") as workers:
         uids, repeats = read_subset(subset)
         runs = [open_run(folder, Path(subset)) for folder in folders]

@@ -72,8 +72,10 @@ def _is_ours(module: str) -> bool:
 
 def _way_out_of_memory(flags: dict[str, Any]) -> str:
     flags = {**flags}
-    if "num_workers" in flags and flags["num_workers"] is None:  # all cores
-        flags["num_workers"] = os.cpu_count()
+    # None stands for the default: as many workers as cores, or very many rows
+    for name, default in (("num_workers", os.cpu_count()), ("max_rows", 2)):
+        if name in flags and flags[name] is None:
+            flags[name] = default
     smaller = [f"--{name}" for name in _MEMORY_FLAGS if (flags.get(name) or 0) > 1]
     ways = ["free some"]
     if smaller:

@@ -206,7 +206,7 @@ def test_tables_beside_the_tars_tell_it_too(made: Download, subset: Path) -> Non
     pytest.importorskip("matplotlib")
     from datacomp_flyt.report.selections import draws_with_image, read_selections
 
-    selections = read_selections([str(subset), f"again={subset}"], 1)
+    selections = read_selections({"once": str(subset), "again": str(subset)}, 1)
     tars = sorted(map(str, made.shards.glob("*.tar")))
     available = Available("--available F", sorted_uids(made.at_hand))
     assert draws_with_image(selections, None, tars, 1) == [170, 170]

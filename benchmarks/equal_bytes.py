@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.measure import print_result, run_child, say
 from benchmarks.selection import make_pool
+from datacomp_flyt.exits import Parser
 
 _PENALTY = ("--repetition_penalty", "0.15")
 _M_FLYT = ("--name", "m_flyt", "--scoring_model", "paper")
@@ -95,7 +96,7 @@ def _digest(path: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.equal_bytes", description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--rows", type=int, default=10_000_000)
     add("--draws", type=int, help="of scs, hcs and no_cap (default: as many as rows)")

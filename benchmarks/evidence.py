@@ -12,7 +12,6 @@ Goes on where it was when killed. `--table` only makes the table of what is ther
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +34,7 @@ from datacomp_flyt.demo.experiment import (
 )
 from datacomp_flyt.demo.noisy_pool import FACTS, RANDOM
 from datacomp_flyt.demo.tour import folder_of
+from datacomp_flyt.exits import Parser
 from datacomp_flyt.steps import Step, run_steps
 
 PARTS = {
@@ -168,7 +168,7 @@ def read_runs(folder: Path, noise: float, seeds: Sequence[int]) -> list[dict[str
 
 def main() -> None:
     """Print one JSON line, and tables before it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("evidence_output"))
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="0 is what it was tuned on"

@@ -1,4 +1,4 @@
-"""Put the plugin's lines into a DataComp checkout, check them and the environment, or revert."""
+"""Insert the plugin's lines into a DataComp checkout, check for them, or remove them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     action.add_argument(
         "--check",
         action="store_true",
-        help="only say whether the lines are there, and which commands run in this environment",
+        help="only say whether the lines are present, and which commands run in this environment",
     )
-    action.add_argument("--revert", action="store_true", help="take the lines out again")
+    action.add_argument("--revert", action="store_true", help="remove the lines")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""How commands end: signals, too little memory, mistakes, ranks that do not come."""
+"""The ends of commands: signals, too little memory, internal errors, ranks that do not start."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.exits import MISTAKE, running, socket_folder
+from datacomp_flyt.exits import INTERNAL_ERROR, Parser, running, socket_folder
 from datacomp_flyt.files.open_file import readable
 from datacomp_flyt.pool.subset import write_subset
 from tests.conftest import REPOSITORY, make_pool, refusal, sorted_uids, write_files
@@ -280,7 +281,7 @@ def test_a_mistake_is_neither_an_answer_nor_wrong_input(
 ) -> None:
     with pytest.raises(SystemExit) as ended, running("datacomp-flyt check"):
         raise error
-    assert ended.value.code == MISTAKE == 70
+    assert ended.value.code == INTERNAL_ERROR == 70
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "datacomp-flyt check: an internal error: please report these lines"
     assert lines[1] == "Traceback (most recent call last):"
@@ -435,3 +436,20 @@ def test_check_answers_with_0_1_and_2(tmp_path: Path) -> None:
         with started("-m", "datacomp_flyt.cli", "check", str(tmp_path / name)) as process:
             process.communicate(timeout=60)
         assert process.returncode == code
+
+
+# --- the parser
+
+
+def test_a_program_shows_the_first_line_of_its_docstring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = types.SimpleNamespace(name="benchmarks.report.__main__")
+    monkeypatch.setitem(sys.modules, "__main__", types.SimpleNamespace(__spec__=spec))
+    parser = Parser(description="One line.\n\nMore lines.")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: python -m benchmarks.report [-h]")
+    assert "One line." in shown
+    assert "More" not in shown

@@ -1,4 +1,4 @@
-"""`datacomp-flyt install` on made-up files; tests/host runs it on hosts that do something."""
+"""`datacomp-flyt install` on small files; tests/host runs it on whole checkouts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FilesIn = Callable[[], dict[str, bytes]]
 
 
 def patch_of(clean: bytes, patched: bytes, *insertions: tuple[int, list[str]]) -> Patch:
-    """A patch whose sums are those of files written out by hand."""
+    """Make a patch from the file without and with the lines."""
     return Patch(
         "someone/something",
         "0123abc",
@@ -142,7 +142,7 @@ def test_a_folder_without_the_file(
 def test_a_damaged_patch_changes_nothing(
     tmp_path: Path, files_in: FilesIn, function: Callable[..., bool]
 ) -> None:
-    """Its lines do not lead from the one sum to the other."""
+    """The patched file would have another hash than the patch says."""
     start = CLEAN if function is install else CASES["at the top"][0]
     checkout(tmp_path, start)
     damaged = patch_of(CLEAN, CASES["at the top"][0], (0, ["A", "B"]))

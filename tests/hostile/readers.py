@@ -1,4 +1,4 @@
-"""Every reader of files: a small valid input, how to call it, and what holds of any result."""
+"""All readers of files: a small valid input, a call, and a check of the result."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _check_tar_uids(result: Any) -> str | None:
 
 
 def _blocks(folder: Path) -> Any:
-    """What is to be as of webdataset itself, and whether it is."""
+    """Return the members, and whether they equal those of webdataset."""
     from webdataset.tariterators import tar_file_expander
 
     from datacomp_flyt.open_clip_hook.tar_blocks import iter_members
@@ -200,7 +200,7 @@ def _settings(folder: Path) -> Any:
 
 
 def _check_settings(result: Any) -> str | None:
-    """Of a setting that is null nothing has to be noted."""
+    """Compare the settings; a setting that is null may be missing."""
     noted = {key: value for key, value in result.items() if value is not None}
     wanted = {key: value for key, value in valid.SETTINGS.items() if value is not None}
     return None if noted == wanted else "other settings, which are not refused"
@@ -274,7 +274,7 @@ def _stored(folder: Path) -> Any:
 
 
 def _compared(result: Any) -> str | None:
-    """By the call itself, or by its digest: see `Reader.exact`."""
+    """Accept any result: the call or `Reader.exact` compares it."""
     return None
 
 

@@ -55,7 +55,7 @@ class PartsReport:
 
     @property
     def valid(self) -> bool:
-        """Whether the parts add up to the subset."""
+        """True if the parts add up to the subset."""
         return not self.problems
 
 

@@ -85,7 +85,7 @@ class SubsetReport:
 
     @property
     def valid(self) -> bool:
-        """Whether there is no problem."""
+        """True if there is no problem."""
         return not self.problems
 
 

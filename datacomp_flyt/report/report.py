@@ -16,7 +16,7 @@ from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.mixing import load_mixing_model
 from datacomp_flyt.pool.available import read_available
 from datacomp_flyt.pool.outputs import Output, check_outputs
-from datacomp_flyt.pool.parquet import open_shards
+from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.report import sections
 from datacomp_flyt.report.page import render
@@ -101,11 +101,9 @@ def write_report(
     model = load_mixing_model(scoring_model) if scoring_model else None
     shards = open_shards(metadata_dir, "--metadata_dir", num_workers)
     keys = DownloadKeys(shards_dir, num_workers) if shards_dir else None
-    tables = (
-        open_shards(scores_dir, "--scores_dir", num_workers, recursive=True, keys=keys)
-        if scores_dir
-        else []
-    )
+    tables: list[ParquetShard] = []
+    if scores_dir:
+        tables = open_shards(scores_dir, "--scores_dir", num_workers, recursive=True, keys=keys)
     names = list(score_columns or default_columns(shards, tables))
     selections = read_selections(named, num_workers)
     images = read_available(available) if available else None
@@ -125,18 +123,11 @@ def write_report(
     page = _sections(sample, selections, scores, ranking, with_image, repetition_penalties, seed)
     if candidates is not None:
         page["examples"] = _examples(candidates, sample, ranking, selections, examples, num_workers)
-    page |= {"command": command or _call(arguments), "seed": seed, "versions": versions()}
-    files = [selection.path for selection in selections]
-    if scoring_model and scoring_model != "paper":
-        files.append(scoring_model)
-    if images is not None and available is not None:
+    if images is not None:
         images.check_unchanged()
-        files.append(available)
-    page["inputs"] = {
-        "metadata": hash_folder(shards, num_workers),
-        "scores": hash_folder(tables, num_workers),
-        "files": [hash_file(file) for file in files],
-    }
+    files = [*named.values(), *filter(None, (scoring_model, available))]
+    page |= {"command": command or _call(arguments), "seed": seed, "versions": versions()}
+    page["inputs"] = _hashes(shards, tables, files, num_workers)
     content = render(page)
     with atomic_write(path) as file:
         file.write(content.encode())
@@ -153,6 +144,20 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
             f"--repetition_penalties {' '.join(f'{p:g}' for p in penalties)}: wanted at most "
             f"{sections.MOST_PENALTIES} numbers, each 0 or more"
         )
+
+
+def _hashes(
+    shards: Sequence[ParquetShard],
+    tables: Sequence[ParquetShard],
+    files: Sequence[str],
+    num_workers: int,
+) -> dict[str, Any]:
+    """Hash the metadata, the score tables and the other input files."""
+    return {
+        "metadata": hash_folder(shards, num_workers),
+        "scores": hash_folder(tables, num_workers),
+        "files": [hash_file(file) for file in files if file != "paper"],
+    }
 
 
 def _call(arguments: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ class SampleRule:
 
     @property
     def whole(self) -> bool:
-        """Whether the sample is the whole pool."""
+        """True if the sample is the whole pool."""
         return self.max_rows >= self.pool_size
 
     def takes(self, uids: NDArray[np.void]) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Reads that fail or return too little: one has no effect, and a lasting failure gives one sentence."""
+"""Reads that fail or return too little: one has no effect, and lasting failure gives a sentence."""
 
 from __future__ import annotations
 

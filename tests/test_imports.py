@@ -18,22 +18,19 @@ from tests.conftest import REPOSITORY
 PACKAGES = (
     "torch", "open_clip", "webdataset", "pandas", "ray", "matplotlib", "jinja2", "safetensors"
 )  # fmt: skip
-IMAGES = ("torch", "webdataset")
-MODELS = (*IMAGES, "open_clip", "pandas")  # pandas: open_clip's trainer
+MODELS = ("torch", "webdataset", "open_clip", "pandas")  # pandas: open_clip's trainer
 ALLOWED = {
     "clip": MODELS,
-    "demo": MODELS,
+    "demo.evaluate": MODELS,
+    "demo.tour": MODELS,
     "distributed.collectives": ("torch",),
     "flyt": MODELS,
     "open_clip_hook": MODELS,
-    "report": (*IMAGES, "matplotlib", "jinja2"),
+    "report": ("matplotlib", "jinja2"),
     "scorers": MODELS,
-    "tars.pairs": IMAGES,
-    "tars.samples": IMAGES,
 }
 """The packages that a module or the modules of a folder may import; other modules import none."""
 NONE = {
-    "demo": ("__init__", "selection_tour"),
     "flyt": ("__init__",),
     "report": ("__init__", "sample", "selections", "statistics", "words"),
     "scorers": (
@@ -101,7 +98,11 @@ def test_the_lists_name_folders_and_modules() -> None:
         for name in names:
             assert f"datacomp_flyt.{folder}.{name}" in MODULES
             assert allowed_packages(f"datacomp_flyt.{folder}.{name}") == ()
-    for module in ("baselines_plugin.run", "datacomp_flyt.cli.train_clip", "datacomp_flyt.steps"):
+    for module in (
+        "baselines_plugin.run",
+        "datacomp_flyt.cli.train_clip",
+        "datacomp_flyt.selection.select",
+    ):
         assert module in MODULES
         assert allowed_packages(module) == ()
     assert allowed_packages("datacomp_flyt.scorers.hype.model") == MODELS

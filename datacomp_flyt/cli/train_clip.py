@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from datacomp_flyt.distributed.torchrun_ranks import place_of_torchrun
+from datacomp_flyt.distributed.torchrun_ranks import torchrun_environment
 from datacomp_flyt.installation import needs_extra
 
 
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        place_of_torchrun()  # the trainer would say less
+        torchrun_environment()  # the trainer would say less
     with needs_extra("train"):
         import open_clip  # noqa: F401
         import torch  # noqa: F401

@@ -1,4 +1,4 @@
-"""One lister of files: what is data, what is passed over and said, and what is refused."""
+"""Listing of files: data, files that are passed over with a message, and refusals."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from datacomp_flyt.files.folders import list_folder
 from datacomp_flyt.files.listing import local_path
 from datacomp_flyt.files.open_file import open_file
 from datacomp_flyt.pool.embeddings import embedding_widths
-from datacomp_flyt.pool.manifest import hash_folder
+from datacomp_flyt.pool.folder_hashes import hash_folder
 from datacomp_flyt.pool.parquet import open_file_or_folder, open_shards
 from datacomp_flyt.scorers.linear_classifier.training_rows import find_embeddings
-from datacomp_flyt.self_filtering.given_scores import link_tables
+from datacomp_flyt.self_filtering.link_external_scores import link_external_scores
 from datacomp_flyt.tars.shard_names import absolute_path, shards_by_name
 from datacomp_flyt.tars.shards import Stream, is_stream, list_shards
 from tests.conftest import hex_uids, refusal
@@ -33,7 +33,7 @@ TABLES = (".parquet", ".npz")
 
 @pytest.fixture(autouse=True)
 def _said_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_SAID", set())
+    monkeypatch.setattr(listing, "_PRINTED", set())
 
 
 def table(path: Path, tag: str = "a") -> Path:
@@ -126,7 +126,7 @@ def test_a_link_to_a_folder_of_tables_is_read_by_all(tmp_path: Path) -> None:
     (scores / "column").symlink_to(tmp_path / "elsewhere")
     assert len(open_shards(str(scores), "--scores_dir", 1, recursive=True)) == 1
     assert list(hash_folder(str(scores), "", tmp_path / "journal", 1)) == ["column/a.parquet"]
-    assert link_tables(scores, tmp_path / "out") == 1
+    assert link_external_scores(scores, tmp_path / "out") == 1
     assert names(tmp_path / "out") == ["given/column/a.parquet"]
 
 
@@ -421,7 +421,7 @@ def test_a_cloud_is_listed_alike(memory_folder: str, capsys: pytest.CaptureFixtu
 
 
 def test_arrow_reads_what_was_listed(tmp_path: Path) -> None:
-    """A name that is no text is opened by Python, of which Arrow reads the same."""
+    """A name that is not valid text is opened by Python, and Arrow reads it."""
     odd = Path(os.path.join(tmp_path, os.fsdecode(b"\xff.parquet")))
     shutil.copyfile(table(tmp_path / "plain.parquet"), odd)
     shards = open_shards(str(tmp_path), "--metadata_dir", 1)

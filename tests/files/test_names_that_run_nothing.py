@@ -15,13 +15,13 @@ pytest.importorskip("open_clip")
 
 import numpy as np
 
-from datacomp_flyt.cli import embed as embed_command
 from datacomp_flyt.cli import main
-from datacomp_flyt.cli import score as score_command
+from datacomp_flyt.clip import embed as embedding
 from datacomp_flyt.datacomp import resharded_parts
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.checks import check_names
-from datacomp_flyt.self_filtering.first_mix import read_uids
+from datacomp_flyt.scorers.base import score as scoring
+from datacomp_flyt.self_filtering.initial_subset import read_uids
 from datacomp_flyt.self_filtering.trainer_command import train_data
 from datacomp_flyt.tars.samples import read_tar
 from datacomp_flyt.tars.shards import Stream, list_shards
@@ -53,7 +53,7 @@ NAME = NAMES[0]
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to work in; nothing may have run in it."""
+    """An empty working folder, in which no command may have run."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -87,7 +87,7 @@ def test_every_way_to_name_a_shard(name: str) -> None:
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_trainer_gets_no_such_name(name: str) -> None:
-    """It takes patterns, and gives their names to webdataset."""
+    """It takes patterns, and passes the names to webdataset."""
     put(name, [pair(0)])
     folder = os.path.dirname(name)
     for where in (folder or ".", name):
@@ -117,8 +117,8 @@ def test_report(here: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """Configuration and weights; commands work in this process."""
-    for command in (embed_command, score_command):
-        monkeypatch.setattr(command, "make_engine", lambda *args: InlineEngine())
+    for module in (embedding, scoring):
+        monkeypatch.setattr(module, "make_engine", lambda *_, **__: InlineEngine())
     config = small_model(tmp_path)
     return config, checkpoint(tmp_path / "weights.pt", small_weights(config))
 
@@ -199,7 +199,7 @@ def test_a_users_own_command_runs(here: Path) -> None:
 
 
 def test_types_decide_and_not_names(here: Path, tmp_path: Path) -> None:
-    """A plain string is a path, whoever made it."""
+    """A plain string is always a path."""
     calls: list[Callable[[], Any]] = [
         lambda: list(read_tar("pipe:touch ran")),
         lambda: list(read_tar(str(Stream("pipe:touch ran")))),

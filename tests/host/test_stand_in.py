@@ -18,7 +18,7 @@ from .stand_in_patch import STAND_IN, carry_over
 
 
 class StandIn(Host):
-    """Patched by the functions behind the command line, with a patch of its own."""
+    """A copy of the stand-in, with a patch of its own that is added by functions."""
 
     def _call(self, function: Callable[..., object]) -> Outcome:
         patches = [carry_over(patch) for patch in load_patches(REPOSITORY / "patches")]

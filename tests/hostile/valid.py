@@ -20,7 +20,7 @@ from datacomp_flyt.engines.engine import Engine
 ROWS = 12
 SETTINGS = {"scorer": "clip", "batch_size": 4, "arrays": ["b32_img", "b32_txt"], "file": None}
 
-MIX = b"some mix"
+SUBSET = b"some mix"
 COLUMNS = ["flyt", "clip_b32_similarity_score"]
 PART_TARS = ["00000000.tar", "00000001.tar"]
 
@@ -109,11 +109,12 @@ def tar_of(files: Iterable[tuple[str, bytes]], tar_format: int = tarfile.PAX_FOR
 
 def manifest(folder: Path) -> None:
     """Make a manifest of metadata, and the journal of its hashes."""
-    from datacomp_flyt.pool.manifest import hash_folder, write_manifest
+    from datacomp_flyt.pool.folder_hashes import hash_folder
+    from datacomp_flyt.pool.manifest import save_manifest
 
     pool(folder)
     files = hash_folder(str(folder / "metadata"), "--dir", folder / "m.hashed.jsonl", 1)
-    write_manifest(folder / "m.json", files)
+    save_manifest(folder / "m.json", files)
 
 
 def part(folder: Path) -> None:
@@ -166,13 +167,13 @@ def run(folder: Path) -> None:
     kinds = {"clean": 0.5, "swapped": 0.5}
     diagnostics = {
         "round": 0, "draws": 9, "distinct": 7, "effective": 6.5, "effective_words": 3.0,
-        "mix": {"clean_precision": 0.5, "clean_recall": 0.4, "noise_precision": 0.5,
-                "noise_recall": 0.1, "kinds": kinds},
+        "subset": {"clean_precision": 0.5, "clean_recall": 0.4, "noise_precision": 0.5,
+                   "noise_recall": 0.1, "kinds": kinds},
         "auc": {"score": 0.5}, "overlap": 0.3,
     }  # fmt: skip
     (folder / "round_0" / "diagnostics.json").write_text(json.dumps(diagnostics))
-    (folder / "mix.npy").write_bytes(MIX)
-    note = {"rounds": 0, "mix": file_digest(folder / "mix.npy")}
+    (folder / "subset.npy").write_bytes(SUBSET)
+    note = {"rounds": 0, "subset": file_digest(folder / "subset.npy")}
     (folder / "finished.json").write_text(json.dumps(note))
 
 

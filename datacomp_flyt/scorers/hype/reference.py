@@ -92,7 +92,7 @@ def _batches(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command in this module's docstring."""
-    parser = Parser(prog="python -m datacomp_flyt.scorers.hype.reference", description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="weights")
     parser.add_argument("--shards_dir", required=True, metavar="TARS", help="tars of the pool")
     parser.add_argument("--num_examples", type=int, required=True, metavar="N", help="pairs")

@@ -53,6 +53,8 @@ def _show(args: argparse.Namespace) -> int:
         from datacomp_flyt.demo import selection_tour  # builds the parser of all methods
 
         return selection_tour.run(args.work_dir)
+    # first, since installing the extras below would not help an environment that is too old
+    require_training("datacomp-flyt demo without --quick")
     with needs_extra("train,report"):
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
@@ -60,5 +62,4 @@ def _show(args: argparse.Namespace) -> int:
 
         from datacomp_flyt.demo import tour
         from datacomp_flyt.demo.experiment import Experiment
-    require_training("datacomp-flyt demo without --quick")
     return tour.run(args.work_dir, [Experiment(args.noise, s) for s in range(args.seeds)])

@@ -7,10 +7,10 @@ from typing import Any
 
 from baselines_plugin.registry import METHODS
 from baselines_plugin.sampling import FRACTION_OF, SAMPLINGS
-from datacomp_flyt.engines.choice import ENGINE_FLAGS
-from datacomp_flyt.engines.threads import default_num_workers
-from datacomp_flyt.pool.available import add_available_arguments
-from datacomp_flyt.samplers.scales import SCALES
+from datacomp_flyt.datacomp.scales import SCALES
+from datacomp_flyt.engines.flags import ENGINE_FLAGS
+from datacomp_flyt.tars.flags import add_available_arguments
+from datacomp_flyt.threads import default_num_workers
 
 # Flags that DataComp's parser has too. Ours are used where there is no host.
 _HOST_FLAGS: dict[str, dict[str, Any]] = {

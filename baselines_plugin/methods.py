@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 from baselines_plugin.sampling import Counts, PoolSize, Sampler
 from datacomp_flyt import mixing
-from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.memmap_arrays import filter_rows, zeros_like_storage
 from datacomp_flyt.mixing.columns import Columns, check_named_once
 from datacomp_flyt.mixing.published import HYPE_COLUMNS, PUBLISHED_COLUMNS
-from datacomp_flyt.pool.file_arrays import beside, compress
 from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.samplers import top_fraction_counts
-from datacomp_flyt.scorers.e_flyt import check_features, e_flyt_scores
-from datacomp_flyt.scorers.glu_head_file import load_glu_head
+from datacomp_flyt.scorers.e_flyt.e_flyt import check_features, e_flyt_scores
+from datacomp_flyt.scorers.e_flyt.glu_head_file import load_glu_head
 from datacomp_flyt.self_filtering.finished import final_mix
 from datacomp_flyt.self_filtering.mix import counts_in
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import blocks
 
 _BLOCK = 1 << 20
 
@@ -76,10 +76,10 @@ def neg_clip_loss_norm_sim(args: argparse.Namespace) -> Scorer:
 
     def score(columns: Columns) -> Scored:
         first, second = columns.read(columns.find(names, otherwise="make both"))
-        scores, parts = beside(first, np.float64), blocks(len(first), _BLOCK)
+        scores, parts = zeros_like_storage(first, np.float64), blocks(len(first), _BLOCK)
         for part in parts:
             scores[part] = np.where(np.isnan(second[part]), np.nan, first[part])
-        scored, uids = compress((scores, columns.uids()), lambda some: ~np.isnan(some))
+        scored, uids = filter_rows((scores, columns.uids()), lambda some: ~np.isnan(some))
         size = pool_size(columns, len(scored), args).base("--first_fraction", fraction, len(scored))
         kept, row = top_fraction_counts(scored, uids, fraction, pool_size=size), 0
         for part in parts:

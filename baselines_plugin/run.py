@@ -15,30 +15,26 @@ from numpy.typing import NDArray
 from baselines_plugin.methods import Scorer, pool_size
 from baselines_plugin.registry import METHODS, Method
 from baselines_plugin.sampling import SAMPLINGS, Sampler
-from datacomp_flyt.engines.choice import choose_engine
 from datacomp_flyt.engines.engine import Engine
-from datacomp_flyt.engines.locks import one_run
+from datacomp_flyt.engines.flags import choose_engine
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import running
+from datacomp_flyt.files.locks import lock_outputs
+from datacomp_flyt.files.memmap_arrays import filter_rows
+from datacomp_flyt.files.output_files import atomic_write, check_save_path, remove_unfinished
 from datacomp_flyt.mixing import save_mixing_model
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.columns_in_files import FileColumns
-from datacomp_flyt.pool.available import Available, available_of
-from datacomp_flyt.pool.download_keys import DownloadKeys
-from datacomp_flyt.pool.file_arrays import compress
+from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.manifest import check_against
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.parquet import check_shards
 from datacomp_flyt.pool.pool import read_pool
-from datacomp_flyt.pool.subset import (
-    atomic_write,
-    check_save_path,
-    describe_counts,
-    remove_unfinished,
-    write_subset,
-)
+from datacomp_flyt.pool.subset import describe_counts, write_subset
 from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.streams import say
+from datacomp_flyt.tars.download_keys import DownloadKeys
+from datacomp_flyt.tars.image_list import available_images
 
 _METHOD_FLAGS = {flag for method in METHODS.values() for flag in method.flags}
 _SAMPLING_FLAGS = {flag for _, flags in SAMPLINGS.values() for flag in flags}
@@ -71,7 +67,7 @@ def run(method: Method, args: argparse.Namespace) -> None:
     engine = _choose_engine(args)
     paths, work_dir = _check_save_paths(args), _work_dir(args)
     _check_outputs(args, paths, work_dir)
-    with one_run(*paths.values(), *work_dir):
+    with lock_outputs(*paths.values(), *work_dir):
         for path in paths.values():
             remove_unfinished(path)
         _select(args, scorer, sampler, paths, engine)
@@ -87,20 +83,20 @@ def _select(
     say(f"running: {args.name}")
     if args.manifest is not None:
         check_against(args.manifest, args.metadata_dir, "--metadata_dir")
-    available = available_of(args)
+    available = available_images(args.available, args.shards_dir, args.num_workers)
     columns = _open_columns(args, engine, available)
     pool = columns.pool
     say(f"the pool lists {pool.num_listed:,} examples in {len(pool.shards):,} files")
     scores, model = scorer(columns)
     uids, files = columns.uids(), columns.files()
     number = len(scores)
-    scores, uids = compress((scores, uids), lambda some: ~np.isnan(some))
+    scores, uids = filter_rows((scores, uids), lambda some: ~np.isnan(some))
     if len(scores) < number:
         say(f"leaving out {number - len(scores):,} examples without a score")
     size = pool_size(columns, len(scores), args)
     del columns, pool
     # others were cut by a stage before: of the pool, and never drawn
-    scores, uids = compress((scores, uids), lambda some: some > -np.inf)
+    scores, uids = filter_rows((scores, uids), lambda some: some > -np.inf)
     if len(scores) < size.scored:
         say(f"the stage before sampling leaves {len(scores):,} examples")
     counts = sampler(scores, uids, size)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from datacomp_flyt.datacomp.scales import SCALES
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.samplers import (
     hard_cap_counts,
@@ -16,7 +17,6 @@ from datacomp_flyt.samplers import (
     soft_cap_counts,
     top_fraction_counts,
 )
-from datacomp_flyt.samplers.scales import SCALES
 from datacomp_flyt.streams import say
 
 AVAILABLE, POOL = FRACTION_OF = ("available", "pool")

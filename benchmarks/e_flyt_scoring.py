@@ -27,11 +27,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.measure import PeakMemory, print_result, say
-from datacomp_flyt.engines.threads import default_num_workers, map_threads
 from datacomp_flyt.pool.embeddings import iter_embeddings
 from datacomp_flyt.pool.pool import Pool, read_pool
 from datacomp_flyt.pool.uids import UID_DTYPE, encode_uids
 from datacomp_flyt.scorers import GluHead, e_flyt_scores
+from datacomp_flyt.threads import default_num_workers, map_threads
 
 _ARRAYS = ("b32_img", "b32_txt")
 _WIDTH, _HIDDEN = 1024, 1024

@@ -35,7 +35,7 @@ from datacomp_flyt.demo.experiment import (
 )
 from datacomp_flyt.demo.noisy_pool import FACTS, RANDOM
 from datacomp_flyt.demo.tour import folder_of
-from datacomp_flyt.engines.steps import Step, run_steps
+from datacomp_flyt.steps import Step, run_steps
 
 PARTS = {
     "all": "results",

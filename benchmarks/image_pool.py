@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from webdataset import TarWriter
 
-from datacomp_flyt.pool.tar_samples import read_tar
 from datacomp_flyt.pool.uids import UID_DTYPE, encode_uids
+from datacomp_flyt.tars.samples import read_tar
 
 _DISTINCT_IMAGES = 512
 _WORDS = [
@@ -127,8 +127,8 @@ def reshard(pool: ImagePool, subset: NDArray[np.void], folder: Path, shards: int
 def write_table(path: Path, column: str, uids: NDArray[np.void], others: int, seed: int) -> None:
     """A table of positive numbers for some uids and for as many others as a larger pool has."""
     rng = np.random.default_rng(seed)
-    strangers = rng.integers(0, 2**64 - 1, 2 * others, np.uint64, endpoint=True).view(UID_DTYPE)
-    all_uids = np.concatenate([uids, strangers])
+    unknown_uids = rng.integers(0, 2**64 - 1, 2 * others, np.uint64, endpoint=True).view(UID_DTYPE)
+    all_uids = np.concatenate([uids, unknown_uids])
     values = rng.uniform(0.5, 1.5, len(all_uids)).astype(np.float32)
     pq.write_table(pa.table({"uid": encode_uids(all_uids), column: values}), path)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from datacomp_flyt.engines.threads import default_num_workers
+from datacomp_flyt.threads import default_num_workers
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -29,7 +29,7 @@ from benchmarks.measure import ROOT, print_result, say
 from benchmarks.memory_cap import MemoryCap, NoCap, memory_cap
 from benchmarks.scale_pool import COLUMNS, make_pool
 
-_PHASES = ("start", "dealing", "sorting", "mixing_and_sampling", "writing")
+_PHASES = ("start", "partitioning", "sorting", "mixing_and_sampling", "writing")
 _POLL = 0.2  # seconds
 _LARGE, _XLARGE = 1_280_000_000, 12_800_000_000
 _FRACTION = 0.3
@@ -109,11 +109,11 @@ class Watch:
             with contextlib.suppress(OSError):
                 if unfinished.stat().st_size:  # an empty one is but a try at the start
                     return "writing"
-        if not (self._work / "dealt").exists():
+        if not (self._work / "partitioned").exists():
             return "start"
         if not (self._work / "uids.npy").exists():
-            return "dealing"
-        return "sorting" if any((self._work / "dealt").iterdir()) else "mixing_and_sampling"
+            return "partitioning"
+        return "sorting" if any((self._work / "partitioned").iterdir()) else "mixing_and_sampling"
 
 
 def run_capped(
@@ -301,7 +301,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "runs": runs,
         "projection": {name: project(runs, name) for name in ("scs", "top_fraction")},
         "top_fraction_is": "from the folder that scs has sorted; from parquet, add the seconds of "
-        "its phases dealing and sorting",
+        "its phases partitioning and sorting",
         "assumptions": _ASSUMPTIONS,
     }
     print_result("scale", result)

@@ -32,11 +32,11 @@ from scipy.stats import spearmanr
 
 from benchmarks.measure import PeakMemory, print_result, run_child, say
 from datacomp_flyt.demo import POOL
-from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.pool.uids import UID_DTYPE, encode_uids
-from datacomp_flyt.scorers.compute import Compute
+from datacomp_flyt.scorers.base.matrix_products import Compute
 from datacomp_flyt.scorers.neg_clip_loss import neg_clip_loss_of_batch
 from datacomp_flyt.scorers.norm_sim import norms
+from datacomp_flyt.threads import default_num_workers
 
 _WIDTH = 512
 _SQUARES = (2048, 4096)

@@ -35,10 +35,10 @@ from benchmarks.seeds import cell, compare, mean_and_error, table
 from datacomp_flyt.demo.experiment import BATCH_SIZE, UNFILTERED, Experiment, ours, single
 from datacomp_flyt.demo.noisy_pool import FACTS, MODEL, NOISE, RANDOM
 from datacomp_flyt.demo.tour import folder_of
-from datacomp_flyt.engines.steps import Step, run_steps
 from datacomp_flyt.self_filtering.rounds import Run
 from datacomp_flyt.self_filtering.settings import Settings
 from datacomp_flyt.self_filtering.trainer_command import TrainerCommand, checkpoint_of
+from datacomp_flyt.steps import Step, run_steps
 
 TOTAL, ROUNDS = 64_000, 3
 OUTSIDE, OURS = "outside_clip_30", "self_filtering"

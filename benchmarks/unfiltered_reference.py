@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from open_clip.loss import ClipLoss
 
+from datacomp_flyt.clip.models import load_clip_model
 from datacomp_flyt.flyt.data import upstream_loader
 from datacomp_flyt.flyt.lookahead_adamw import decays
 from datacomp_flyt.flyt.schedule import learning_rate
 from datacomp_flyt.flyt.stream_settings import StreamSettings
-from datacomp_flyt.pool.tar_shards import list_shards
-from datacomp_flyt.scorers.clip_models import load_clip_model
+from datacomp_flyt.tars.shards import list_shards
 
 BATCH, RATE, WARMUP = 64, 1e-3, 50
 

@@ -1,3 +1,32 @@
-"""Learn which image-text pairs are worth training CLIP on, for DataComp and open_clip."""
+"""FLYT, M-FLYT and Soft Cap Sampling for DataComp: learn which image-text pairs to train CLIP on.
+
+The public functions and classes below are imported on first access, so that importing this package
+needs neither torch nor much time. Each command of `datacomp-flyt` is one of these functions.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datacomp_flyt.errors import InputError
 
 __version__ = "0.1.0"
+
+_MODULE_OF = {
+    "InputError": "errors",
+}
+"""The module of each public name, relative to this package."""
+
+__all__ = ["InputError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

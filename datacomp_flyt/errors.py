@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import lzma
 import re
@@ -11,7 +10,6 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
 
 _LONGEST = 2000  # characters of a sentence
 _OF_WORKER = re.compile(
@@ -120,21 +118,3 @@ def printable(text: str) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 500]} ... {text[-400:]}"
-
-
-@contextlib.contextmanager
-def needs_extra(extra: str = "") -> Iterator[None]:
-    """Turn a missing package inside the block into a sentence that says how to install it.
-
-    Args:
-        extra: the extra that requires the package, several separated by commas; none for packages
-            that are always required.
-    """
-    try:
-        yield
-    except ImportError as error:
-        from datacomp_flyt.installation import missing_package
-
-        if (error.name or "").partition(".")[0] in ("", "datacomp_flyt", "baselines_plugin"):
-            raise  # a fault in this package
-        raise missing_package(error, extra) from None

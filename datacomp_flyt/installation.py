@@ -5,12 +5,13 @@ Importable without NumPy, pyarrow or torch, so that a broken environment can be 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import re
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlparse
@@ -92,6 +93,22 @@ def require_training(what: str) -> None:
     """
     for distribution, at_least in OLDEST_FOR_TRAINING.items():
         require_version(distribution, at_least, what)
+
+
+@contextlib.contextmanager
+def needs_extra(extra: str = "") -> Iterator[None]:
+    """Turn a missing package inside the block into a sentence that says how to install it.
+
+    Args:
+        extra: the extra that requires the package, several separated by commas; none for packages
+            that are always required.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in ("", "datacomp_flyt", "baselines_plugin"):
+            raise  # a fault in this package
+        raise missing_package(error, extra) from None
 
 
 def missing_package(error: ImportError, extra: str) -> InputError:

@@ -9,6 +9,7 @@ import traceback
 from typing import Any
 
 from datacomp_flyt.errors import InputError, first_line, lacks_memory
+from datacomp_flyt.installation import missing_package
 
 _OF_THE_MACHINE = (
     *(errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE),
@@ -29,8 +30,6 @@ def sentence_of(error: BaseException, flags: dict[str, Any]) -> str | None:
         return str(error)
     said = first_line(error)
     if package := _that_failed_to_import(error):
-        from datacomp_flyt.installation import missing_package
-
         if not isinstance(error, ImportError) or not error.name:
             error = ImportError(said, name=package)
         return str(missing_package(error, ""))

@@ -21,33 +21,34 @@ IMAGES = ("torch", "webdataset")
 MODELS = (*IMAGES, "open_clip", "pandas")  # pandas: open_clip's trainer
 # By the longest prefix of a module's name; all others need none of them.
 NEEDS: dict[str, tuple[str, ...]] = {
+    "datacomp_flyt.clip.": MODELS,
     "datacomp_flyt.demo.evaluate": MODELS,
     "datacomp_flyt.demo.experiment": IMAGES,
     "datacomp_flyt.demo.noisy_pool": IMAGES,
     "datacomp_flyt.demo.tour": MODELS,
-    "datacomp_flyt.engines.collectives": ("torch",),
+    "datacomp_flyt.distributed.collectives": ("torch",),
     "datacomp_flyt.flyt.": MODELS,
     "datacomp_flyt.open_clip_hook": MODELS,
-    "datacomp_flyt.pool.tar_": IMAGES,
+    "datacomp_flyt.tars.pairs": IMAGES,
+    "datacomp_flyt.tars.samples": IMAGES,
     "datacomp_flyt.report.": (*IMAGES, "matplotlib", "jinja2"),
     "datacomp_flyt.report.sample": (),
     "datacomp_flyt.report.selections": (),
     "datacomp_flyt.report.statistics": (),
     "datacomp_flyt.report.words": (),
     "datacomp_flyt.scorers.": MODELS,
-    "datacomp_flyt.scorers.e_flyt": (),
-    "datacomp_flyt.scorers.e_flyt_images": MODELS,
-    "datacomp_flyt.scorers.glu_head": (),
-    "datacomp_flyt.scorers.inputs": (),
-    "datacomp_flyt.scorers.job": (),
+    "datacomp_flyt.scorers.e_flyt.e_flyt": (),
+    "datacomp_flyt.scorers.e_flyt.images": MODELS,
+    "datacomp_flyt.scorers.e_flyt.glu_head": (),
+    "datacomp_flyt.scorers.base.embedding_blocks": (),
+    "datacomp_flyt.scorers.base.score_pool": (),
     "datacomp_flyt.scorers.m_flyt": (),
-    "datacomp_flyt.scorers.registry": (),
-    "datacomp_flyt.scorers.scorer": (),
-    "datacomp_flyt.scorers.train_linear_classifier": (),
+    "datacomp_flyt.scorers.base.registry": (),
+    "datacomp_flyt.scorers.base.scorer": (),
+    "datacomp_flyt.scorers.linear_classifier.train": (),
     "datacomp_flyt.self_filtering.first_mix": IMAGES,
 }
-# Scripts that made the embedded data, with packages that nothing else needs.
-SCRIPTS = ("datacomp_flyt.demo.make_", "datacomp_flyt.cli.__main__")
+SCRIPTS = ("datacomp_flyt.cli.__main__",)
 PROGRAM = """
 import importlib, sys
 blocked, modules = sys.argv[1].split(","), sys.argv[2:]
@@ -108,7 +109,7 @@ def test_the_hook_imports_nothing_of_flyt() -> None:
     """Its modules want a newer PyTorch than the one that DataComp pins."""
     pytest.importorskip("open_clip")
     names = [name for name in modules() if name.startswith("datacomp_flyt.open_clip_hook")]
-    names.append("datacomp_flyt.scorers.e_flyt_images")  # which --scoring_model imports
+    names.append("datacomp_flyt.scorers.e_flyt.images")  # which --scoring_model imports
     assert imported(names, MODELS) == [""]
 
 

@@ -8,8 +8,8 @@ import sys
 from types import ModuleType
 
 from datacomp_flyt import __version__
-from datacomp_flyt.errors import needs_extra
 from datacomp_flyt.exits import Parser, running
+from datacomp_flyt.installation import needs_extra
 
 COMMANDS = (
     "install",

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.engines.threads import default_num_workers
-from datacomp_flyt.errors import InputError, needs_extra
-from datacomp_flyt.pool.image_journal import Journal
-from datacomp_flyt.pool.image_list import read_images, write_list
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.locks import lock_outputs
+from datacomp_flyt.files.output_files import check_save_path, remove_unfinished
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.pool.outputs import Output, check_outputs
-from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
 from datacomp_flyt.streams import say
+from datacomp_flyt.tars.image_journal import Journal
+from datacomp_flyt.tars.image_list import read_images, write_list
+from datacomp_flyt.threads import default_num_workers
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: a tar cannot be read and that is not allowed, or there is no image.
     """
     with needs_extra("train"):
-        from datacomp_flyt.pool.tar_shards import list_shards
+        from datacomp_flyt.tars.shards import list_shards
 
     if args.num_workers < 1:
         raise InputError(f"--num_workers is {args.num_workers}, wanted 1 or more")
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     path = check_save_path(args.save_path, "--save_path")
     journal_path = check_save_path(path.with_name(f"{path.name}.tars"), "the notes")
     check_outputs([Output("--save_path", path), Output("the notes", journal_path)], vars(args))
-    with one_run(path, journal_path):
+    with lock_outputs(path, journal_path):
         remove_unfinished(path)
         images = read_images(shards, args.num_workers, Journal(journal_path))
         if not args.allow_unreadable:

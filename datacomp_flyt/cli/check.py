@@ -6,14 +6,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from datacomp_flyt.engines.threads import default_num_workers
+from datacomp_flyt.datacomp.scales import SCALES
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.available import add_available_arguments, available_of
+from datacomp_flyt.files.digest import file_digest
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import check_subset
-from datacomp_flyt.samplers.scales import SCALES
-from datacomp_flyt.scorers.files import file_digest
 from datacomp_flyt.streams import say
+from datacomp_flyt.tars.flags import add_available_arguments
+from datacomp_flyt.tars.image_list import available_images
+from datacomp_flyt.threads import default_num_workers
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--num_workers is {args.num_workers}, wanted 1 or more")
     pool_uids = read_pool(args.metadata_dir, args.num_workers).uids if args.metadata_dir else None
     num_samples = SCALES[args.scale].num_samples if args.scale else None
-    available = available_of(args)
+    available = available_images(args.available, args.shards_dir, args.num_workers)
     report = check_subset(args.subset, pool_uids, num_samples, available)
     say(args.subset)
     say(f"  {args.subset.stat().st_size:,} bytes, sha256 {file_digest(args.subset)}")

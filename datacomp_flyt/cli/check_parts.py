@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from datacomp_flyt.datacomp.resharded_parts import check_parts
 from datacomp_flyt.engines.processes import ProcessEngine
-from datacomp_flyt.engines.threads import default_num_workers
-from datacomp_flyt.errors import InputError, needs_extra
-from datacomp_flyt.pool.parts import check_parts
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import default_num_workers
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -56,5 +57,5 @@ def run(args: argparse.Namespace) -> int:
 
 def _tars(shards_dir: str) -> list[str]:
     with needs_extra("train"):
-        from datacomp_flyt.pool.tar_shards import list_shards
+        from datacomp_flyt.tars.shards import list_shards
     return list_shards(shards_dir, "--shards_dir")

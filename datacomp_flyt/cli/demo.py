@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.errors import InputError, needs_extra
-from datacomp_flyt.installation import require_training
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.locks import lock_outputs
+from datacomp_flyt.installation import needs_extra, require_training
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             f"--work_dir {args.work_dir} cannot be written ({error.strerror}): choose another place"
         ) from None
-    with one_run(args.work_dir):
+    with lock_outputs(args.work_dir):
         return _show(args)
 
 

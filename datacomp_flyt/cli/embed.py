@@ -9,27 +9,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datacomp_flyt.cli.engine_flags import add_engine_arguments, make_engine, report_failures
 from datacomp_flyt.engines.engine import Engine
-from datacomp_flyt.engines.locks import one_run
+from datacomp_flyt.engines.flags import add_engine_arguments, make_engine, report_failures
 from datacomp_flyt.engines.shards import run_shards
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.locks import lock_outputs
+from datacomp_flyt.files.output_files import check_save_path, remove_unfinished
+from datacomp_flyt.files.settings_file import SETTINGS_FILE, check_settings
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.pool.outputs import Output, check_outputs, watch_inputs
-from datacomp_flyt.pool.shard_names import by_name, resolved
-from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
-from datacomp_flyt.scorers.settings_file import SETTINGS_FILE, check_settings
 from datacomp_flyt.streams import say
+from datacomp_flyt.tars.shard_names import absolute_path, shards_by_name
 
 if TYPE_CHECKING:
-    from datacomp_flyt.scorers.clip_encoder import ClipEncoder
-    from datacomp_flyt.scorers.embed import EmbeddedShard
+    from datacomp_flyt.clip.embed import EmbeddedShard
+    from datacomp_flyt.clip.encoder import ClipEncoder
 
 _ENCODER = re.compile(r"(?P<prefix>\w+)=(?P<model>[^:]+):(?P<checkpoint>.+)")
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     with needs_extra("train"):
-        from datacomp_flyt.scorers.image_scorer import add_image_arguments
+        from datacomp_flyt.scorers.base.image_scorer import add_image_arguments
     parser.add_argument(
         "--shards_dir",
         required=True,
@@ -74,21 +75,21 @@ def run(args: argparse.Namespace) -> int:
         InputError: a flag is wrong, or the folder holds something else, or nothing can be used.
     """
     with needs_extra("train"):
-        from datacomp_flyt.pool.tar_shards import list_shards
-        from datacomp_flyt.scorers.image_scorer import check_image_arguments
+        from datacomp_flyt.scorers.base.image_scorer import check_image_arguments
+        from datacomp_flyt.tars.shards import list_shards
     check_image_arguments(args.batch_size, args.decode_threads)
     unchanged = watch_inputs(vars(args))
     encoders = _encoders(args.encoder)
-    shards = by_name(list_shards(args.shards_dir, "--shards_dir"), "--shards_dir")
+    shards = shards_by_name(list_shards(args.shards_dir, "--shards_dir"), "--shards_dir")
     engine = make_engine(args)
     settings: dict[str, Any] = {"dtype": args.dtype, "precision": args.precision}
     settings["make_uids"] = args.make_uids
-    settings["source"] = resolved(args.shards_dir)
+    settings["source"] = absolute_path(args.shards_dir)
     settings["encoders"] = {prefix: encoder.check()[1] for prefix, encoder in encoders.items()}
     folder = check_save_path(f"{args.metadata_dir}/{SETTINGS_FILE}", "--metadata_dir").parent
     written = ("*.parquet", "*.npz", SETTINGS_FILE)
     check_outputs([Output("--metadata_dir", folder, written)], vars(args))
-    with one_run(folder):
+    with lock_outputs(folder):
         check_settings(folder, settings, "give another --metadata_dir")
         remove_unfinished(folder)
         return _embed(args, encoders, shards, folder, engine, unchanged)
@@ -102,9 +103,9 @@ def _embed(
     engine: Engine,
     unchanged: Callable[[], None],
 ) -> int:
-    from datacomp_flyt.pool.tar_shards import watch_tars
-    from datacomp_flyt.scorers.embed import MakeEmbed, write_embedded
-    from datacomp_flyt.scorers.until_usable import UntilUsable, Usable, has_rows
+    from datacomp_flyt.clip.embed import MakeEmbed, write_embedded
+    from datacomp_flyt.scorers.base.until_usable import UntilUsable, Usable, has_rows
+    from datacomp_flyt.tars.shards import watch_tars
 
     check = watch_tars(shards)
     done = {path.stem for path in folder.glob("*.parquet") if path.is_file() and has_rows(path)}
@@ -148,7 +149,7 @@ def _embed(
 
 
 def _encoders(given: list[str] | None) -> dict[str, ClipEncoder]:
-    from datacomp_flyt.scorers.clip_encoder import ClipEncoder
+    from datacomp_flyt.clip.encoder import ClipEncoder
 
     example = "give PREFIX=MODEL:CHECKPOINT, such as b32=ViT-B-32-quickgelu:openai"
     if not given:

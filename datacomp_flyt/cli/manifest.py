@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.locks import lock_outputs
+from datacomp_flyt.files.output_files import check_notes_path, check_save_path, remove_unfinished
 from datacomp_flyt.pool.manifest import (
     NOTES_BEGIN,
     check_against,
@@ -20,10 +20,9 @@ from datacomp_flyt.pool.manifest import (
     refuse_differences,
     write_manifest,
 )
-from datacomp_flyt.pool.output_files import check_notes_path
 from datacomp_flyt.pool.outputs import Output, check_outputs
-from datacomp_flyt.pool.subset import check_save_path, remove_unfinished
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import default_num_workers
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -60,7 +59,7 @@ def _save(args: argparse.Namespace) -> int:
     path = check_save_path(args.save_path, "--save_path")
     journal = check_notes_path(path.with_name(f"{path.name}.hashed.jsonl"), *NOTES_BEGIN)
     check_outputs([Output("--save_path", path), Output("the notes", journal)], vars(args))
-    with one_run(journal):
+    with lock_outputs(journal):
         remove_unfinished(path)
         found = hash_folder(args.folder, "the folder", journal, args.num_workers)
         write_manifest(path, found)
@@ -99,7 +98,7 @@ def _journal_of_check(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder, journal.name)
         return
-    with one_run(check_notes_path(journal, *NOTES_BEGIN)):
+    with lock_outputs(check_notes_path(journal, *NOTES_BEGIN)):
         try:
             yield journal
         finally:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from datacomp_flyt.engines.threads import default_num_workers
-from datacomp_flyt.errors import needs_extra
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import default_num_workers
 
 _PENALTIES = (0.1, 0.15, 0.3, 0.6)  # the range of FLYT's Figure 3
 

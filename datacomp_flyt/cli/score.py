@@ -8,22 +8,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datacomp_flyt.cli.engine_flags import add_engine_arguments, make_engine, report_failures
-from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.engines.threads import default_num_workers
+from datacomp_flyt.engines.flags import add_engine_arguments, make_engine, report_failures
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.embeddings import OTHER_LENGTH
+from datacomp_flyt.files.locks import lock_outputs
+from datacomp_flyt.files.output_files import check_save_path
+from datacomp_flyt.files.settings_file import SETTINGS_FILE
+from datacomp_flyt.pool.embeddings import NOT_UNIT_NORM
 from datacomp_flyt.pool.manifest import check_against
 from datacomp_flyt.pool.outputs import Output, check_outputs, watch_inputs
 from datacomp_flyt.pool.parquet import check_shards, open_shards
-from datacomp_flyt.pool.shard_names import by_name, resolved, shard_name
-from datacomp_flyt.pool.subset import check_save_path
-from datacomp_flyt.scorers.inputs import check_widths
-from datacomp_flyt.scorers.job import Report, score_pool
-from datacomp_flyt.scorers.registry import SCORERS, scorer_class
-from datacomp_flyt.scorers.scorer import MetadataScorer, Scorer
-from datacomp_flyt.scorers.settings_file import SETTINGS_FILE
+from datacomp_flyt.scorers.base.embedding_blocks import check_widths
+from datacomp_flyt.scorers.base.registry import SCORERS, scorer_class
+from datacomp_flyt.scorers.base.score_pool import Report, score_pool
+from datacomp_flyt.scorers.base.scorer import MetadataScorer, Scorer
 from datacomp_flyt.streams import say
+from datacomp_flyt.tars.shard_names import absolute_path, shard_name, shards_by_name
+from datacomp_flyt.threads import default_num_workers
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     written = Output("--scores_dir", Path(column), ("*.parquet", SETTINGS_FILE), whole=True)
     check_outputs([written], vars(args))
     pool = _tars(args) if scorer.reads_images else _metadata(args)
-    source = resolved(args.shards_dir if scorer.reads_images else args.metadata_dir)
+    source = absolute_path(args.shards_dir if scorer.reads_images else args.metadata_dir)
     if isinstance(scorer, MetadataScorer) and scorer.arrays:
         check_widths(list(pool.shards.values()), scorer.arrays, default_num_workers())
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         pool.check(name)
         unchanged()
 
-    with one_run(column), make_engine(args, scorer.uses_gpu) as engine:
+    with lock_outputs(column), make_engine(args, scorer.uses_gpu) as engine:
         report = score_pool(
             scorer, args.scorer, pool.shards, scores_dir, engine, args.retries, pool.num_rows,
             source, check,
@@ -125,20 +125,20 @@ def _metadata(args: argparse.Namespace) -> _Pool:
     if args.manifest is not None:
         check_against(args.manifest, args.metadata_dir, "--metadata_dir")
     shards = open_shards(args.metadata_dir, "--metadata_dir", default_num_workers())
-    by_name([shard.path for shard in shards], "--metadata_dir")
+    shards_by_name([shard.path for shard in shards], "--metadata_dir")
     named = {shard_name(shard.path): shard for shard in shards}
     num_rows = {name: shard.num_rows for name, shard in named.items()}
     return _Pool(named, num_rows, lambda name: check_shards([named[name]]))
 
 
 def _tars(args: argparse.Namespace) -> _Pool:
-    from datacomp_flyt.pool.tar_shards import list_shards, watch_tars
+    from datacomp_flyt.tars.shards import list_shards, watch_tars
 
     if args.shards_dir is None:
         raise InputError(f"--scorer {args.scorer} wants --shards_dir: it looks at images, in tars")
     if args.manifest is not None:
         check_against(args.manifest, args.shards_dir, "--shards_dir")
-    named = by_name(list_shards(args.shards_dir, "--shards_dir"), "--shards_dir")
+    named = shards_by_name(list_shards(args.shards_dir, "--shards_dir"), "--shards_dir")
     return _Pool(named, None, watch_tars(named))
 
 
@@ -149,7 +149,7 @@ def _print(report: Report, scorer: Scorer, scores_dir: Path) -> None:
     say(f"{scores_dir / scorer.columns[0]}: {', '.join(scorer.columns)}: {done}")
     for reason, number in sorted(report.counts.items()):
         if number:
-            way_out = reason == OTHER_LENGTH and scorer.settings.get("renormalize") is False
+            way_out = reason == NOT_UNIT_NORM and scorer.settings.get("renormalize") is False
             hint = ", used as it is: --renormalize brings it to 1" if way_out else ""
             say(f"  {number:,} examples: {reason}{hint}")
     if report.num_without_score:

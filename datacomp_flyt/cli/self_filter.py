@@ -9,16 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.engines.threads import default_num_workers
-from datacomp_flyt.errors import InputError, needs_extra
-from datacomp_flyt.installation import require_training
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.locks import lock_outputs
+from datacomp_flyt.files.output_files import check_save_path
+from datacomp_flyt.files.settings_file import SETTINGS_FILE, check_settings
+from datacomp_flyt.installation import needs_extra, require_training
 from datacomp_flyt.mixing.columns import Columns, check_named_once
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.pool import FilePool
-from datacomp_flyt.pool.shard_names import resolved
-from datacomp_flyt.pool.subset import check_save_path
-from datacomp_flyt.scorers.settings_file import SETTINGS_FILE, check_settings
 from datacomp_flyt.self_filtering.settings import (
     RANDOM_SHARE,
     SCHEDULES,
@@ -27,6 +25,8 @@ from datacomp_flyt.self_filtering.settings import (
     Settings,
 )
 from datacomp_flyt.streams import say
+from datacomp_flyt.tars.shard_names import absolute_path
+from datacomp_flyt.threads import default_num_workers
 
 if TYPE_CHECKING:
     from datacomp_flyt.self_filtering.rounds import Run
@@ -100,8 +100,8 @@ def run(args: argparse.Namespace) -> int:
         import open_clip  # noqa: F401
         import webdataset  # noqa: F401
 
-        from datacomp_flyt.engines.ranks import ranks_of_torchrun
-        from datacomp_flyt.engines.steps import follow_steps, run_steps
+        from datacomp_flyt.distributed.torchrun_ranks import ranks_of_torchrun
+        from datacomp_flyt.steps import follow_steps, run_steps
     if not args.no_reports:
         with needs_extra("report"):
             import jinja2  # noqa: F401
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     if ranks and ranks.rank:
         follow_steps(steps, folder, Path.cwd(), ranks)
         return 0
-    with one_run(check_save_path(folder / SETTINGS_FILE, "--out").parent):
+    with lock_outputs(check_save_path(folder / SETTINGS_FILE, "--out").parent):
         _note(folder, planned)
         made = ("round_*/**", "report")
         run_steps(steps, folder, cwd=Path.cwd(), ranks=ranks, made=made)
@@ -127,7 +127,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _outputs(folder: Path) -> list[Output]:
     """The files and folders of a run."""
-    from datacomp_flyt.self_filtering.finished import MIX, NOTE
+    from datacomp_flyt.self_filtering.finished import NOTE
+    from datacomp_flyt.self_filtering.mix import MIX
 
     filled = ("done", "logs", "report", *(path.name for path in folder.glob("round_*")))
     return [
@@ -142,10 +143,10 @@ def plan(args: argparse.Namespace) -> Run:
     Raises:
         InputError: flags that are missing, wrong or do not go together.
     """
-    from datacomp_flyt.pool.tar_shards import list_shards
-    from datacomp_flyt.scorers.clip_models import known_name
+    from datacomp_flyt.clip.models import known_name
     from datacomp_flyt.self_filtering.rounds import Run
     from datacomp_flyt.self_filtering.trainer_command import TrainerCommand, split_words
+    from datacomp_flyt.tars.shards import list_shards
 
     closed = args.selector != "self_filtering"
     trainer = TrainerCommand(tuple(args.script), args.shards_dir)
@@ -239,7 +240,7 @@ def _check_labels(args: argparse.Namespace) -> None:
 
 def _is_ours(model: str) -> bool:
     """Whether it is a model that this project makes known to open_clip."""
-    from datacomp_flyt.scorers.clip_models import OWN_CONFIGS
+    from datacomp_flyt.clip.models import OWN_CONFIGS
 
     return (OWN_CONFIGS / f"{model}.json").is_file()
 
@@ -252,7 +253,7 @@ def _note(folder: Path, planned: Run) -> None:
     settings = dataclasses.asdict(planned.settings)
     if planned.settings.random_schedule == "constant":
         del settings["rounds"]
-    settings["pool"] = resolved(planned.trainer.shards_dir)
+    settings["pool"] = absolute_path(planned.trainer.shards_dir)
     settings["trainer"] = list(planned.trainer.words)
     for name in (
         *("model", "model_config", "hook", "downstream_dir", "scores_dir"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from datacomp_flyt.errors import needs_extra
+from datacomp_flyt.installation import needs_extra
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.output_files import check_save_path
 from datacomp_flyt.pool.outputs import Output, check_outputs
-from datacomp_flyt.pool.subset import check_save_path, read_subset
-from datacomp_flyt.scorers.classifier_file import save_classifier
-from datacomp_flyt.scorers.train_linear_classifier import (
-    TrainingSettings,
-    train_linear_classifier,
-)
-from datacomp_flyt.scorers.training_rows import RandomRows, find_embeddings
+from datacomp_flyt.pool.subset import read_subset
+from datacomp_flyt.scorers.linear_classifier.classifier_file import save_classifier
+from datacomp_flyt.scorers.linear_classifier.train import TrainingSettings, train_linear_classifier
+from datacomp_flyt.scorers.linear_classifier.training_rows import RandomRows, find_embeddings
 from datacomp_flyt.streams import say
 
 _DEFAULTS = TrainingSettings()

@@ -6,8 +6,8 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from datacomp_flyt.engines.ranks import place_of_torchrun
-from datacomp_flyt.errors import needs_extra
+from datacomp_flyt.distributed.torchrun_ranks import place_of_torchrun
+from datacomp_flyt.installation import needs_extra
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:

@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from datacomp_flyt.clip.models import ClipModel, load_clip_model
 from datacomp_flyt.demo.noisy_pool import MODEL
+from datacomp_flyt.files.output_files import atomic_write, check_save_path
 from datacomp_flyt.pool.outputs import Output, check_outputs
-from datacomp_flyt.pool.subset import atomic_write, check_save_path
-from datacomp_flyt.pool.tar_samples import read_tar
-from datacomp_flyt.scorers.clip_models import ClipModel, load_clip_model
 from datacomp_flyt.streams import say
+from datacomp_flyt.tars.samples import read_tar
 
 METRICS = ("accuracy", "retrieval")
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from datacomp_flyt.demo.noisy_pool import FACTS, MODEL, PAIRS_PER_SHARD
-from datacomp_flyt.engines.steps import Step
+from datacomp_flyt.steps import Step
 
 BATCH_SIZE = 128
 UNFILTERED = "no_filter"

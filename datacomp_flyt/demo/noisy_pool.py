@@ -35,8 +35,8 @@ from PIL import Image
 
 from datacomp_flyt.demo import POOL
 from datacomp_flyt.pool.subset import write_subset
-from datacomp_flyt.pool.tar_samples import decode, read_tar
 from datacomp_flyt.pool.uids import decode_uids
+from datacomp_flyt.tars.samples import decode, read_tar
 
 DIGITS = Path(__file__).parent / "digits"
 SIDE = 32  # pixels of a picture

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from datacomp_flyt.demo.evaluate import METRICS
 from datacomp_flyt.demo.experiment import CLIP_SCORE, UNFILTERED, Experiment, mixed, single
 from datacomp_flyt.demo.noisy_pool import NOISE
-from datacomp_flyt.engines.steps import Step, run_steps
 from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.pool.uids import decode_uids
+from datacomp_flyt.steps import Step, run_steps
 from datacomp_flyt.streams import say
 
 TITLES = {

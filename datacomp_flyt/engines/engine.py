@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-Make = Callable[[str], Callable[[Any], Any]]
+TaskFactory = Callable[[str], Callable[[Any], Any]]
 """Run once in each worker, with its device (`cpu`, `cuda:0`): makes the function of the items."""
 
 
@@ -46,7 +46,7 @@ class Engine(ABC):
         """Let go of it."""
 
     @abstractmethod
-    def run(self, make: Make, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
+    def run(self, make: TaskFactory, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
         """Yield every item's outcome, each once, as they come.
 
         A worker that is lost costs only the item it had: that one's outcome is `WorkerLost`, and

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
 
-from datacomp_flyt.engines.crew import ONE_THREAD, Crew, Function, run_crew
-from datacomp_flyt.engines.engine import Engine, Make, Outcome, T, WorkerLost
+from datacomp_flyt.engines.engine import Engine, Outcome, T, TaskFactory, WorkerLost
 from datacomp_flyt.engines.messages import pack, unpack
+from datacomp_flyt.engines.worker_pool import ONE_THREAD, TaskRunner, WorkerPool, run_tasks
 from datacomp_flyt.errors import InputError
 
-GRACE = 5.0  # seconds that a released worker has to end by itself
+SHUTDOWN_TIMEOUT = 5.0  # seconds that a released worker has to end by itself
 
 
 class ProcessEngine(Engine):
@@ -47,8 +47,8 @@ class ProcessEngine(Engine):
             raise InputError("--device cuda: PyTorch sees no GPU here; --device cpu works without")
         self.devices = [f"cuda:{gpu}" for gpu in range(gpus)] or ["cpu"] * num_workers
 
-    def run(self, make: Make, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
-        return run_crew(_Processes(self.devices, make), items)
+    def run(self, make: TaskFactory, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
+        return run_tasks(_Processes(self.devices, make), items)
 
 
 @dataclass(eq=False)
@@ -57,22 +57,22 @@ class _Worker:
     pipe: connection.Connection[Any, Any]
 
 
-class _Processes(Crew[_Worker]):
-    def __init__(self, devices: Sequence[str], make: Make) -> None:
-        self.places = len(devices)
+class _Processes(WorkerPool[_Worker]):
+    def __init__(self, devices: Sequence[str], make: TaskFactory) -> None:
+        self.slots = len(devices)
         self._devices = devices
         self._make = pack(make)
         self._working: set[_Worker] = set()
         self._released: list[_Worker] = []
 
-    def start(self, place: int) -> _Worker:
+    def start(self, slot: int) -> _Worker:
         context = multiprocessing.get_context("spawn")
         pipe, pipe_of_worker = context.Pipe()
-        device = self._devices[place]
+        device = self._devices[slot]
         # daemon: ended when this interpreter exits without closing the generator
         process = context.Process(target=_work, args=(pipe_of_worker, device), daemon=True)
         worker = _Worker(process, pipe)
-        with pipe_of_worker, _surroundings_of_start(ONE_THREAD if device == "cpu" else {}):
+        with pipe_of_worker, _worker_environment(ONE_THREAD if device == "cpu" else {}):
             process.start()
         self._working.add(worker)
         _send(pipe, self._make)
@@ -97,10 +97,10 @@ class _Processes(Crew[_Worker]):
         for worker in self._working:
             worker.process.kill()
         for worker in self._released:
-            worker.process.join(GRACE)
+            worker.process.join(SHUTDOWN_TIMEOUT)
             worker.process.kill()
         for worker in [*self._working, *self._released]:
-            _bury(worker)
+            _reap(worker)
         self._working.clear()
         self._released.clear()
 
@@ -111,14 +111,14 @@ class _Processes(Crew[_Worker]):
         self._working.remove(worker)
         pid = worker.process.pid
         worker.process.kill()
-        return WorkerLost(f"worker process {pid} ended: {exit_text(_bury(worker))}")
+        return WorkerLost(f"worker process {pid} ended: {exit_text(_reap(worker))}")
 
 
 def _work(pipe: connection.Connection[Any, Any], device: str) -> None:
     """What a worker does: answers until the driver closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    function = Function()
+    function = TaskRunner()
     with contextlib.suppress(EOFError, OSError):
         # unpickled inside: what cannot be is an answer too
         pipe.send_bytes(function.load(functools.partial(unpack, pipe.recv_bytes()), device))
@@ -139,9 +139,9 @@ def _send(pipe: connection.Connection[Any, Any], message: bytes) -> None:
         pipe.send_bytes(message)
 
 
-def _bury(worker: _Worker) -> int | None:
+def _reap(worker: _Worker) -> int | None:
     worker.pipe.close()
-    worker.process.join(GRACE)  # longer only where the kernel waits for a disk that is gone
+    worker.process.join(SHUTDOWN_TIMEOUT)  # exceeded only if the kernel waits for a lost disk
     exitcode = worker.process.exitcode
     if exitcode is not None:
         worker.process.close()
@@ -158,7 +158,7 @@ def exit_text(exitcode: int | None) -> str:
 
 
 @contextlib.contextmanager
-def _surroundings_of_start(environment: dict[str, str]) -> Iterator[None]:
+def _worker_environment(environment: dict[str, str]) -> Iterator[None]:
     """What a process started inside inherits: the environment, and no Ctrl-C before `_work`."""
     before = {name: os.environ.get(name) for name in environment}
     main = vars(sys.modules["__main__"])

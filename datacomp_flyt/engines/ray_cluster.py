@@ -10,10 +10,11 @@ import socket
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-from datacomp_flyt.engines.crew import ONE_THREAD, Crew, Function, run_crew
-from datacomp_flyt.engines.engine import Engine, Make, Outcome, T, WorkerLost
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.engines.engine import Engine, Outcome, T, TaskFactory, WorkerLost
+from datacomp_flyt.engines.worker_pool import ONE_THREAD, TaskRunner, WorkerPool, run_tasks
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import keep_signals, socket_folder
+from datacomp_flyt.installation import needs_extra
 
 _LONGEST_QUEUE = 600.0  # seconds until the first worker is scheduled
 _NAME_OF_SOCKET = len("/ray/session_2026-12-01_03-20-00_123456_4194304/sockets/plasma_store.10")
@@ -55,15 +56,15 @@ class RayEngine(Engine):
         self._kept.close()
         self._kept = None
 
-    def run(self, make: Make, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
+    def run(self, make: TaskFactory, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
         with contextlib.ExitStack() as own:
             (self._kept or own).enter_context(self._connected())
             resources = self._ray.cluster_resources()
             gpus = 0 if self.device == "cpu" else int(resources.get("GPU", 0))
             if self.device == "cuda" and not gpus:
                 raise InputError("--device cuda: the Ray cluster has no GPU; --device cpu works")
-            places = gpus or self.num_workers or max(1, int(resources.get("CPU", 1)))
-            yield from run_crew(_Actors(self._ray, places, bool(gpus), make), items)
+            slots = gpus or self.num_workers or max(1, int(resources.get("CPU", 1)))
+            yield from run_tasks(_Actors(self._ray, slots, bool(gpus), make), items)
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
@@ -105,9 +106,9 @@ class RayEngine(Engine):
         return started
 
 
-class _Actors(Crew[Any]):
-    def __init__(self, ray: Any, places: int, gpu: bool, make: Make) -> None:
-        self.places = places
+class _Actors(WorkerPool[Any]):
+    def __init__(self, ray: Any, slots: int, gpu: bool, make: TaskFactory) -> None:
+        self.slots = slots
         self._ray = ray
         self._make = ray.put(make)
         self._device = "cuda:0" if gpu else "cpu"  # Ray shows an actor no GPU but its own
@@ -122,7 +123,7 @@ class _Actors(Crew[Any]):
         self._answers: dict[Any, Any] = {}
         self._starts: dict[Any, Any] = {}  # of actors that may not be scheduled yet
 
-    def start(self, place: int) -> Any:
+    def start(self, slot: int) -> Any:
         actor = self._actor.remote(os.getcwd())
         self._starts[actor] = actor.started.remote()
         self._answers[actor] = actor.load.remote(self._make, self._device)
@@ -167,12 +168,12 @@ class _Worker:
     def __init__(self, folder: str) -> None:
         with contextlib.suppress(OSError):  # paths as typed, where the nodes share a disk
             os.chdir(folder)
-        self._function = Function()
+        self._function = TaskRunner()
 
     def started(self) -> None:
         """Answer, which shows that this worker is scheduled."""
 
-    def load(self, make: Make, device: str) -> bytes:
+    def load(self, make: TaskFactory, device: str) -> bytes:
         return self._function.load(lambda: make, device)
 
     def call(self, item: Any) -> bytes:

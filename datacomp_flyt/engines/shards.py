@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from datacomp_flyt.engines.engine import Engine, Make, WorkerLost
-from datacomp_flyt.engines.progress import Progress
+from datacomp_flyt.engines.engine import Engine, TaskFactory, WorkerLost
 from datacomp_flyt.errors import ChangedError, InputError, ReadError
+from datacomp_flyt.progress import Progress
 
 _PAUSE = 1.0  # seconds before a second try; five times as many before each more, up to
 _LONGEST_PAUSE = 60.0  # seconds
@@ -17,7 +17,7 @@ _LONGEST_PAUSE = 60.0  # seconds
 
 def run_shards(
     engine: Engine,
-    make: Make,
+    make: TaskFactory,
     items: Mapping[str, Any],
     write: Callable[[str, Any], int],
     retries: int,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datacomp_flyt.engines.collectives import gather_rows, rows_of_rank, sum_over_ranks
+from datacomp_flyt.distributed.collectives import gather_rows, rows_of_rank, sum_over_ranks
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.flyt.data import DownstreamBatch, UpstreamBatch
 from datacomp_flyt.flyt.downstream_loss import (

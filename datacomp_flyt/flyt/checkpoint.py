@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from datacomp_flyt.errors import InputError
-from datacomp_flyt.mixing.checkpoint_file import read_content
-from datacomp_flyt.pool.open_file import first_line
-from datacomp_flyt.pool.subset import atomic_write
+from datacomp_flyt.errors import InputError, first_line
+from datacomp_flyt.files.checkpoint_file import read_content
+from datacomp_flyt.files.output_files import atomic_write
 
 NAME = "checkpoint.pt"
 

@@ -23,8 +23,8 @@ from datacomp_flyt.flyt.shard_reader import Select, ShardReader
 from datacomp_flyt.flyt.stream_settings import StreamSettings
 from datacomp_flyt.flyt.streams import B, Batch, Stream, StreamLoader, blocks, shuffled
 from datacomp_flyt.flyt.uid_features import UidFeatures
-from datacomp_flyt.pool.nothing_usable import IMAGE
-from datacomp_flyt.pool.tar_samples import Sample, caption, decode, stored_image
+from datacomp_flyt.tars.nothing_usable import IMAGE
+from datacomp_flyt.tars.samples import Sample, caption, decode, stored_image
 
 T = TypeVar("T")
 

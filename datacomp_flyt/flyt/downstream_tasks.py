@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.open_file import check_regular
-from datacomp_flyt.pool.tar_shards import tars_in
+from datacomp_flyt.files.open_file import check_regular
+from datacomp_flyt.tars.shards import tars_in
 
 CLASS_NAMES_FILE = "classnames.txt"
 _FLAG = "--downstream_dir"

@@ -10,7 +10,7 @@ from torch import Tensor
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.flyt.downstream_tasks import DownstreamTask
 from datacomp_flyt.flyt.uid_features import UidFeatures
-from datacomp_flyt.pool.tar_samples import Sample, Skip, stored_uid
+from datacomp_flyt.tars.samples import Sample, Skip, stored_uid
 
 Transform = Callable[[Image.Image], Tensor]
 """From an RGB image to float32 [3, H, W]; open_clip's train transform, for one."""

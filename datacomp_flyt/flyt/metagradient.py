@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from datacomp_flyt.engines.collectives import gather_rows, rows_of_rank, sum_over_ranks
+from datacomp_flyt.distributed.collectives import gather_rows, rows_of_rank, sum_over_ranks
 from datacomp_flyt.flyt.lookahead_adamw import LookaheadOptimizer, OptimizerState, Tensors, norm
 from datacomp_flyt.flyt.precision import DIFFERENCE_STEPS, Tangent
 from datacomp_flyt.flyt.towers import Embedding, Features, Towers

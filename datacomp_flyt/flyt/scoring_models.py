@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.output_files import atomic_write
 from datacomp_flyt.mixing import LinearMixingModel, load_mixing_model, save_mixing_model
 from datacomp_flyt.mixing.published import PUBLISHED_COLUMNS
-from datacomp_flyt.pool.subset import atomic_write
-from datacomp_flyt.scorers.glu_head import GluHead as GluHeadArrays
-from datacomp_flyt.scorers.glu_head_file import load_glu_head, save_glu_head
+from datacomp_flyt.scorers.e_flyt.glu_head import GluHead as GluHeadArrays
+from datacomp_flyt.scorers.e_flyt.glu_head_file import load_glu_head, save_glu_head
 
 
 class MixingModel(nn.Module):

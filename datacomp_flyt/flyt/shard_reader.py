@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.nothing_usable import PAIR, Seen, nothing_usable
-from datacomp_flyt.pool.tar_samples import Sample, Skip, UnreadableShard, read_tar
+from datacomp_flyt.tars.nothing_usable import PAIR, MemberCounts, nothing_usable
+from datacomp_flyt.tars.samples import Sample, Skip, UnreadableShard, read_tar
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class ShardReader(Generic[T]):
         self._enough = False
         self._empty = 0  # shards in a row without a usable example
         self._reasons: Counter[str] = Counter()
-        self._seen = Seen()
+        self._seen = MemberCounts()
 
     def __iter__(self) -> Iterator[T]:
         while True:

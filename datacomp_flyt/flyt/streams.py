@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.tar_samples import Skip
+from datacomp_flyt.tars.samples import Skip
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")

@@ -19,10 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from datacomp_flyt.engines.collectives import rank_and_world_size
-from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.engines.ranks import place_of_torchrun
+from datacomp_flyt.clip.models import load_clip_model
+from datacomp_flyt.distributed.collectives import rank_and_world_size
+from datacomp_flyt.distributed.torchrun_ranks import place_of_torchrun
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.flyt.algorithm import Algorithm, AlgorithmConfig
 from datacomp_flyt.flyt.checkpoint import NAME
 from datacomp_flyt.flyt.data import downstream_loader, upstream_loader
@@ -43,8 +44,7 @@ from datacomp_flyt.flyt.training_log import METRICS
 from datacomp_flyt.flyt.uid_features import UidFeatures, embedding_features, score_features
 from datacomp_flyt.installation import require_training
 from datacomp_flyt.pool.outputs import Output, check_outputs
-from datacomp_flyt.pool.tar_shards import list_shards
-from datacomp_flyt.scorers.clip_models import load_clip_model
+from datacomp_flyt.tars.shards import list_shards
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
     rank, world_size = rank_and_world_size()
     _check_division(args, world_size)
     output_dir = _open_output(args, rank)
-    with contextlib.nullcontext() if rank else one_run(output_dir):
+    with contextlib.nullcontext() if rank else lock_outputs(output_dir):
         _train_into(output_dir, args, device)
 
 

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from datacomp_flyt.engines.collectives import rank_and_world_size
+from datacomp_flyt.distributed.collectives import rank_and_world_size
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.output_files import atomic_write, remove_unfinished
 from datacomp_flyt.flyt.algorithm import Algorithm
 from datacomp_flyt.flyt.checkpoint import NAME, load_checkpoint, save_checkpoint
 from datacomp_flyt.flyt.data import DownstreamBatch, UpstreamBatch
 from datacomp_flyt.flyt.scoring_models import MixingModel
 from datacomp_flyt.flyt.streams import StreamLoader
 from datacomp_flyt.flyt.training_log import METRICS, TrainingLog
-from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
 
 SCORING_MODEL = "scoring_model.safetensors"
 REFERENCE_MODEL = "reference_model.pt"

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from datacomp_flyt.engines.progress import Progress
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.subset import atomic_write
+from datacomp_flyt.files.output_files import atomic_write
+from datacomp_flyt.progress import Progress
 
 DESTINATIONS = ("tensorboard", "wandb")
 METRICS = "metrics.jsonl"

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.published import METADATA_COLUMN_OF
 from datacomp_flyt.mixing.standardization import mean_and_std
-from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings, npz_path
+from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.pool import Pool, read_pool, union_of_uids
 from datacomp_flyt.pool.score_values import to_float32
 from datacomp_flyt.pool.uid_search import UidIndex
+from datacomp_flyt.threads import map_threads
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def embedding_features(
         shard, positions = pool.shards[number], pool.positions[number]
         if (found := embedding_widths(shard, arrays)) != widths:
             raise InputError(
-                f"{npz_path(shard)} has embeddings {list(found)} wide and "
-                f"{npz_path(pool.shards[0])} {list(widths)}: take a pool from one source"
+                f"{shard.npz} has embeddings {list(found)} wide and "
+                f"{pool.shards[0].npz} {list(widths)}: take a pool from one source"
             )
         row = 0
         for block in iter_embeddings(shard, arrays):
@@ -136,7 +136,7 @@ def embedding_features(
             bad = np.flatnonzero(inside & np.isnan(block[:, 0]))
             if len(bad) and not drop_nonfinite:
                 raise InputError(
-                    f"{npz_path(shard)} row {row + int(bad[0])} has an embedding that is not "
+                    f"{shard.npz} row {row + int(bad[0])} has an embedding that is not "
                     "finite or all 0: mend it, or leave such examples out with --drop_nonfinite"
                 )
             values[rows[inside]] = block[inside]

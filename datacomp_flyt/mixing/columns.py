@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.published import METADATA_COLUMN_OF, SCORER_OF
-from datacomp_flyt.pool.download_keys import DownloadKeys
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool, Pool
 from datacomp_flyt.pool.score_table import ScoreTable
 from datacomp_flyt.streams import say
+from datacomp_flyt.tars.download_keys import DownloadKeys
 
 Source = tuple[ScoreTable, str]
 """A table, and the name of a column in that table."""

@@ -13,11 +13,11 @@ from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.columns import Columns, Source
 from datacomp_flyt.pool.available import Available
-from datacomp_flyt.pool.download_keys import DownloadKeys
-from datacomp_flyt.pool.file_group import Group
+from datacomp_flyt.pool.external_sort.file_group import FileGroup
+from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool
-from datacomp_flyt.pool.sorted_files import sort_into_files
+from datacomp_flyt.tars.download_keys import DownloadKeys
 
 
 class FileColumns(Columns):
@@ -65,13 +65,13 @@ class FileColumns(Columns):
 
     def _sort(self, sources: Sequence[Source]) -> list[NDArray[np.floating]]:
         name, shards = self._tables[-1].name, tuple(self.in_files.shards)
-        of_pool = Group(name, shards, {}, is_pool=True, available=self.in_files.available)
+        of_pool = FileGroup(name, shards, {}, is_pool=True, available=self.in_files.available)
         groups = {(pool := self._key(name, shards)): of_pool}
         keys = []
         for table, column in sources:
             files = table.files_of(column)
             key = self._key(table.name, files)
-            kind = of_pool if table is self._tables[-1] else Group("", (), {})
+            kind = of_pool if table is self._tables[-1] else FileGroup("", (), {})
             group = groups.setdefault(key, replace(kind, name=table.name, shards=files))
             groups[key] = replace(group, columns={**group.columns, column: table.dtype(column)})
             keys.append((key, column))

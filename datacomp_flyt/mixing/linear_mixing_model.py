@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import blocks, map_threads
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.memmap_arrays import filter_rows, zeros_like_storage
 from datacomp_flyt.mixing.standardization import mean_and_std
-from datacomp_flyt.pool.file_arrays import beside, compress
+from datacomp_flyt.threads import blocks, map_threads
 
 _BLOCK = 1 << 16
 
@@ -113,7 +113,7 @@ def _mix_once(
         means.append(mean)
         stds.append(std)
         if scores is None:
-            scores = beside(values, np.float64)
+            scores = zeros_like_storage(values, np.float64)
         start = 0.0 + model.bias if number == 0 else None
         _add(scores, start, values, mean, model.weights[number] / std, num_workers)
         del values  # before the next column is read
@@ -146,7 +146,7 @@ class Kept:
         more = False
         for block in itertools.compress(parts, found):
             if self._mask is None:
-                self._mask = beside(values, np.bool_)
+                self._mask = zeros_like_storage(values, np.bool_)
                 self._mask[:] = True
             left = self._mask[block] & np.isfinite(values[block])
             more |= not np.array_equal(left, self._mask[block])
@@ -162,7 +162,7 @@ class Kept:
         """The values [M] of these examples."""
         if self._mask is None:
             return values
-        return compress((self._mask, values), lambda some: some)[1]
+        return filter_rows((self._mask, values), lambda some: some)[1]
 
 
 def _add(

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.errors import InputError, needs_extra
-from datacomp_flyt.mixing.checkpoint_file import read_checkpoint
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.checkpoint_file import read_checkpoint
+from datacomp_flyt.files.output_files import atomic_write
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel
 from datacomp_flyt.mixing.published import PUBLISHED_COLUMNS, PUBLISHED_SCORES
-from datacomp_flyt.pool.subset import atomic_write
 
 PAPER_MODEL = LinearMixingModel(PUBLISHED_COLUMNS, tuple(s.weight for s in PUBLISHED_SCORES))
 """Table 2; the statistics are those of the pool at hand."""

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import blocks, map_threads
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.threads import blocks, map_threads
 
 _BLOCK = 1 << 16  # summed pairwise inside, exactly across: the same for any number of workers
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datacomp_flyt.engines.collectives import rank_and_world_size, sum_over_ranks
+from datacomp_flyt.distributed.collectives import rank_and_world_size, sum_over_ranks
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.distinct import Batch, distinct_batches
 from datacomp_flyt.open_clip_hook.log_weights import LogWeights

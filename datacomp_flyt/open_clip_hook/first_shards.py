@@ -13,8 +13,8 @@ from datacomp_flyt.open_clip_hook.reading import (
     check_whole,
     usable_uid,
 )
-from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
-from datacomp_flyt.pool.tar_samples import BAD_IMAGE, Skip, decode, stored_image
+from datacomp_flyt.tars.nothing_usable import MemberCounts, nothing_usable
+from datacomp_flyt.tars.samples import BAD_IMAGE, Skip, decode, stored_image
 
 _TRIED = 20  # shards at most; patterns of shards name missing ones, too
 _READ = 3  # of those, that can be read
@@ -78,7 +78,7 @@ class _Look:
     ) -> None:
         self._read, self._subset = read, subset
         self._drops_empty_captions = drops_empty_captions
-        self.seen, self.reasons = Seen(), Counter[str]()
+        self.seen, self.reasons = MemberCounts(), Counter[str]()
 
     def kept_uids(self, url: str) -> tuple[list[str], bool]:
         """Some uids of a tar that will be trained on, and whether other samples could be.

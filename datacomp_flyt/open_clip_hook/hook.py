@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from datacomp_flyt.engines.locks import one_run
+from datacomp_flyt.clip.models import known_name
 from datacomp_flyt.errors import InputError, printable
+from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.open_clip_hook.batches import WeighedLoader
 from datacomp_flyt.open_clip_hook.checks import check_data, check_loss, check_names
 from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
@@ -36,7 +37,6 @@ from datacomp_flyt.open_clip_hook.trainer import (
 )
 from datacomp_flyt.open_clip_hook.uid_columns import UidTokenizer
 from datacomp_flyt.pool.available import read_available
-from datacomp_flyt.scorers.clip_models import known_name
 
 MODEL = "ViT-B-32"
 
@@ -120,7 +120,7 @@ class Hook:
         self._lock.close()
         # main() has made the folder of the run; a script that asks for data alone has none
         if args.rank == 0 and args.name and (run := Path(args.logs) / args.name).is_dir():
-            self._lock.enter_context(one_run(run))
+            self._lock.enter_context(lock_outputs(run))
         urls, _ = self.trainer.data.expand_urls(args.train_data)
         read = self._stock[self.trainer.data, "tarfile_to_samples_nothrow"]
         check_names(list(urls))

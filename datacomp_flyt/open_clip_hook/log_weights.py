@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import open_file_or_folder
 from datacomp_flyt.pool.pool import union_of_uids
@@ -22,6 +21,7 @@ from datacomp_flyt.pool.score_values import to_float32
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import decode_uids, format_uid
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import default_num_workers
 
 
 class LogWeights:
@@ -75,16 +75,16 @@ class TableWeights(LogWeights):
     def _look_up(self, uids: NDArray[np.void], number: str, where: str) -> NDArray[np.float32]:
         rows = find_uids(self._high, self._low, uids)
         log_weights = self._log_weights[rows]
-        strangers = np.flatnonzero(rows < 0)
-        if len(strangers):
+        unknown_uids = np.flatnonzero(rows < 0)
+        if len(unknown_uids):
             if self._missing is None:
                 raise InputError(
-                    f"{self._name} lacks {len(strangers):,} of {number} examples of {where} "
-                    f"({len(strangers) / len(uids):.1%}; the first is "
-                    f"{format_uid(uids[strangers[0]])}): weigh them too, or say what they count "
+                    f"{self._name} lacks {len(unknown_uids):,} of {number} examples of {where} "
+                    f"({len(unknown_uids) / len(uids):.1%}; the first is "
+                    f"{format_uid(uids[unknown_uids[0]])}): weigh them too, or say what they count "
                     "with --missing_value"
                 )
-            log_weights[strangers] = self._missing
+            log_weights[unknown_uids] = self._missing
         return log_weights
 
 
@@ -96,7 +96,7 @@ class ScoringModelWeights(LogWeights):
         Args:
             scoring_model, model, checkpoint: see `EFlytImages`, whose InputErrors are raised.
         """
-        from datacomp_flyt.scorers.e_flyt_images import EFlytImages
+        from datacomp_flyt.scorers.e_flyt.images import EFlytImages
 
         self._scorer = EFlytImages(scoring_model, model, checkpoint)
         self._name = f"--scoring_model {scoring_model}"

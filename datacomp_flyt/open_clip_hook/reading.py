@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError, printable
 from datacomp_flyt.open_clip_hook.uid_columns import with_uid
-from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
 from datacomp_flyt.pool.subset import read_subset
-from datacomp_flyt.pool.tar_samples import (
+from datacomp_flyt.pool.uid_search import UidIndex
+from datacomp_flyt.pool.uids import UID_DTYPE
+from datacomp_flyt.tars.nothing_usable import MemberCounts, nothing_usable
+from datacomp_flyt.tars.samples import (
     IMAGES,
     NO_CAPTION,
     NO_UID,
@@ -29,8 +31,6 @@ from datacomp_flyt.pool.tar_samples import (
     stored_image,
     stored_uid,
 )
-from datacomp_flyt.pool.uid_search import UidIndex
-from datacomp_flyt.pool.uids import UID_DTYPE
 
 _MOST_WITHOUT = 1_000  # shards in a row without an example of the subset
 
@@ -80,7 +80,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.found, self.without, self.lacking = False, 0, 0
-        self.seen, self.reasons = Seen(), Counter[str]()
+        self.seen, self.reasons = MemberCounts(), Counter[str]()
 
     def shards(
         self, src: Iterable[Any], nothing: Callable[[str, _Watch], InputError]
@@ -113,7 +113,7 @@ class _Watch:
             self.skip(sample, skip.reason)
         else:
             self.found, self.without, self.lacking = True, 0, 0
-            self.seen, self.reasons = Seen(), Counter()
+            self.seen, self.reasons = MemberCounts(), Counter()
 
 
 class StockReader:

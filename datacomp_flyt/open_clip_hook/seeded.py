@@ -20,7 +20,7 @@ from torch.utils.data import get_worker_info
 from webdataset import PipelineStage
 from webdataset.filters import _shuffle
 
-from datacomp_flyt.pool.tar_samples import Sample
+from datacomp_flyt.tars.samples import Sample
 
 
 class SeededShuffle(PipelineStage):  # type: ignore[misc]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.reading import SubsetCounts
 from datacomp_flyt.pool.available import Available
-from datacomp_flyt.pool.tables_beside import count_in_tables
+from datacomp_flyt.tars.tables_beside import count_in_tables
+from datacomp_flyt.threads import default_num_workers
 
 
 def count_images(

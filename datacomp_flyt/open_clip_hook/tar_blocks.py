@@ -17,7 +17,7 @@ from typing import Any
 
 from webdataset.tariterators import tar_file_iterator
 
-from datacomp_flyt.pool.tar_samples import Sample
+from datacomp_flyt.tars.samples import Sample
 
 Member = dict[str, Any]
 Handler = Callable[[Exception], bool]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import os
@@ -14,14 +13,14 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.folders import Version, check_unchanged, version_of
-from datacomp_flyt.pool.listing import local_path
-from datacomp_flyt.pool.open_file import map_npy
-from datacomp_flyt.pool.subset import atomic_write
+from datacomp_flyt.files.folders import check_unchanged, version_of
+from datacomp_flyt.files.listing import local_path
+from datacomp_flyt.files.open_file import Version, map_npy
+from datacomp_flyt.files.output_files import atomic_write
 from datacomp_flyt.pool.uid_search import argsort_hashes
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
+from datacomp_flyt.threads import blocks
 
 _BLOCK = 1 << 22  # uids checked at once
 _HEAPS = 1 << 16  # ranges of uids whose ends are computed once
@@ -173,39 +172,3 @@ def _map(path: str, name: str) -> NDArray[np.void]:
             f"one dimension: {_MAKE}"
         )
     return uids
-
-
-def add_available_arguments(add: Any) -> None:
-    """Add `--available` and `--shards_dir`.
-
-    Args:
-        add: a parser's `add_argument`.
-    """
-    add(
-        "--available",
-        metavar="FILE",
-        help="list of the images that you have, made by `datacomp-flyt available`",
-    )
-    add(
-        "--shards_dir",
-        metavar="TARS",
-        help="the tars themselves, from which the list is made in memory: a folder, a pattern "
-        "with braces, or what webdataset opens",
-    )
-
-
-def available_of(args: argparse.Namespace) -> Available | None:
-    """The list that `--available` or `--shards_dir` names; None if neither is given.
-
-    Raises:
-        InputError: both are given; or see `read_available` and `list_images`.
-    """
-    if args.available is not None and args.shards_dir is not None:
-        raise InputError("--available and --shards_dir both list the images: leave one out")
-    if args.available is not None:
-        return read_available(args.available)
-    if args.shards_dir is not None:
-        from datacomp_flyt.pool.image_list import available_in
-
-        return available_in(args.shards_dir, "--shards_dir", args.num_workers)
-    return None

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.folders import check_unchanged
-from datacomp_flyt.pool.npy_header import read_npy_header
-from datacomp_flyt.pool.open_file import open_file, readable
+from datacomp_flyt.files.folders import check_unchanged
+from datacomp_flyt.files.npy_header import read_npy_header
+from datacomp_flyt.files.open_file import open_file, readable
 from datacomp_flyt.pool.parquet import STATUS, SUCCESS, ParquetShard
 
 BLOCK_ROWS = 2048
@@ -28,16 +28,11 @@ BLOCK_ROWS = 2048
 
 NOT_IN_POOL = f"row with a {STATUS!r} other than {SUCCESS!r}"
 UNUSABLE = "embedding not finite or all zero"
-OTHER_LENGTH = "embedding of another length than 1"
+NOT_UNIT_NORM = "embedding is not of unit norm"
 
 _NPZ = ("npz", "download it again")
 _WIDEST = 1 << 14  # columns: a block of rows is held
 _LENGTH_TOLERANCE = 0.01  # CLIP in float16 on a GPU is off by a tenth of this
-
-
-def npz_path(shard: ParquetShard) -> str:
-    """Where the embeddings of a metadata file are, if there are any."""
-    return shard.npz
 
 
 def embedding_widths(shard: ParquetShard, arrays: Sequence[str]) -> tuple[int, ...]:
@@ -66,7 +61,7 @@ def iter_embeddings(
         block_rows: rows of each block but the last.
         normalize: give each array's part of a row length 1, whatever it was stored with (float16
             rounds, and some tools do not normalise).
-        counts: a counter of the rows that are `UNUSABLE`, of `OTHER_LENGTH` or `NOT_IN_POOL`.
+        counts: a counter of the rows that are `UNUSABLE`, of `NOT_UNIT_NORM` or `NOT_IN_POOL`.
 
     Yields:
         float32 [n, sum of widths], a new array each time. A row that has no direction, since a
@@ -77,7 +72,7 @@ def iter_embeddings(
         InputError: see `embedding_widths`; or the file is damaged, or has changed since the
             metadata were opened.
     """
-    path = npz_path(shard)
+    path = shard.npz
     in_pool = shard.rows_in_pool()
     with contextlib.ExitStack() as stack:
         # a handle for each, so that a cloud filesystem reads ahead in both
@@ -107,7 +102,7 @@ def iter_embeddings(
                     counts[NOT_IN_POOL] += int(np.count_nonzero(~wanted))
                 counts[UNUSABLE] += int(np.count_nonzero(wanted & ~usable))
                 usable &= wanted
-                counts[OTHER_LENGTH] += int(np.count_nonzero(usable & ~unit))
+                counts[NOT_UNIT_NORM] += int(np.count_nonzero(usable & ~unit))
             if start + rows == shard.num_rows and path in shard.versions:
                 check_unchanged(shard.fs, {path: shard.versions[path]})
             yield block
@@ -131,7 +126,7 @@ class _StoredArray:
 
 
 def _open_array(shard: ParquetShard, name: str, stack: contextlib.ExitStack) -> _StoredArray:
-    path = npz_path(shard)
+    path = shard.npz
     with readable(path, *_NPZ):
         if not shard.fs.exists(path):
             raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datacomp_flyt.errors import InputError
 
 
-def twice_in_pool(uid: str, places: str, number: int) -> InputError:
+def repeated_in_pool(uid: str, places: str, number: int) -> InputError:
     """A uid is in the pool twice.
 
     Args:

@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError, unreadable
-from datacomp_flyt.pool.folders import Folder, Version, check_unchanged, list_folder
-from datacomp_flyt.pool.listing import has_ending
-from datacomp_flyt.pool.open_file import is_same, open_file, open_local
+from datacomp_flyt.files.folders import Folder, check_unchanged, list_folder
+from datacomp_flyt.files.listing import has_ending
+from datacomp_flyt.files.open_file import Version, is_same, open_file, open_local
+from datacomp_flyt.files.output_files import atomic_write
 from datacomp_flyt.pool.parquet_file import open_parquet
-from datacomp_flyt.pool.subset import atomic_write
+from datacomp_flyt.threads import map_threads
 
 FORMAT = "datacomp_flyt manifest 1"
 ENDINGS = (".parquet", ".npz", ".tar")

@@ -17,8 +17,8 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.folders import check_unchanged, version_of
-from datacomp_flyt.pool.listing import PassedOver, has_ending, list_local, local_path
+from datacomp_flyt.files.folders import check_unchanged, version_of
+from datacomp_flyt.files.listing import PassedOver, has_ending, list_local, local_path
 from datacomp_flyt.pool.parquet import open_shards
 
 # Endings of the files that a command reads in a folder, and whether in its sub-folders too.

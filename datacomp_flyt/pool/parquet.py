@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -13,17 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import map_threads
-from datacomp_flyt.errors import InputError
+from datacomp_flyt.errors import InputError, first_line
+from datacomp_flyt.files.folders import check_unchanged, list_folder, version_of
+from datacomp_flyt.files.listing import has_ending, is_folder, resolve_path
+from datacomp_flyt.files.open_file import Version, open_file, readable
 from datacomp_flyt.pool.arrow_types import is_kind, plain_column, value_type
-from datacomp_flyt.pool.folders import Version, check_unchanged, list_folder, version_of
-from datacomp_flyt.pool.listing import find_place, has_ending, is_folder
-from datacomp_flyt.pool.open_file import first_line, open_file, readable
 from datacomp_flyt.pool.parquet_file import open_parquet
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids
-
-if TYPE_CHECKING:  # it reads tables itself
-    from datacomp_flyt.pool.download_keys import DownloadKeys
+from datacomp_flyt.threads import map_threads
 
 KEY = "key"
 """The column of img2dataset's tables that numbers the samples of a download."""
@@ -37,6 +34,20 @@ _BATCH = 1 << 18  # rows read at once
 # Readers make arrays for as many rows as a footer says. No uid is there twice: as hashes they take
 # 16 bytes each; counted up and compressed as well as parquet can, 44 of them take one.
 _ROWS_IN_A_BYTE = 256
+
+
+class UidLookup(Protocol):
+    """Looks up uids by another key, as `tars.download_keys.DownloadKeys` does by img2dataset's."""
+
+    @property
+    def name(self) -> str:
+        """The flag and its value, for messages."""
+
+    def read(self) -> None:
+        """Read what the lookup needs; raises `InputError`."""
+
+    def uids_of(self, keys: pa.Array) -> NDArray[np.void]:
+        """The uids [n] of keys [n]; raises `InvalidUid`."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ class ParquetShard:
     num_rows: int
     types: dict[str, pa.DataType]
     versions: Mapping[str, Version] = field(default_factory=dict)
-    keys: DownloadKeys | None = None
+    keys: UidLookup | None = None
 
     @property
     def npz(self) -> str:
@@ -184,7 +195,7 @@ def open_shards(
     flag: str,
     num_workers: int,
     recursive: bool = False,
-    keys: DownloadKeys | None = None,
+    keys: UidLookup | None = None,
 ) -> list[ParquetShard]:
     """The parquet files of a folder, sorted by name, each with a `uid` column.
 
@@ -238,7 +249,7 @@ def check_shards(shards: Iterable[ParquetShard]) -> None:
 def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetShard]:
     """One parquet file with a `uid` column, or those of a folder: see `open_shards`."""
     try:
-        fs, root = find_place(path)
+        fs, root = resolve_path(path)
         if is_folder(fs, root) or not has_ending(path, ".parquet"):
             return open_shards(path, flag, num_workers, recursive=True)
         if not fs.exists(root):
@@ -253,7 +264,7 @@ def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetS
 
 
 def _describe(
-    fs: Any, path: str, versions: Mapping[str, Version], keys: DownloadKeys | None = None
+    fs: Any, path: str, versions: Mapping[str, Version], keys: UidLookup | None = None
 ) -> ParquetShard:
     with readable(path, *_PARQUET), _open(fs, path, versions[path]) as file:
         schema = file.schema_arrow

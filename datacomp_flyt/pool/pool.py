@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.npy_header import read_npy_header
+from datacomp_flyt.files.open_file import open_file, readable
 from datacomp_flyt.pool.available import Available
-from datacomp_flyt.pool.join_errors import twice_in_pool
-from datacomp_flyt.pool.npy_header import read_npy_header
-from datacomp_flyt.pool.open_file import open_file, readable
+from datacomp_flyt.pool.join_errors import repeated_in_pool
 from datacomp_flyt.pool.parquet import STATUS, SUCCESS, ParquetShard, open_shards
 from datacomp_flyt.pool.uid_search import Positions, argsort_hashes, position_dtype
 from datacomp_flyt.pool.uids import UID_DTYPE
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import map_threads
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def read_pool(
         of_kept = np.flatnonzero(kept)[order[twice[0] : twice[0] + 2]]
         rows = [_place(shards, ends, int(row)) for row in sorted(of_kept)]
         uid = f"{int(high[twice[0]]):016x}{int(low[twice[0]]):016x}"
-        raise twice_in_pool(uid, f"{rows[0]} and {rows[1]}", len(twice))
+        raise repeated_in_pool(uid, f"{rows[0]} and {rows[1]}", len(twice))
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order), dtype=order.dtype)
     positions = rank

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.join_errors import missing, not_finite, repeated
 from datacomp_flyt.pool.parquet import ParquetShard
@@ -17,6 +16,7 @@ from datacomp_flyt.pool.pool import Pool, iter_uids
 from datacomp_flyt.pool.score_values import fits_float32, is_number, to_floats
 from datacomp_flyt.pool.uid_search import Positions, find_uids, position_dtype
 from datacomp_flyt.pool.uids import format_uid
+from datacomp_flyt.threads import map_threads
 
 
 class ScoreTable:

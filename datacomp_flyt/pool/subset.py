@@ -6,21 +6,17 @@ import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.open_file import map_npy
-from datacomp_flyt.pool.output_files import atomic_write as atomic_write
-from datacomp_flyt.pool.output_files import check_save_path as check_save_path
-from datacomp_flyt.pool.output_files import remove_unfinished as remove_unfinished
+from datacomp_flyt.files.open_file import map_npy
+from datacomp_flyt.files.output_files import atomic_write
+from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
-
-if TYPE_CHECKING:  # it writes files as subsets are written
-    from datacomp_flyt.pool.available import Available
+from datacomp_flyt.threads import blocks
 
 _BLOCK = 1 << 20  # examples, or entries, handled at once
 
@@ -145,12 +141,14 @@ def _check(
     if pool_uids is not None:
         places = np.searchsorted(np.ascontiguousarray(pool_uids["f0"]), high[starts])
         places = np.minimum(places, len(pool_uids) - 1)
-        strangers = distinct[pool_uids[places] != distinct]
-        strangers = strangers[~np.isin(strangers, pool_uids)] if len(strangers) else strangers
-        if len(strangers):
+        unknown_uids = distinct[pool_uids[places] != distinct]
+        unknown_uids = (
+            unknown_uids[~np.isin(unknown_uids, pool_uids)] if len(unknown_uids) else unknown_uids
+        )
+        if len(unknown_uids):
             report.problems.append(
-                f"has {len(strangers):,} uids that are not in the pool (the first is "
-                f"{format_uid(strangers[0])}): a submission may only use the pool's examples"
+                f"has {len(unknown_uids):,} uids that are not in the pool (the first is "
+                f"{format_uid(unknown_uids[0])}): a submission may only use the pool's examples"
             )
         else:
             share = len(distinct) / len(pool_uids)

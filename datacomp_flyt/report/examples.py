@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.nothing_usable import Seen, nothing_usable
-from datacomp_flyt.pool.shard_names import shard_name
-from datacomp_flyt.pool.tar_samples import (
+from datacomp_flyt.pool.uids import encode_uids
+from datacomp_flyt.report.scores import Ranking
+from datacomp_flyt.report.selections import Selection
+from datacomp_flyt.tars.nothing_usable import MemberCounts, nothing_usable
+from datacomp_flyt.tars.samples import (
     Sample,
     Skip,
     UnreadableShard,
@@ -34,10 +35,9 @@ from datacomp_flyt.pool.tar_samples import (
     stored_image,
     stored_uid,
 )
-from datacomp_flyt.pool.tar_uids import uids_of_tar
-from datacomp_flyt.pool.uids import encode_uids
-from datacomp_flyt.report.scores import Ranking
-from datacomp_flyt.report.selections import Selection
+from datacomp_flyt.tars.shard_names import shard_name
+from datacomp_flyt.tars.uids import uids_of_tar
+from datacomp_flyt.threads import map_threads
 
 THUMBNAIL = 160
 """Pixels, at most, of a thumbnail's longer side."""
@@ -244,7 +244,7 @@ def _read_tar(tar: str, wanted: dict[str, int]) -> dict[int, Picture]:
 
 
 def _no_picture(pictures: Mapping[int, Picture], tar: str) -> InputError:
-    seen, reasons = Seen(), Counter(str(picture.problem) for picture in pictures.values())
+    seen, reasons = MemberCounts(), Counter(str(picture.problem) for picture in pictures.values())
     with contextlib.suppress(UnreadableShard):
         for _ in read_tar(tar, seen):
             pass

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from datacomp_flyt import __version__
-from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.open_file import open_file
+from datacomp_flyt.files.digest import file_digest
+from datacomp_flyt.files.open_file import open_file
 from datacomp_flyt.pool.parquet import ParquetShard
-from datacomp_flyt.scorers.files import file_digest
+from datacomp_flyt.threads import map_threads
 
 WHOLE = "all bytes"
 FOOTER = "name, size and footer"

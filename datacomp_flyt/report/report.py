@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.errors import InputError, needs_extra
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.output_files import atomic_write, check_save_path
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.mixing import load_mixing_model
 from datacomp_flyt.pool.available import read_available
-from datacomp_flyt.pool.download_keys import DownloadKeys
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.parquet import open_shards
-from datacomp_flyt.pool.subset import atomic_write, check_save_path
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.report import sections
 from datacomp_flyt.report.page import render
@@ -31,6 +31,7 @@ from datacomp_flyt.report.selections import (
     read_selections,
 )
 from datacomp_flyt.streams import say
+from datacomp_flyt.tars.download_keys import DownloadKeys
 
 if TYPE_CHECKING:
     from datacomp_flyt.report.examples import Candidates
@@ -88,7 +89,7 @@ def write_report(args: argparse.Namespace, argv: Sequence[str]) -> Path:
 def _tars(args: argparse.Namespace) -> list[str]:
     # imported where there are tars to read: webdataset brings torch where that is installed
     with needs_extra("report"):
-        from datacomp_flyt.pool.tar_shards import list_shards
+        from datacomp_flyt.tars.shards import list_shards
     return list_shards(args.shards_dir, "--shards_dir")
 
 

@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.join_errors import twice_in_pool
+from datacomp_flyt.pool.join_errors import repeated_in_pool
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import Pool, describe_left_out
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
 from datacomp_flyt.pool.uid_search import find_uids, position_dtype
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import map_threads
 
 # Samplers take their draws from the stream of the same seed. Examples with low bits there are
 # the ones that Soft Cap Sampling draws first: no fair sample, so ours has a stream of its own.
@@ -122,7 +122,7 @@ def read_sample(
     if len(twice):
         of_row = np.repeat(np.arange(len(shards)), [len(part[0]) for part in parts])
         files = [shards[number].path for number in of_row[order[twice[0] : twice[0] + 2]]]
-        raise twice_in_pool(format_uid(uids[twice[0]]), " and ".join(sorted(files)), len(twice))
+        raise repeated_in_pool(format_uid(uids[twice[0]]), " and ".join(sorted(files)), len(twice))
     if not len(uids):
         raise InputError("the sample of the pool holds no example: give a larger --max_rows")
     pool = Pool(uids["f0"].copy(), uids["f1"].copy(), shards, _positions(shards, parts, order))

@@ -12,10 +12,10 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing import LinearMixingModel, mix
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.published import METADATA_COLUMN_OF, PUBLISHED_COLUMNS
-from datacomp_flyt.pool.download_keys import DownloadKeys
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.score_table import ScoreTable
 from datacomp_flyt.report.sample import PoolSample
+from datacomp_flyt.tars.download_keys import DownloadKeys
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.subset import read_subset
-from datacomp_flyt.pool.tables_beside import count_in_tables
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.report.sample import PoolSample
+from datacomp_flyt.tars.tables_beside import count_in_tables
+from datacomp_flyt.threads import map_threads
 
 MOST_SELECTIONS = 7
 """As many as there are colours that all readers can tell apart."""
@@ -133,12 +133,12 @@ def check_in_pool(selection: Selection, sample: PoolSample) -> None:
     """Raise InputError where a sampled uid of the selection is not in the pool."""
     uids = selection.uids
     uids = uids[sample.rule.takes(uids)]
-    strangers = uids[find_uids(sample.pool.high, sample.pool.low, uids) < 0]
-    if len(strangers):
+    unknown_uids = uids[find_uids(sample.pool.high, sample.pool.low, uids) < 0]
+    if len(unknown_uids):
         raise InputError(
             f"--subset {selection.path} has uids that are not in the pool (one is "
-            f"{format_uid(strangers[0])}; {len(strangers):,} of the {len(uids):,} looked up): give "
-            "the --metadata_dir that it was selected from"
+            f"{format_uid(unknown_uids[0])}; {len(unknown_uids):,} of {len(uids):,} looked up): "
+            "give the --metadata_dir that it was selected from"
         )
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import map_threads
+from datacomp_flyt.threads import map_threads
 
 PRIOR_WORDS = 500.0
 """a_0: how many words the prior counts for."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.uids import UID_DTYPE
+from datacomp_flyt.threads import blocks
 
 MOST_DRAWS = 2**31 - 1
 """Of one example."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import blocks
-from datacomp_flyt.pool.file_arrays import lies_in_file, select
+from datacomp_flyt.files.memmap_arrays import is_memory_mapped, order_statistic
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
+from datacomp_flyt.threads import blocks
 
 BLOCK = 1 << 17  # examples at once: smaller fits caches, larger leaves threads alone for longer
 _SAMPLE = 1 << 14  # examples, at least, that bracket the time of the N-th ring
@@ -37,7 +37,7 @@ class Clocks:
 
     def log_rate_of_rank(self, rank: int) -> float:
         """The log rate of a rank, from 0 for the smallest."""
-        return select(self.log_rates, rank)
+        return order_statistic(self.log_rates, rank)
 
     def fastest_below(self, end: float) -> float:
         """The largest log rate below `end`; -infinity if there is none."""
@@ -70,7 +70,7 @@ class ClockPool:
 
     def log_rate_of_rank(self, rank: int) -> float:
         """As of Clocks, some examples at a time."""
-        return select(self.scores, rank) - self.origin
+        return order_statistic(self.scores, rank) - self.origin
 
     def fastest_below(self, end: float) -> float:
         """As of Clocks, some examples at a time."""
@@ -83,7 +83,7 @@ class ClockPool:
         the disk is read in few places.
         """
         size = min(max(_SAMPLE, len(self) // 64), 64 * _SAMPLE)
-        if size < len(self) and lies_in_file(self.scores):
+        if size < len(self) and is_memory_mapped(self.scores):
             starts = np.arange(_STRETCHES) * (len(self) // _STRETCHES)
             stretch = np.arange(size // _STRETCHES)
             return self[(starts[:, np.newaxis] + stretch).ravel()]

@@ -32,11 +32,11 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import blocks, map_threads
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.file_arrays import Piece, Shelf, beside
+from datacomp_flyt.files.memmap_arrays import Chunk, SpillFile, zeros_like_storage
 from datacomp_flyt.samplers import checks
 from datacomp_flyt.samplers.clocks import BLOCK, ClockPool, Clocks, Floats, exponentials
+from datacomp_flyt.threads import blocks, map_threads
 
 _INSIDE = 1 << 16  # rings that are cheap to collect
 _FEW = 1 << 11  # clocks at or below which many rings at once are simulated
@@ -242,11 +242,11 @@ def _race(
     pool: ClockPool, num_samples: int, low: float, high: float, most_inside: int, num_workers: int
 ) -> NDArray[np.int32]:
     """Counts [M] of the `num_samples` earliest rings, the last of which is in (low, high]."""
-    counts = beside(pool.scores, np.int32)
-    shelf = Shelf(pool.scores, _RING)
+    counts = zeros_like_storage(pool.scores, np.int32)
+    shelf = SpillFile(pool.scores, _RING)
     below, inside, lock = 0, 0, threading.Lock()
 
-    def run(block: slice) -> Piece:
+    def run(block: slice) -> Chunk:
         nonlocal below, inside
         counts[block], rings = _ring(pool[block], low, high, num_samples + most_inside)
         rings.examples[:] += block.start
@@ -267,8 +267,8 @@ def _race(
 
 def _count_earliest(
     counts: NDArray[np.int32],
-    shelf: Shelf,
-    pieces: Sequence[Piece],
+    shelf: SpillFile,
+    pieces: Sequence[Chunk],
     number: int,
     uids: NDArray[np.void],
 ) -> None:

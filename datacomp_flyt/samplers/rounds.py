@@ -21,11 +21,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.progress import Progress
-from datacomp_flyt.engines.threads import blocks, map_threads
-from datacomp_flyt.pool.file_arrays import Piece, Shelf, beside, select
+from datacomp_flyt.files.memmap_arrays import Chunk, SpillFile, order_statistic, zeros_like_storage
+from datacomp_flyt.progress import Progress
 from datacomp_flyt.samplers.clocks import BLOCK, ClockPool, Clocks, Floats, exponentials
 from datacomp_flyt.samplers.race import Rings, search_log_time
+from datacomp_flyt.threads import blocks, map_threads
 
 Timers = NDArray[np.void]
 """Clocks that wait for their next ring: its log time, and what the ring after needs."""
@@ -66,7 +66,7 @@ def round_counts(
         int32 array [M] that sums to `num_samples`.
     """
     # times are kept relative to a typical score, for a float's precision lies near zero
-    origin = select(scores, len(scores) // 2)
+    origin = order_statistic(scores, len(scores) // 2)
     pool = ClockPool(scores, uids, repetition_penalty, num_samples, seed, origin)
     sample = pool.sample()
     share = len(sample) / len(pool)
@@ -77,7 +77,7 @@ def round_counts(
 
     start = min(max(start, -_MOST), stop)  # the same number of rings has a first and a last time
     width = stop - start
-    shelf, at_once = Shelf(scores, _RAW), min(_AT_ONCE, len(pool) + num_samples)
+    shelf, at_once = SpillFile(scores, _RAW), min(_AT_ONCE, len(pool) + num_samples)
     calendar = _Calendar(start, stop, num_buckets, shelf, at_once)
     due = calendar.put_all(_first_timers(pool, -math.inf, stop, num_workers))
     drawn = 0
@@ -105,15 +105,15 @@ def round_counts(
         due = _concatenate([due, calendar.put(ringing)])
 
     bar.close()
-    counts = beside(scores, np.int32)
+    counts = zeros_like_storage(scores, np.int32)
     _write_counts(counts, itertools.chain([due], calendar.waiting()))
     return counts
 
 
 def _write_counts(counts: NDArray[np.int32], parts: Iterable[Timers]) -> None:
     """How often clocks have rung; in a file range by range, for pages in any order are slow."""
-    shelf = Shelf(counts, _COUNT)
-    ranges: dict[int, list[Piece]] = {}
+    shelf = SpillFile(counts, _COUNT)
+    ranges: dict[int, list[Chunk]] = {}
     for timers in parts:
         if shelf.in_memory:
             counts[timers["example"]] = timers["rings"]
@@ -209,11 +209,11 @@ class _Calendar:
     """
 
     def __init__(
-        self, start: float, stop: float, num_buckets: int, shelf: Shelf, at_once: int
+        self, start: float, stop: float, num_buckets: int, shelf: SpillFile, at_once: int
     ) -> None:
         self._start, self._stop, self._num_buckets = start, stop, num_buckets
         self._shelf = shelf
-        self._runs: list[tuple[Piece, NDArray[np.integer]]] = []  # and where each bucket starts
+        self._runs: list[tuple[Chunk, NDArray[np.integer]]] = []  # and where each bucket starts
         self._buffer, self._numbers = np.empty(at_once, _RAW), np.empty(at_once, np.int16)
         self._length = 0  # of the buffer
         self._next = 0

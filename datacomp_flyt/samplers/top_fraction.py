@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datacomp_flyt.engines.threads import blocks
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.file_arrays import beside, select
+from datacomp_flyt.files.memmap_arrays import order_statistic, zeros_like_storage
 from datacomp_flyt.samplers.checks import check_pool
+from datacomp_flyt.threads import blocks
 
 _BLOCK = 1 << 20
 
@@ -57,8 +57,8 @@ def top_fraction_counts(
         raise InputError(
             f"fraction {fraction} of {pool_size:,} examples keeps none: raise --fraction"
         )
-    threshold = select(scores, len(scores) - number)
-    counts, parts = beside(scores, np.int32), blocks(len(scores), _BLOCK)
+    threshold = order_statistic(scores, len(scores) - number)
+    counts, parts = zeros_like_storage(scores, np.int32), blocks(len(scores), _BLOCK)
     left, num_tied = number, 0
     for part in parts:
         counts[part] = scores[part] >= threshold if keep_ties else scores[part] > threshold

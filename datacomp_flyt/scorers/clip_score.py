@@ -13,9 +13,9 @@ from datacomp_flyt.mixing.published import METADATA_COLUMN_OF
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.score_table import column_dtype
 from datacomp_flyt.pool.score_values import to_floats
-from datacomp_flyt.scorers.flags import add_renormalize
-from datacomp_flyt.scorers.inputs import check_one_width, iter_embedding_blocks
-from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer
+from datacomp_flyt.scorers.base.embedding_blocks import check_one_width, iter_embedding_blocks
+from datacomp_flyt.scorers.base.flags import add_renormalize
+from datacomp_flyt.scorers.base.scorer import Arrays, MetadataScorer
 
 _PUBLISHED = {"b32": "vit-b-32", "l14": "vit-l-14"}
 

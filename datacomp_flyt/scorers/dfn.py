@@ -11,8 +11,8 @@ import argparse
 
 from torch import Tensor
 
-from datacomp_flyt.scorers.clip_encoder import ClipEncoder, LoadedEncoder
-from datacomp_flyt.scorers.image_scorer import BATCH_SIZE, ImageScorer, add_image_arguments
+from datacomp_flyt.clip.encoder import ClipEncoder, LoadedEncoder
+from datacomp_flyt.scorers.base.image_scorer import BATCH_SIZE, ImageScorer, add_image_arguments
 
 MODEL = "ViT-B-32"
 """The configuration with GELU, in which FLYT trained its models from OpenAI's weights."""

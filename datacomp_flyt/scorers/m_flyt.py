@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.digest import file_digest
+from datacomp_flyt.files.folders import list_folder
 from datacomp_flyt.mixing import load_mixing_model, mix
 from datacomp_flyt.mixing.columns import Columns
-from datacomp_flyt.pool.folders import list_folder
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import read_pool
-from datacomp_flyt.pool.shard_names import shard_name
-from datacomp_flyt.scorers.files import file_digest
-from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState
+from datacomp_flyt.scorers.base.scorer import Arrays, PoolScorer, PoolState
+from datacomp_flyt.tars.shard_names import shard_name
+from datacomp_flyt.threads import default_num_workers
 
 
 class MFlyt(PoolScorer):

@@ -24,10 +24,13 @@ from torch import Tensor
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
-from datacomp_flyt.scorers.compute import Compute, products
-from datacomp_flyt.scorers.flags import add_arch, add_precision, add_renormalize
-from datacomp_flyt.scorers.inputs import check_one_width, read_embeddings
-from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer, read_uids
+from datacomp_flyt.scorers.base.embedding_blocks import check_one_width, read_embeddings
+from datacomp_flyt.scorers.base.flags import add_arch, add_precision, add_renormalize
+from datacomp_flyt.scorers.base.matrix_products import Compute, products
+from datacomp_flyt.scorers.base.scorer import Arrays, MetadataScorer, read_uids
+
+TEMPERATURE = 0.01
+"""The temperature of OpenAI's models."""
 
 _LARGEST_EXPONENT = 87.0  # e to this is a float32, and e to minus this a normal one
 _LEAST_SURE = math.exp(-60)  # sums below may have lost terms, and are taken again with care
@@ -41,7 +44,7 @@ class NegClipLoss(MetadataScorer):
     def __init__(
         self,
         arch: str = "b32",
-        temperature: float = 0.01,
+        temperature: float | None = None,
         batch_size: int = 32768,
         num_partitions: int = 10,
         partial_batches: bool = False,
@@ -49,18 +52,36 @@ class NegClipLoss(MetadataScorer):
         precision: str = "fp32",
         renormalize: bool = False,
         column: str | None = None,
+        temperature_of: str | None = None,
     ) -> None:
         """
         Args:
             arch: prefix of the arrays: `b32`, `l14`.
-            temperature: T; 0.01 for OpenAI's models (0.07 in the public code for DFN-P).
+            temperature: T; None for that of `temperature_of`, or 0.01, the one of OpenAI's models
+                (the public code has 0.07 for DFN-P).
             batch_size: |B|; a smaller file is one batch.
             num_partitions: K.
             partial_batches: cut off batches of |B| and let the last one be smaller, as the public
                 code does. A batch of b pairs shifts scores by T log(|B| / b), so batches are of
                 nearly one size by default.
-            seed: of the partitions, which depend on the uids and not on the order of rows.
+            seed: the seed of the partitions, which depend on the uids and not on the order of rows.
+            temperature_of: an open_clip checkpoint of the model that made the embeddings; T is then
+                the temperature that it has learned.
+
+        Raises:
+            InputError: an argument is out of range, both or a checkpoint without a temperature are
+                given.
         """
+        if temperature_of is not None:
+            if temperature is not None:
+                raise InputError(
+                    f"--temperature {temperature} and --temperature_of {temperature_of} both set "
+                    "the temperature: give one of them"
+                )
+            from datacomp_flyt.clip.models import temperature_of as read_temperature
+
+            temperature = read_temperature(temperature_of, "--temperature_of")
+        temperature = TEMPERATURE if temperature is None else temperature
         for flag, value in (("batch_size", batch_size), ("num_partitions", num_partitions)):
             if value < 1:
                 raise InputError(f"--{flag} is {value}, wanted at least 1")
@@ -89,7 +110,12 @@ class NegClipLoss(MetadataScorer):
         add_precision(parser)
         parser.add_argument("--seed", type=int, default=0, help="of the partitions (default: 0)")
         parser.add_argument(
-            "--temperature", type=float, default=0.01, help="T (default: 0.01, of OpenAI's models)"
+            "--temperature", type=float, help="T (default: 0.01, of OpenAI's models)"
+        )
+        parser.add_argument(
+            "--temperature_of",
+            metavar="CHECKPOINT",
+            help="take T from the logit scale of this open_clip checkpoint",
         )
         parser.add_argument("--batch_size", type=int, default=32768, help="|B| (default: 32768)")
         parser.add_argument("--num_partitions", type=int, default=10, help="K (default: 10)")

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard
-from datacomp_flyt.scorers.compute import Compute, products
-from datacomp_flyt.scorers.flags import add_arch, add_precision, add_renormalize, add_targets
-from datacomp_flyt.scorers.inputs import Floats, iter_embedding_blocks
-from datacomp_flyt.scorers.scorer import Arrays, MetadataScorer
-from datacomp_flyt.scorers.second_moment import second_moment, square_root
-from datacomp_flyt.scorers.targets import check_width, digest, load_targets
+from datacomp_flyt.scorers.base.embedding_blocks import Floats, iter_embedding_blocks
+from datacomp_flyt.scorers.base.flags import add_arch, add_precision, add_renormalize, add_targets
+from datacomp_flyt.scorers.base.matrix_products import Compute, products
+from datacomp_flyt.scorers.base.scorer import Arrays, MetadataScorer
+from datacomp_flyt.scorers.base.second_moment import second_moment, square_root
+from datacomp_flyt.scorers.base.targets import check_width, digest, load_targets
 
 _TINY = 1e-300
 

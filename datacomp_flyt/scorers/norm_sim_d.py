@@ -23,15 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.digest import file_digest
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.pool.uid_search import find_uids
-from datacomp_flyt.scorers.compute import Compute
-from datacomp_flyt.scorers.files import file_digest
-from datacomp_flyt.scorers.flags import add_arch, add_renormalize
-from datacomp_flyt.scorers.inputs import Floats, iter_embedding_blocks
-from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState, read_uids
-from datacomp_flyt.scorers.second_moment import second_moment, square_root
+from datacomp_flyt.scorers.base.embedding_blocks import Floats, iter_embedding_blocks
+from datacomp_flyt.scorers.base.flags import add_arch, add_renormalize
+from datacomp_flyt.scorers.base.matrix_products import Compute
+from datacomp_flyt.scorers.base.scorer import Arrays, PoolScorer, PoolState, read_uids
+from datacomp_flyt.scorers.base.second_moment import second_moment, square_root
 from datacomp_flyt.scorers.vas import add_up, moment_of_rows
 
 _ROUNDING = 1e-5  # of v in float32, relative, with a margin

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.embeddings import embedding_widths
 from datacomp_flyt.pool.parquet import ParquetShard
-from datacomp_flyt.scorers.compute import Compute
-from datacomp_flyt.scorers.flags import add_arch, add_renormalize, add_targets
-from datacomp_flyt.scorers.inputs import iter_embedding_blocks
-from datacomp_flyt.scorers.scorer import Arrays, PoolScorer, PoolState
-from datacomp_flyt.scorers.second_moment import second_moment, square_root
-from datacomp_flyt.scorers.targets import check_width, digest, load_targets
+from datacomp_flyt.scorers.base.embedding_blocks import iter_embedding_blocks
+from datacomp_flyt.scorers.base.flags import add_arch, add_renormalize, add_targets
+from datacomp_flyt.scorers.base.matrix_products import Compute
+from datacomp_flyt.scorers.base.scorer import Arrays, PoolScorer, PoolState
+from datacomp_flyt.scorers.base.second_moment import second_moment, square_root
+from datacomp_flyt.scorers.base.targets import check_width, digest, load_targets
 
 
 class Vas(PoolScorer):

@@ -22,12 +22,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import default_num_workers
-from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.open_file import first_line
+from datacomp_flyt.errors import InputError, first_line
+from datacomp_flyt.files.output_files import atomic_write, check_save_path
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.score_table import ScoreTable
-from datacomp_flyt.pool.subset import atomic_write, check_save_path, read_subset
+from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import decode_uids
 from datacomp_flyt.report.sample import PoolSample, read_sample
@@ -35,6 +34,7 @@ from datacomp_flyt.report.words import count_words
 from datacomp_flyt.self_filtering.mix import COLUMN, CONFIDENT, MIX
 from datacomp_flyt.self_filtering.scores import SEEN, UNSEEN
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import default_num_workers
 
 SCORE_COLUMNS = (COLUMN, "m_flyt", "flyt")  # the last two of the closed loop
 _SAMPLE = 200_000

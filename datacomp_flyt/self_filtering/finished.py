@@ -14,9 +14,9 @@ import json
 from pathlib import Path
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.open_file import open_local
-from datacomp_flyt.pool.subset import atomic_write, remove_unfinished
-from datacomp_flyt.scorers.files import file_digest
+from datacomp_flyt.files.digest import file_digest
+from datacomp_flyt.files.open_file import open_local
+from datacomp_flyt.files.output_files import atomic_write, remove_unfinished
 from datacomp_flyt.self_filtering.mix import MIX as MIX
 from datacomp_flyt.streams import say
 

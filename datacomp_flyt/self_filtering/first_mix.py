@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import default_num_workers, map_threads
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.subset import check_save_path, describe_counts, write_subset
-from datacomp_flyt.pool.tar_shards import list_shards
-from datacomp_flyt.pool.tar_uids import uids_of_tar
+from datacomp_flyt.files.output_files import check_save_path
+from datacomp_flyt.pool.subset import describe_counts, write_subset
 from datacomp_flyt.pool.uids import format_uid
 from datacomp_flyt.self_filtering.mix import MIX, spread, write_halves
 from datacomp_flyt.streams import say
+from datacomp_flyt.tars.shards import list_shards
+from datacomp_flyt.tars.uids import uids_of_tar
+from datacomp_flyt.threads import default_num_workers, map_threads
 
 
 def read_uids(shards_dir: str) -> NDArray[np.void]:

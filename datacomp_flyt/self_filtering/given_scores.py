@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.folders import list_folder
+from datacomp_flyt.files.folders import list_folder
 from datacomp_flyt.streams import say
 
 

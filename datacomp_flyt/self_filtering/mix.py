@@ -20,17 +20,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.engines.threads import default_num_workers
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.output_files import check_save_path
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.pool import Pool, read_pool
-from datacomp_flyt.pool.subset import check_save_path, describe_counts, read_subset, write_subset
+from datacomp_flyt.pool.subset import describe_counts, read_subset, write_subset
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import format_uid
 from datacomp_flyt.samplers.top_fraction import top_fraction_counts
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import default_num_workers
 
 COLUMN = "self_filtering"
 """The score column that rounds make."""

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from datacomp_flyt import __version__
-from datacomp_flyt.errors import InputError, needs_extra
-from datacomp_flyt.pool.subset import atomic_write, check_save_path
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.output_files import atomic_write, check_save_path
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.streams import say
 
 # title of a figure, what it means, and its lines: label, path in a round's diagnostics

@@ -15,11 +15,11 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from datacomp_flyt.engines.steps import Step
-from datacomp_flyt.pool.tar_shards import tars_in
 from datacomp_flyt.self_filtering.mix import COLUMN, MIX
 from datacomp_flyt.self_filtering.settings import TWO_MODELS, Settings
 from datacomp_flyt.self_filtering.trainer_command import TrainerCommand, checkpoint_of
+from datacomp_flyt.steps import Step
+from datacomp_flyt.tars.shards import tars_in
 
 _DOWNSTREAM = "--downstream_dir"
 MODULE = "datacomp_flyt.self_filtering"

@@ -15,7 +15,6 @@ if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
     run_main("datacomp_flyt.self_filtering.scores")
 
 import argparse
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,22 +24,22 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datacomp_flyt import cli
-from datacomp_flyt.engines.threads import blocks, default_num_workers
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.output_files import atomic_write, check_save_path
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.pool.pool import read_pool
-from datacomp_flyt.pool.subset import atomic_write, check_save_path, read_subset
+from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.self_filtering.mix import COLUMN, in_first_half
 from datacomp_flyt.self_filtering.settings import SCORES, TWO_MODELS
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import blocks, default_num_workers
 
 UNSEEN, SEEN = f"{COLUMN}_unseen", f"{COLUMN}_seen"
 """Columns beside it: by the model that has not seen a pair, and by the one that has (else NaN)."""
 
 _ROWS = 1 << 20  # of a row group
-_LARGEST_SCALE = 100.0  # open_clip clips exp(logit_scale) there
 
 Floats = NDArray[np.float64]
 
@@ -101,20 +100,6 @@ def _standardized(scores: NDArray[np.floating]) -> Floats:
     return standardized
 
 
-def temperature_of(checkpoint: str) -> float:
-    """The temperature that a CLIP model has learned, 1 / exp(logit_scale).
-
-    Raises:
-        InputError: no such file, or no logit scale in it.
-    """
-    from datacomp_flyt.scorers.clip_models import read_state_dict
-
-    state = read_state_dict(Path(checkpoint), f"--checkpoint {checkpoint}")
-    if "logit_scale" not in state:
-        raise InputError(f"--checkpoint {checkpoint} has no logit_scale: give --temperature")
-    return 1 / min(math.exp(float(state["logit_scale"])), _LARGEST_SCALE)
-
-
 def write_scores(folder: Path, uids: NDArray[np.void], columns: dict[str, Floats]) -> None:
     """One table of scores, float32, in the order of the pool."""
     path = check_save_path(folder / COLUMN / "all.parquet", "--out")
@@ -135,7 +120,9 @@ def run(args: argparse.Namespace) -> None:
     if args.score == "info_nce":
         if args.temperature is None and args.checkpoint is None:
             raise InputError("--score info_nce wants --checkpoint, or --temperature")
-        temperature = args.temperature or temperature_of(args.checkpoint)
+        from datacomp_flyt.clip.models import temperature_of
+
+        temperature = args.temperature or temperature_of(args.checkpoint, "--checkpoint")
         say(f"temperature {temperature:.5f}")
         cli.main(
             [

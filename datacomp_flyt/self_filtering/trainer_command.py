@@ -13,10 +13,10 @@ import re
 import shlex
 from dataclasses import dataclass
 
+from datacomp_flyt.datacomp.scales import SCALES, Scale
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.listing import local_path
-from datacomp_flyt.pool.tar_shards import tars_in
-from datacomp_flyt.samplers.scales import SCALES, Scale
+from datacomp_flyt.files.listing import local_path
+from datacomp_flyt.tars.shards import tars_in
 
 _OURS = {
     True: ("--data_dir", "--output_dir", "--exp_name", "--resume"),

@@ -29,8 +29,8 @@ from tests.baselines_plugin.test_work_dir import (
     spoilt,
 )
 from tests.conftest import hex_uids, make_pool, sorted_uids, take, write_parquet
-from tests.pool.made_downloads import FAILED, write_shard
-from tests.scorers.made import made_embeddings, made_head, write_npz
+from tests.scorers.base.made import made_embeddings, made_head, write_npz
+from tests.tars.made_downloads import FAILED, write_shard
 
 QUICK = {"m_flyt", "neg_clip_loss_norm_sim"}
 THERE = np.random.default_rng(7).random(EXAMPLES) > 0.25

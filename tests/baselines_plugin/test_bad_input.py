@@ -14,7 +14,7 @@ import pytest
 
 from tests.baselines_plugin.job import Job, Outcome, as_command, in_process
 from tests.conftest import PUBLISHED, hex_uids, make_pool, write_parquet
-from tests.mixing.torch_zip import zip_file
+from tests.files.torch_zip import zip_file
 
 POOL = make_pool()
 ROWS = len(POOL.uids)

@@ -18,7 +18,7 @@ from tests.baselines_plugin.job import Job, as_command, in_process
 from tests.baselines_plugin.test_bad_input import assert_refused
 from tests.conftest import make_pool
 from tests.oracles import selection
-from tests.scorers.made import flyt_file, made_embeddings, made_head, write_npz
+from tests.scorers.base.made import flyt_file, made_embeddings, made_head, write_npz
 
 POOL = make_pool()
 HEAD = made_head(8, 12)

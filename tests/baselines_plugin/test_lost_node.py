@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from datacomp_flyt.engines.engine import Make, Outcome, T, WorkerLost
+from datacomp_flyt.engines.engine import Outcome, T, TaskFactory, WorkerLost
 from tests.baselines_plugin.job import Job
 from tests.baselines_plugin.test_work_dir import M_FLYT, POOL, outputs, small_slices
 from tests.engines.two_nodes import TwoNodes, two_nodes
@@ -27,7 +27,7 @@ SECONDS = 60
 class Hold(NamedTuple):
     """`make`, whose function keeps one item on the second node, before its work or after it."""
 
-    make: Make
+    make: TaskFactory
     mark: Path
     after: bool
 
@@ -52,7 +52,7 @@ class Held(NamedTuple):
 
 
 class LosesNode(RayEngine):
-    """Kills the second node while it is at work in the first run (dealing) or the second (sorting).
+    """Kills the second node while it works in the first run (partitioning) or the second (sorting).
 
     Attributes:
         outcomes: name and error of each, by run.
@@ -63,7 +63,7 @@ class LosesNode(RayEngine):
         self.outcomes: list[list[tuple[str, Exception | None]]] = []
         self._nodes, self._of_run, self._mark, self._after = nodes, of_run, mark, after
 
-    def run(self, make: Make, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
+    def run(self, make: TaskFactory, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
         self.outcomes.append([])
         killer = threading.Thread(target=self._kill)
         if len(self.outcomes) == self._of_run:
@@ -91,7 +91,7 @@ def nodes() -> Iterator[TwoNodes]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds a node's processes in /proc")
 @pytest.mark.parametrize(
-    ("of_run", "after"), [(1, False), (2, True)], ids=["dealing", "sorted but not said"]
+    ("of_run", "after"), [(1, False), (2, True)], ids=["partitioning", "sorted but not said"]
 )
 def test_complete_and_byte_equal(nodes: TwoNodes, tmp_path: Path, of_run: int, after: bool) -> None:
     job = Job(POOL, tmp_path).write(9, 4)

@@ -17,7 +17,7 @@ from tests.baselines_plugin.job import in_process
 from tests.baselines_plugin.test_bad_input import assert_refused
 from tests.cli.test_check import run
 from tests.conftest import write_files, write_parquet
-from tests.pool.made_downloads import Download, write_download
+from tests.tars.made_downloads import Download, write_download
 
 Capture = pytest.CaptureFixture[str]
 Change = Callable[[pa.Table], pa.Table]

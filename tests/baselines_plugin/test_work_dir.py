@@ -13,10 +13,11 @@ import pytest
 
 from baselines_plugin import methods, run
 from datacomp_flyt.engines.engine import Engine
-from datacomp_flyt.engines.locks import one_run
+from datacomp_flyt.files import memmap_arrays as file_arrays
+from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.mixing import columns_in_files
-from datacomp_flyt.pool import file_arrays, subset
-from datacomp_flyt.pool.sorted_files import sort_into_files
+from datacomp_flyt.pool import subset
+from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
 from datacomp_flyt.samplers import race, rounds, top_fraction
 from tests.baselines_plugin.job import Job, in_process
 from tests.baselines_plugin.test_bad_input import assert_refused
@@ -165,7 +166,7 @@ def test_with_workers(whole: Job, tmp_path: Path) -> None:
     wanted = outputs(whole, tmp_path / "memory", *ROUNDS)
     assert outputs(whole, tmp_path / "files", *ROUNDS, "--work_dir", tmp_path / "work") == wanted
     found = sorted(path.name for path in (tmp_path / "work").iterdir())
-    assert found == ["column_0.npy", "dealt", "done", "job.json", "uids.npy"]
+    assert found == ["column_0.npy", "partitioned", "done", "job.json", "uids.npy"]
 
 
 # ------------------------------------------------------------------------------------ again
@@ -214,7 +215,7 @@ def test_a_second_run_takes_nothing_from_the_first(whole: Job, tmp_path: Path) -
     unfinished = whole.save_path.with_name(f".{whole.save_path.name}.{ending}")
     for place in (whole.save_path, tmp_path):
         unfinished.write_bytes(b"half a subset")
-        with one_run(place):
+        with lock_outputs(place):
             outcome = in_process(*whole.flags(*SCS, "--work_dir", tmp_path))
         assert_refused(outcome, f"{place} is being written by another run")
         assert unfinished.read_bytes() == b"half a subset"

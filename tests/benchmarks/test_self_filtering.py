@@ -15,7 +15,7 @@ from benchmarks import self_filtering
 from benchmarks.self_filtering import ABLATIONS, OURS, VARIANTS, Plan, Variant
 from datacomp_flyt.demo.experiment import Experiment
 from datacomp_flyt.demo.tour import folder_of
-from datacomp_flyt.engines.steps import Step
+from datacomp_flyt.steps import Step
 
 PLAN = Plan(Experiment(0.4, 1), 64_000)
 ALL = VARIANTS | ABLATIONS

@@ -7,14 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-from datacomp_flyt.engines import steps
+from datacomp_flyt import steps
 from datacomp_flyt.engines.engine import Engine
-from datacomp_flyt.engines.locks import one_run
 from datacomp_flyt.engines.processes import ProcessEngine
 from datacomp_flyt.engines.shards import run_shards
-from datacomp_flyt.engines.threads import map_threads
 from datacomp_flyt.exits import running
-from datacomp_flyt.pool.subset import atomic_write
+from datacomp_flyt.files.locks import lock_outputs
+from datacomp_flyt.files.output_files import atomic_write
+from datacomp_flyt.threads import map_threads
 from tests.engines import work
 
 SECONDS = 120
@@ -22,7 +22,7 @@ SECONDS = 120
 
 def writing(folder: Path) -> None:
     """A file that is half written, in a folder that is locked."""
-    with one_run(folder / "out.npy"), atomic_write(folder / "out.npy") as file:
+    with lock_outputs(folder / "out.npy"), atomic_write(folder / "out.npy") as file:
         file.write(b"half")
         (folder / "pid0").touch()
         time.sleep(SECONDS)

@@ -15,7 +15,7 @@ from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.subset import write_subset
 from tests.cli.test_check import run
 from tests.conftest import hex_uids, sorted_uids
-from tests.pool.made_downloads import Download, write_download, write_shard
+from tests.tars.made_downloads import Download, write_download, write_shard
 
 Capture = pytest.CaptureFixture[str]
 

@@ -75,7 +75,7 @@ def test_membership_is_said_to_be_unchecked_without_a_pool(
     assert "not checked: whether its uids are in the pool" in out
 
 
-STRANGERS = sorted_uids([*POOL.uids, *hex_uids(3, "strangers")])
+UNKNOWN_UIDS = sorted_uids([*POOL.uids, *hex_uids(3, "strangers")])
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ STRANGERS = sorted_uids([*POOL.uids, *hex_uids(3, "strangers")])
         (UIDS[::-1], "is not sorted"),
         (UIDS[:0], "is empty"),
         (np.arange(9), "has dtype int64, shape (9,), wanted dtype 'u8,u8'"),
-        (STRANGERS, "has 3 uids that are not in the pool"),
+        (UNKNOWN_UIDS, "has 3 uids that are not in the pool"),
     ],
 )
 def test_a_subset_that_is_not_valid(

@@ -18,7 +18,7 @@ import pytest
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import MISTAKE, running, socket_folder
-from datacomp_flyt.pool.open_file import readable
+from datacomp_flyt.files.open_file import readable
 from datacomp_flyt.pool.subset import write_subset
 from tests.conftest import REPOSITORY, make_pool, refusal, sorted_uids, write_files
 from tests.engines.contract import pids_in, wait_until_ended
@@ -355,7 +355,7 @@ def test_any_tmpdir(tmp_path: Path, place: str) -> None:
         folder.mkdir(mode=0o500 if place == "read_only" else 0o700)
     given = os.path.relpath(folder) if place == "relative" else str(folder)
     script = (
-        "import sys\nfrom pathlib import Path\nfrom datacomp_flyt.engines import steps\n"
+        "import sys\nfrom pathlib import Path\nfrom datacomp_flyt import steps\n"
         "from datacomp_flyt.exits import running\nsteps._PRELOADED = ()\n"
         "step = steps.Step('v', 'V', ('datacomp-flyt', '--version'))\n"
         "with running('x'):\n    steps.run_steps([step], Path(sys.argv[1]), quiet=True)\n"
@@ -388,7 +388,7 @@ def test_any_tmpdir(tmp_path: Path, place: str) -> None:
 def test_what_torchrun_says_is_checked(
     monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str | None]
 ) -> None:
-    from datacomp_flyt.engines.ranks import place_of_torchrun
+    from datacomp_flyt.distributed.torchrun_ranks import place_of_torchrun
 
     right = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     for name, value in {**right, **wrong}.items():
@@ -412,7 +412,8 @@ def test_a_rank_that_does_not_come(rank: int) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     script = (
-        "from datetime import timedelta\nfrom datacomp_flyt.engines import ranks\n"
+        "from datetime import timedelta\n"
+        "from datacomp_flyt.distributed import torchrun_ranks as ranks\n"
         "from datacomp_flyt.exits import running\nranks._LIMIT = timedelta(seconds=2)\n"
         "with running('x'):\n    ranks.ranks_of_torchrun()\n"
     )

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datacomp_flyt import environments
-from datacomp_flyt.environments import COMMANDS, HALF, problems
+from datacomp_flyt.datacomp import environments
+from datacomp_flyt.datacomp.environments import COMMANDS, HALF, problems
 from datacomp_flyt.exits import running
 from datacomp_flyt.pool.manifest import read_manifest
 from datacomp_flyt.pool.subset import read_subset

@@ -14,11 +14,11 @@ pytest.importorskip("torch")
 
 from datacomp_flyt.cli import score
 from datacomp_flyt.demo import POOL
-from datacomp_flyt.scorers.classifier_file import LinearModel, save_classifier
-from datacomp_flyt.scorers.linear_classifier import LinearClassifier
+from datacomp_flyt.scorers.linear_classifier.classifier_file import LinearModel, save_classifier
+from datacomp_flyt.scorers.linear_classifier.linear_classifier import LinearClassifier
 from tests.cli.test_one_run import run
 from tests.engines.here import Here
-from tests.pool.test_replaced_files import REPLACE
+from tests.files.test_replaced_files import REPLACE
 
 
 def model(path: Path, bias: float) -> bytes:

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from datacomp_flyt.cli import install as command
 from datacomp_flyt.cli import main
-from datacomp_flyt.cli.install import Insertion, Patch, check, install, load_patches, revert
+from datacomp_flyt.datacomp.checkout_patch import (
+    Insertion,
+    Patch,
+    check,
+    install,
+    load_patches,
+    revert,
+)
 from tests.conftest import REPOSITORY, refusal
 
 CLEAN = b"one\ntwo\r\n\n    three # \xc3\xa9\nfour\n"

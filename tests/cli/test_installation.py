@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from datacomp_flyt.errors import InputError, needs_extra
-from datacomp_flyt.installation import Installed, command_for, release, require_version
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.installation import Installed, command_for, needs_extra, release, require_version
 from tests.conftest import REPOSITORY
 
 # `pip install` of the bare name, which is on no index; a path, `.`, or `NAME @ URL` is fine

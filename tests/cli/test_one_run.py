@@ -17,7 +17,7 @@ import torch
 
 from datacomp_flyt.cli import embed, main, score, self_filter
 from datacomp_flyt.demo import POOL
-from datacomp_flyt.engines.locks import one_run
+from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.flyt import train
 from datacomp_flyt.open_clip_hook import hook as hook_module
 from datacomp_flyt.open_clip_hook.hook import Hook
@@ -40,7 +40,7 @@ def refused(place: Path) -> None:
     """A run that would write there is refused by now."""
 
     def take() -> None:
-        with one_run(place):
+        with lock_outputs(place):
             pass
 
     assert TAKEN in refusal(take)
@@ -60,7 +60,7 @@ def test_two_scorings_of_one_column(
     metadata: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "scores" / COLUMN).mkdir(parents=True)
-    with one_run(tmp_path / "scores" / COLUMN):
+    with lock_outputs(tmp_path / "scores" / COLUMN):
         code, said = run(capsys, *scoring(metadata, tmp_path / "scores"))
     assert code == 2
     assert str(tmp_path / "scores" / COLUMN) in said
@@ -134,14 +134,14 @@ def test_tars_that_change_get_no_embeddings(
     code, said = run(capsys, *words, "--metadata_dir", tmp_path / "made")
     assert code == 2
     assert "00000000.tar has changed since this run began" in said
-    with one_run(tmp_path / "made"):
+    with lock_outputs(tmp_path / "made"):
         code, said = run(capsys, *words, "--metadata_dir", tmp_path / "made")
     assert code == 2
     assert TAKEN in said
 
 
 def test_two_demos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with one_run(tmp_path):
+    with lock_outputs(tmp_path):
         code, said = run(capsys, "demo", "--quick", "--work_dir", tmp_path)
     assert code == 2
     assert TAKEN in said
@@ -155,7 +155,7 @@ def test_two_self_filterings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     args = Namespace(out=str(tmp_path / "run"), no_reports=True, selector="self_filtering")
     assert self_filter.run(args) == 0
     assert len(asked) == 1
-    with one_run(tmp_path / "run"):
+    with lock_outputs(tmp_path / "run"):
         assert TAKEN in refusal(self_filter.run, args)
     assert len(asked) == 1
 
@@ -173,10 +173,10 @@ def test_two_trainings(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if rank == 0:
         train._train(args, torch.device("cpu"))
         assert len(asked) == 1
-        with one_run(tmp_path):
+        with lock_outputs(tmp_path):
             assert TAKEN in refusal(train._train, args, torch.device("cpu"))
     else:
-        with one_run(tmp_path):  # of rank 0
+        with lock_outputs(tmp_path):  # of rank 0
             train._train(args, torch.device("cpu"))
     assert len(asked) == 1
 
@@ -227,7 +227,7 @@ def test_two_runs_of_a_trainer(rank: int, tmp_path: Path, monkeypatch: pytest.Mo
         refused(tmp_path / "run")
     hook.remove()
     hook = hooked(monkeypatch)
-    with one_run(tmp_path / "run"):
+    with lock_outputs(tmp_path / "run"):
         if rank == 0:
             assert TAKEN in refusal(hook._get_data, args, None)
         else:

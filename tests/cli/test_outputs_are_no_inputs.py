@@ -196,7 +196,10 @@ def test_commands(
     if not command.startswith(("manifest", "report", "train_c")):
         pytest.importorskip("open_clip")
     if "IN1K" in command:
-        from datacomp_flyt.scorers.classifier_file import LinearModel, save_classifier
+        from datacomp_flyt.scorers.linear_classifier.classifier_file import (
+            LinearModel,
+            save_classifier,
+        )
 
         path = demo / "scores" / "IN1K-Classifier" / "c.safetensors"
         path.parent.mkdir()

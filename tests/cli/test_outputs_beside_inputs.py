@@ -14,9 +14,9 @@ import pytest
 from datacomp_flyt.cli import main
 from datacomp_flyt.cli.score import run as score
 from datacomp_flyt.demo import POOL as DEMO
-from datacomp_flyt.pool.output_files import check_notes_path
+from datacomp_flyt.files.output_files import check_notes_path
 from datacomp_flyt.pool.outputs import Output, check_outputs
-from datacomp_flyt.scorers.registry import scorer_class
+from datacomp_flyt.scorers.base.registry import scorer_class
 from tests.conftest import refusal
 
 FilesIn = Callable[[], dict[str, bytes]]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from datacomp_flyt.cli import main
-from datacomp_flyt.engines.progress import Progress
 from datacomp_flyt.errors import InputError, printable
 from datacomp_flyt.pool.subset import write_subset
+from datacomp_flyt.progress import Progress
 from datacomp_flyt.streams import say
 from tests.baselines_plugin.job import in_process
 from tests.conftest import REPOSITORY, make_pool, sorted_uids, write_files
@@ -130,7 +130,7 @@ def test_a_selection(tmp_path: Path, name: str) -> None:
 def test_labels_of_bars(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("datacomp_flyt.engines.progress._EVERY", 0.0)
+    monkeypatch.setattr("datacomp_flyt.progress._EVERY", 0.0)
     with Progress(f"reading {name}", 2, "row") as progress:
         progress.note(f"at {name}")
         progress.update()
@@ -151,6 +151,6 @@ def test_nothing_else_prints() -> None:
                 if called in ("print", "tqdm", "sys.stdout.write", "sys.stderr.write"):
                     found.append((str(path.relative_to(REPOSITORY)), called))
     assert found == [
-        ("datacomp_flyt/engines/progress.py", "tqdm"),
+        ("datacomp_flyt/progress.py", "tqdm"),
         ("datacomp_flyt/streams.py", "print"),
     ]

@@ -20,13 +20,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("webdataset")
 
 from datacomp_flyt.cli import main
+from datacomp_flyt.clip.models import load_clip_model
 from datacomp_flyt.demo import POOL
 from datacomp_flyt.scorers import save_glu_head
-from datacomp_flyt.scorers.classifier_file import LinearModel, save_classifier
-from datacomp_flyt.scorers.clip_models import load_clip_model
+from datacomp_flyt.scorers.linear_classifier.classifier_file import LinearModel, save_classifier
 from tests.conftest import REPOSITORY
-from tests.scorers.made import made_head
-from tests.scorers.made_hype import Sizes, made_reference, made_state
+from tests.scorers.base.made import made_head
+from tests.scorers.hype.made_hype import Sizes, made_reference, made_state
 
 METADATA = POOL / "metadata"
 NPZ = ("--metadata_dir", str(METADATA))

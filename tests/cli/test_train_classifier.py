@@ -13,11 +13,11 @@ from datacomp_flyt.cli import train_classifier
 from datacomp_flyt.demo import POOL as DEMO
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.subset import write_subset
-from datacomp_flyt.scorers.classifier_file import load_classifier
-from datacomp_flyt.scorers.linear_classifier import LinearClassifier
-from datacomp_flyt.scorers.training_rows import RandomRows, find_embeddings
+from datacomp_flyt.scorers.linear_classifier.classifier_file import load_classifier
+from datacomp_flyt.scorers.linear_classifier.linear_classifier import LinearClassifier
+from datacomp_flyt.scorers.linear_classifier.training_rows import RandomRows, find_embeddings
 from tests.conftest import make_pool, refusal, sorted_uids, write_files
-from tests.scorers.made import made_embeddings, write_npz
+from tests.scorers.base.made import made_embeddings, write_npz
 
 
 def trained_by(out: Path, *words: object) -> bytes:
@@ -130,8 +130,8 @@ def test_only_the_subsets_uids_are_positive(tmp_path: Path) -> None:
     for bad, text in ((tmp_path / "x.npy", "is no subset"), (tmp_path / "none", "cannot be re")):
         message = refused(tmp_path, *words, "--positive_uids", bad)
         assert message.startswith(f"{bad} {text}")
-    strangers = sorted_uids([("0" * 31) + "1"])
-    write_subset(tmp_path / "s.npy", strangers)
+    unknown_uids = sorted_uids([("0" * 31) + "1"])
+    write_subset(tmp_path / "s.npy", unknown_uids)
     message = refused(tmp_path, *words, "--positive_uids", tmp_path / "s.npy")
     assert message.startswith("--positives holds no usable example")
     np.savez(tmp_path / "alone.npz", b32_img=values)
@@ -175,8 +175,8 @@ def refused(folder: Path, *words: object) -> str:
         (("--positives", "FOLDER/flat.npy"), "flat.npy holds float16 [5]"),
         (("--positives", "FOLDER/none.npy"), "--positives FOLDER/none.npy holds no example"),
         (("--positives", "FOLDER/nan.npy"), "--positives holds no usable example in FOLDER/nan.n"),
-        (("--positives", "FOLDER/long.npy"), "embeddings of another length than 1 in FOLDER/long"),
-        (("--negatives", "FOLDER/long.npz"), "embeddings of another length than 1 in FOLDER/long"),
+        (("--positives", "FOLDER/long.npy"), "embeddings that are not of unit norm in FOLDER/long"),
+        (("--negatives", "FOLDER/long.npz"), "embeddings that are not of unit norm in FOLDER/long"),
         (
             ("--positives", "FOLDER/none.npy", "--arrays", "b32_img", "b32_txt"),
             "none.npy is one array and --arrays names 2",

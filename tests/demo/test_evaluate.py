@@ -19,9 +19,9 @@ pytest.importorskip("webdataset")
 from PIL import Image
 from torch import Tensor, nn
 
+from datacomp_flyt.clip.models import ClipModel, load_clip_model
 from datacomp_flyt.demo import evaluate as module
 from datacomp_flyt.demo.evaluate import evaluate
-from datacomp_flyt.scorers.clip_models import ClipModel, load_clip_model
 from tests.conftest import refusal
 from tests.demo import drawn
 from tests.flyt.tars import write_tar

@@ -23,7 +23,7 @@ pytest.importorskip("webdataset")
 from datacomp_flyt.demo import POOL, noisy_pool
 from datacomp_flyt.demo.noisy_pool import Pair, make_pair, make_pairs
 from datacomp_flyt.pool.subset import check_subset, read_subset
-from datacomp_flyt.pool.tar_samples import read_tar
+from datacomp_flyt.tars.samples import read_tar
 from tests.conftest import sorted_uids
 from tests.demo import drawn
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from datacomp_flyt.engines import progress, steps
-from datacomp_flyt.engines.progress import Progress, shown
-from datacomp_flyt.engines.steps import Step, run_steps
-from datacomp_flyt.engines.threads import map_threads
+from datacomp_flyt import progress, steps
+from datacomp_flyt.progress import Progress, with_progress
+from datacomp_flyt.steps import Step, run_steps
+from datacomp_flyt.threads import map_threads
 from tests.conftest import REPOSITORY
 
 
@@ -84,7 +84,7 @@ def test_what_failed_is_not_done(capsys: pytest.CaptureFixture[str], clock: Cloc
 def test_any_total(capsys: pytest.CaptureFixture[str], clock: Clock, total: int) -> None:
     with Progress("a", total, "row", tenths=True) as bar:
         bar.update(total)
-    assert list(shown(range(total), "b", total, "row")) == list(range(total))
+    assert list(with_progress(range(total), "b", total, "row")) == list(range(total))
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -98,7 +98,7 @@ def test_quiet(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
 
 SCRIPT = """
 import time
-from datacomp_flyt.engines.progress import Progress
+from datacomp_flyt.progress import Progress
 with Progress("work", 4, "step") as bar:
     for number in range(4):
         bar.update()

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datacomp_flyt.cli.install import install, load_patches
+from datacomp_flyt.datacomp.checkout_patch import install, load_patches
 from tests.conftest import sorted_uids
 from tests.docs.pages import REPOSITORY
 from tests.host.pool import SCORE_COLUMNS

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from datacomp_flyt.engines.engine import Engine, Make, Outcome, T
+from datacomp_flyt.engines.engine import Engine, Outcome, T, TaskFactory
 
 
 class Killed(Exception):
@@ -28,7 +28,7 @@ class Here(Engine):
         self.names: list[str] = []
         self._most = most
 
-    def run(self, make: Make, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
+    def run(self, make: TaskFactory, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
         function = pickle.loads(pickle.dumps(make))("cpu")
         for item in pickle.loads(pickle.dumps(items)):
             if len(self.names) == self._most:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from datacomp_flyt.engines import shards
-from datacomp_flyt.engines.engine import Engine, Make, Outcome, T, WorkerLost
+from datacomp_flyt.engines.engine import Engine, Outcome, T, TaskFactory, WorkerLost
 from datacomp_flyt.engines.messages import pack, unpack
 from datacomp_flyt.engines.shards import run_shards
 from datacomp_flyt.errors import InputError, ReadError, unreadable
@@ -31,7 +31,7 @@ class Failing(Engine):
         self.tried: list[list[str]] = []
         self._heals_after = heals_after
 
-    def run(self, make: Make, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
+    def run(self, make: TaskFactory, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
         self.tried.append([name for name, _ in items])  # type: ignore[misc]
         for item in items:
             healed = len(self.tried) > self._heals_after

@@ -64,7 +64,7 @@ def embed(place: Path) -> Command:
     import torch
 
     from tests.flyt.runs import make_data
-    from tests.scorers.image_tars import small_weights
+    from tests.scorers.base.image_tars import small_weights
 
     data = make_data(place / "data")
     torch.save(small_weights(data.model), place / "weights.pt")

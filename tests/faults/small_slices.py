@@ -10,7 +10,7 @@ import functools
 from baselines_plugin.__main__ import build_parser
 from baselines_plugin.run import run_if_ours
 from datacomp_flyt.mixing import columns_in_files
-from datacomp_flyt.pool.sorted_files import sort_into_files
+from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
 
 if __name__ == "__main__":
     small = functools.partial(sort_into_files, rows_at_once=20_000)

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datacomp_flyt.scorers.glu_head_file import save_glu_head
+from datacomp_flyt.scorers.e_flyt.glu_head_file import save_glu_head
 from tests.baselines_plugin.job import Job, Outcome, in_process
 from tests.baselines_plugin.test_bad_input import assert_refused
 from tests.baselines_plugin.test_work_dir import small_slices
 from tests.conftest import make_pool
-from tests.scorers.made import B32, made_embeddings, made_head
+from tests.scorers.base.made import B32, made_embeddings, made_head
 
 POOL = make_pool(600)
 DRAWS = ("--num_samples", 900, "--repetition_penalty", 0.4)
@@ -181,7 +181,7 @@ def test_tars_damaged(tmp_path: Path) -> None:
     """Nothing but samples, and the one exception for those that could not be read."""
     pytest.importorskip("webdataset")
     from datacomp_flyt.demo import POOL as DEMO
-    from datacomp_flyt.pool.tar_samples import UnreadableShard, read_tar
+    from datacomp_flyt.tars.samples import UnreadableShard, read_tar
 
     source = sorted((DEMO / "shards").glob("*.tar"))[0]
     content, rng = source.read_bytes(), random.Random(4)

@@ -12,22 +12,22 @@ import pyarrow as pa
 import pytest
 
 from baselines_plugin import run
+from datacomp_flyt.files.memmap_arrays import SpillFile, create_array, zeros_like_storage
+from datacomp_flyt.files.settings_file import check_settings
 from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel
 from datacomp_flyt.mixing.m_flyt import save_mixing_model
-from datacomp_flyt.pool.file_arrays import Shelf, beside, open_array
+from datacomp_flyt.pool.external_sort.uid_slices import Rows, write_run
 from datacomp_flyt.pool.subset import write_subset
-from datacomp_flyt.pool.uid_slices import Rows, write_run
-from datacomp_flyt.scorers import job as score_job
-from datacomp_flyt.scorers import passes
-from datacomp_flyt.scorers.classifier_file import LinearModel, save_classifier
-from datacomp_flyt.scorers.glu_head_file import save_glu_head
-from datacomp_flyt.scorers.scorer import ScoredShard
-from datacomp_flyt.scorers.settings_file import check_settings
+from datacomp_flyt.scorers.base import passes
+from datacomp_flyt.scorers.base import score_pool as score_job
+from datacomp_flyt.scorers.base.scorer import ScoredShard
+from datacomp_flyt.scorers.e_flyt.glu_head_file import save_glu_head
+from datacomp_flyt.scorers.linear_classifier.classifier_file import LinearModel, save_classifier
 from tests.baselines_plugin.job import Job, in_process
 from tests.baselines_plugin.test_bad_input import assert_refused
 from tests.conftest import make_pool, refusal, sorted_uids
 from tests.faults.conftest import files_of_at_most
-from tests.scorers.made import made_head
+from tests.scorers.base.made import made_head
 
 EXAMPLES = 3000
 POOL = make_pool(EXAMPLES)
@@ -40,7 +40,7 @@ Write = Callable[[Path], object]
 
 def embedded(path: Path) -> None:
     pytest.importorskip("open_clip")
-    from datacomp_flyt.scorers.embed import EmbeddedShard, write_embedded
+    from datacomp_flyt.clip.embed import EmbeddedShard, write_embedded
 
     table = pa.table({"uid": POOL.uids, "score": VALUES[:, 0]})
     write_embedded(path.parent, path.stem, EmbeddedShard(table, {"b32_img": VALUES}, Counter()))
@@ -93,7 +93,7 @@ WRITERS: dict[str, tuple[str, Write]] = {
         "r.safetensors",
         lambda path: write_run(path, Rows(UIDS["f0"], UIDS["f1"], {"a": VALUES[:, 0]}), 4),
     ),
-    "array": ("a.npy", lambda path: open_array(path, EXAMPLES, np.float64)),
+    "array": ("a.npy", lambda path: create_array(path, EXAMPLES, np.float64)),
     "embeddings": ("00000000.npz", embedded),
     "checkpoint": ("checkpoint.pt", checkpoint),
     "log": ("metrics.jsonl", log_line),
@@ -149,9 +149,9 @@ def test_a_disk_of_its_own(what: str, small_disk: Path) -> None:
 
 
 def test_arrays_aside(small_disk: Path) -> None:
-    array = open_array(small_disk / "a.npy", 1000, np.float64)
-    assert "has no room for" in refusal(beside, array, np.float64, 1 << 20)
-    shelf = Shelf(array, np.dtype(np.float64))
+    array = create_array(small_disk / "a.npy", 1000, np.float64)
+    assert "has no room for" in refusal(zeros_like_storage, array, np.float64, 1 << 20)
+    shelf = SpillFile(array, np.dtype(np.float64))
     kept = shelf.put(np.arange(1000.0))
     assert "cannot be written" in refusal(shelf.put, np.zeros(1 << 20))
     assert np.array_equal(shelf.get(kept), np.arange(1000.0))

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 
 from baselines_plugin import run
-from datacomp_flyt.engines import shards, threads
+from datacomp_flyt import threads
+from datacomp_flyt.engines import shards
 from datacomp_flyt.mixing import columns_in_files
-from datacomp_flyt.pool.sorted_files import sort_into_files
-from datacomp_flyt.scorers.glu_head_file import save_glu_head
+from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
+from datacomp_flyt.scorers.e_flyt.glu_head_file import save_glu_head
 from tests.baselines_plugin.job import Job, in_process
 from tests.baselines_plugin.test_bad_input import assert_refused
 from tests.conftest import make_pool
 from tests.engines.here import Here
 from tests.faults import faulty
-from tests.scorers.made import B32, made_embeddings, made_head
+from tests.scorers.base.made import B32, made_embeddings, made_head
 
 POOL = make_pool(600)
 DRAWS = ("--num_samples", 900, "--repetition_penalty", 0.4)
@@ -192,7 +193,7 @@ def test_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that come slowly are the same samples; an error comes after those before it."""
     pytest.importorskip("webdataset")
     from datacomp_flyt.demo import POOL as DEMO
-    from datacomp_flyt.pool import tar_samples
+    from datacomp_flyt.tars import samples as tar_samples
 
     path = sorted((DEMO / "shards").glob("*.tar"))[0]
     content, whole = path.read_bytes(), list(tar_samples.read_tar(str(path)))

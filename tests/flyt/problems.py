@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datacomp_flyt.engines.collectives import rows_of_rank
+from datacomp_flyt.distributed.collectives import rows_of_rank
 from datacomp_flyt.flyt.downstream_loss import CrossEntropy, DownstreamClipLoss
 from datacomp_flyt.flyt.lookahead_adamw import (
     LookaheadAdamW,

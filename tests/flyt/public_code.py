@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from tests.oracles.flyt import Downstream, Moments, Upstream
+    from tests.oracles.flyt import Moments
+    from tests.oracles.flyt_inputs import Downstream, Upstream
 
 Inputs = dict[str, Any]
 TIME_LIMIT = 300.0  # seconds

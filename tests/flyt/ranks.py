@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from datacomp_flyt.engines.collectives import (
+from datacomp_flyt.distributed.collectives import (
     gather_rows,
     rank_and_world_size,
     rows_of_rank,
@@ -25,7 +25,7 @@ from datacomp_flyt.engines.collectives import (
 )
 from datacomp_flyt.flyt.metagradient import Metagradient
 from tests.flyt.problems import LOSSES, Problem, flat, problem, solve
-from tests.oracles.flyt import Upstream
+from tests.oracles.flyt_inputs import Upstream
 
 TIME_LIMIT = 120.0  # seconds
 Found = dict[str, Any]

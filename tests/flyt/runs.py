@@ -22,9 +22,9 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from datacomp_flyt.cli import main
+from datacomp_flyt.clip.models import ClipModel
 from datacomp_flyt.flyt import train as trainer
 from datacomp_flyt.flyt.flags import add_arguments, fill_in
-from datacomp_flyt.scorers.clip_models import ClipModel
 from tests.conftest import write_parquet
 from tests.flyt.tars import uid_of, write_tar
 

@@ -19,19 +19,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from datacomp_flyt.cli import main
+from datacomp_flyt.clip.models import load_clip_model
 from datacomp_flyt.flyt.checkpoint import load_checkpoint, save_checkpoint
 from datacomp_flyt.mixing import load_mixing_model
-from datacomp_flyt.scorers.classifier_file import load_classifier
-from datacomp_flyt.scorers.clip_models import load_clip_model
-from datacomp_flyt.scorers.e_flyt_images import EFlytImages
-from datacomp_flyt.scorers.glu_head_file import load_glu_head
-from datacomp_flyt.scorers.hype_model import load_hype_model
-from datacomp_flyt.scorers.targets import load_targets
+from datacomp_flyt.scorers.base.targets import load_targets
+from datacomp_flyt.scorers.e_flyt.glu_head_file import load_glu_head
+from datacomp_flyt.scorers.e_flyt.images import EFlytImages
+from datacomp_flyt.scorers.hype.model import load_hype_model
+from datacomp_flyt.scorers.linear_classifier.classifier_file import load_classifier
 from datacomp_flyt.self_filtering.scores import temperature_of
 from tests.conftest import refusal
 from tests.flyt.runs import SMALL_MODEL
-from tests.scorers.made import made_head
-from tests.scorers.made_hype import made_state
+from tests.scorers.base.made import made_head
+from tests.scorers.hype.made_hype import made_state
 
 State = dict[str, Tensor]
 WIDTH = 32  # of both features of SMALL_MODEL

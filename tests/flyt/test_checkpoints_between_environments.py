@@ -44,7 +44,7 @@ torch.save({"state_dict": half}, folder / "half.pt")
 
 READ = """
 import pathlib, sys
-from datacomp_flyt.mixing.checkpoint_file import read_checkpoint
+from datacomp_flyt.files.checkpoint_file import read_checkpoint
 for path in sorted(pathlib.Path(sys.argv[1]).glob("*.pt")):
     found = read_checkpoint(path, str(path)).tensors
     print(path.name, sorted(found), found["0.weight"].ravel().tolist(), found["0.bias"].tolist())

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from datacomp_flyt.scorers.clip_models import ClipModel, load_clip_model, read_state_dict
+from datacomp_flyt.clip.models import ClipModel, load_clip_model, read_state_dict
 from tests.conftest import refusal
 from tests.flyt.runs import SMALL_MODEL
 

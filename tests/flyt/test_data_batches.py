@@ -21,7 +21,7 @@ from datacomp_flyt.flyt.data import (
 from datacomp_flyt.flyt.downstream_tasks import DownstreamTask, open_tasks
 from datacomp_flyt.flyt.streams import concatenate
 from datacomp_flyt.flyt.uid_features import UidFeatures, embedding_features
-from datacomp_flyt.pool.tar_shards import list_shards
+from datacomp_flyt.tars.shards import list_shards
 from tests.conftest import REPOSITORY, refusal
 from tests.flyt.tars import (
     features_of,

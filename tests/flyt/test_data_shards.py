@@ -20,9 +20,9 @@ from datacomp_flyt.flyt.shard_reader import (
     UNREADABLE_SHARD,
     ShardReader,
 )
-from datacomp_flyt.pool import tar_samples
-from datacomp_flyt.pool.tar_samples import Sample, Skip, UnreadableShard, read_tar
-from datacomp_flyt.pool.tar_shards import Stream, list_shards
+from datacomp_flyt.tars import samples as tar_samples
+from datacomp_flyt.tars.samples import Sample, Skip, UnreadableShard, read_tar
+from datacomp_flyt.tars.shards import Stream, list_shards
 from tests.conftest import refusal
 from tests.flyt.tars import pair, write_pairs, write_tar
 

@@ -100,7 +100,7 @@ def test_which_parameters_decay() -> None:
 def test_decay_groups_are_those_of_a_real_model() -> None:
     """open_clip's: not below two dimensions, not named bn, ln, bias or logit_scale."""
     pytest.importorskip("open_clip")
-    from tests.oracles.flyt import small_clip
+    from tests.oracles.flyt_inputs import small_clip
 
     named = dict(small_clip().named_parameters())
     decayed = {name for name, param in named.items() if decays(name, param)}

@@ -27,7 +27,7 @@ from tests.flyt.problems import (
     solve,
     state_of,
 )
-from tests.oracles.flyt import Upstream, small_clip
+from tests.oracles.flyt_inputs import Upstream, small_clip
 
 
 @pytest.fixture(scope="module", autouse=True)

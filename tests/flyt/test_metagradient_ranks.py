@@ -9,14 +9,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-from datacomp_flyt.engines.collectives import (
+from datacomp_flyt.distributed.collectives import (
     gather_rows,
     rank_and_world_size,
     rows_of_rank,
     sum_over_ranks,
 )
-from tests.flyt.problems import relative_error, worst_error
-from tests.flyt.ranks import all_cases, cases, messages, on_ranks, plain, solve
+from tests.flyt.problems import relative_error, solve, worst_error
+from tests.flyt.ranks import all_cases, cases, messages, on_ranks, plain
 
 Everything = dict[str, dict[str, torch.Tensor]]
 BOUND = 1e-10

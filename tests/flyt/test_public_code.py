@@ -16,17 +16,8 @@ pytest.importorskip("open_clip")
 
 from tests.flyt.problems import DOUBLE, Problem, brute_force, solve
 from tests.flyt.public_code import public_inputs, public_step
-from tests.oracles.flyt import (
-    SMALL_CONFIG,
-    Moments,
-    Optimizer,
-    Upstream,
-    named_parameters,
-    no_moments,
-    random_batches,
-    small_clip,
-    warm_moments,
-)
+from tests.oracles.flyt import Moments, Optimizer, named_parameters, no_moments, warm_moments
+from tests.oracles.flyt_inputs import SMALL_CONFIG, Upstream, random_batches, small_clip
 
 LR = 5e-5
 

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from datacomp_flyt.flyt.precision import TANGENTS
 from datacomp_flyt.flyt.towers import Towers
 from tests.flyt.problems import DOUBLE, cast, flat, relative_error
-from tests.oracles.flyt import random_batches, small_clip
+from tests.oracles.flyt_inputs import random_batches, small_clip
 
 ROWS, TEXTS = 6, 5
 MICRO_BATCHES = [None, 1, 4, 100]
@@ -148,7 +148,7 @@ def test_the_model_computes_as_in_evaluation(inputs: tuple[Tensor, Tensor]) -> N
     from open_clip import CLIP
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
-    from tests.oracles.flyt import SMALL_CONFIG
+    from tests.oracles.flyt_inputs import SMALL_CONFIG
 
     vision = CLIPVisionCfg(**SMALL_CONFIG["vision_cfg"] | {"patch_dropout": 0.5})
     model = CLIP(24, vision, CLIPTextCfg(**SMALL_CONFIG["text_cfg"])).double().train()

@@ -15,10 +15,10 @@ pytest.importorskip("webdataset")
 
 from torch import Tensor
 
+from datacomp_flyt.clip.models import load_clip_model
 from datacomp_flyt.mixing import load_mixing_model
 from datacomp_flyt.mixing.linear_mixing_model import mix
 from datacomp_flyt.scorers import load_glu_head
-from datacomp_flyt.scorers.clip_models import load_clip_model
 from tests.flyt import runs
 from tests.flyt.runs import COLUMNS, Data, bytes_of, make_data, metrics_of, tensors_of
 

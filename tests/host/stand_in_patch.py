@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from datacomp_flyt.cli.install import Patch
+from datacomp_flyt.datacomp.checkout_patch import Patch
 
 STAND_IN = Path(__file__).with_name("stand_in")
 

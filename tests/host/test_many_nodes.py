@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("open_clip")
 
-from datacomp_flyt.pool.tar_samples import read_tar, stored_uid
+from datacomp_flyt.tars.samples import read_tar, stored_uid
 from tests.open_clip_hook.running import (
     REPOSITORY,
     SHARDS,

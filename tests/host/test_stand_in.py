@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from datacomp_flyt.cli.install import Patch, check, install, load_patches, revert
+from datacomp_flyt.datacomp.checkout_patch import Patch, check, install, load_patches, revert
 from datacomp_flyt.errors import InputError
 
 from .contract import REPOSITORY, Host, HostContract, Outcome

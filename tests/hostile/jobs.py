@@ -50,7 +50,7 @@ def _check_entries(result: Any) -> str | None:
 
 
 def _part(folder: Path) -> Any:
-    from datacomp_flyt.pool.parts import open_part
+    from datacomp_flyt.datacomp.resharded_parts import open_part
 
     part = open_part(folder / "part", folder / "subset.npy")
     return [[tar.name for tar in part.tars], part.pool_shards]
@@ -61,7 +61,7 @@ def _check_part(result: Any) -> str | None:
 
 
 def _draws(folder: Path) -> Any:
-    from datacomp_flyt.pool.parts import _draws_of_tar
+    from datacomp_flyt.datacomp.resharded_parts import _draws_of_tar
 
     return list(_draws_of_tar(str(folder / "part" / valid.PART_TARS[0])))
 
@@ -148,6 +148,6 @@ JOB_READERS: dict[str, Reader] = {
     "draws": Reader(valid.part, "part/00000000.tar", "plain tar", _draws, _check_draws),
     "pictures": Reader(valid.tar, "a.tar", "tar", _pictures, _check_pictures, memory=PICTURE),
     "job": Reader(_HALF, "work/job.json", "json", *_JOB),
-    "dealt": Reader(_HALF, "work/done/0-000000.json", "json", *_JOB),
+    "partitioned": Reader(_HALF, "work/done/0-000000.json", "json", *_JOB),
     "slice": Reader(valid.job(), "work/done/slice-00000.json", "json", *_JOB),
 }

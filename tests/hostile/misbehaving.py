@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.tar_samples import UnreadableShard
+from datacomp_flyt.tars.samples import UnreadableShard
 from tests.hostile.reader import Reader
 
 

@@ -39,7 +39,7 @@ def _check_mixing(result: Any) -> str | None:
 
 def _glu(name: str) -> Callable[[Path], Any]:
     def call(folder: Path) -> Any:
-        from datacomp_flyt.scorers.glu_head_file import load_glu_head
+        from datacomp_flyt.scorers.e_flyt.glu_head_file import load_glu_head
 
         head = load_glu_head(folder / name)
         tensors = head.tensors()
@@ -60,7 +60,7 @@ def _check_finite(result: Any) -> str | None:
 
 def _classifier(name: str) -> Callable[[Path], Any]:
     def call(folder: Path) -> Any:
-        from datacomp_flyt.scorers.classifier_file import load_classifier
+        from datacomp_flyt.scorers.linear_classifier.classifier_file import load_classifier
 
         model = load_classifier(folder / name)
         return [model.arrays, model.weight, np.array(model.bias), np.array(0)]
@@ -70,7 +70,7 @@ def _classifier(name: str) -> Callable[[Path], Any]:
 
 def _reference(name: str) -> Callable[[Path], Any]:
     def call(folder: Path) -> Any:
-        from datacomp_flyt.scorers.hype_model import load_reference
+        from datacomp_flyt.scorers.hype.model import load_reference
 
         return [*(t.numpy() for t in load_reference(folder / name, "reference", 3)), np.array(0)]
 
@@ -90,7 +90,7 @@ def _compared(result: Any) -> str | None:
 
 def _targets(name: str) -> Callable[[Path], Any]:
     def call(folder: Path) -> Any:
-        from datacomp_flyt.scorers.targets import load_targets
+        from datacomp_flyt.scorers.base.targets import load_targets
 
         return load_targets([str(folder / name)], "b32_img")
 
@@ -104,7 +104,10 @@ def _check_targets(result: Any) -> str | None:
 
 def _rows(name: str) -> Callable[[Path], Any]:
     def call(folder: Path) -> Any:
-        from datacomp_flyt.scorers.training_rows import RandomRows, find_embeddings
+        from datacomp_flyt.scorers.linear_classifier.training_rows import (
+            RandomRows,
+            find_embeddings,
+        )
 
         files = find_embeddings([str(folder / name)], ["b32_img"], "--positives")
         rows = RandomRows(files, np.random.default_rng(0), 8, "--positives", renormalize=True)

@@ -177,8 +177,8 @@ def _most() -> int:
 
 def _call(reader: Any, folder: Path) -> Outcome:
     from datacomp_flyt.errors import InputError
-    from datacomp_flyt.mixing.torch_file import TorchFileError
-    from datacomp_flyt.pool.tar_samples import Skip, UnreadableShard
+    from datacomp_flyt.files.torch_pickle import TorchFileError
+    from datacomp_flyt.tars.samples import Skip, UnreadableShard
 
     before, began = _peak(reset=True), time.process_time()
     kind, said, found = "well", "", ""

@@ -105,7 +105,8 @@ def _check_subset(result: Any) -> str | None:
 def _tar(folder: Path) -> Any:
     from collections import Counter
 
-    from datacomp_flyt.scorers.image_scorer import read_pairs, refuse_decompression_bombs
+    from datacomp_flyt.clip.inference import refuse_decompression_bombs
+    from datacomp_flyt.tars.pairs import read_pairs
 
     refuse_decompression_bombs()
     counts: Counter[str] = Counter()
@@ -133,8 +134,8 @@ def _check_tar(result: Any) -> str | None:
 
 
 def _tar_uids(folder: Path) -> Any:
-    from datacomp_flyt.pool.tar_uids import uids_of_tar
     from datacomp_flyt.pool.uids import encode_uids
+    from datacomp_flyt.tars.uids import uids_of_tar
 
     found = uids_of_tar(str(folder / "a.tar"))
     return [encode_uids(found.uids).to_pylist(), bool(found.problem)]
@@ -169,7 +170,7 @@ def _check_blocks(result: Any) -> str | None:
 
 
 def _image(folder: Path) -> Any:
-    from datacomp_flyt.pool.tar_samples import decode
+    from datacomp_flyt.tars.samples import decode
 
     return decode((folder / "a.img").read_bytes(), _transform()).numpy()
 
@@ -192,7 +193,7 @@ def _check_tasks(result: Any) -> str | None:
 
 
 def _settings(folder: Path) -> Any:
-    from datacomp_flyt.scorers.settings_file import check_settings
+    from datacomp_flyt.files.settings_file import check_settings
 
     check_settings(folder, valid.SETTINGS, "give another --out")
     return json.loads((folder / "_settings.json").read_bytes())
@@ -206,7 +207,7 @@ def _check_settings(result: Any) -> str | None:
 
 
 def _steps(folder: Path) -> Any:
-    from datacomp_flyt.engines.steps import _remembered
+    from datacomp_flyt.steps import _remembered
 
     return _remembered(folder / "note.json")
 
@@ -254,7 +255,7 @@ def _check_labels(result: Any) -> str | None:
 def _config(folder: Path) -> Any:
     import open_clip.factory as factory
 
-    from datacomp_flyt.scorers.clip_models import known_name
+    from datacomp_flyt.clip.models import known_name
 
     name = known_name(str(folder / "mine.json"), "--model")
     config = factory._MODEL_CONFIGS.pop(name)
@@ -267,7 +268,7 @@ def _check_config(result: Any) -> str | None:
 
 
 def _stored(folder: Path) -> Any:
-    from datacomp_flyt.scorers.passes import StoredArrays
+    from datacomp_flyt.scorers.base.passes import StoredArrays
 
     return [[name, array] for name, array in sorted(StoredArrays(folder)["state"].items())]
 

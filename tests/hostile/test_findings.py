@@ -23,20 +23,21 @@ import pytest
 torch = pytest.importorskip("torch")
 from PIL import Image
 
-from datacomp_flyt.engines.steps import _remembered
+from datacomp_flyt.clip.models import read_state_dict
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.torch_file import read_torch_file
+from datacomp_flyt.files.torch_pickle import TorchFileError
 from datacomp_flyt.flyt.training_log import TrainingLog
-from datacomp_flyt.mixing.torch_file import TorchFileError, read_torch_file
 from datacomp_flyt.pool.parquet import open_shards
-from datacomp_flyt.pool.tar_samples import NO_UID, Skip, decode, read_tar, stored_uid
-from datacomp_flyt.scorers.clip_models import read_state_dict
-from datacomp_flyt.scorers.image_scorer import read_pairs
+from datacomp_flyt.steps import _remembered
+from datacomp_flyt.tars.pairs import read_pairs
+from datacomp_flyt.tars.samples import NO_UID, Skip, decode, read_tar, stored_uid
 from tests.conftest import refusal
+from tests.files import torch_zip
 from tests.hostile import tars, valid
 from tests.hostile.oracle import digest
 from tests.hostile.readers import READERS
 from tests.hostile.structures import deep, png_of, with_bomb, with_header
-from tests.mixing import torch_zip
 
 
 def made(name: str, folder: Path, content: bytes | None = None) -> Path:

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 pytest.importorskip("webdataset")
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from datacomp_flyt.engines.steps import _remembered
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool.npy_header import read_npy_header
+from datacomp_flyt.files.npy_header import read_npy_header
 from datacomp_flyt.pool.parquet import open_shards
-from datacomp_flyt.pool.tar_samples import Skip, read_tar, stored_facts, stored_uid
+from datacomp_flyt.steps import _remembered
+from datacomp_flyt.tars.samples import Skip, read_tar, stored_facts, stored_uid
 from tests.hostile import tars
 
 quick = settings(deadline=None, max_examples=60)  # others may keep the processor from us

@@ -110,7 +110,7 @@ def manifest(folder: Path) -> None:
 
 def part(folder: Path) -> None:
     """Of four examples, drawn twice."""
-    from tests.pool.made_parts import write_part, write_subset_of
+    from tests.datacomp.made_parts import write_part, write_subset_of
 
     draws = dict.fromkeys(uids(4), 2)
     write_part(folder / "part", write_subset_of(folder / "subset.npy", draws), draws)
@@ -152,7 +152,7 @@ def image(kind: str) -> Make:
 
 
 def run(folder: Path) -> None:
-    from datacomp_flyt.scorers.files import file_digest
+    from datacomp_flyt.files.digest import file_digest
 
     (folder / "round_0").mkdir()
     kinds = {"clean": 0.5, "swapped": 0.5}
@@ -212,9 +212,12 @@ def model(what: str, name: str) -> Make:
         from safetensors.numpy import save_file
 
         from datacomp_flyt.mixing import LinearMixingModel, save_mixing_model
-        from datacomp_flyt.scorers.classifier_file import LinearModel, save_classifier
-        from datacomp_flyt.scorers.glu_head_file import save_glu_head
-        from tests.scorers.made import made_head
+        from datacomp_flyt.scorers.e_flyt.glu_head_file import save_glu_head
+        from datacomp_flyt.scorers.linear_classifier.classifier_file import (
+            LinearModel,
+            save_classifier,
+        )
+        from tests.scorers.base.made import made_head
 
         path, ours = folder / name, name.endswith(".safetensors")
         rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ pytest.importorskip("open_clip")
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize
 
+from datacomp_flyt.clip.encoder import ClipEncoder
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.log_weights import (
     LogWeights,
@@ -21,13 +22,12 @@ from datacomp_flyt.open_clip_hook.log_weights import (
     read_scores,
     read_weights,
 )
-from datacomp_flyt.scorers.clip_encoder import ClipEncoder
-from datacomp_flyt.scorers.glu_head_file import save_glu_head
+from datacomp_flyt.scorers.e_flyt.glu_head_file import save_glu_head
 from tests.flyt.tars import uid_of
 from tests.open_clip_hook.made import uids_of, write_table
 from tests.oracles.e_flyt import e_flyt_score
-from tests.scorers.image_tars import small_model, small_weights
-from tests.scorers.made import listed, made_head
+from tests.scorers.base.image_tars import small_model, small_weights
+from tests.scorers.base.made import listed, made_head
 
 NOTHING = torch.zeros(0)
 

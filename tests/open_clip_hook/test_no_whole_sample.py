@@ -22,13 +22,13 @@ from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
 from datacomp_flyt.open_clip_hook.reading import SubsetReader, open_subset
 from datacomp_flyt.open_clip_hook.tar_blocks import BlockReader
 from datacomp_flyt.open_clip_hook.trainer import find_trainer
-from datacomp_flyt.pool.tar_samples import UnreadableShard, read_tar
+from datacomp_flyt.tars.samples import UnreadableShard, read_tar
 from tests.conftest import refusal
 from tests.flyt.tars import pair, uid_of, write_tar
 from tests.open_clip_hook.made import write_counts
 from tests.open_clip_hook.test_reading import stock
 from tests.open_clip_hook.test_tar_blocks import _closed_streams, made_tar, outcome  # noqa: F401
-from tests.scorers.unusable_tars import UNUSABLE, write_members
+from tests.scorers.base.unusable_tars import UNUSABLE, write_members
 
 DATA: Any = find_trainer().data
 KINDS = list(UNUSABLE)

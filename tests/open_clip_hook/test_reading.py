@@ -21,7 +21,7 @@ from datacomp_flyt.open_clip_hook.log_weights import read_weights
 from datacomp_flyt.open_clip_hook.reading import StockReader, SubsetReader, open_subset
 from datacomp_flyt.open_clip_hook.tar_blocks import BlockReader
 from datacomp_flyt.open_clip_hook.trainer import find_trainer
-from datacomp_flyt.pool.tar_samples import UnreadableShard, read_tar
+from datacomp_flyt.tars.samples import UnreadableShard, read_tar
 from tests.flyt.tars import pair, uid_of, write_pairs, write_tar
 from tests.open_clip_hook.made import write_counts, write_table
 

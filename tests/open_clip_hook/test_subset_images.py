@@ -19,7 +19,7 @@ from datacomp_flyt.open_clip_hook.subset_images import count_images
 from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.subset import write_subset
 from tests.conftest import hex_uids, refusal, sorted_uids
-from tests.pool.made_downloads import Download, write_download, write_shard
+from tests.tars.made_downloads import Download, write_download, write_shard
 
 Logged = pytest.LogCaptureFixture
 

@@ -12,7 +12,6 @@ pytest.importorskip("open_clip")
 import torch.nn.functional as F
 
 from tests.oracles.flyt import (
-    Downstream,
     Moments,
     Optimizer,
     adamw,
@@ -24,11 +23,10 @@ from tests.oracles.flyt import (
     naive_weighted_clip_loss,
     named_parameters,
     no_moments,
-    random_batches,
     sgd,
-    small_clip,
     warm_moments,
 )
+from tests.oracles.flyt_inputs import Downstream, random_batches, small_clip
 
 DOUBLE = torch.float64
 LOG_TEMPERATURE = torch.tensor(2.65926, dtype=DOUBLE)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from datacomp_flyt.cli import main
-from datacomp_flyt.engines.locks import one_run
-from datacomp_flyt.pool import manifest, output_files
+from datacomp_flyt.files import output_files
+from datacomp_flyt.files.locks import lock_outputs
+from datacomp_flyt.pool import manifest
 from datacomp_flyt.pool.manifest import check_against, hash_folder, read_manifest, write_manifest
 from tests.baselines_plugin.job import Job, in_process
 from tests.baselines_plugin.test_bad_input import assert_refused
@@ -322,7 +323,7 @@ def test_a_second_selection_of_one_output_is_refused(tmp_path: Path, flag: str) 
     (tmp_path / "work").mkdir()
     flags = [*SCS, "--work_dir", tmp_path / "work"]
     place = {"--save_path": job.save_path, "--work_dir": tmp_path / "work"}[flag]
-    with one_run(place):
+    with lock_outputs(place):
         outcome = in_process(*job.flags(*flags))
     assert_refused(outcome, str(place), "is being written by another run")
     assert not job.save_path.exists()

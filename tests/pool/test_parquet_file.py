@@ -14,9 +14,9 @@ from datacomp_flyt.pool.manifest import hash_folder
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.parquet_file import open_parquet
 from datacomp_flyt.pool.pool import read_pool
-from datacomp_flyt.pool.tar_uids import uids_of_table
+from datacomp_flyt.tars.uids import uids_of_table
 from tests.conftest import hex_uids, refusal
-from tests.pool.made_downloads import write_shard
+from tests.tars.made_downloads import write_shard
 
 UIDS = hex_uids(4)
 RAW = [bytes.fromhex(uid) for uid in UIDS]

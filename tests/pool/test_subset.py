@@ -12,15 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datacomp_flyt.files.output_files import atomic_write, check_save_path
 from datacomp_flyt.pool import subset
-from datacomp_flyt.pool.subset import (
-    atomic_write,
-    check_save_path,
-    check_subset,
-    describe_counts,
-    describe_training,
-    write_subset,
-)
+from datacomp_flyt.pool.subset import check_subset, describe_counts, describe_training, write_subset
 from tests.conftest import hex_uids, refusal, sorted_uids
 from tests.oracles.selection import subset_array, uid_array
 
@@ -296,11 +290,11 @@ def test_empty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [1, 2, 30])
 def test_uids_that_are_not_in_the_pool(tmp_path: Path, number: int) -> None:
-    strangers = sorted_uids(hex_uids(number, "strangers"))
-    both = np.sort(np.concatenate([POOL_UIDS, strangers, strangers]))
+    unknown_uids = sorted_uids(hex_uids(number, "strangers"))
+    both = np.sort(np.concatenate([POOL_UIDS, unknown_uids, unknown_uids]))
     found = problem(saved(tmp_path, both))
     assert f"has {number} uids that are not in the pool" in found
-    assert f"{int(strangers[0]['f0']):016x}{int(strangers[0]['f1']):016x}" in found
+    assert f"{int(unknown_uids[0]['f0']):016x}{int(unknown_uids[0]['f1']):016x}" in found
     assert check_subset(saved(tmp_path, both)).problems == []  # nothing to compare with
 
 

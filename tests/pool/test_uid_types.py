@@ -15,11 +15,11 @@ import pytest
 
 from datacomp_flyt.pool.arrow_types import is_kind
 from datacomp_flyt.pool.pool import read_pool
-from datacomp_flyt.pool.tar_uids import uids_of_tar
 from datacomp_flyt.pool.uids import InvalidUid, decode_uids, format_uid, holds_uids
+from datacomp_flyt.tars.uids import uids_of_tar
 from tests.baselines_plugin.job import Job, in_process
 from tests.conftest import hex_uids, make_pool, refusal, take, write_parquet
-from tests.pool.made_downloads import write_tar
+from tests.tars.made_downloads import write_tar
 
 Uids = Sequence["str | None"]
 Form = Callable[[Uids], pa.Array]

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datacomp_flyt.pool import tar_samples
-from datacomp_flyt.pool.tar_samples import Sample, read_tar
 from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.report import examples
 from datacomp_flyt.report.examples import choose_examples, find_candidates, read_pictures
+from datacomp_flyt.tars import samples as tar_samples
+from datacomp_flyt.tars.samples import Sample, read_tar
 from tests.conftest import refusal
 from tests.report.made import jpeg, make_captioned_pool, write_tar, write_tars
 

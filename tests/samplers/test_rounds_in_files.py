@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datacomp_flyt.pool import file_arrays
-from datacomp_flyt.pool.file_arrays import Shelf
+from datacomp_flyt.files import memmap_arrays as file_arrays
+from datacomp_flyt.files.memmap_arrays import SpillFile
 from datacomp_flyt.samplers import clocks, rounds
 from datacomp_flyt.samplers.rounds import round_counts
 from tests.samplers.law import random_uids
@@ -86,7 +86,7 @@ def test_memory_is_not_that_of_the_draws() -> None:
     buckets, each = 300, 200
 
     def ring() -> np.ndarray:
-        shelf = Shelf(np.zeros(1), rounds._RAW)
+        shelf = SpillFile(np.zeros(1), rounds._RAW)
         calendar = rounds._Calendar(0.0, buckets, buckets, shelf, 1000)
         found, timers = [], np.zeros(each, rounds._TIMER)
         for bucket in range(buckets):

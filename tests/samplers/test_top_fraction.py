@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.pool import file_arrays
+from datacomp_flyt.files import memmap_arrays as file_arrays
 from datacomp_flyt.samplers import checks, top_fraction, top_fraction_counts
 from tests.oracles import selection
 from tests.oracles.selection import UID_DTYPE, UidPair, uid_array

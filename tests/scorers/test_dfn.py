@@ -14,15 +14,15 @@ import pytest
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")
 
-from datacomp_flyt.scorers import clip_encoder
-from datacomp_flyt.scorers.clip_encoder import ClipEncoder, activation_of
-from datacomp_flyt.scorers.clip_models import load_clip_model
+from datacomp_flyt.clip import encoder as clip_encoder
+from datacomp_flyt.clip.encoder import ClipEncoder, activation_of
+from datacomp_flyt.clip.models import load_clip_model
 from datacomp_flyt.scorers.dfn import Dfn
 from tests.conftest import REPOSITORY, refusal
 from tests.flyt.runs import SMALL_MODEL
 from tests.flyt.tars import uid_of, write_tar
 from tests.oracles.selection import parse_uid, uid_array
-from tests.scorers.image_tars import (
+from tests.scorers.base.image_tars import (
     FEATURE_BOUND,
     SEED,
     checkpoint,

@@ -11,14 +11,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
 from datacomp_flyt.pool.uids import UID_DTYPE
-from datacomp_flyt.scorers.compute import Compute
+from datacomp_flyt.scorers.base.matrix_products import Compute
 from datacomp_flyt.scorers.neg_clip_loss import NegClipLoss, _log_sums, neg_clip_loss_of_batch
 from tests.conftest import hex_uids
 from tests.oracles import scores as oracle
 from tests.oracles.selection import parse_uid
-from tests.scorers.inline import read_scores, run, scores_of, write_pool
+from tests.scorers.base.inline import read_scores, run, scores_of, write_pool
 from tests.scorers.public_ncl import public_neg_clip_loss, requires_checkout
 from tests.tolerances import float_bound
 
@@ -189,3 +190,45 @@ def test_the_public_code_beside_ours(temperature: float) -> None:
             rows = [array[batch] for array in arrays.values()]
             ours[batch] += neg_clip_loss_of_batch(rows[0], rows[1], temperature, CPU) / 3
     assert np.abs(ours - public).max() < score_bound(64, 256, temperature, computed=2)
+
+
+@pytest.mark.parametrize(
+    ("scale", "temperature"), [(math.log(1 / 0.07), 0.07), (math.log(500.0), 0.01)]
+)
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_temperature_of_a_checkpoint(
+    scale: float, temperature: float, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """The checkpoint's own temperature gives the scores and settings of the same number."""
+    path = tmp_path / "model.pt"
+    state = {"logit_scale": torch.full(shape, scale), "visual.proj": torch.zeros(2, 2)}
+    torch.save({"state_dict": state}, path)
+    scorer = NegClipLoss(temperature_of=str(path))
+    assert scorer.temperature == pytest.approx(temperature, rel=1e-6)
+    same = NegClipLoss(temperature=scorer.temperature)
+    assert scorer.settings == same.settings
+    arrays = pairs(40)
+    made = scores_of(scorer, arrays, tmp_path / "learned")
+    np.testing.assert_array_equal(made, scores_of(same, arrays, tmp_path / "given"))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"visual.proj": torch.zeros(2, 2)}, "has no logit_scale"),
+        ({"logit_scale": torch.tensor(math.nan)}, "not one usable number"),
+        ({"logit_scale": torch.tensor(-1e4)}, "not one usable number"),
+        ({"logit_scale": torch.zeros(2)}, "not one usable number"),
+    ],
+)
+def test_a_checkpoint_without_a_temperature(
+    state: dict[str, torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(InputError, match=f"--temperature_of .*model.pt .*{message}"):
+        NegClipLoss(temperature_of=str(tmp_path / "model.pt"))
+
+
+def test_two_temperatures(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give one of them"):
+        NegClipLoss(temperature=0.07, temperature_of=str(tmp_path / "model.pt"))

@@ -10,13 +10,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from datacomp_flyt.scorers.base.targets import load_targets
 from datacomp_flyt.scorers.clip_score import ClipScore
 from datacomp_flyt.scorers.norm_sim import NormSim, norms
-from datacomp_flyt.scorers.targets import load_targets
 from datacomp_flyt.scorers.vas import Vas
 from tests.conftest import refusal
 from tests.oracles import scores as oracle
-from tests.scorers.inline import run, scores_of, write_pool
+from tests.scorers.base.inline import run, scores_of, write_pool
 from tests.scorers.public_ncl import public_norm_sim, public_vas, requires_checkout
 from tests.scorers.test_neg_clip_loss import F, G, pairs, unit
 from tests.tolerances import float_bound

@@ -14,7 +14,7 @@ from datacomp_flyt.scorers.norm_sim_d import NormSimD
 from tests.conftest import hex_uids, refusal, sorted_uids
 from tests.oracles import scores as oracle
 from tests.oracles.selection import parse_uid
-from tests.scorers.inline import InlineEngine, run, scores_of, write_pool
+from tests.scorers.base.inline import InlineEngine, run, scores_of, write_pool
 from tests.scorers.test_neg_clip_loss import pairs, unit
 
 

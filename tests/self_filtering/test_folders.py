@@ -14,11 +14,11 @@ import pytest
 pytest.importorskip("webdataset", reason="the train extra is not installed")
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.subset import read_subset
-from datacomp_flyt.pool.tar_uids import uids_of_tar
 from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.self_filtering import first_mix, forget
 from datacomp_flyt.self_filtering.finished import final_mix, finish
 from datacomp_flyt.self_filtering.given_scores import link_tables
+from datacomp_flyt.tars.uids import uids_of_tar
 from tests.conftest import hex_uids, refusal, write_parquet
 from tests.flyt.tars import pair, uid_of, write_pairs, write_tar
 from tests.oracles.selection import format_uid

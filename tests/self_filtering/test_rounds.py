@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datacomp_flyt.engines.steps import Step
 from datacomp_flyt.self_filtering.rounds import Run
 from datacomp_flyt.self_filtering.settings import Settings
 from datacomp_flyt.self_filtering.trainer_command import TrainerCommand
+from datacomp_flyt.steps import Step
 
 TRAINER = TrainerCommand(("-m", "open_clip_train.main", "--model", "M"), "s/{0..3}.tar")
 

@@ -1,0 +1,47 @@
+"""Settings under which a CLIP model embeds: precision, decoding threads and image limits."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import torch
+from PIL import Image
+
+from datacomp_flyt.threads import default_num_workers
+
+
+@contextlib.contextmanager
+def inference(device: torch.device, precision: str) -> Iterator[None]:
+    """No gradients, and products as `precision` says: float32 without TF32, or bfloat16.
+
+    Args:
+        precision: `fp32` or `bf16`.
+    """
+    with (
+        torch.inference_mode(),
+        torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ),
+        torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        yield
+
+
+def refuse_decompression_bombs() -> None:
+    """Make images beyond Pillow's limit of pixels undecodable, and its other warnings silent.
+
+    For the whole process, since filters of warnings are not a thread's.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def decode_threads(asked: int | None, device: torch.device) -> int:
+    """Threads that decode in a worker; a GPU waits for more images than one core decodes."""
+    if asked is not None:
+        return asked
+    if device.type == "cpu":
+        return 1
+    return max(1, default_num_workers() // max(1, torch.cuda.device_count()))

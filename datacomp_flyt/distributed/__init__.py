@@ -1,0 +1,1 @@
+"""Ranks of `torchrun`: how they meet, and collectives between them."""

@@ -1,0 +1,149 @@
+"""Dispatches items to workers and replaces lost ones; shared by all engines.
+
+A `WorkerPool` starts and reaches an engine's workers. Each worker runs a `TaskRunner`.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Generic, TypeVar
+
+from datacomp_flyt.engines.engine import Outcome, T, TaskFactory, WorkerLost
+from datacomp_flyt.engines.messages import pack, unpack
+from datacomp_flyt.errors import InputError
+
+START_ATTEMPTS = 3  # workers in a row that may end before `make` has, until their slot is given up
+_THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
+ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in _THREADS}
+"""Environment of a CPU worker, read by these libraries when they are loaded."""
+
+W = TypeVar("W")
+
+
+class TaskRunner:
+    """The worker's side: the function of the items, whose answers are bytes for `_outcome`."""
+
+    def load(self, make: Callable[[], TaskFactory], device: str) -> bytes:
+        """Answer of `make()(device)`, whose result stays here."""
+        return _answer(self._load, make, device)
+
+    def call(self, item: Callable[[], Any]) -> bytes:
+        """Answer of the function, given `item()`."""
+        return _answer(lambda: self._function(item()))
+
+    def _load(self, make: Callable[[], TaskFactory], device: str) -> None:
+        self._function = make()(device)
+        if device == "cpu" and "torch" in sys.modules:  # whatever a library has set
+            sys.modules["torch"].set_num_threads(1)
+
+
+class WorkerPool(ABC, Generic[W]):
+    """The workers of one run. Each has one of `slots` slots, kept by its replacements."""
+
+    slots: int
+
+    @abstractmethod
+    def start(self, slot: int) -> W:
+        """A new worker, whose first answer is that of `Function.load`."""
+
+    @abstractmethod
+    def submit(self, worker: W, item: Any) -> None:
+        """Give an item to a worker that has answered; never raises for a worker that ended."""
+
+    @abstractmethod
+    def wait(self, workers: Sequence[W]) -> list[tuple[W, bytes | WorkerLost]]:
+        """Wait for one answer or lost worker at least; a lost one is forgotten."""
+
+    @abstractmethod
+    def release(self, worker: W) -> None:
+        """Let a worker end that has answered; there is nothing more for it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all workers, at once where they have not been released."""
+
+
+def run_tasks(pool: WorkerPool[W], items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
+    """`Engine.run`, with the workers of `pool`, which is closed at the end.
+
+    Raises:
+        InputError: `make` raised it, or no worker lives long enough to finish `make`.
+    """
+    pending = deque(items)
+    free_slots = deque(range(pool.slots))
+    failures = [0] * pool.slots
+    starting: dict[W, int] = {}
+    busy: dict[W, tuple[int, T]] = {}
+    lost = WorkerLost("no slot for a worker")
+    try:
+        while pending or busy:
+            while free_slots and len(starting) < len(pending):
+                slot = free_slots.popleft()
+                starting[pool.start(slot)] = slot
+            if not starting and not busy:
+                raise InputError(
+                    f"every worker ended before it had loaded, {START_ATTEMPTS} times in a row "
+                    f"({lost}): "
+                    "try with fewer --num_workers, which takes less memory"
+                )
+            done: list[Outcome[T, Any]] = []
+            for worker, answer in pool.wait([*starting, *busy]):
+                if worker in starting:
+                    slot = starting.pop(worker)
+                    if isinstance(answer, WorkerLost):
+                        lost = answer
+                        failures[slot] += 1
+                        if failures[slot] < START_ATTEMPTS:
+                            free_slots.append(slot)
+                        continue
+                    made = _outcome(None, answer)
+                    if made.error is not None:
+                        raise made.error
+                    failures[slot] = 0
+                else:
+                    slot, item = busy.pop(worker)
+                    done.append(_outcome(item, answer))
+                    if isinstance(answer, WorkerLost):
+                        free_slots.append(slot)
+                        continue
+                if pending:
+                    busy[worker] = slot, pending.popleft()
+                    pool.submit(worker, busy[worker][1])
+                else:
+                    pool.release(worker)
+            # after the next items are handed out: what the caller does takes no worker's time
+            yield from done
+    finally:
+        pool.close()
+
+
+def _outcome(item: T, answer: bytes | WorkerLost) -> Outcome[T, Any]:
+    if isinstance(answer, WorkerLost):
+        return Outcome(item, error=answer)
+    result, error, trace = unpack(answer)
+    if error is not None:
+        error.__cause__ = RuntimeError(f"in the worker:\n{trace}")
+    return Outcome(item, result, error)
+
+
+def _answer(function: Callable[..., Any], *arguments: Any) -> bytes:
+    try:
+        return pack((function(*arguments), None, ""))
+    except Exception as error:
+        return pack((None, _portable(error), traceback.format_exc()))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or where pickle cannot carry it, one with its type and text."""
+    try:
+        if type(unpack(pack(error))) is type(error):
+            return error
+    except Exception:  # pickle lets through whatever a class raises
+        pass
+    if isinstance(error, InputError):
+        return InputError(str(error))
+    return RuntimeError(f"{type(error).__name__}: {error}")

@@ -1,0 +1,225 @@
+"""One run at a time writes an output: the second is refused.
+
+The kernel releases a lock when its process ends, however it ends, so a killed run blocks nobody; a
+file that merely says "taken" would. NFS and, mounted with `flock`, Lustre keep locks between
+machines. Where a filesystem keeps none, the run goes on and says so.
+
+The `filelock` package does not serve here: its lock does not name the process that holds it and
+leaves its file behind, and version 3.8.0, which DataComp pins, follows symbolic links, truncates
+what they lead to, and lets a forked child keep the lock of its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.streams import say
+
+try:
+    import fcntl
+
+    _LOCKS = True
+except ImportError:  # Windows
+    _LOCKS = False
+
+_HELD: set[int] = set()
+_TRIES = 100  # runs that end just as this one begins
+_HOLDER = re.compile(r"process \d+ on .*\n?")
+
+
+@dataclass
+class _LockFile:
+    """An open lock file.
+
+    Attributes:
+        handle: its file descriptor.
+        writable: whether it is open for writing. In a folder that a group writes, the file of
+            another user can only be read.
+        ours: whether this program made it, so that it may be written and removed. Other tools have
+            files of this name.
+    """
+
+    handle: int
+    writable: bool
+    ours: bool
+
+
+@contextlib.contextmanager
+def lock_outputs(*places: Path | str) -> Iterator[None]:
+    """Keep other runs from writing the same outputs while the block runs.
+
+    Args:
+        places: folders, or files whose folders exist. Links are resolved.
+
+    Raises:
+        InputError: another run writes one of them, its folder cannot be written, or the lock file
+            is a file of another program.
+    """
+    with contextlib.ExitStack() as stack:
+        for place in map(Path, places):
+            stack.enter_context(_lock(place))
+        yield
+
+
+def try_lock(handle: int) -> bool | None:
+    """Lock an open file; False if another process holds the lock, None if locking fails."""
+    if not _LOCKS:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+@contextlib.contextmanager
+def _lock(place: Path) -> Iterator[None]:
+    if not _LOCKS:
+        _warn(place, "Windows")
+        yield
+        return
+    real = Path(os.path.realpath(place))
+    # not of the place's kind: its folder may be read as one of tables meanwhile
+    path = real / ".lock" if real.is_dir() else real.with_name(f".{real.name}.lock")
+    lock = _take(path, place)
+    _HELD.add(lock.handle)
+    try:
+        yield
+    finally:
+        if lock.handle in _HELD:  # a forked child has released it
+            _HELD.remove(lock.handle)
+            if lock.ours:
+                with contextlib.suppress(OSError):
+                    path.unlink()  # before the release, so that the next run makes a new file
+            os.close(lock.handle)
+
+
+def _take(path: Path, place: Path) -> _LockFile:
+    """Open the lock file and lock it."""
+    made = False
+    for _ in range(_TRIES):
+        lock = _open(path, place, made)
+        made = lock.ours
+        try:
+            fcntl.flock(lock.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _content(lock.handle).strip()
+            os.close(lock.handle)
+            raise InputError(
+                f"{place} is being written by another run ({holder or 'which just began'}): wait "
+                "until that has ended, or name another place; if that process is gone, as after "
+                f"its machine lost power, remove {path}"
+            ) from None
+        except OSError as error:
+            if lock.writable:
+                _warn(place, error.strerror)
+                return lock
+            os.close(lock.handle)  # NFS locks only files that are open for writing
+            raise _of_somebody_else(path) from None
+        if not _is_same(lock.handle, path):  # the run that held it has ended and removed it
+            os.close(lock.handle)
+        elif lock.writable:
+            if lock.ours:
+                with contextlib.suppress(OSError):  # the text only serves a later message
+                    os.ftruncate(lock.handle, 0)
+                    line = f"process {os.getpid()} on {socket.gethostname()}\n"
+                    os.pwrite(lock.handle, line.encode(), 0)
+            return lock
+        else:  # left by a killed run of another user
+            try:
+                if not lock.ours:
+                    raise _of_somebody_else(path)
+                path.unlink()
+            except OSError:
+                raise _of_somebody_else(path) from None
+            finally:
+                os.close(lock.handle)
+    _warn(place, "a file is another one each time")
+    return _open(path, place, made)
+
+
+def _open(path: Path, place: Path, made: bool) -> _LockFile:
+    """Open the lock file, or make it.
+
+    Args:
+        made: whether this process has made it before.
+
+    Raises:
+        InputError: the folder cannot be written, or the file is no lock of this program.
+    """
+    shared = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe does not wait
+    handle, error = -1, OSError()
+    for flags in (os.O_RDWR | os.O_CREAT | os.O_EXCL, os.O_RDWR, os.O_RDONLY) * 3:
+        try:
+            handle = os.open(path, flags | shared, 0o666)
+        except FileExistsError:
+            continue
+        except OSError as failure:
+            error = failure
+            if error.errno == errno.ELOOP:
+                raise _of_another_program(path, place, "a link") from None
+            continue
+        writable, made = flags != os.O_RDONLY, made or bool(flags & os.O_CREAT)
+        break
+    else:  # several rounds, since another run's file may come and go
+        raise InputError(f"{place} cannot be written ({error.strerror}): choose another place")
+    content = _content(handle) if stat.S_ISREG(os.fstat(handle).st_mode) else None
+    if content is None or (content and not _HOLDER.fullmatch(content)):
+        os.close(handle)
+        raise _of_another_program(path, place, "no lock of this program")
+    return _LockFile(handle, writable, made or bool(content))
+
+
+def _content(handle: int) -> str:
+    with contextlib.suppress(OSError):
+        return os.pread(handle, 400, 0).decode(errors="replace")
+    return ""
+
+
+def _of_another_program(path: Path, place: Path, what: str) -> InputError:
+    return InputError(
+        f"{place} wants {path} as its lock file, and that is {what}: move it elsewhere, or name "
+        "another place"
+    )
+
+
+def _of_somebody_else(path: Path) -> InputError:
+    return InputError(f"{path} is of somebody else: have it removed if no run goes on there")
+
+
+def _warn(place: Path, why: str | None) -> None:
+    say(
+        f"{place}: this filesystem keeps no locks ({why}): see to it that no other run writes "
+        "there",
+        error=True,
+    )
+
+
+def _is_same(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
+    except OSError:
+        return False
+
+
+def _let_go() -> None:
+    """In a forked child, such as a data loader's, which may live longer than its parent."""
+    for handle in _HELD:
+        with contextlib.suppress(OSError):
+            os.close(handle)
+    _HELD.clear()
+
+
+if _LOCKS:
+    os.register_at_fork(after_in_child=_let_go)

@@ -1,0 +1,58 @@
+"""The settings that a folder of results was made with: written first, compared by later runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.open_file import readable
+from datacomp_flyt.files.output_files import atomic_write
+
+SETTINGS_FILE = "_settings.json"
+"""Readers of a folder of parquet files (pandas, pyarrow, Spark) ignore names with a leading _."""
+
+_OLD_NAME = "settings.json"  # the name in older releases
+
+
+def check_settings(folder: Path, settings: dict[str, Any], way_out: str) -> None:
+    """Note the settings in a new folder; compare them with those of an old one.
+
+    Args:
+        folder: made where it is missing.
+        settings: as JSON.
+        way_out: what a user can do instead of writing into a folder that has other files.
+
+    Raises:
+        InputError: it was made with other settings, or holds parquet files and no settings.
+    """
+    wanted = json.loads(json.dumps(settings))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}): {way_out}") from None
+    path = folder / SETTINGS_FILE
+    if not path.exists() and (folder / _OLD_NAME).exists():
+        path = folder / _OLD_NAME
+    if not path.exists():
+        if any(folder.glob("*.parquet")):
+            raise InputError(
+                f"{folder} holds .parquet files that this command did not make: {way_out}"
+            )
+        with atomic_write(path) as file:
+            file.write(json.dumps(wanted, indent=2, sort_keys=True).encode() + b"\n")
+        return
+    with readable(str(path), "JSON", f"remove {folder} to begin anew"):
+        found = json.loads(path.read_bytes())
+        other = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    if other:
+        raise InputError(
+            f"{folder} was made with {other[0]} {found.get(other[0])!r}, now it is "
+            f"{wanted.get(other[0])!r}: give the same settings, {way_out}, or remove that folder"
+        )
+    if path.name == _OLD_NAME:
+        with contextlib.suppress(OSError):  # the folder may be read-only
+            os.rename(path, folder / SETTINGS_FILE)

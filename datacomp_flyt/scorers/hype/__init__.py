@@ -1,0 +1,1 @@
+"""HYPE: hyperbolic scores of alignment and specificity."""

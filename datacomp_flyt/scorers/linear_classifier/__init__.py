@@ -1,0 +1,1 @@
+"""A linear classifier on CLIP embeddings, its file and its training."""

@@ -1,0 +1,1 @@
+"""Selection in Python: a pool with score columns, scores, and subsets."""

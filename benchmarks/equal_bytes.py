@@ -1,4 +1,4 @@
-"""Selection in memory, in files (`--work_dir`) and on Ray: the same bytes, for every sampler.
+"""Checks that selection in memory, with `--work_dir` and on Ray gives equal bytes.
 
 `python -m benchmarks.equal_bytes` prints one JSON line, and ends with 1 where bytes differ. Each
 subset is that of a command, timed from start to exit. Commands of one method share a folder of
@@ -8,7 +8,6 @@ each way, as people would let them: the first sorts the pool, and the others fin
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shutil
 import sys
 import tempfile
@@ -17,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import print_result, run_child, say
+from benchmarks.measure import add_dir_argument, print_result, run_child, say
 from benchmarks.selection import make_pool
+from datacomp_flyt.files.digest import file_digest
 
 _PENALTY = ("--repetition_penalty", "0.15")
 _M_FLYT = ("--name", "m_flyt", "--scoring_model", "paper")
@@ -26,7 +26,7 @@ _TWO_STAGES = ("--name", "neg_clip_loss_norm_sim")
 
 
 def jobs(draws: int, batch_size: int) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Flags of every sampler, and of a method of two stages, by what they read and a name."""
+    """Return the flags of every sampler and of a two-stage method, by method and name."""
     many = ("--num_samples", str(draws))
     scs, rounds = (*many, *_PENALTY), ("--sampling_batch_size", str(batch_size))
     return {
@@ -48,7 +48,7 @@ def jobs(draws: int, batch_size: int) -> dict[str, dict[str, tuple[str, ...]]]:
 
 
 def compare(args: argparse.Namespace, pool: Path, folder: Path) -> dict[str, Any]:
-    """Digests, seconds and peaks of every command, by its method and sampler, and by way."""
+    """Run every command in each way; return digests, seconds and peaks."""
     ray = ["--engine", "ray", *(["--ray_address", args.ray_address] if args.ray_address else [])]
     found: dict[str, Any] = {}
     for method, samplers in jobs(args.draws or args.rows, min(args.batch_size, args.rows)).items():
@@ -75,8 +75,8 @@ def _run(args: argparse.Namespace, pool: Path, folder: Path, flags: list[str]) -
     command += ["--save_path", str(subset), "--save_scores", str(scores), *flags]
     child = run_child(command)
     result = {
-        "sha256": _digest(subset),
-        "sha256_of_scores": _digest(scores),
+        "sha256": file_digest(subset),
+        "sha256_of_scores": file_digest(scores),
         "entries": len(np.load(subset, mmap_mode="r")),
         "seconds": child.seconds,
         "peak_gb_of_largest_process": child.peak_bytes / 1e9,
@@ -84,14 +84,6 @@ def _run(args: argparse.Namespace, pool: Path, folder: Path, flags: list[str]) -
     subset.unlink()
     scores.unlink()
     return result
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 24):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def main() -> None:
@@ -103,12 +95,7 @@ def main() -> None:
     add("--num_workers", type=int, default=2)
     add("--ray_address", help="of a running cluster; without it each command starts Ray here")
     add("--seed", type=int, default=0, help="of the generated pool")
-    add(
-        "--dir",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "datacomp_flyt_benchmarks",
-        help="where the pool is made, and found again by the next run (default: %(default)s)",
-    )
+    add_dir_argument(parser)
     args = parser.parse_args()
     pool = args.dir.resolve() / f"pool_{args.rows}"
     make_pool(pool, args.rows, args.seed)

@@ -1,12 +1,14 @@
-"""Wall time and peak memory of this process or of a child, and the machine they were taken on."""
+"""Measures wall time and peak memory of this process or a child, and describes the machine."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,7 @@ print(json.dumps([seconds, usage.ru_maxrss * unit, os.waitstatus_to_exitcode(sta
 
 @dataclass(frozen=True)
 class Child:
-    """A command that ended well: seconds from start to exit, and peak resident bytes.
+    """A command that succeeded: seconds from start to exit, and peak resident bytes.
 
     Of a command that has processes of its own, the peak is that of the largest of them.
     """
@@ -65,7 +67,7 @@ def run_child(command: Sequence[str], env: Mapping[str, str] | None = None) -> C
 
 
 def reset_peak_memory() -> bool:
-    """Start the peak of `memory` again from what is resident now; False where that cannot be."""
+    """Reset the peak of `memory` to the resident memory; return False if that is impossible."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -74,7 +76,7 @@ def reset_peak_memory() -> bool:
 
 
 def memory(field: str) -> int | None:
-    """Bytes resident in this process: `VmRSS` now, `VmHWM` at most; None without /proc."""
+    """Return the resident bytes of this process: `VmRSS` now, `VmHWM` peak; None without /proc."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -83,7 +85,7 @@ def memory(field: str) -> int | None:
 
 
 class PeakMemory:
-    """Largest rise of resident memory, in MB, over several blocks of code."""
+    """Measures the largest rise of resident memory, in MB, over several blocks of code."""
 
     def __init__(self) -> None:
         self.megabytes: float | None = None
@@ -99,7 +101,7 @@ class PeakMemory:
 
 
 def machine() -> dict[str, Any]:
-    """Versions and processors."""
+    """Describe the machine: versions and processors."""
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -111,13 +113,23 @@ def machine() -> dict[str, Any]:
     }
 
 
+def add_dir_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--dir`, the folder of generated pools."""
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "datacomp_flyt_benchmarks",
+        help="folder of generated pools, which the next run uses again (default: %(default)s)",
+    )
+
+
 def say(text: str) -> None:
-    """Progress, on stderr."""
+    """Print progress on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def rounded(value: Any) -> Any:
-    """Floats of a result to four significant digits."""
+    """Round the floats of a result to four significant digits."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
@@ -128,5 +140,5 @@ def rounded(value: Any) -> Any:
 
 
 def print_result(name: str, result: dict[str, Any]) -> None:
-    """The one line on stdout."""
+    """Print a result and the machine as one line of JSON on stdout."""
     print(json.dumps({"benchmark": name, **rounded(result), "machine": machine()}))

@@ -1,4 +1,4 @@
-"""A cap on the memory of a command and all its processes, enforced by the kernel: a cgroup.
+"""Caps the memory of a command and all its processes by a cgroup.
 
 What is written to files counts too, as long as the kernel keeps it in memory: at the cap it makes
 room by forgetting that first, and kills where there is nothing to forget.
@@ -20,12 +20,12 @@ _JOIN = 'echo $$ > "$0" && exec "$@"'  # of sh: the path of cgroup.procs, and a 
 
 
 class NoCap(Exception):
-    """Nothing on this machine can enforce a cap."""
+    """Raised if nothing on this machine can enforce a cap."""
 
 
 @dataclass(frozen=True)
 class MemoryCap:
-    """A cgroup of version 1 or 2 with a cap, or where systemd makes one for each command.
+    """A cgroup of version 1 or 2 with a cap, or systemd, which makes a cgroup for each command.
 
     Attributes:
         kind: "cgroup v1", "cgroup v2" or "systemd".
@@ -38,13 +38,13 @@ class MemoryCap:
     limit: int
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """A command that runs another under the cap."""
+        """Return the words that run a command under the cap."""
         if self.folder is None:
             return [*_systemd_run(self.limit), *command]
         return ["sh", "-c", _JOIN, str(self.folder / "cgroup.procs"), *command]
 
     def of(self, process: int) -> MemoryCap:
-        """The same, with the folder where it is now known: that of a running process."""
+        """Return the cap with the folder of a running process's cgroup, if it was not known."""
         if self.folder is not None:
             return self
         for line in Path(f"/proc/{process}/cgroup").read_text().splitlines():
@@ -58,7 +58,7 @@ class MemoryCap:
 
     @property
     def holds(self) -> bool:
-        """Whether the kernel says that this is the cap."""
+        """True if the kernel enforces this cap."""
         try:
             assert self.folder is not None
             return int((self.folder / self._file(0)).read_text()) <= self.limit
@@ -66,15 +66,15 @@ class MemoryCap:
             return False
 
     def peak_bytes(self) -> int | None:
-        """Most that was in memory at once, files included; None where the kernel does not say."""
+        """Return the peak memory, page cache included; None if the kernel does not report it."""
         return self._number(self._file(1))
 
     def anonymous_bytes(self) -> int | None:
-        """What is in memory now and in no file: it cannot be forgotten."""
+        """Return the anonymous memory, which the kernel cannot drop."""
         return self._number("memory.stat", "total_rss" if self._version == 1 else "anon")
 
     def kills(self) -> int | None:
-        """Processes that the kernel has killed to keep to the cap."""
+        """Return the number of processes that the kernel killed to enforce the cap."""
         name = "memory.oom_control" if self._version == 1 else "memory.events"
         return self._number(name, "oom_kill")
 
@@ -107,7 +107,7 @@ _FILES = {
 
 @contextlib.contextmanager
 def memory_cap(limit: int, roots: Sequence[Path] | None = None) -> Iterator[MemoryCap]:
-    """A cap for the commands that are run inside, which have ended when this ends.
+    """Cap the memory of commands that run, and end, in the block.
 
     Args:
         limit: bytes.
@@ -140,7 +140,7 @@ def memory_cap(limit: int, roots: Sequence[Path] | None = None) -> Iterator[Memo
 
 
 def _make(folder: Path, limit: int) -> MemoryCap:
-    """A new cgroup.
+    """Create a cgroup.
 
     Raises:
         OSError: it cannot be made, or does not cap memory.
@@ -161,7 +161,7 @@ def _version(folder: Path) -> int:
 
 
 def _roots() -> list[Path]:
-    """Where cgroups with a memory controller are mounted, and our own ones there."""
+    """Return the mounts of cgroups with a memory controller, and this process's cgroups in them."""
     mounts, own = [], {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -190,7 +190,7 @@ def _systemd_works(limit: int) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """A cgroup is gone once its last process is; then its files need no removing."""
+    """Remove a cgroup, which is possible once its last process has ended."""
     for _ in range(50):
         try:
             folder.rmdir()

@@ -1,4 +1,4 @@
-"""The report on a large pool: seconds and peak memory of `datacomp-flyt report`.
+"""Benchmarks `datacomp-flyt report` on a large pool: seconds and peak memory.
 
 `python -m benchmarks.report [--rows N]` prints one JSON line. The pool is generated: metadata with
 captions and two CLIP scores, a score table of the twelve published columns in other files and
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from benchmarks.measure import print_result, run_child, say
+from benchmarks.measure import add_dir_argument, print_result, run_child, say
 from benchmarks.selection import make_pool
 
 _WORDS = 5_000  # different words, as frequent as in a language: Zipf
@@ -50,7 +49,7 @@ def _captions(words: NDArray[np.str_]) -> list[str]:
 
 
 def make_selections(folder: Path, rows: int, num_workers: int) -> dict[str, Path]:
-    """Soft Cap Sampling of as many draws as rows, and the top 20%, of the paper's mixed score."""
+    """Select by Soft Cap Sampling with as many draws as rows, and the top 20%."""
     settings = {
         "scs": ["--sampling", "scs", "--num_samples", str(rows), "--repetition_penalty", "0.15"],
         "top": ["--sampling", "top_fraction", "--fraction", "0.2"],
@@ -74,12 +73,7 @@ def main() -> None:
     add("--repeats", type=int, default=3)
     add("--num_workers", type=int, default=2)
     add("--seed", type=int, default=0, help="of the generated pool")
-    add(
-        "--dir",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "datacomp_flyt_benchmarks",
-        help="where the pool is made, and found again by the next run (default: %(default)s)",
-    )
+    add_dir_argument(parser)
     args = parser.parse_args()
     folder = args.dir.resolve() / f"report_pool_{args.rows}"
     make_pool(folder, args.rows, args.seed)

@@ -1,4 +1,4 @@
-"""Soft Cap Sampling against the loop of the paper, and at DataComp's medium scale.
+"""Benchmarks Soft Cap Sampling against the paper's loop, and at DataComp's medium scale.
 
 `python -m benchmarks.sampling [--part naive|medium|all]` prints one JSON line.
 
@@ -35,7 +35,7 @@ def naive_rounds(
     penalty: float,
     random: np.random.RandomState,
 ) -> list[NDArray[np.int64]]:
-    """The next rounds of the loop; takes the penalty off `scores` and returns what was drawn."""
+    """Run some rounds of the loop, which subtract the penalty from `scores`; return the draws."""
     batches = []
     for _ in range(number):
         weights = np.exp(scores - scores.max())
@@ -49,7 +49,7 @@ def naive_rounds(
 def make_pool(
     args: argparse.Namespace, length: int
 ) -> tuple[NDArray[np.float64], NDArray[np.void]]:
-    """Normal scores and random 128-bit uids."""
+    """Generate normal scores and random 128-bit uids."""
     rng = np.random.default_rng(args.seed)
     scores = rng.normal(0.0, args.score_std, length)
     words = rng.integers(0, 2**64 - 1, 2 * length, np.uint64, endpoint=True)
@@ -63,7 +63,7 @@ def soft_cap(
     num_samples: int,
     batch_size: int,
 ) -> float:
-    """Seconds of one call."""
+    """Time one call, in seconds."""
     start = time.perf_counter()
     counts = soft_cap_counts(
         scores, uids, num_samples, args.alpha, args.seed, batch_size, num_workers=args.num_workers
@@ -75,7 +75,7 @@ def soft_cap(
 
 
 def part_naive(args: argparse.Namespace) -> dict[str, Any]:
-    """Chunks of the naive loop and our two calls in turns."""
+    """Time chunks of the naive loop and our two calls in turns."""
     scores, uids = make_pool(args, args.examples)
     rounds, left_over = divmod(args.draws, args.round_size)
     if left_over:
@@ -132,7 +132,7 @@ def part_naive(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def medium_run(args: argparse.Namespace, batch_size: int) -> dict[str, Any]:
-    """What the fresh process does: pool, `numpy.exp` three times, peak reset, one sampling."""
+    """Run in a fresh process: make a pool, time `numpy.exp` three times, and sample once."""
     scores, uids = make_pool(args, args.medium_examples)
     exp_seconds = []
     for _ in range(3):
@@ -153,7 +153,7 @@ def medium_run(args: argparse.Namespace, batch_size: int) -> dict[str, Any]:
 
 
 def part_medium(args: argparse.Namespace) -> dict[str, Any]:
-    """Fresh processes in turns: G = 1 and the paper's G."""
+    """Run fresh processes in turns with G = 1 and the paper's G."""
     large = args.medium_batch_size
     runs: dict[int, list[dict[str, Any]]] = {1: [], large: []}
     wanted = {1: args.medium_repeats, large: args.medium_batch_repeats}

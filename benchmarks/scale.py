@@ -49,7 +49,7 @@ _ASSUMPTIONS = (
 
 
 def bytes_needed(rows: int, draws: int, compression: str, batch_size: int) -> int:
-    """Disk for a pool, its sorting, its timers and its subset, at the fullest moment."""
+    """Return the peak disk space of a pool, its sort, its timers and its subset."""
     sampling = (_SORTED + _COUNTS) * rows
     timers = _TIMER * (rows + draws) if batch_size > 1 else 0
     most = max((_RUNS + _SORTED) * rows, sampling + timers, sampling + _SUBSET * draws)
@@ -59,7 +59,7 @@ def bytes_needed(rows: int, draws: int, compression: str, batch_size: int) -> in
 def refuse_without_room(
     folder: Path, rows: Sequence[int], draws: float, compression: str, batch_size: int
 ) -> None:
-    """Raise SystemExit if the largest pool has no room on the disk."""
+    """Raise SystemExit if the disk has no space for the largest pool."""
     most = max(rows)
     need = bytes_needed(most, int(draws * most), compression, batch_size) + _RESERVE
     free = shutil.disk_usage(folder).free
@@ -71,7 +71,7 @@ def refuse_without_room(
 
 
 class Watch:
-    """What a command does while it runs, by phase.
+    """Records the time and I/O of a running command by phase.
 
     Attributes:
         seconds, read_bytes, written_bytes: by phase; bytes are those that went to or from disks.
@@ -92,7 +92,7 @@ class Watch:
         self._phase, self._time, self._moved = "start", time.perf_counter(), (0, 0)
 
     def look(self, process: int, cap: MemoryCap) -> None:
-        """Count what happened since the last look to the phase that it was then."""
+        """Add the time and I/O since the last call to the phase of that call."""
         now = time.perf_counter()
         moved = tuple(map(max, self._moved, _moved_bytes(process)))
         self.seconds[self._phase] += now - self._time
@@ -119,7 +119,7 @@ class Watch:
 def run_capped(
     command: Sequence[str], cap: MemoryCap, watch: Watch, log: Path
 ) -> tuple[float, float]:
-    """Run a command under a cap to its end; its wall seconds and its processor seconds.
+    """Run a command under a cap; return its wall seconds and its processor seconds.
 
     Raises:
         SystemExit: it failed, was killed, or ran without the cap.
@@ -151,7 +151,7 @@ def run_capped(
 
 
 def measure(args: argparse.Namespace, rows: int, folder: Path) -> dict[str, Any]:
-    """Generate a pool of so many rows in a folder, and select from it in both ways."""
+    """Generate a pool in a folder, and select from it in both ways."""
     say(f"generating {rows:,} rows in {folder}")
     pool, work = folder / "metadata", folder / "work"
     pool_bytes = make_pool(pool, rows, args.seed, args.num_workers, args.compression)
@@ -202,7 +202,7 @@ def measure(args: argparse.Namespace, rows: int, folder: Path) -> dict[str, Any]
 
 
 def forget_pages(folder: Path) -> None:
-    """Take the files of a folder out of the page cache: reading them is reading the disk."""
+    """Drop the files of a folder from the page cache."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -212,7 +212,7 @@ def forget_pages(folder: Path) -> None:
 
 
 def project(runs: Sequence[dict[str, Any]], name: str) -> dict[str, Any] | None:
-    """time = a + b * rows of some runs, and what it says of large and xlarge; None of one run."""
+    """Fit seconds = a + b * rows and extrapolate to large and xlarge; None for a single run."""
     rows = np.array([run["rows"] for run in runs], np.float64)
     seconds = np.array([run[name]["seconds"] for run in runs], np.float64)
     if len(runs) < 2:
@@ -229,7 +229,7 @@ def project(runs: Sequence[dict[str, Any]], name: str) -> dict[str, Any] | None:
 
 
 def _moved_bytes(process: int) -> tuple[int, int]:
-    """Bytes that a process and its children have read from and written to disks.
+    """Return the bytes that a process and its children have read from and written to disks.
 
     Those of children that have ended are in their parent's.
     """

@@ -1,4 +1,4 @@
-"""A generated pool as DataComp's metadata: parquet files of uids, which are hashes, and scores."""
+"""Generates a pool like DataComp's metadata: parquet files of random uids and scores."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _maker(folder: Path, seed: int, compression: str, device: str) -> Any:
 
 
 def write_shard(folder: Path, seed: int, compression: str, shard: tuple[int, int]) -> int:
-    """Write one shard, its number and rows given; its bytes."""
+    """Write one shard, given its index and number of rows; return its size in bytes."""
     number, rows = shard
     rng = np.random.default_rng([seed, number])
     uids = rng.integers(0, 2**64 - 1, 2 * rows, np.uint64, endpoint=True).view(UID_DTYPE)

@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from benchmarks.measure import PeakMemory, print_result, run_child, say
+from benchmarks.measure import PeakMemory, add_dir_argument, print_result, run_child, say
 from datacomp_flyt.demo import POOL
 from datacomp_flyt.pool.uids import UID_DTYPE, encode_uids
 from datacomp_flyt.scorers.base.matrix_products import Compute
@@ -45,14 +45,14 @@ Rows = NDArray[np.float32]
 
 
 def unit_rows(rows: int, rng: np.random.Generator) -> Rows:
-    """float32 [rows, 512] of length 1."""
+    """Generate float32 [rows, 512] of unit norm."""
     values = rng.standard_normal((rows, _WIDTH), np.float32)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     return values
 
 
 def plain_neg_clip_loss(images: Rows, texts: Rows, temperature: float) -> torch.Tensor:
-    """The formula over the whole matrix, as one writes it first."""
+    """Compute negCLIPLoss from the whole matrix, without tiles."""
     logits = torch.from_numpy(images) @ torch.from_numpy(texts).T / temperature
     return temperature * (
         logits.diagonal() - (torch.logsumexp(logits, 0) + torch.logsumexp(logits, 1)) / 2
@@ -60,14 +60,14 @@ def plain_neg_clip_loss(images: Rows, texts: Rows, temperature: float) -> torch.
 
 
 def plain_norm_sim(images: Rows, targets: Rows) -> torch.Tensor:
-    """The largest similarity, 3,000 examples against all targets at a time as in public code."""
+    """Compute the largest similarity, 3,000 examples at a time as in the public code."""
     there = torch.from_numpy(targets).T
     parts = torch.from_numpy(images).split(3000)
     return torch.cat([torch.linalg.vector_norm(part @ there, torch.inf, dim=1) for part in parts])
 
 
 def peak_gflops() -> float:
-    """Best of several square products with the threads that torch has now."""
+    """Return the best rate of several square products with torch's current threads."""
     best = 0.0
     for size in _SQUARES:
         a, b = torch.randn(2, size, size)
@@ -83,7 +83,7 @@ def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def measure_kernels(args: argparse.Namespace) -> dict[str, Any]:
-    """One batch of each scorer on one thread, in turns with the peak and the plain formula."""
+    """Time one batch of each scorer on one thread, in turns with the peak and the plain formula."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(args.seed)
     images, texts = unit_rows(args.batch_size, rng), unit_rows(args.batch_size, rng)
@@ -134,7 +134,7 @@ def measure_kernels(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_pool(folder: Path, shards: int, args: argparse.Namespace) -> None:
-    """Shards of one batch each, in float16 as DataComp's."""
+    """Write shards of one batch each, in float16 as DataComp's."""
     if folder.exists() and len(list(folder.glob("*.npz"))) == shards:
         return
     say(f"making {shards} shards in {folder}")
@@ -152,7 +152,7 @@ def make_pool(folder: Path, shards: int, args: argparse.Namespace) -> None:
 
 
 def measure_job(args: argparse.Namespace) -> dict[str, Any]:
-    """The command, from its start to its end, over pools of two sizes."""
+    """Time the command over pools of two sizes."""
     torch.set_num_threads(args.num_workers)
     args.dir.mkdir(parents=True, exist_ok=True)
     targets = args.dir / f"targets_{args.targets}.npy"
@@ -195,7 +195,7 @@ def measure_job(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_bfloat16() -> dict[str, Any]:
-    """Scores of the demo pool's real embeddings with factors in bfloat16."""
+    """Compare scores of the demo pool with factors in bfloat16 and in float32."""
     parts = [np.load(path) for path in sorted((POOL / "metadata").glob("*.npz"))]
     images, texts = (
         np.concatenate([part[name] for part in parts]).astype(np.float32)
@@ -220,7 +220,7 @@ def measure_bfloat16() -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scorers", description=__doc__)
     add = parser.add_argument
     add("--batch_size", type=int, default=32_768, help="of negCLIPLoss, and rows of a shard")
@@ -228,12 +228,7 @@ def main() -> None:
     add("--repeats", type=int, default=3)
     add("--num_workers", type=int, default=default_num_workers())
     add("--seed", type=int, default=0)
-    add(
-        "--dir",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "datacomp_flyt_benchmarks",
-        help="where pools are made, and found again by the next run (default: %(default)s)",
-    )
+    add_dir_argument(parser)
     args = parser.parse_args()
     args.dir = args.dir.resolve()
     result = {

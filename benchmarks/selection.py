@@ -1,4 +1,4 @@
-"""The whole job of selection, from parquet files to the saved subset.
+"""Benchmarks the whole selection, from parquet files to the saved subset.
 
 `python -m benchmarks.selection [--part whole_job|like_for_like|all]` prints one JSON line.
 
@@ -19,7 +19,7 @@ import json
 import multiprocessing
 import os
 import sys
-import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from benchmarks.measure import Child, print_result, run_child, say
+from benchmarks.measure import Child, add_dir_argument, print_result, run_child, say
 from datacomp_flyt.mixing.published import PUBLISHED_COLUMNS
 from datacomp_flyt.pool.uids import UID_DTYPE, encode_uids
 
@@ -42,7 +42,7 @@ _FEW_ROWS = 1_000
 
 
 def make_pool(folder: Path, rows: int, seed: int) -> None:
-    """Metadata and score table of `rows` examples, unless they are there; then read them once.
+    """Write metadata and score table of `rows` examples unless they exist, and read them once.
 
     Reading brings them into the system's page cache, so that no timed run is the first.
     """
@@ -85,7 +85,7 @@ def _write(
 
 
 def part_whole_job(args: argparse.Namespace) -> dict[str, Any]:
-    """m_flyt with the paper's weights and SCS: G = 1 several times, the paper's G once."""
+    """Time m_flyt with the paper's weights and SCS: G = 1 several times, the paper's G once."""
     folder = args.dir / f"pool_{args.rows}"
     make_pool(folder, args.rows, args.seed)
     bare = run_child([sys.executable, "-c", "import numpy, pyarrow.parquet"])
@@ -128,7 +128,7 @@ def part_whole_job(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def plain_clip_score(metadata: Path, save_path: Path, num_workers: int) -> None:
-    """DataComp's `clip_score --fraction`, step by step: its passes, processes and sorts."""
+    """Run the steps of DataComp's `clip_score --fraction`: its passes, processes and sorts."""
     paths = sorted(metadata.glob("*.parquet"))
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(num_workers) as pool:
@@ -153,7 +153,7 @@ def _read_uids_above(path: Path, threshold: np.float32) -> NDArray[np.void]:
 
 
 def part_like_for_like(args: argparse.Namespace) -> dict[str, Any]:
-    """Ours, the plain steps and DataComp's own program in turns on the same files.
+    """Time ours, the plain steps and DataComp's own program in turns on the same files.
 
     Each command also runs on a pool of 1,000 rows: what it costs to start, worker processes and
     their imports included.
@@ -162,42 +162,18 @@ def part_like_for_like(args: argparse.Namespace) -> dict[str, Any]:
     for rows, folder in folders.items():
         make_pool(folder, rows, args.seed)
     jobs = _like_for_like_jobs(args.num_workers)
-    runs: dict[str, dict[int, list[Child]]] = {
-        name: {rows: [] for rows in folders} for name in jobs
-    }
-    helps = []
-    for repeat in range(args.repeats):
-        for name, (command, env) in jobs.items():
-            say(f"like_for_like: {name}, run {repeat + 1} of {args.repeats}")
-            for rows, folder in folders.items():
-                subset = folder / f"{name}.npy"
-                subset.unlink(missing_ok=True)
-                paths = ["--metadata_dir", str(folder / "metadata"), "--save_path", str(subset)]
-                runs[name][rows].append(run_child([*command, *paths], env))
-            if name == "datacomp":
-                helps.append(run_child([*command[:2], "--help"], env))
-
+    runs, helps = _run_in_turns(jobs, folders, args.repeats)
     seconds, few, every = dict[str, float](), dict[str, float](), dict[str, list[float]]()
     for name, by_rows in runs.items():
         every[name] = [run.seconds for run in by_rows[args.like_rows]]
         seconds[name] = median(every[name])
         few[name] = median(run.seconds for run in by_rows[_FEW_ROWS])
-
-    def ratios(theirs: str, ours: str) -> dict[str, float | None]:
-        work = seconds[ours] - few[ours]
-        return {
-            "total": seconds[theirs] / seconds[ours],
-            "both_less_own_seconds_on_few_rows": (
-                (seconds[theirs] - few[theirs]) / work if work > 0 else None
-            ),
-        }
-
-    compared = {"plain_over_ours": ratios("plain", "ours")}
+    compared: dict[str, Any] = {"plain_over_ours": _ratios(seconds, few, "plain", "ours")}
     if helps:
         help_seconds = median(run.seconds for run in helps)
         seconds["datacomp_help_only"] = help_seconds
         compared["datacomp_over_ours_in_datacomp_python"] = {
-            **ratios("datacomp", "ours_in_datacomp_python"),
+            **_ratios(seconds, few, "datacomp", "ours_in_datacomp_python"),
             "datacomp_less_help_over_ours_total": (seconds["datacomp"] - help_seconds)
             / seconds["ours_in_datacomp_python"],
         }
@@ -230,8 +206,42 @@ def part_like_for_like(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def _run_in_turns(
+    jobs: Mapping[str, tuple[list[str], dict[str, str]]], folders: Mapping[int, Path], repeats: int
+) -> tuple[dict[str, dict[int, list[Child]]], list[Child]]:
+    """Run the commands in turns; return their runs by name and rows, and DataComp's `--help`."""
+    runs: dict[str, dict[int, list[Child]]] = {
+        name: {rows: [] for rows in folders} for name in jobs
+    }
+    helps = []
+    for repeat in range(repeats):
+        for name, (command, env) in jobs.items():
+            say(f"like_for_like: {name}, run {repeat + 1} of {repeats}")
+            for rows, folder in folders.items():
+                subset = folder / f"{name}.npy"
+                subset.unlink(missing_ok=True)
+                paths = ["--metadata_dir", str(folder / "metadata"), "--save_path", str(subset)]
+                runs[name][rows].append(run_child([*command, *paths], env))
+            if name == "datacomp":
+                helps.append(run_child([*command[:2], "--help"], env))
+    return runs, helps
+
+
+def _ratios(
+    seconds: Mapping[str, float], few: Mapping[str, float], theirs: str, ours: str
+) -> dict[str, float | None]:
+    """Return the ratios of seconds, in total and without those of few rows."""
+    work = seconds[ours] - few[ours]
+    return {
+        "total": seconds[theirs] / seconds[ours],
+        "both_less_own_seconds_on_few_rows": (
+            (seconds[theirs] - few[theirs]) / work if work > 0 else None
+        ),
+    }
+
+
 def _like_for_like_jobs(num_workers: int) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """Commands, to which the pool and the save path are added, and what they add to os.environ."""
+    """Return commands that lack the pool and the save path, and their environment variables."""
     workers = ["--num_workers", str(num_workers)]
     top = ["--fraction", str(_FRACTION), *workers]
     ours = ["-m", "baselines_plugin", "--name", "top_fraction", "--score", _CLIP_SCORE]
@@ -259,12 +269,7 @@ def main() -> None:
     add("--repeats", type=int, default=3)
     add("--num_workers", type=int, default=2)
     add("--seed", type=int, default=0, help="of the generated pool")
-    add(
-        "--dir",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "datacomp_flyt_benchmarks",
-        help="where pools are made, and found again by the next run (default: %(default)s)",
-    )
+    add_dir_argument(parser)
     add("--run_plain", action="store_true", help=argparse.SUPPRESS)
     add("--metadata_dir", type=Path, help=argparse.SUPPRESS)
     add("--save_path", type=Path, help=argparse.SUPPRESS)

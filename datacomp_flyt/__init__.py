@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datacomp_flyt.errors import InputError
+    from datacomp_flyt.pool.manifest import check_manifest, write_manifest
+    from datacomp_flyt.tars.image_list import list_images
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
     "InputError": "errors",
+    "check_manifest": "pool.manifest",
+    "list_images": "tars.image_list",
+    "write_manifest": "pool.manifest",
 }
 """The module of each public name, relative to this package."""
 
-__all__ = ["InputError", "__version__"]
+__all__ = ["InputError", "__version__", "check_manifest", "list_images", "write_manifest"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Progress of work: a bar on a terminal, and lines in a log, at most one a minute."""
+"""Shows progress: a bar on a terminal or in a notebook, or lines in a log, at most one a minute."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from datacomp_flyt.errors import printable
 from datacomp_flyt.streams import say
 
-_EVERY = 60.0  # seconds between two lines of a log
-_AT_LEAST = 1.0  # seconds between two lines of tenths
+_LOG_INTERVAL = 60.0  # seconds between two lines of a log
+_TENTHS_INTERVAL = 1.0  # least seconds between two lines of tenths
 
 T = TypeVar("T")
 
@@ -40,10 +40,10 @@ class Progress:
             total: the number of units.
             unit: the name of a unit, in the singular.
             initial: the number of units that were done before.
-            leave: keep the bar on a terminal when the work is done.
+            leave: keep the bar when the work is done.
             tenths: in a log, also print a line for each tenth of the work and for its end.
             quiet: show nothing.
-            options: options of tqdm, for a terminal.
+            options: options of tqdm, for the bar.
         """
         self.done, self.total, self.unit = initial, total, unit
         self._label, self._tenths, self._quiet = printable(label), tenths, quiet
@@ -51,27 +51,27 @@ class Progress:
         self._began = self._last = time.monotonic()
         self._shown = 10 * initial // max(total, 1)  # tenths
         self._bar: Any = None
-        if not quiet and _is_terminal():
+        if not quiet and (_is_terminal() or _is_notebook()):
             options = {"unit": unit or "it", "initial": initial, "leave": leave, **options}
             self._bar = tqdm(desc=self._label, total=total, **options)
 
-    def update(self, number: int = 1) -> None:
+    def update(self, units: int = 1) -> None:
         """Add to the number of units that are done."""
-        self.move_to(self.done + number)
+        self.move_to(self.done + units)
 
     def move_to(self, done: int) -> None:
         """Set the number of units that are done. A call without a change updates the time."""
-        number, self.done = done - self.done, done
+        units, self.done = done - self.done, done
         if self._bar is not None:
-            self._bar.update(number)
-            if not number:  # refresh the elapsed time
+            self._bar.update(units)
+            if not units:  # refresh the elapsed time
                 self._bar.refresh()
             return
         now = time.monotonic()
         since = now - self._last
         tenths = 10 * done // max(self.total, 1)
-        next_tenth = self._tenths and self._shown < tenths < 10 and since >= _AT_LEAST
-        if not self._quiet and (next_tenth or since >= _EVERY):
+        next_tenth = self._tenths and self._shown < tenths < 10 and since >= _TENTHS_INTERVAL
+        if not self._quiet and (next_tenth or since >= _LOG_INTERVAL):
             self._last, self._shown = now, tenths
             self._say(f"{100 * done // max(self.total, 1)}%")
 
@@ -107,12 +107,12 @@ class Progress:
     ) -> None:
         self.close(kind is None)
 
-    def _say(self, how_far: str) -> None:
+    def _say(self, state: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
         facts = [f"{minutes}:{seconds:02d}", *([self._note] if self._note else [])]
         if self.unit:
             facts.insert(0, f"{self.done:,} of {self.total:,} {self.unit}s")
-        say(f"{self._label}: {how_far} ({', '.join(facts)})", error=True)
+        say(f"{self._label}: {state} ({', '.join(facts)})", error=True)
 
 
 def with_progress(items: Iterable[T], label: str, total: int, unit: str) -> Iterator[T]:
@@ -128,3 +128,7 @@ def _is_terminal() -> bool:
         return bool(sys.stderr.isatty())
     except (AttributeError, ValueError):  # stderr is None, or closed
         return False
+
+
+def _is_notebook() -> bool:
+    return any(base.__name__ == "tqdm_notebook" for base in tqdm.__mro__)

@@ -1,4 +1,4 @@
-"""Work over files or blocks on threads of one process.
+"""Runs work over files or blocks on threads of one process.
 
 NumPy and pyarrow release the interpreter lock in their loops, and threads share the pool's
 arrays, so selection needs neither processes nor copies.
@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from datacomp_flyt.errors import ReadError
+from datacomp_flyt.errors import InputError, ReadError
 from datacomp_flyt.progress import with_progress
 
-_PAUSES = (0.1, 1.0)  # seconds before an item that could not be read is tried again
+_PAUSES = (0.1, 1.0)  # seconds before the retries of an item that could not be read
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,36 +28,36 @@ def map_threads(
     progress: str | None = None,
     unit: str = "file",
 ) -> list[R]:
-    """Results of `function` over `items`, in the order of `items`.
+    """Return the results of `function` over `items`, in the order of `items`.
+
+    Reads that fail are retried, see `retry_on_read_error`.
 
     Args:
-        num_workers: threads; 1 runs in the calling thread.
-        progress: the name of the work for its progress bar; None to show nothing.
+        num_workers: the number of threads; 1 runs in the calling thread.
+        progress: the label of the progress bar; None for no bar.
         unit: the name of an item for the bar.
-
-    An item whose read failed is tried again: see `retry_on_read_error`.
     """
     items = list(items)
     function = retry_on_read_error(function)
 
-    def watched(results: Iterator[R]) -> list[R]:
+    def collect(results: Iterator[R]) -> list[R]:
         if progress is None:
             return list(results)
         return list(with_progress(results, progress, len(items), unit))
 
     if num_workers <= 1 or len(items) <= 1:
-        return watched(map(function, items))
+        return collect(map(function, items))
     executor = ThreadPoolExecutor(num_workers)
     try:
-        return watched(executor.map(function, items))
+        return collect(executor.map(function, items))
     finally:
-        executor.shutdown(cancel_futures=True)  # Ctrl-C waits only for items that have begun
+        executor.shutdown(cancel_futures=True)  # Ctrl-C waits only for running items
 
 
 def retry_on_read_error(function: Callable[[T], R]) -> Callable[[T], R]:
-    """It, tried again, twice, where storage failed (`ReadError`), as disks and networks may."""
+    """Make a function retry twice after a `ReadError`, which disks and networks may raise."""
 
-    def trying(item: T) -> R:
+    def with_retries(item: T) -> R:
         for pause in _PAUSES:
             try:
                 return function(item)
@@ -65,17 +65,26 @@ def retry_on_read_error(function: Callable[[T], R]) -> Callable[[T], R]:
                 time.sleep(pause)
         return function(item)
 
-    return trying
+    return with_retries
 
 
 def blocks(stop: int, size: int, start: int = 0) -> list[slice]:
-    """Slices of at most `size` that cover range(start, stop)."""
+    """Return slices of at most `size` that cover range(start, stop)."""
     return [slice(begin, min(begin + size, stop)) for begin in range(start, stop, size)]
 
 
 def default_num_workers() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS has no affinity
         return os.cpu_count() or 1
+
+
+def check_num_workers(num_workers: int | None) -> int:
+    """Return `num_workers`, by default one per core. Raises InputError if it is below 1."""
+    if num_workers is None:
+        return default_num_workers()
+    if num_workers < 1:
+        raise InputError(f"--num_workers is {num_workers}, wanted 1 or more")
+    return num_workers

@@ -42,17 +42,17 @@ VARIABLES = (
     "OPENBLAS_CORETYPE",
     "MKL_CBWR",
 )
-# numbers of an explained assertion, in the reprs of NumPy and torch
+# a number in the repr of a NumPy or torch scalar
 _SCALAR = re.compile(r"(?:np\.float\d+|tensor)\(([^(),]+)(?:, [^()]*)?\)")
 _ARITHMETIC = re.compile(r"[\d.e+\-*/() <=]+")
-_LARGEST_TOLERANCE = 0.1  # a float above is no tolerance but a property of the values
+_LARGEST_TOLERANCE = 0.1  # a larger bound is no tolerance but a property of the values
 
 
 def settings_of_processors() -> list[dict[str, str]]:
-    """Environment variables that make the libraries behave as on other processors.
+    """Return environment variables that make the libraries behave as on other processors.
 
-    Each library has settings of its own, so that one run sets all of them to one level: nothing,
-    SSE (the oldest that it supports), AVX2, and AVX-512.
+    Each library has its own variables, and one run sets all of them to one level: none, the oldest
+    supported one (SSE), AVX2, or AVX-512.
     """
     try:
         from numpy._core._multiarray_umath import __cpu_dispatch__ as dispatched
@@ -89,18 +89,18 @@ class Calls:
             line = _line_of_test()
         if self.test and line and ratio == ratio:
             key = (self.test, line)
-            known = self.ratios.get(key)
-            if known is None or _closeness(ratio) > _closeness(known):
+            previous = self.ratios.get(key)
+            if previous is None or _closeness(ratio) > _closeness(previous):
                 self.ratios[key] = ratio
 
 
 def _closeness(ratio: float) -> float:
-    """1 at the tolerance, on either side of it: `not allclose` must not be close either."""
+    """Return a number that is 1 at the tolerance and smaller on both sides of it."""
     return ratio if ratio <= 1 else 1 / ratio
 
 
 def _line_of_test() -> str | None:
-    """File and line of the innermost frame of a test or of a helper of the tests."""
+    """Return file and line of the innermost frame that is in the tests."""
     frame = sys._getframe(2)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
@@ -110,8 +110,8 @@ def _line_of_test() -> str | None:
     return None
 
 
-def _ratio(actual: object, desired: object, rtol: float, atol: float) -> float:
-    """Largest error over tolerance of the finite elements; 0 where all are equal."""
+def largest_ratio(actual: object, desired: object, rtol: float, atol: float) -> float:
+    """Return the largest error over tolerance of the finite elements, or 0 if all are equal."""
     ours, theirs = (np.asarray(_to_numpy(side), dtype=np.complex128) for side in (actual, desired))
     with np.errstate(all="ignore"):
         error, allowed = abs(ours - theirs), atol + rtol * abs(theirs)
@@ -132,8 +132,12 @@ def _recorded(calls: Calls, function: Callable[..., Any], rtol: float, atol: flo
     @functools.wraps(function)
     def compare(actual: Any, desired: Any, *args: Any, **options: Any) -> Any:
         names = dict(zip(("rtol", "atol"), args, strict=False)) | options
-        with contextlib.suppress(TypeError, ValueError):  # other shapes: the function will tell
-            calls.add(_ratio(actual, desired, names.get("rtol", rtol), names.get("atol", atol)))
+        with contextlib.suppress(
+            TypeError, ValueError
+        ):  # of other shapes; the function itself raises then
+            calls.add(
+                largest_ratio(actual, desired, names.get("rtol", rtol), names.get("atol", atol))
+            )
         return function(actual, desired, *args, **options)
 
     return compare
@@ -148,14 +152,14 @@ def _recorded_assert_close(calls: Calls, function: Callable[..., Any]) -> Any:
         with contextlib.suppress(TypeError, ValueError):
             if rtol is None:
                 rtol, atol = default_tolerances(actual, expected)
-            calls.add(_ratio(actual, expected, rtol, atol))
+            calls.add(largest_ratio(actual, expected, rtol, atol))
         function(actual, expected, **options)
 
     return compare
 
 
 def _record_approx(calls: Calls) -> None:
-    scalar = type(pytest.approx(1.0))  # approximated sequences and mappings consist of them
+    scalar = type(pytest.approx(1.0))  # `approx` of sequences and mappings compares by it
     equals = scalar.__eq__
 
     def compare(self: Any, actual: Any) -> bool:
@@ -168,8 +172,8 @@ def _record_approx(calls: Calls) -> None:
     scalar.__eq__ = compare  # type: ignore[method-assign]
 
 
-def _sides(explanation: str) -> tuple[float, float] | None:
-    """Error and tolerance of an explained `error < tolerance`, if the assertion is one."""
+def error_and_tolerance(explanation: str) -> tuple[float, float] | None:
+    """Return error and tolerance of an explained assertion `error < tolerance`, or None."""
     line = _SCALAR.sub(r"\1", explanation.partition("\n")[0].removeprefix("assert "))
     *_, error, allowed = ["", "", *re.split("<=?", line)]
     if not (_ARITHMETIC.fullmatch(line) and error.strip() and ("." in allowed or "e" in allowed)):
@@ -182,7 +186,7 @@ def _sides(explanation: str) -> tuple[float, float] | None:
 
 
 class Plugin:
-    """Wraps the functions that compare, and writes the closest calls of each test."""
+    """A pytest plugin that wraps the comparing functions and writes the closest calls."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.calls = path, Calls()
@@ -209,7 +213,7 @@ class Plugin:
             self._write()
 
     def pytest_assertion_pass(self, item: pytest.Item, lineno: int, expl: str) -> None:
-        sides = _sides(expl)
+        sides = error_and_tolerance(expl)
         if sides is not None:
             error, allowed = sides
             self.calls.add(error / allowed, f"{item.location[0]}:{lineno}")
@@ -262,9 +266,9 @@ def run(tests: list[str], save_path: Path) -> int:
 
 
 def table(calls: list[dict[str, Any]], rows: int) -> str:
-    """The closest call of each line of a test, closest first, as Markdown.
+    """Return a Markdown table of the closest call of each line of a test, closest first.
 
-    Beside it stands the smallest ratio of the same comparison under another setting: where both are
+    The second column has the smallest ratio of the same comparison under any setting. If both are
     equal, the error does not depend on the processor.
     """
     closest: dict[str, dict[str, Any]] = {}
@@ -272,8 +276,8 @@ def table(calls: list[dict[str, Any]], rows: int) -> str:
     for call in calls:
         same = (call["test"], call["line"])
         smallest[same] = min(smallest.get(same, call["ratio"]), call["ratio"])
-        known = closest.get(call["line"])
-        if known is None or _closeness(call["ratio"]) > _closeness(known["ratio"]):
+        previous = closest.get(call["line"])
+        if previous is None or _closeness(call["ratio"]) > _closeness(previous["ratio"]):
             closest[call["line"]] = call
     lines = ["| error / tolerance | smallest | test | line | setting |", "|---|---|---|---|---|"]
     for call in sorted(closest.values(), key=lambda call: -_closeness(call["ratio"]))[:rows]:

@@ -21,7 +21,7 @@ from tests.oracles.selection import parse_uid, uid_array
 with contextlib.suppress(ImportError):  # DataComp's own environment does not have it
     import hypothesis
 
-    # others may keep the processor from us, and no input of ours is too slow to make
+    # on a busy machine every deadline is too short
     hypothesis.settings.register_profile(
         "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
@@ -35,17 +35,17 @@ Columns = dict[str, Any]
 
 
 class MadePool(NamedTuple):
-    """Row i of every column belongs to `uids[i]`; nothing is sorted."""
+    """Columns of a pool in no order; row i of each belongs to `uids[i]`."""
 
     uids: list[str]
     metadata: Columns
     scores: Columns
 
 
-def hex_uids(number: int, tag: str = "pool") -> list[str]:
-    """Different uids in no order; each third one shares its first 64 bits with the one before."""
-    uids = [hashlib.md5(f"{tag} {row}".encode()).hexdigest() for row in range(number)]
-    for row in range(2, number, 3):
+def hex_uids(count: int, tag: str = "pool") -> list[str]:
+    """Return unsorted distinct uids; every third shares its first 64 bits with the one before."""
+    uids = [hashlib.md5(f"{tag} {row}".encode()).hexdigest() for row in range(count)]
+    for row in range(2, count, 3):
         uids[row] = uids[row - 1][:16] + uids[row][16:]
     return uids
 
@@ -55,7 +55,7 @@ def sorted_uids(uids: Sequence[str]) -> np.ndarray:
 
 
 def make_pool(rows: int = ROWS, seed: int = 0, tag: str = "pool") -> MadePool:
-    """Metadata with DataComp's CLIP scores, and FLYT's twelve published score columns."""
+    """Return metadata with DataComp's CLIP scores, and the twelve published score columns."""
     rng = np.random.default_rng(seed)
     uids = hex_uids(rows, tag)
     metadata = {
@@ -66,14 +66,14 @@ def make_pool(rows: int = ROWS, seed: int = 0, tag: str = "pool") -> MadePool:
         "clip_l14_similarity_score": rng.normal(0.2, 0.05, rows).astype(np.float32),
     }
     scores = {"uid": uids} | {
-        name: rng.normal(place - 6, 0.1 + place, rows).astype(np.float32)
-        for place, name in enumerate(PUBLISHED)
+        name: rng.normal(index - 6, 0.1 + index, rows).astype(np.float32)
+        for index, name in enumerate(PUBLISHED)
     }
     return MadePool(uids, metadata, scores)
 
 
 def take(columns: Mapping[str, Any], rows: Sequence[int]) -> Columns:
-    """The columns at these rows, in this order."""
+    """Return the given rows of the columns, in the given order."""
     return {
         name: values[np.asarray(rows)]
         if isinstance(values, np.ndarray)
@@ -83,7 +83,7 @@ def take(columns: Mapping[str, Any], rows: Sequence[int]) -> Columns:
 
 
 def write_parquet(path: Path | str, columns: Mapping[str, Any], **options: Any) -> str:
-    """One file, at a local path or one that fsspec opens."""
+    """Write one parquet file to a local path or an address of fsspec, and return the path."""
     with fsspec.open(str(path), "wb") as file:
         pq.write_table(pa.table(dict(columns)), file, **options)
     return str(path)
@@ -92,21 +92,21 @@ def write_parquet(path: Path | str, columns: Mapping[str, Any], **options: Any) 
 def write_files(
     folder: Path | str, columns: Mapping[str, Any], parts: int = 1, seed: int | None = None
 ) -> str:
-    """The columns cut into files; with a seed, rows and file names come in another order."""
+    """Write the columns to several files; a seed shuffles rows and file names."""
     if "://" not in str(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    number = len(columns["uid"])
-    rows, names = np.arange(number), np.arange(parts)
+    count = len(columns["uid"])
+    rows, names = np.arange(count), np.arange(parts)
     if seed is not None:
         rng = np.random.default_rng(seed)
-        rows, names = rng.permutation(number), rng.permutation(parts)
+        rows, names = rng.permutation(count), rng.permutation(parts)
     for name, part in zip(names, np.array_split(rows, parts), strict=True):
         write_parquet(f"{folder}/part-{name:05d}.parquet", take(columns, part.tolist()))
     return str(folder)
 
 
 def refusal(function: Callable[..., object], *arguments: Any, **options: Any) -> str:
-    """The one line that an InputError says."""
+    """Return the message of the InputError that a call raises; it must be one line."""
     with pytest.raises(InputError) as caught:
         function(*arguments, **options)
     message = str(caught.value)
@@ -116,7 +116,7 @@ def refusal(function: Callable[..., object], *arguments: Any, **options: Any) ->
 
 @pytest.fixture
 def memory_folder() -> str:
-    """An empty folder of fsspec's memory filesystem."""
+    """Make an empty folder in fsspec's memory filesystem, and return its address."""
     fs = fsspec.filesystem("memory")
     fs.store.clear()
     fs.pseudo_dirs[:] = [""]
@@ -126,10 +126,10 @@ def memory_folder() -> str:
 
 @pytest.fixture
 def files_in(tmp_path: Path) -> Callable[[], dict[str, bytes]]:
-    """Every file below the test's folder, hidden ones too."""
+    """Return a function that reads every file in the test's folder, hidden ones too."""
 
     def content() -> dict[str, bytes]:
-        found = (path for path in sorted(tmp_path.rglob("*")) if path.is_file())
-        return {str(path.relative_to(tmp_path)): path.read_bytes() for path in found}
+        paths = (path for path in sorted(tmp_path.rglob("*")) if path.is_file())
+        return {str(path.relative_to(tmp_path)): path.read_bytes() for path in paths}
 
     return content

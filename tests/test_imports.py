@@ -17,21 +17,16 @@ import pytest
 from tests.conftest import REPOSITORY
 
 HEAVY = ("torch", "open_clip", "webdataset", "pandas", "ray", "matplotlib", "jinja2", "safetensors")
-IMAGES = ("torch", "webdataset")
-MODELS = (*IMAGES, "open_clip", "pandas")  # pandas: open_clip's trainer
+MODELS = ("torch", "webdataset", "open_clip", "pandas")  # pandas: open_clip's trainer
 # By the longest prefix of a module's name; all others need none of them.
 NEEDS: dict[str, tuple[str, ...]] = {
     "datacomp_flyt.clip.": MODELS,
     "datacomp_flyt.demo.evaluate": MODELS,
-    "datacomp_flyt.demo.experiment": IMAGES,
-    "datacomp_flyt.demo.noisy_pool": IMAGES,
     "datacomp_flyt.demo.tour": MODELS,
     "datacomp_flyt.distributed.collectives": ("torch",),
     "datacomp_flyt.flyt.": MODELS,
     "datacomp_flyt.open_clip_hook": MODELS,
-    "datacomp_flyt.tars.pairs": IMAGES,
-    "datacomp_flyt.tars.samples": IMAGES,
-    "datacomp_flyt.report.": (*IMAGES, "matplotlib", "jinja2"),
+    "datacomp_flyt.report.": ("matplotlib", "jinja2"),
     "datacomp_flyt.report.sample": (),
     "datacomp_flyt.report.selections": (),
     "datacomp_flyt.report.statistics": (),
@@ -46,7 +41,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "datacomp_flyt.scorers.base.registry": (),
     "datacomp_flyt.scorers.base.scorer": (),
     "datacomp_flyt.scorers.linear_classifier.train": (),
-    "datacomp_flyt.self_filtering.first_mix": IMAGES,
 }
 SCRIPTS = ("datacomp_flyt.cli.__main__",)
 PROGRAM = """

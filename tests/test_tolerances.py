@@ -11,7 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.closest_calls import _ratio, _sides, read_calls, settings_of_processors, table
+from tests.closest_calls import (
+    error_and_tolerance,
+    largest_ratio,
+    read_calls,
+    settings_of_processors,
+    table,
+)
 from tests.conftest import REPOSITORY
 from tests.tolerances import epsilon, float_bound
 
@@ -63,13 +69,13 @@ def test_a_bound_without_a_digit_is_refused() -> None:
     ],
 )
 def test_assertions_with_a_tolerance(explanation: str, wanted: tuple[float, float] | None) -> None:
-    assert _sides(explanation) == wanted
+    assert error_and_tolerance(explanation) == wanted
 
 
 def test_ratios() -> None:
-    assert _ratio([1.0, 2.0], [1.0, 2.1], 0, 0.2) == pytest.approx(0.5)
-    assert _ratio([1.0, np.nan], [1.0, 2.0], 1e-3, 0) == 0
-    assert _ratio(3.0, 2.0, 0.25, 0.0) == pytest.approx(2)
+    assert largest_ratio([1.0, 2.0], [1.0, 2.1], 0, 0.2) == pytest.approx(0.5)
+    assert largest_ratio([1.0, np.nan], [1.0, 2.0], 1e-3, 0) == 0
+    assert largest_ratio(3.0, 2.0, 0.25, 0.0) == pytest.approx(2)
 
 
 def test_settings_have_a_level_for_each_library() -> None:
@@ -100,9 +106,9 @@ def test_a_run_records_the_closest_call_of_each_line(tmp_path: Path) -> None:
         timeout=300,
         stdout=subprocess.DEVNULL,
     )
-    found = {call["line"]: call["ratio"] for call in read_calls([calls])}
+    ratios = {call["line"]: call["ratio"] for call in read_calls([calls])}
     wanted = {4: 0.5, 5: 0.1 / 1.00000041, 6: 1 / 2.001e-5, 7: 0.2}
-    assert found == {
+    assert ratios == {
         f"test_it.py:{line}": pytest.approx(ratio, rel=1e-2) for line, ratio in wanted.items()
     }
     assert json.loads(calls.read_text().splitlines()[0])["test"] == "test_it.py::test_it"

@@ -1,1 +1,1 @@
-"""Where parallel work runs."""
+"""Engines: run a function over many items in worker processes, or on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""What an engine is: somewhere to run one function over many items, workers of its own apart."""
+"""The interface of engines, which run one function over many items in separate workers."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 TaskFactory = Callable[[str], Callable[[Any], Any]]
-"""Run once in each worker, with its device (`cpu`, `cuda:0`): makes the function of the items."""
+"""Called once in each worker with its device (`cpu`, `cuda:0`); returns the function of an item."""
 
 
 class WorkerLost(Exception):
-    """The worker of an item ended: killed, out of memory, or its machine gone."""
+    """The worker that had an item ended: it was killed, ran out of memory, or lost its machine."""
 
 
 @dataclass(frozen=True)
 class Outcome(Generic[T, R]):
-    """What became of one item: a result, or the error that ended it.
+    """The result of one item, or the error that ended it.
 
     Attributes:
-        item: as given.
-        result: of the function; None where there is an error.
-        error: what the function raised, or `WorkerLost`.
+        item: the item as it was given.
+        result: the function's result; None if there is an error.
+        error: the exception that the function raised, or `WorkerLost`.
     """
 
     item: T
@@ -34,27 +34,28 @@ class Outcome(Generic[T, R]):
 
 
 class Engine(ABC):
-    """Runs a function over items in workers, each with an address space of its own.
+    """Runs a function over items in workers, each with its own address space.
 
-    As a context manager it keeps what several runs share, such as a connection to a cluster.
+    As a context manager, an engine keeps resources that several runs share, such as a connection
+    to a cluster.
     """
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *_: object) -> None:  # noqa: B027  (most keep nothing)
-        """Let go of it."""
+        """Release the shared resources."""
 
     @abstractmethod
     def run(self, make: TaskFactory, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
-        """Yield every item's outcome, each once, as they come.
+        """Yield the outcome of every item once, in the order in which they finish.
 
-        A worker that is lost costs only the item it had: that one's outcome is `WorkerLost`, and
-        another worker takes its place. Closing the generator stops the workers.
+        A lost worker costs only the item that it had, whose outcome is `WorkerLost`; another
+        worker replaces it. Closing the generator stops the workers.
 
         Args:
-            make: picklable.
-            items: picklable.
+            make: the factory of the function; picklable.
+            items: the items; picklable.
 
         Raises:
             InputError: `make` raised it in a worker.

@@ -1,4 +1,4 @@
-"""Flags of the commands that run over shards: which engine, how many workers, retries."""
+"""Flags of the commands that run over shards: engine, number of workers, device and retries."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from datacomp_flyt.threads import default_num_workers
 ENGINE_FLAGS: dict[str, dict[str, Any]] = {
     "--engine": {
         "choices": ("processes", "ray"),
-        "help": "processes of this machine (default), or a Ray cluster",
+        "help": "run in processes of this machine (default), or on a Ray cluster",
     },
     "--ray_address": {
         "metavar": "ADDRESS",
-        "help": "of an existing cluster (host:port, or 'auto'); without it Ray is started here",
+        "help": "address of a running Ray cluster (host:port, or 'auto'); without it Ray starts "
+        "on this machine",
     },
 }
 
@@ -27,16 +28,16 @@ ENGINE_FLAGS: dict[str, dict[str, Any]] = {
 def choose_engine(
     engine: str | None, ray_address: str | None, num_workers: int | None, device: str
 ) -> Engine:
-    """The engine of the flags.
+    """Return the engine that the flags select.
 
     Args:
-        engine: "processes", also if None, or "ray", which is imported only then.
-        ray_address: of `RayEngine`.
-        num_workers: of either engine; None for one on each CPU.
-        device: of either engine.
+        engine: "processes" or "ray", which is imported on demand; None means "processes".
+        ray_address: the address of a Ray cluster, see `RayEngine`.
+        num_workers: the number of workers; None for one per CPU.
+        device: "auto", "cpu" or "cuda".
 
     Raises:
-        InputError: flags that do not go together, or Ray is not installed.
+        InputError: flags exclude each other, or Ray is not installed.
     """
     if engine == "ray":
         from datacomp_flyt.engines.ray_cluster import RayEngine
@@ -48,22 +49,23 @@ def choose_engine(
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags."""
+    """Add `--engine`, `--ray_address`, `--num_workers`, `--device` and `--retries`."""
     for flag, options in ENGINE_FLAGS.items():
         parser.add_argument(flag, **options)
     parser.add_argument(
         "--num_workers",
         type=int,
-        help="workers (default: one a core, or one a GPU); the result does not depend on them",
+        help="number of workers (default: one per core, or one per GPU); the result does not "
+        "depend on it",
     )
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="where matrix work is done (default: a GPU where there is one)",
+        help="device of matrix products (default: a GPU if there is one)",
     )
     parser.add_argument(
-        "--retries", type=int, default=2, help="of a shard that failed (default: 2)"
+        "--retries", type=int, default=2, help="retries of a shard that failed (default: 2)"
     )
 
 
@@ -85,22 +87,24 @@ def make_engine(args: argparse.Namespace, uses_gpu: bool = True) -> Engine:
 
 
 def report_failures(
-    failed: Mapping[str, Exception], what: str, others: str = "the others are done"
+    failed: Mapping[str, Exception], command: str, others: str = "the others are done"
 ) -> int:
-    """Name the shards that failed on stderr.
+    """Print the shards that failed on stderr.
 
     Args:
+        failed: the error of each shard that failed, by name.
+        command: the command, for the messages.
         others: a clause on the state of the other shards.
 
     Returns:
-        the exit code: 2 if some can be read and hold nothing usable, 1 if others failed, else 0.
+        the exit code: 0 if none failed, 2 if a shard can be read and holds nothing usable, else 1.
     """
     for name, error in failed.items():
         hint = "; fewer --num_workers take less memory" if lacks_memory(error) else ""
-        say(f"{what}: shard {name} failed: {error}{hint}", error=True)
+        say(f"{command}: shard {name} failed: {error}{hint}", error=True)
     if failed:
         say(
-            f"{what}: {len(failed):,} shards failed and {others}; mend them and give the same "
+            f"{command}: {len(failed):,} shards failed and {others}; mend them and give the same "
             "command again",
             error=True,
         )

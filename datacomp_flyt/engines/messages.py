@@ -1,6 +1,6 @@
-"""Messages between a driver and its own workers, packed as multiprocessing packs them.
+"""Pickles messages between a driver and its own workers, as multiprocessing does.
 
-They never come from a file or from anyone else.
+The messages never come from a file or another program, so unpickling them is safe.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def pack(message: Any) -> bytes:
-    """Bytes for `unpack` in another process."""
+    """Serialize a message for `unpack` in another process."""
     return bytes(ForkingPickler.dumps(message, 5))
 
 
 def unpack(packed: bytes) -> Any:
-    """What `pack` was given, arrays writable."""
+    """Deserialize a message of `pack`; its arrays are writable."""
     return ForkingPickler.loads(packed)

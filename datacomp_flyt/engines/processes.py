@@ -1,4 +1,4 @@
-"""Workers that are processes of this machine: one for each GPU, or `num_workers` on the CPU."""
+"""An engine whose workers are local processes: one for each GPU, or `num_workers` on the CPU."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from datacomp_flyt.engines.messages import pack, unpack
 from datacomp_flyt.engines.worker_pool import ONE_THREAD, TaskRunner, WorkerPool, run_tasks
 from datacomp_flyt.errors import InputError
 
-SHUTDOWN_TIMEOUT = 5.0  # seconds that a released worker has to end by itself
+SHUTDOWN_TIMEOUT = 5.0  # seconds that a released worker has to exit
 
 
 class ProcessEngine(Engine):
-    """Spawned processes, a pipe to each.
+    """Runs spawned processes, with a pipe to each.
 
-    Functions and items of a script that has no name for them (`python -`) cannot be found by the
-    workers; those of modules can.
+    Functions and items must be defined in a module: workers cannot import those of a script that
+    is read from stdin (`python -`).
     """
 
     def __init__(self, num_workers: int, device: str) -> None:
         """Choose the devices of the workers.
 
         Args:
-            num_workers: on the CPU, one thread each; there is one worker for each GPU.
-            device: "cpu"; "cuda", all visible GPUs; "auto", GPUs where there are.
+            num_workers: the number of workers on the CPU, of one thread each; not used with GPUs,
+                which have one worker each.
+            device: "cpu"; "cuda" for all visible GPUs; "auto" for GPUs if there are any.
 
         Raises:
-            InputError: fewer workers than one, or "cuda" without a GPU.
+            InputError: `num_workers` is below 1, or "cuda" without a GPU.
         """
         if num_workers < 1:
             raise InputError(f"--num_workers {num_workers}: at least 1")
@@ -69,7 +70,7 @@ class _Processes(WorkerPool[_Worker]):
         context = multiprocessing.get_context("spawn")
         pipe, pipe_of_worker = context.Pipe()
         device = self._devices[slot]
-        # daemon: ended when this interpreter exits without closing the generator
+        # daemon: killed if this interpreter exits without closing the generator
         process = context.Process(target=_work, args=(pipe_of_worker, device), daemon=True)
         worker = _Worker(process, pipe)
         with pipe_of_worker, _worker_environment(ONE_THREAD if device == "cpu" else {}):
@@ -82,11 +83,12 @@ class _Processes(WorkerPool[_Worker]):
         _send(worker.pipe, pack(item))
 
     def wait(self, workers: Sequence[_Worker]) -> list[tuple[_Worker, bytes | WorkerLost]]:
-        of = {worker.pipe: worker for worker in workers} | {
+        owners = {worker.pipe: worker for worker in workers} | {
             worker.process.sentinel: worker for worker in workers
         }
-        ready = dict.fromkeys(of[each] for each in connection.wait(list(of)))  # type: ignore[index]
-        return [(worker, self._receive(worker)) for worker in ready]
+        ready = connection.wait(list(owners))
+        finished = dict.fromkeys(owners[handle] for handle in ready)  # type: ignore[index]
+        return [(worker, self._receive(worker)) for worker in finished]
 
     def release(self, worker: _Worker) -> None:
         worker.pipe.close()
@@ -115,19 +117,19 @@ class _Processes(WorkerPool[_Worker]):
 
 
 def _work(pipe: connection.Connection[Any, Any], device: str) -> None:
-    """What a worker does: answers until the driver closes the pipe."""
+    """Run a worker: answer messages until the driver closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    function = TaskRunner()
+    runner = TaskRunner()
     with contextlib.suppress(EOFError, OSError):
-        # unpickled inside: what cannot be is an answer too
-        pipe.send_bytes(function.load(functools.partial(unpack, pipe.recv_bytes()), device))
+        # the runner unpickles, so that a failure to unpickle is an answer too
+        pipe.send_bytes(runner.load(functools.partial(unpack, pipe.recv_bytes()), device))
         while True:
-            pipe.send_bytes(function.call(functools.partial(unpack, pipe.recv_bytes())))
+            pipe.send_bytes(runner.call(functools.partial(unpack, pipe.recv_bytes())))
 
 
 def _end_with_driver() -> None:
-    """A worker that computes does not see its pipe close."""
+    """End this worker when the driver ends: while it computes, it does not see its pipe close."""
     driver = multiprocessing.parent_process()
     assert driver is not None
     connection.wait([driver.sentinel])
@@ -135,11 +137,12 @@ def _end_with_driver() -> None:
 
 
 def _send(pipe: connection.Connection[Any, Any], message: bytes) -> None:
-    with contextlib.suppress(OSError):  # the worker has ended: `wait` says so
+    with contextlib.suppress(OSError):  # the worker has ended, which `wait` reports
         pipe.send_bytes(message)
 
 
 def _reap(worker: _Worker) -> int | None:
+    """Wait for a worker that ends; return its exit code, None if it does not end in time."""
     worker.pipe.close()
     worker.process.join(SHUTDOWN_TIMEOUT)  # exceeded only if the kernel waits for a lost disk
     exitcode = worker.process.exitcode
@@ -149,7 +152,7 @@ def _reap(worker: _Worker) -> int | None:
 
 
 def exit_text(exitcode: int | None) -> str:
-    """A clause on how a process ended."""
+    """Return a clause that says how a process ended."""
     if exitcode == -signal.SIGKILL:
         return "killed (SIGKILL), often for want of memory"
     if exitcode is not None and exitcode < 0:
@@ -159,10 +162,13 @@ def exit_text(exitcode: int | None) -> str:
 
 @contextlib.contextmanager
 def _worker_environment(environment: dict[str, str]) -> Iterator[None]:
-    """What a process started inside inherits: the environment, and no Ctrl-C before `_work`."""
+    """Set the environment that a worker started in the block inherits, and block Ctrl-C for it.
+
+    The worker ignores Ctrl-C itself once it runs `_work`.
+    """
     before = {name: os.environ.get(name) for name in environment}
     main = vars(sys.modules["__main__"])
-    # a script from stdin has a `__file__` that spawn would look for in vain
+    # spawn would fail to open the `__file__` of a script that is read from stdin
     file = main.get("__file__")
     hidden = file is not None and not os.path.exists(file)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -1,4 +1,4 @@
-"""Workers that are actors of a Ray cluster: one for each GPU, or one for each CPU."""
+"""An engine whose workers are actors of a Ray cluster: one for each GPU, or for each CPU."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import keep_signals, socket_folder
 from datacomp_flyt.installation import needs_extra
 
-_LONGEST_QUEUE = 600.0  # seconds until the first worker is scheduled
-_NAME_OF_SOCKET = len("/ray/session_2026-12-01_03-20-00_123456_4194304/sockets/plasma_store.10")
+_QUEUE_TIMEOUT = 600.0  # seconds until the first worker is scheduled
+_SOCKET_NAME_LENGTH = len("/ray/session_2026-12-01_03-20-00_123456_4194304/sockets/plasma_store.10")
 
 
 class RayEngine(Engine):
-    """Ray actors, which need this package on every node.
+    """Runs Ray actors. Every node needs this package.
 
-    Ray that the caller has initialised is used as it is, and left running.
+    If the caller has initialised Ray, that connection is used and left open.
     """
 
     def __init__(self, address: str | None, num_workers: int | None, device: str) -> None:
         """Choose the cluster; `run` connects.
 
         Args:
-            address: of a running cluster, or "auto"; None starts Ray on this machine.
-            num_workers: on the CPU, one thread each; None for one on each CPU of the cluster.
-            device: "cpu"; "cuda", one worker on each GPU of the cluster; "auto", GPUs where there
-                are.
+            address: the address of a running cluster, or "auto"; None starts Ray on this machine.
+            num_workers: the number of workers on the CPU, of one thread each; None for one per
+                CPU of the cluster. Not used with GPUs.
+            device: "cpu"; "cuda" for one worker on each GPU of the cluster; "auto" for GPUs if
+                there are any.
 
         Raises:
-            InputError: Ray is not installed, or fewer workers than one.
+            InputError: Ray is not installed, or `num_workers` is below 1.
         """
         with needs_extra("ray"):
             self._ray: Any = importlib.import_module("ray")
@@ -45,20 +46,20 @@ class RayEngine(Engine):
         self.address = address
         self.num_workers = num_workers
         self.device = device
-        self._kept: contextlib.ExitStack | None = None
+        self._shared: contextlib.ExitStack | None = None
 
     def __enter__(self) -> Engine:
-        self._kept = contextlib.ExitStack()
+        self._shared = contextlib.ExitStack()
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._kept is not None
-        self._kept.close()
-        self._kept = None
+        assert self._shared is not None
+        self._shared.close()
+        self._shared = None
 
     def run(self, make: TaskFactory, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
         with contextlib.ExitStack() as own:
-            (self._kept or own).enter_context(self._connected())
+            (self._shared or own).enter_context(self._connected())
             resources = self._ray.cluster_resources()
             gpus = 0 if self.device == "cpu" else int(resources.get("GPU", 0))
             if self.device == "cuda" and not gpus:
@@ -82,7 +83,7 @@ class RayEngine(Engine):
                 )
         except InputError:
             raise
-        except Exception as error:  # Ray raises half a dozen kinds, and bare ones
+        except Exception as error:  # Ray raises many types, Exception included
             if self.address is None:
                 raise InputError(
                     f"--engine ray: Ray does not start on this machine ({error}); "
@@ -98,12 +99,12 @@ class RayEngine(Engine):
             ray.shutdown()
 
     def _own_cluster(self) -> dict[str, Any]:
-        """Arguments that start Ray on this machine."""
-        # without an address Ray would join the cluster that was started last
-        started = {"address": "local", "num_cpus": self.num_workers, "include_dashboard": False}
+        """Return the arguments of `ray.init` that start Ray on this machine."""
+        # without an address, Ray would join the cluster that was started last
+        options = {"address": "local", "num_cpus": self.num_workers, "include_dashboard": False}
         if "RAY_TMPDIR" not in os.environ:
-            started["_temp_dir"] = os.path.join(socket_folder(_NAME_OF_SOCKET), "ray")
-        return started
+            options["_temp_dir"] = os.path.join(socket_folder(_SOCKET_NAME_LENGTH), "ray")
+        return options
 
 
 class _Actors(WorkerPool[Any]):
@@ -111,8 +112,8 @@ class _Actors(WorkerPool[Any]):
         self.slots = slots
         self._ray = ray
         self._make = ray.put(make)
-        self._device = "cuda:0" if gpu else "cpu"  # Ray shows an actor no GPU but its own
-        # an actor that Ray restarted would have no function: a lost one is replaced
+        self._device = "cuda:0" if gpu else "cpu"  # an actor sees only its own GPU
+        # no restarts: a restarted actor would have no function, so a lost one is replaced
         self._actor = ray.remote(
             num_cpus=1,
             num_gpus=int(gpu),
@@ -121,7 +122,7 @@ class _Actors(WorkerPool[Any]):
             runtime_env={"env_vars": {} if gpu else ONE_THREAD},
         )(_Worker)
         self._answers: dict[Any, Any] = {}
-        self._starts: dict[Any, Any] = {}  # of actors that may not be scheduled yet
+        self._starts: dict[Any, Any] = {}  # ready once the actor is scheduled
 
     def start(self, slot: int) -> Any:
         actor = self._actor.remote(os.getcwd())
@@ -133,18 +134,18 @@ class _Actors(WorkerPool[Any]):
         self._answers[worker] = worker.call.remote(item)
 
     def wait(self, workers: Sequence[Any]) -> list[tuple[Any, bytes | WorkerLost]]:
-        of = {self._answers[worker]: worker for worker in workers}
+        owners = {self._answers[worker]: worker for worker in workers}
         # Ray reports an actor that was scheduled and does not answer as lost
         ready: list[Any] = []
         while not ready:
-            ready, _ = self._ray.wait(list(of), num_returns=1, timeout=_LONGEST_QUEUE)
+            ready, _ = self._ray.wait(list(owners), num_returns=1, timeout=_QUEUE_TIMEOUT)
             starts = [self._starts[worker] for worker in workers]
             if not ready and not self._ray.wait(starts, num_returns=1, timeout=0)[0]:
                 raise InputError(
-                    f"the Ray cluster had no free slot for a worker for {_LONGEST_QUEUE / 60:.0f} "
+                    f"the Ray cluster had no free slot for a worker for {_QUEUE_TIMEOUT / 60:.0f} "
                     "minutes: see in `ray status` what takes its CPUs or GPUs"
                 )
-        return [(of[answer], self._receive(of[answer], answer)) for answer in ready]
+        return [(owners[answer], self._receive(owners[answer], answer)) for answer in ready]
 
     def release(self, worker: Any) -> None:
         self._ray.kill(worker)
@@ -163,25 +164,25 @@ class _Actors(WorkerPool[Any]):
 
 
 class _Worker:
-    """`Function`, given what Ray has unpickled."""
+    """The actor: a `TaskRunner` whose arguments Ray has unpickled."""
 
     def __init__(self, folder: str) -> None:
-        with contextlib.suppress(OSError):  # paths as typed, where the nodes share a disk
+        with contextlib.suppress(OSError):  # for relative paths, if the nodes share a disk
             os.chdir(folder)
-        self._function = TaskRunner()
+        self._runner = TaskRunner()
 
     def started(self) -> None:
-        """Answer, which shows that this worker is scheduled."""
+        """Return, which shows that this worker is scheduled."""
 
     def load(self, make: TaskFactory, device: str) -> bytes:
-        return self._function.load(lambda: make, device)
+        return self._runner.load(lambda: make, device)
 
     def call(self, item: Any) -> bytes:
-        return self._function.call(lambda: item)
+        return self._runner.call(lambda: item)
 
 
 def _check_port(address: str) -> None:
-    """Raise `OSError` where nothing listens: Ray itself would try for many minutes."""
+    """Raise OSError if nothing listens at an address: Ray itself would try for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

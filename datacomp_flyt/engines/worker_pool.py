@@ -16,62 +16,69 @@ from datacomp_flyt.engines.engine import Outcome, T, TaskFactory, WorkerLost
 from datacomp_flyt.engines.messages import pack, unpack
 from datacomp_flyt.errors import InputError
 
-START_ATTEMPTS = 3  # workers in a row that may end before `make` has, until their slot is given up
+START_ATTEMPTS = 3  # workers of a slot that may end in `make`, until the slot is given up
 _THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in _THREADS}
-"""Environment of a CPU worker, read by these libraries when they are loaded."""
+"""The environment of a CPU worker, which these libraries read when they are loaded."""
 
 W = TypeVar("W")
 
 
 class TaskRunner:
-    """The worker's side: the function of the items, whose answers are bytes for `_outcome`."""
+    """The worker's side: holds the function and applies it to items.
+
+    Each answer is bytes that `_outcome` reads: a result or an error.
+    """
 
     def load(self, make: Callable[[], TaskFactory], device: str) -> bytes:
-        """Answer of `make()(device)`, whose result stays here."""
+        """Make the function by `make()(device)` and keep it; the answer has no result."""
         return _answer(self._load, make, device)
 
     def call(self, item: Callable[[], Any]) -> bytes:
-        """Answer of the function, given `item()`."""
+        """Answer with the result of the function for `item()`."""
         return _answer(lambda: self._function(item()))
 
     def _load(self, make: Callable[[], TaskFactory], device: str) -> None:
         self._function = make()(device)
-        if device == "cpu" and "torch" in sys.modules:  # whatever a library has set
+        if device == "cpu" and "torch" in sys.modules:  # a library may have raised it
             sys.modules["torch"].set_num_threads(1)
 
 
 class WorkerPool(ABC, Generic[W]):
-    """The workers of one run. Each has one of `slots` slots, kept by its replacements."""
+    """The workers of one run.
+
+    Attributes:
+        slots: the number of workers at a time. A replacement gets the slot of the lost worker.
+    """
 
     slots: int
 
     @abstractmethod
     def start(self, slot: int) -> W:
-        """A new worker, whose first answer is that of `Function.load`."""
+        """Start a worker, whose first answer is that of `Function.load`."""
 
     @abstractmethod
     def submit(self, worker: W, item: Any) -> None:
-        """Give an item to a worker that has answered; never raises for a worker that ended."""
+        """Send an item to an idle worker; does not raise if the worker has ended."""
 
     @abstractmethod
     def wait(self, workers: Sequence[W]) -> list[tuple[W, bytes | WorkerLost]]:
-        """Wait for one answer or lost worker at least; a lost one is forgotten."""
+        """Wait until workers answer or are lost; a lost worker needs no `release`."""
 
     @abstractmethod
     def release(self, worker: W) -> None:
-        """Let a worker end that has answered; there is nothing more for it."""
+        """Let an idle worker exit, since there are no more items."""
 
     @abstractmethod
     def close(self) -> None:
-        """End all workers, at once where they have not been released."""
+        """End all workers; those that have not been released are killed."""
 
 
 def run_tasks(pool: WorkerPool[W], items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
-    """`Engine.run`, with the workers of `pool`, which is closed at the end.
+    """Run `Engine.run` with the workers of a pool, and close the pool at the end.
 
     Raises:
-        InputError: `make` raised it, or no worker lives long enough to finish `make`.
+        InputError: `make` raised it, or every worker was lost before it finished `make`.
     """
     pending = deque(items)
     free_slots = deque(range(pool.slots))
@@ -87,8 +94,7 @@ def run_tasks(pool: WorkerPool[W], items: Sequence[T]) -> Generator[Outcome[T, A
             if not starting and not busy:
                 raise InputError(
                     f"every worker ended before it had loaded, {START_ATTEMPTS} times in a row "
-                    f"({lost}): "
-                    "try with fewer --num_workers, which takes less memory"
+                    f"({lost}): try with fewer --num_workers, which takes less memory"
                 )
             done: list[Outcome[T, Any]] = []
             for worker, answer in pool.wait([*starting, *busy]):
@@ -115,7 +121,7 @@ def run_tasks(pool: WorkerPool[W], items: Sequence[T]) -> Generator[Outcome[T, A
                     pool.submit(worker, busy[worker][1])
                 else:
                     pool.release(worker)
-            # after the next items are handed out: what the caller does takes no worker's time
+            # yielded last, so that workers have their next items while the caller is busy
             yield from done
     finally:
         pool.close()
@@ -138,11 +144,11 @@ def _answer(function: Callable[..., Any], *arguments: Any) -> bytes:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or where pickle cannot carry it, one with its type and text."""
+    """Return the error, or if it cannot be pickled, one with its type and text."""
     try:
         if type(unpack(pack(error))) is type(error):
             return error
-    except Exception:  # pickle lets through whatever a class raises
+    except Exception:  # pickling a class may raise anything
         pass
     if isinstance(error, InputError):
         return InputError(str(error))

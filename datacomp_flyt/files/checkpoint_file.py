@@ -63,20 +63,22 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    path: Path, what: str, wanted: Callable[[str], bool] = lambda name: True
+    path: Path, label: str, wanted: Callable[[str], bool] = lambda name: True
 ) -> Checkpoint:
     """Read the state dict of a checkpoint, bfloat16 as float32.
 
-    See `read_torch_file` for its place in a file and the prefixes that are removed.
+    See `read_torch_file` for the keys of the state dict and the prefixes that are removed.
 
     Args:
-        what: flag and path, for messages.
-        wanted: whether to read the tensor of this name.
+        path: the file.
+        label: the flag and the path, for messages.
+        wanted: returns whether to read the tensor of a name.
 
     Raises:
-        InputError: no such file, or it is no checkpoint that can be read without running code.
+        InputError: there is no such file, or it is no checkpoint that can be read without running
+            code.
     """
-    with _refusing(what):
+    with _refusing(label):
         metadata = None
         if _is_safetensors(path):
             tensors, metadata = _read_safetensors(path, wanted)
@@ -88,17 +90,18 @@ def read_checkpoint(
         return Checkpoint(tensors, metadata)
 
 
-def read_content(path: Path, what: str, make: Callable[[Array], Any] = lambda array: array) -> Any:
+def read_content(path: Path, label: str, make: Callable[[Array], Any] = lambda array: array) -> Any:
     """Read a file's whole content: a tensor, or tensors in dicts, lists and tuples.
 
     Args:
-        what: flag and path, for messages.
+        path: the file.
+        label: the flag and the path, for messages.
         make: converts a tensor's array to the object that replaces it.
 
     Raises:
         InputError: see `read_checkpoint`.
     """
-    with _refusing(what):
+    with _refusing(label):
         if _is_safetensors(path):
             tensors, _ = _read_safetensors(path, lambda name: True)
             return {name: make(array) for name, array in tensors.items()}
@@ -106,16 +109,16 @@ def read_content(path: Path, what: str, make: Callable[[Array], Any] = lambda ar
 
 
 @contextlib.contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def _refusing(label: str) -> Iterator[None]:
     try:
         yield
     except TorchFileError as error:
-        raise InputError(f"{what} cannot be read: {error}") from None
+        raise InputError(f"{label} cannot be read: {error}") from None
     except OSError as error:
-        sentence = f"{what} cannot be read ({first_line(error)}): look at the file and its disk"
+        sentence = f"{label} cannot be read ({first_line(error)}): look at the file and its disk"
         raise unreadable(sentence, error) from None
     except MemoryError:
-        raise InputError(f"{what} cannot be read: there is not enough memory, free some") from None
+        raise InputError(f"{label} cannot be read: there is not enough memory, free some") from None
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -125,7 +128,7 @@ def _is_safetensors(path: Path) -> bool:
         TorchFileError: it is neither.
     """
     if path.is_dir():
-        raise TorchFileError(_of_folder(path))
+        raise TorchFileError(_folder_message(path))
     if path.suffix == ".distcp":
         raise TorchFileError(_DISTRIBUTED.replace("a folder", "part of a folder"))
     if path.exists() and not path.is_file():
@@ -135,7 +138,7 @@ def _is_safetensors(path: Path) -> bool:
     if not head:
         raise TorchFileError("it is empty: fetch it again")
     if (shards := _SHARD.search(path.name)) and int(shards[1]) > 1:
-        raise TorchFileError(_of_shards(int(shards[1])))
+        raise TorchFileError(_shards_message(int(shards[1])))
     for pattern, clause in _OTHER_KINDS:
         if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
             raise TorchFileError(f"it is {clause}")
@@ -144,13 +147,13 @@ def _is_safetensors(path: Path) -> bool:
     if head[0] == 0x80 or head.startswith((b"PK", MAGIC_AS_TEXT)):
         return False
     if head.lstrip()[:1] == b"{":
-        raise TorchFileError(_of_json(path))
+        raise TorchFileError(_json_message(path))
     raise TorchFileError(
         "it is neither a file of torch.save nor of .safetensors: name the checkpoint itself"
     )
 
 
-def _of_folder(path: Path) -> str:
+def _folder_message(path: Path) -> str:
     if (path / ".metadata").is_file():
         return _DISTRIBUTED
     names = sorted(p.name for p in path.iterdir() if p.suffix in (".pt", ".bin", ".safetensors"))
@@ -158,18 +161,18 @@ def _of_folder(path: Path) -> str:
     return f"it is a folder: name the checkpoint inside{held}"
 
 
-def _of_shards(number: int) -> str:
+def _shards_message(num_shards: int) -> str:
     return (
-        f"it is of a model in {number} shards: save its tensors as one file, by "
+        f"it is of a model in {num_shards} shards: save its tensors as one file, by "
         "safetensors.torch.save_file or torch.save of the state dict"
     )
 
 
-def _of_json(path: Path) -> str:
+def _json_message(path: Path) -> str:
     with contextlib.suppress(ValueError, RecursionError, TypeError, AttributeError):
         shards = json.loads(path.read_bytes()).get("weight_map")
         if shards:
-            return _of_shards(len(set(shards.values())))
+            return _shards_message(len(set(shards.values())))
     return "it is JSON text: name the checkpoint that it lies beside"
 
 
@@ -181,10 +184,10 @@ def _read_safetensors(
     try:
         with safe_open(path, framework="numpy") as file:
             names = unwrapped_names(file.keys())
-            halves = _bfloat16_of(path)
+            bfloat16 = _bfloat16_tensors(path)
             tensors = {
-                name: _read_bfloat16(path, *halves[stored])
-                if stored in halves
+                name: _read_bfloat16(path, *bfloat16[stored])
+                if stored in bfloat16
                 else file.get_tensor(stored)
                 for stored, name in names.items()
                 if wanted(name)
@@ -194,14 +197,14 @@ def _read_safetensors(
         raise
     except SafetensorError as error:
         raise TorchFileError(f"it is damaged ({first_line(error)}): fetch it again") from None
-    except Exception as error:  # number types that NumPy lacks
+    except Exception as error:  # dtypes that NumPy lacks
         raise TorchFileError(
             f"it holds tensors of a type that is not read ({error!r}): save them as float32"
         ) from None
 
 
-def _bfloat16_of(path: Path) -> dict[str, tuple[int, list[int]]]:
-    """Offset and shape of the bfloat16 tensors, a type that NumPy lacks, in a well-formed file."""
+def _bfloat16_tensors(path: Path) -> dict[str, tuple[int, list[int]]]:
+    """Return offset and shape of the bfloat16 tensors, a type that NumPy lacks, by name."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -1,4 +1,4 @@
-"""Files that scorers depend on."""
+"""Hashes of files that results depend on."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.open_file import open_local
 
-_BLOCK = 1 << 24
+_BLOCK = 1 << 24  # bytes read at once
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal.
+    """Return the SHA-256 of a file's content, in hexadecimal.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     digest = hashlib.sha256()
     try:

@@ -1,4 +1,4 @@
-"""Folders of files, local or in a cloud (fsspec): what is there, and whether it stays as it is."""
+"""Lists folders, local or in a cloud (fsspec), and detects files that change during a run."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from datacomp_flyt.files.open_file import has_changed, is_same, local_version
 from datacomp_flyt.threads import map_threads, retry_on_read_error
 
 _MARKS = ("etag", "ETag", "mtime", "LastModified", "updated", "last_modified", "created")
-_MANY = 100  # files whose folders are listed rather than that each is asked for
+_MANY = 100  # from this number of files, their folders are listed instead of asking for each
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Some files of a folder, as they were when it was listed.
+    """The files of a folder, and their versions when it was listed.
 
     Attributes:
-        fs: their filesystem.
-        root: path of the folder there.
-        versions: by path, in the order of paths.
+        fs: the filesystem of the folder.
+        root: the path of the folder in the filesystem.
+        versions: the versions of the files by path, sorted by path.
     """
 
     fs: Any
@@ -44,7 +44,7 @@ class Folder:
     versions: Mapping[str, Version]
 
     def name(self, path: str) -> str:
-        """A path below the folder."""
+        """Return the path of a file relative to the folder."""
         return path[len(self.root.rstrip("/")) + 1 :]
 
 
@@ -55,24 +55,25 @@ def list_folder(
     recursive: bool = False,
     needed: tuple[str, ...] = (),
 ) -> Folder:
-    """The files of a folder that have one of some endings, in whatever case.
+    """List the files of a folder that have one of some endings, in any case.
 
     Links are followed. The number of files that are passed over (see `listing`) is printed once.
 
     Args:
         directory: a local or cloud path; only a name that begins with `scheme://` goes to fsspec.
-        flag: the flag that named it, for messages.
-        recursive: look into sub-folders too.
-        needed: endings that at least one file must have.
+        flag: the flag that named the folder, for messages.
+        endings: the endings, in lower case.
+        recursive: also list sub-folders.
+        needed: endings of which at least one file must have one.
 
     Raises:
-        InputError: no such folder, one that cannot be listed, or none of the files needed.
+        InputError: the folder does not exist, cannot be listed, or has none of the files needed.
     """
 
-    def list_(where: str) -> tuple[Folder, PassedOver]:
-        return _list(where, flag, endings, recursive)
+    def list_once(directory: str) -> tuple[Folder, PassedOver]:
+        return _list(directory, flag, endings, recursive)
 
-    folder, passed_over = retry_on_read_error(list_)(directory)
+    folder, passed_over = retry_on_read_error(list_once)(directory)
     if needed and not any(has_ending(path, needed) for path in folder.versions):
         other = f" (passed over {passed_over})" if passed_over else ""
         raise InputError(
@@ -99,37 +100,38 @@ def _list(
             paths = list_local(root, endings, recursive, passed_over)
             versions = {path: version_of(fs, path) for path in paths}
         else:
-            found = list_cloud(fs, root, endings, recursive, passed_over)
-            versions = {path: version_of(fs, path, info) for path, info in found.items()}
+            infos = list_cloud(fs, root, endings, recursive, passed_over)
+            versions = {path: version_of(fs, path, info) for path, info in infos.items()}
     except InputError:
         raise
-    except Exception as error:  # clients of clouds raise dozens of kinds
+    except Exception as error:  # clients of clouds raise many types
         sentence = f"{flag} {directory} cannot be listed ({first_line(error)})"
         raise unreadable(sentence, error) from None
     return Folder(fs, root, versions), passed_over
 
 
 def version_of(fs: Any, path: str, info: Mapping[str, Any] | None = None) -> Version:
-    """The version of a file.
+    """Return the version of a file.
 
     Args:
-        info: what the filesystem says of it, where that is known.
+        fs, path: the file.
+        info: the filesystem's entry for the file, if it is known.
 
     Raises:
-        OSError: it is not there.
+        OSError: the file does not exist.
     """
     if isinstance(fs, LocalFileSystem):
         return local_version(os.stat(path))
     if info is None or info.get("size") is None:
         info = fs.info(path)
-    mark = next((_said(info[n]) for n in _MARKS if info.get(n)), "")
+    mark = next((_mark_text(info[name]) for name in _MARKS if info.get(name)), "")
     return Version(int(info["size"] or 0), mark)
 
 
-def _said(mark: Any) -> str:
-    """The same whether a filesystem lists a folder or is asked for one of its files.
+def _mark_text(mark: Any) -> str:
+    """Normalize a mark, which differs between a listing of a folder and a query of one file.
 
-    A time is a number in one answer and a `datetime` in another, an etag has quotes or none.
+    A time is a number in one and a `datetime` in the other, and an etag has quotes or none.
     """
     if isinstance(mark, datetime):
         mark = mark.timestamp()
@@ -137,19 +139,23 @@ def _said(mark: Any) -> str:
 
 
 def check_unchanged(fs: Any, versions: Mapping[str, Version]) -> None:
-    """Raise InputError, which names the file, unless all files are as they were.
+    """Raise InputError, which names the file, if a file has another version than before.
 
-    Only whether versions are equal counts, never which of two times is the later one. A question
-    that storage does not answer is asked again, as a read is.
+    Versions are only compared for equality; times are not ordered. Queries that storage fails to
+    answer are retried, as reads are.
+
+    Args:
+        fs: the filesystem of the files.
+        versions: the versions that were noted before, by path.
     """
 
     def list_again(folder: str) -> None:
-        with _asked(folder), contextlib.suppress(FileNotFoundError):  # each file says so itself
-            fs.ls(folder)  # one question for all: the filesystem remembers the answer
+        with _query(folder), contextlib.suppress(FileNotFoundError):  # `check` reports it
+            fs.ls(folder)  # one query for all files, whose answer the filesystem caches
 
     def check(path: str) -> None:
         try:
-            with _asked(path):
+            with _query(path):
                 same = is_same(path, version_of(fs, path), versions[path])
         except FileNotFoundError as error:
             raise InputError(
@@ -166,13 +172,13 @@ def check_unchanged(fs: Any, versions: Mapping[str, Version]) -> None:
 
 
 @contextlib.contextmanager
-def _asked(path: str) -> Iterator[None]:
-    """Turn what a filesystem raises in the block, but that a file is not there, into a sentence."""
+def _query(path: str) -> Iterator[None]:
+    """Turn an error of a filesystem in the block into InputError, except FileNotFoundError."""
     try:
         yield
     except FileNotFoundError:
         raise
-    except Exception as error:  # clients of clouds raise dozens of kinds
+    except Exception as error:  # clients of clouds raise many types
         sentence = (
             f"whether {path} has changed since this run began to read cannot be said "
             f"({first_line(error)}): run it again"

@@ -28,31 +28,31 @@ SUB_FOLDER = "a sub-folder, which is not looked into"
 
 _ADDRESS = re.compile(r"(?:\w+::)*[A-Za-z][\w+.-]*://")
 _LOCAL = ("file://", "local://")
-# notes, locks and temporary files of this program, which are not worth a message
+# settings, journals, locks and temporary files of this program, which need no message
 _OURS = re.compile(r"[._]settings\.json|_passes|\..*lock|\..*\.datacomp_flyt\.tmp", re.DOTALL)
 
 
-def local_path(where: str) -> str | None:
-    """The local path that a flag names; None for a cloud address.
+def local_path(location: str) -> str | None:
+    """Return the local path that a flag names; None for a cloud address.
 
     Only a name that begins with `scheme://` is an address. Any other name is a file's, even if it
     contains `::`, `file:` or `pipe:`.
     """
     for scheme in _LOCAL:
-        if where.startswith(scheme):
-            return where[len(scheme) :]
-    if _ADDRESS.match(where):
+        if location.startswith(scheme):
+            return location[len(scheme) :]
+    if _ADDRESS.match(location):
         return None
-    home = where.startswith("~") and not os.path.lexists(where.split("/")[0])
-    return os.path.expanduser(where) if home else where
+    home = location.startswith("~") and not os.path.lexists(location.split("/")[0])
+    return os.path.expanduser(location) if home else location
 
 
-def resolve_path(where: str) -> tuple[Any, str]:
-    """The filesystem of a path or address, and the path there, absolute where it is local."""
-    local = local_path(where)
+def resolve_path(location: str) -> tuple[Any, str]:
+    """Return the filesystem of a path or address, and the path in it, absolute if it is local."""
+    local = local_path(location)
     if local is not None:
         return LocalFileSystem(), os.path.abspath(local) if local else local
-    fs, root = fsspec.core.url_to_fs(where)
+    fs, root = fsspec.core.url_to_fs(location)
     return fs, str(root)
 
 
@@ -104,17 +104,17 @@ class PassedOver:
 def list_local(
     root: str, endings: tuple[str, ...], recursive: bool, passed_over: PassedOver
 ) -> list[str]:
-    """Paths of the data files of a local folder, sorted. Links are followed, each folder once.
+    """Return the sorted paths of a local folder's data files. Links are followed, folders once.
 
     Raises:
         OSError: a folder cannot be listed.
         InputError: a link that is named like data leads nowhere (npz excepted, since its reader
             reports it); or a folder is named like a file and sub-folders are not read.
     """
-    found: list[str] = []
+    paths: list[str] = []
     visited: set[tuple[int, int]] = set()
     folders, links = deque([root]), deque[str]()
-    while folders or links:  # real folders first, which keep their own paths
+    while folders or links:  # real folders first, so that links do not rename them
         folder = (folders or links).popleft()
         state = os.stat(folder)
         if (state.st_dev, state.st_ino) in visited:
@@ -128,7 +128,7 @@ def list_local(
             elif not stat.S_ISDIR(mode):
                 if passed_over.keeps(entry.name, endings):
                     if stat.S_ISREG(mode):
-                        found.append(entry.path)
+                        paths.append(entry.path)
                     else:
                         passed_over.add(NOT_REGULAR, entry.name)
             elif entry.name.startswith((".", "_")):
@@ -137,7 +137,7 @@ def list_local(
                 (links if entry.is_symlink() else folders).append(entry.path)
             else:
                 _pass_folder(entry.path, entry.name, endings, passed_over)
-    return sorted(found)
+    return sorted(paths)
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -146,7 +146,7 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _mode(entry: os.DirEntry[str], endings: tuple[str, ...]) -> int | None:
-    """The type of a file, or of the target of a link; None if the target does not exist."""
+    """Return the type of a file, or of a link's target; None if the target does not exist."""
     try:
         if entry.is_file(follow_symlinks=False):  # known without a stat call
             return stat.S_IFREG
@@ -176,17 +176,17 @@ def _pass_folder(path: str, name: str, endings: tuple[str, ...], passed_over: Pa
 def list_cloud(
     fs: Any, root: str, endings: tuple[str, ...], recursive: bool, passed_over: PassedOver
 ) -> dict[str, Mapping[str, Any]]:
-    """The filesystem's entries for the data files of a folder, by path, sorted.
+    """Return the filesystem's entries for a folder's data files, sorted by path.
 
     Raises:
         InputError: a folder is named like a file and sub-folders are not read.
     """
     if recursive:
-        found: Mapping[Any, Any] = fs.find(root, detail=True)
+        infos: Mapping[Any, Any] = fs.find(root, detail=True)
     else:
-        found = {info["name"]: info for info in fs.ls(root, detail=True)}
+        infos = {info["name"]: info for info in fs.ls(root, detail=True)}
     kept = {}
-    for path, info in sorted((str(path), info) for path, info in found.items()):
+    for path, info in sorted((str(path), info) for path, info in infos.items()):
         names = path.rstrip("/")[len(root.rstrip("/")) + 1 :].split("/")
         if not names[-1]:  # the placeholder object of the folder itself
             continue
@@ -203,12 +203,12 @@ def list_cloud(
     return kept
 
 
-_SAID: set[str] = set()
+_PRINTED: set[str] = set()
 
 
-def say_passed_over(what: str, passed_over: PassedOver) -> None:
+def say_passed_over(folder: str, passed_over: PassedOver) -> None:
     """Print the files that a listing passed over, once in a process."""
-    line = f"{what}: passed over {passed_over}"
-    if passed_over and line not in _SAID:
-        _SAID.add(line)
+    line = f"{folder}: passed over {passed_over}"
+    if passed_over and line not in _PRINTED:
+        _PRINTED.add(line)
         say(line)

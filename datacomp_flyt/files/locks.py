@@ -1,12 +1,12 @@
-"""One run at a time writes an output: the second is refused.
+"""Locks outputs, so that a second run that writes them is refused.
 
-The kernel releases a lock when its process ends, however it ends, so a killed run blocks nobody; a
-file that merely says "taken" would. NFS and, mounted with `flock`, Lustre keep locks between
-machines. Where a filesystem keeps none, the run goes on and says so.
+The kernel releases a lock when its process ends in any way, so a killed run blocks nobody; a mere
+lock file would remain. NFS and, mounted with `flock`, Lustre keep locks between machines. If a
+filesystem supports no locks, the run goes on with a warning.
 
-The `filelock` package does not serve here: its lock does not name the process that holds it and
-leaves its file behind, and version 3.8.0, which DataComp pins, follows symbolic links, truncates
-what they lead to, and lets a forked child keep the lock of its parent.
+The `filelock` package is no substitute: its lock does not name the process that holds it and leaves
+its file behind, and version 3.8.0, which DataComp pins, follows symbolic links, truncates their
+targets, and lets a forked child keep the lock of its parent.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ try:
 except ImportError:  # Windows
     _LOCKS = False
 
-_HELD: set[int] = set()
-_TRIES = 100  # runs that end just as this one begins
+_HELD: set[int] = set()  # descriptors of the lock files that this process holds
+_ATTEMPTS = 100  # each fails if another run ends just then
 _HOLDER = re.compile(r"process \d+ on .*\n?")
 
 
@@ -42,10 +42,10 @@ class _LockFile:
 
     Attributes:
         handle: its file descriptor.
-        writable: whether it is open for writing. In a folder that a group writes, the file of
-            another user can only be read.
-        ours: whether this program made it, so that it may be written and removed. Other tools have
-            files of this name.
+        writable: whether it is open for writing. In a shared folder, another user's file can only
+            be read.
+        ours: whether this program made it, so that it may be written and removed. Other programs
+            have files of this name.
     """
 
     handle: int
@@ -54,19 +54,19 @@ class _LockFile:
 
 
 @contextlib.contextmanager
-def lock_outputs(*places: Path | str) -> Iterator[None]:
+def lock_outputs(*outputs: Path | str) -> Iterator[None]:
     """Keep other runs from writing the same outputs while the block runs.
 
     Args:
-        places: folders, or files whose folders exist. Links are resolved.
+        outputs: folders, or files whose folders exist. Links are resolved.
 
     Raises:
-        InputError: another run writes one of them, its folder cannot be written, or the lock file
-            is a file of another program.
+        InputError: another run writes an output, its folder cannot be written, or the lock file is
+            a file of another program.
     """
     with contextlib.ExitStack() as stack:
-        for place in map(Path, places):
-            stack.enter_context(_lock(place))
+        for output in map(Path, outputs):
+            stack.enter_context(_lock(output))
         yield
 
 
@@ -84,15 +84,15 @@ def try_lock(handle: int) -> bool | None:
 
 
 @contextlib.contextmanager
-def _lock(place: Path) -> Iterator[None]:
+def _lock(output: Path) -> Iterator[None]:
     if not _LOCKS:
-        _warn(place, "Windows")
+        _warn(output, "Windows")
         yield
         return
-    real = Path(os.path.realpath(place))
-    # not of the place's kind: its folder may be read as one of tables meanwhile
+    real = Path(os.path.realpath(output))
+    # hidden, since the folder may be read as one of tables meanwhile
     path = real / ".lock" if real.is_dir() else real.with_name(f".{real.name}.lock")
-    lock = _take(path, place)
+    lock = _take(path, output)
     _HELD.add(lock.handle)
     try:
         yield
@@ -105,11 +105,11 @@ def _lock(place: Path) -> Iterator[None]:
             os.close(lock.handle)
 
 
-def _take(path: Path, place: Path) -> _LockFile:
-    """Open the lock file and lock it."""
+def _take(path: Path, output: Path) -> _LockFile:
+    """Open the lock file of an output and lock it."""
     made = False
-    for _ in range(_TRIES):
-        lock = _open(path, place, made)
+    for _ in range(_ATTEMPTS):
+        lock = _open(path, output, made)
         made = lock.ours
         try:
             fcntl.flock(lock.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -117,17 +117,17 @@ def _take(path: Path, place: Path) -> _LockFile:
             holder = _content(lock.handle).strip()
             os.close(lock.handle)
             raise InputError(
-                f"{place} is being written by another run ({holder or 'which just began'}): wait "
+                f"{output} is being written by another run ({holder or 'which just began'}): wait "
                 "until that has ended, or name another place; if that process is gone, as after "
                 f"its machine lost power, remove {path}"
             ) from None
         except OSError as error:
             if lock.writable:
-                _warn(place, error.strerror)
+                _warn(output, error.strerror)
                 return lock
-            os.close(lock.handle)  # NFS locks only files that are open for writing
-            raise _of_somebody_else(path) from None
-        if not _is_same(lock.handle, path):  # the run that held it has ended and removed it
+            os.close(lock.handle)  # NFS locks only files open for writing
+            raise _not_ours(path) from None
+        if not _is_same(lock.handle, path):  # another run removed it as it ended
             os.close(lock.handle)
         elif lock.writable:
             if lock.ours:
@@ -139,26 +139,26 @@ def _take(path: Path, place: Path) -> _LockFile:
         else:  # left by a killed run of another user
             try:
                 if not lock.ours:
-                    raise _of_somebody_else(path)
+                    raise _not_ours(path)
                 path.unlink()
             except OSError:
-                raise _of_somebody_else(path) from None
+                raise _not_ours(path) from None
             finally:
                 os.close(lock.handle)
-    _warn(place, "a file is another one each time")
-    return _open(path, place, made)
+    _warn(output, "a file is another one each time")
+    return _open(path, output, made)
 
 
-def _open(path: Path, place: Path, made: bool) -> _LockFile:
-    """Open the lock file, or make it.
+def _open(path: Path, output: Path, made: bool) -> _LockFile:
+    """Open or create the lock file of an output.
 
     Args:
-        made: whether this process has made it before.
+        made: whether this process has created it before.
 
     Raises:
         InputError: the folder cannot be written, or the file is no lock of this program.
     """
-    shared = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe does not wait
+    shared = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # so that opening a pipe does not block
     handle, error = -1, OSError()
     for flags in (os.O_RDWR | os.O_CREAT | os.O_EXCL, os.O_RDWR, os.O_RDONLY) * 3:
         try:
@@ -168,16 +168,16 @@ def _open(path: Path, place: Path, made: bool) -> _LockFile:
         except OSError as failure:
             error = failure
             if error.errno == errno.ELOOP:
-                raise _of_another_program(path, place, "a link") from None
+                raise _of_another_program(path, output, "a link") from None
             continue
         writable, made = flags != os.O_RDONLY, made or bool(flags & os.O_CREAT)
         break
-    else:  # several rounds, since another run's file may come and go
-        raise InputError(f"{place} cannot be written ({error.strerror}): choose another place")
+    else:  # repeated, since another run may create and remove the file meanwhile
+        raise InputError(f"{output} cannot be written ({error.strerror}): choose another place")
     content = _content(handle) if stat.S_ISREG(os.fstat(handle).st_mode) else None
     if content is None or (content and not _HOLDER.fullmatch(content)):
         os.close(handle)
-        raise _of_another_program(path, place, "no lock of this program")
+        raise _of_another_program(path, output, "no lock of this program")
     return _LockFile(handle, writable, made or bool(content))
 
 
@@ -187,20 +187,20 @@ def _content(handle: int) -> str:
     return ""
 
 
-def _of_another_program(path: Path, place: Path, what: str) -> InputError:
+def _of_another_program(path: Path, output: Path, kind: str) -> InputError:
     return InputError(
-        f"{place} wants {path} as its lock file, and that is {what}: move it elsewhere, or name "
+        f"{output} wants {path} as its lock file, and that is {kind}: move it elsewhere, or name "
         "another place"
     )
 
 
-def _of_somebody_else(path: Path) -> InputError:
+def _not_ours(path: Path) -> InputError:
     return InputError(f"{path} is of somebody else: have it removed if no run goes on there")
 
 
-def _warn(place: Path, why: str | None) -> None:
+def _warn(output: Path, reason: str | None) -> None:
     say(
-        f"{place}: this filesystem keeps no locks ({why}): see to it that no other run writes "
+        f"{output}: this filesystem keeps no locks ({reason}): see to it that no other run writes "
         "there",
         error=True,
     )
@@ -213,8 +213,8 @@ def _is_same(handle: int, path: Path) -> bool:
         return False
 
 
-def _let_go() -> None:
-    """In a forked child, such as a data loader's, which may live longer than its parent."""
+def _release_in_child() -> None:
+    """Close the lock files in a forked child, such as a data loader's, which may outlive us."""
     for handle in _HELD:
         with contextlib.suppress(OSError):
             os.close(handle)
@@ -222,4 +222,4 @@ def _let_go() -> None:
 
 
 if _LOCKS:
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_release_in_child)

@@ -1,7 +1,7 @@
-"""Arrays as long as the pool that lie in files, so that a pool may be larger than memory.
+"""Memory-mapped arrays with one value per example, for pools larger than memory.
 
-What is computed of an array in a file, block by block, is put into a file beside it: the code is
-the same for both kinds of array, and so are the numbers.
+Results that are computed from a memory-mapped array, block by block, are memory-mapped as well, in
+temporary files of the same folder. The code, and the numbers, are the same for both kinds of array.
 """
 
 from __future__ import annotations
@@ -24,15 +24,20 @@ from datacomp_flyt.files.npy_header import read_npy_header
 from datacomp_flyt.files.output_files import create_temporary
 from datacomp_flyt.threads import blocks
 
-_BLOCK = 1 << 20
-_BITS = 16  # of a histogram
+_BLOCK = 1 << 20  # rows handled at once
+_HISTOGRAM_BITS = 16
 
 
 def create_array(path: Path, length: int, dtype: DTypeLike) -> NDArray[Any]:
-    """A new array in a .npy file, of zeros, which is there only once its room is reserved.
+    """Create a .npy file of zeros and map it. The file appears once its space is reserved.
+
+    Args:
+        path: the file.
+        length: the number of values.
+        dtype: their type.
 
     Raises:
-        InputError: the disk is full, or the place cannot be written.
+        InputError: the disk is full, or the path cannot be written.
     """
     unfinished = None
     try:
@@ -51,15 +56,15 @@ def create_array(path: Path, length: int, dtype: DTypeLike) -> NDArray[Any]:
 
 
 def write_rows(path: Path, start: int, rows: NDArray[Any]) -> None:
-    """Write rows of an array in a file, while others, perhaps on other machines, write others.
+    """Write some rows of a .npy file and sync them. Several machines may write different rows.
 
-    Not through a map of the file: its pages would be counted as the process's memory, and of a
-    page that two machines have a network file system would keep what the last one wrote of it.
+    The file is not mapped: mapped pages would count as the process's memory, and if two machines
+    map one page, a network file system keeps only what the last of them wrote.
 
     Args:
-        path: of `create_array`.
-        start: the first of the rows.
-        rows: [n] of its dtype; on the disk when this returns.
+        path: a file of `create_array`.
+        start: the index of the first row.
+        rows: an array [n] of the file's dtype.
 
     Raises:
         InputError: the file cannot be written.
@@ -77,19 +82,21 @@ def write_rows(path: Path, start: int, rows: NDArray[Any]) -> None:
 
 
 def is_memory_mapped(array: NDArray[Any]) -> bool:
-    """Whether an array, or what it is a view of, is mapped from a file."""
+    """Return whether an array, or the array that it is a view of, is mapped from a file."""
     return _folder_of(array) is not None
 
 
 def zeros_like_storage(
     array: NDArray[Any], dtype: DTypeLike, length: int | None = None
 ) -> NDArray[Any]:
-    """Zeros, in memory; where `array` lies in a file, in a file of the same folder, without a name.
+    """Return a zero array: in memory, or in an unnamed temporary file if `array` is memory-mapped.
+
+    The temporary file lies in the folder of the file that `array` is mapped from.
 
     Args:
-        array: any.
-        dtype: of the new one.
-        length: of the new one; that of `array` if None.
+        array: the array whose kind of storage is used.
+        dtype: the type of the new array.
+        length: the length of the new array; that of `array` if None.
 
     Raises:
         InputError: the disk is full.
@@ -102,7 +109,7 @@ def zeros_like_storage(
         handle, name = create_temporary(folder / "array")
         try:
             _reserve(handle, length * np.dtype(dtype).itemsize)
-            found = np.memmap(name, dtype, "r+", shape=(length,))
+            zeros = np.memmap(name, dtype, "r+", shape=(length,))
         finally:
             os.close(handle)
             os.unlink(name)
@@ -111,35 +118,42 @@ def zeros_like_storage(
             f"{folder} has no room for {length * np.dtype(dtype).itemsize:,} bytes more "
             f"({error.strerror or error})"
         ) from None
-    return found
+    return zeros
 
 
 def filter_rows(
     arrays: tuple[NDArray[Any], ...], keep: Callable[[NDArray[Any]], NDArray[np.bool_]]
 ) -> tuple[NDArray[Any], ...]:
-    """The rows of equally long arrays that are to be kept; the arrays themselves if all are.
+    """Filter the rows of equally long arrays; return the arrays themselves if all rows are kept.
 
     Args:
-        arrays: [M] each.
-        keep: of some of the first array's values, which to keep; asked twice.
+        arrays: arrays [M].
+        keep: maps a block [n] of the first array to a mask [n] of the rows to keep; called twice
+            for each block.
     """
     parts = blocks(len(arrays[0]), _BLOCK)
-    kept = [int(np.count_nonzero(keep(arrays[0][part]))) for part in parts]
-    if sum(kept) == len(arrays[0]):
+    counts = [int(np.count_nonzero(keep(arrays[0][part]))) for part in parts]
+    if sum(counts) == len(arrays[0]):
         return arrays
-    fewer = tuple(zeros_like_storage(array, array.dtype, sum(kept)) for array in arrays)
+    filtered = tuple(zeros_like_storage(array, array.dtype, sum(counts)) for array in arrays)
     row = 0
-    for part, number in zip(parts, kept, strict=True):
-        chosen = keep(arrays[0][part])
-        for array, of in zip(fewer, arrays, strict=True):
-            array[row : row + number] = of[part][chosen]
-        row += number
-    return fewer
+    for part, count in zip(parts, counts, strict=True):
+        mask = keep(arrays[0][part])
+        for target, array in zip(filtered, arrays, strict=True):
+            target[row : row + count] = array[part][mask]
+        row += count
+    return filtered
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some values that a shelf has, their number, and where they are: here, or in its file."""
+    """A chunk of values in a `SpillFile`.
+
+    Attributes:
+        length: the number of values.
+        values: the values, if they are in memory.
+        start: the offset of the values in the file, in bytes, if they are in the file.
+    """
 
     length: int
     values: NDArray[Any] | None
@@ -147,17 +161,17 @@ class Chunk:
 
 
 class SpillFile:
-    """Arrays put aside: in memory, or where `beside` would put one.
+    """Stores chunks of values: in memory, or in a temporary file if `array` is memory-mapped.
 
     Attributes:
-        in_memory: whether it is there.
+        in_memory: whether the chunks are in memory.
     """
 
     def __init__(self, array: NDArray[Any], dtype: DTypeLike) -> None:
         """
         Args:
-            array: beside which to be.
-            dtype: of what is put here.
+            array: the array whose kind of storage is used, see `zeros_like_storage`.
+            dtype: the type of the values.
 
         Raises:
             InputError: the folder cannot be written.
@@ -175,7 +189,7 @@ class SpillFile:
             weakref.finalize(self, _close, self._file)
 
     def put(self, values: NDArray[Any]) -> Chunk:
-        """Put a copy aside.
+        """Store a copy of some values.
 
         Raises:
             InputError: the disk is full.
@@ -193,50 +207,51 @@ class SpillFile:
         self._size += values.nbytes
         return Chunk(len(values), None, start)
 
-    def get(self, piece: Chunk, begin: int = 0, end: int | None = None) -> NDArray[Any]:
-        """What was put aside, or some of it.
+    def get(self, chunk: Chunk, begin: int = 0, end: int | None = None) -> NDArray[Any]:
+        """Read a chunk, or the values from `begin` to `end` of it.
 
         Raises:
-            InputError: the disk does not give it back.
+            InputError: the file cannot be read.
         """
-        if piece.values is not None:
-            return piece.values[begin:end]
+        if chunk.values is not None:
+            return chunk.values[begin:end]
         assert self._file is not None
-        found = np.empty((piece.length if end is None else end) - begin, self._dtype)
-        left = found.view(np.uint8).data
+        values = np.empty((chunk.length if end is None else end) - begin, self._dtype)
+        left = values.view(np.uint8).data
         try:
-            self._file.seek(piece.start + begin * self._dtype.itemsize)
+            self._file.seek(chunk.start + begin * self._dtype.itemsize)
             while left:
-                if not (number := self._file.readinto(left)):
+                if not (num_bytes := self._file.readinto(left)):
                     raise OSError(errno.EIO, "a temporary file there has lost its end")
-                left = left[number:]
+                left = left[num_bytes:]
         except OSError as error:
             raise InputError(f"{self._folder} cannot be read ({error.strerror})") from None
-        return found
+        return values
 
-    def rest(self, piece: Chunk, begin: int) -> Chunk:
-        """A piece without its first `begin` values, whose room is free again if it is memory."""
-        values = None if piece.values is None else piece.values[begin:].copy()
-        start = piece.start + begin * self._dtype.itemsize
-        return Chunk(piece.length - begin, values, start)
+    def rest(self, chunk: Chunk, begin: int) -> Chunk:
+        """Return a chunk without its first `begin` values, whose memory is freed."""
+        values = None if chunk.values is None else chunk.values[begin:].copy()
+        start = chunk.start + begin * self._dtype.itemsize
+        return Chunk(chunk.length - begin, values, start)
 
 
 def order_statistic(values: NDArray[np.floating], rank: int) -> float:
-    """The value of a rank, from 0 for the smallest, as `numpy.partition(values, rank)[rank]`.
+    """Return the value of a rank, as `numpy.partition(values, rank)[rank]`.
 
-    Of an array in a file without a copy of all: histograms of the leading bits say where it is.
+    A memory-mapped array is not copied: histograms of the leading bits narrow the range in which
+    the value lies, until a single value is left.
 
     Args:
         values: floats [M] without NaN.
-        rank: 0 to M - 1.
+        rank: the rank, from 0 for the smallest value to M - 1.
     """
     if not is_memory_mapped(values):
         return float(np.partition(values, rank)[rank])
     kind = np.dtype(f"u{values.dtype.itemsize}")
     width = 8 * kind.itemsize
-    low, high = 0, (1 << width) - 1  # the ordered bits that it may have
+    low, high = 0, (1 << width) - 1  # the range of its ordered bits
     while True:
-        shift = max((high - low).bit_length() - _BITS, 0)
+        shift = max((high - low).bit_length() - _HISTOGRAM_BITS, 0)
         counts = np.zeros(((high - low) >> shift) + 1, np.int64)
         for part in blocks(len(values), _BLOCK):
             bits = _ordered_bits(values[part], kind)
@@ -247,31 +262,31 @@ def order_statistic(values: NDArray[np.floating], rank: int) -> float:
         rank -= int(ends[bin_ - 1]) if bin_ else 0
         low, high = low + (bin_ << shift), min(low + ((bin_ + 1) << shift) - 1, high)
         if low == high:
-            return _of_ordered_bits(low, values.dtype)
+            return _from_ordered_bits(low, values.dtype)
 
 
 def _ordered_bits(values: NDArray[np.floating], kind: np.dtype[Any]) -> NDArray[Any]:
-    """Unsigned integers that are ordered as the floats are; 0.0 and -0.0 are one."""
+    """Map floats [n] to unsigned integers [n] of the same order; 0.0 and -0.0 get the same one."""
     bits = (np.ascontiguousarray(values) + values.dtype.type(0)).view(kind)
     sign = kind.type(1 << (8 * kind.itemsize - 1))
     ordered: NDArray[Any] = np.where(bits & sign, ~bits, bits | sign)
     return ordered
 
 
-def _of_ordered_bits(bits: int, dtype: np.dtype[Any]) -> float:
+def _from_ordered_bits(ordered: int, dtype: np.dtype[Any]) -> float:
     width = 8 * dtype.itemsize
     sign = 1 << (width - 1)
-    of = bits ^ sign if bits & sign else ~bits & ((1 << width) - 1)
-    return float(np.array(of, f"u{dtype.itemsize}").view(dtype)[()])
+    bits = ordered ^ sign if ordered & sign else ~ordered & ((1 << width) - 1)
+    return float(np.array(bits, f"u{dtype.itemsize}").view(dtype)[()])
 
 
 def _close(file: IO[bytes]) -> None:
-    with contextlib.suppress(OSError):  # what a full disk did not take
+    with contextlib.suppress(OSError):  # closing flushes, which a full disk refuses
         file.close()
 
 
 def _reserve(handle: int, size: int) -> None:
-    """Room on the disk now: written later, a mapped file ends the process where there is none."""
+    """Reserve disk space: a write to a mapped file kills the process if the disk is full."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(handle, 0, size)
     else:  # macOS

@@ -1,4 +1,4 @@
-"""The header of a .npy array: read by many threads, and still one at a time."""
+"""Reads the headers of .npy arrays, from any thread."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import IO, Any
 
 import numpy as np
 
-_LONGEST = 10_000  # bytes, as NumPy's own limit, which it only looks at when it has read them
-_LOCK = threading.Lock()  # CPython 3.11's parser, which NumPy uses, fails now and then in threads
+_LONGEST = 10_000  # bytes: NumPy's own limit, which it checks only after reading them
+_LOCK = threading.Lock()  # NumPy uses CPython's parser, which in 3.11 sometimes fails in threads
 
 
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether stored by columns, and type of the array that begins here.
+    """Read the header at the file's position.
+
+    Returns:
+        the shape, whether the array is in column-major order, and the dtype.
 
     Raises:
-        Exception: half a dozen kinds of NumPy's, where there is no such header.
+        Exception: of many types; there is no valid header.
     """
     version = np.lib.format.read_magic(file)
     read = {
@@ -31,6 +34,6 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[An
         raise ValueError(f"its header is {length:,} bytes long")
     with _LOCK:
         shape, by_columns, dtype = read(io.BytesIO(size + file.read(length)))
-    if min(shape, default=0) < 0:  # NumPy takes any integers
+    if min(shape, default=0) < 0:  # NumPy accepts any integers
         raise ValueError(f"its header says that its shape is {shape}")
     return shape, by_columns, dtype

@@ -1,4 +1,4 @@
-"""One file, local or in a cloud (fsspec): opened and read, and what is said where it cannot be."""
+"""Opens and reads a file, local or in a cloud (fsspec), and turns failures into sentences."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def is_same(path: str, one: Version, other: Version) -> bool:
 def _may_renumber(path: str) -> bool:
     with contextlib.suppress(OSError, AttributeError):  # only Linux has the list
         device = os.stat(path).st_dev
-        number = f"{os.major(device)}:{os.minor(device)}"
+        device_number = f"{os.major(device)}:{os.minor(device)}"
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             mount, _, kind = line.partition(" - ")
-            if mount.split()[2] == number:
+            if mount.split()[2] == device_number:
                 return kind.startswith(_RENUMBERING)
     return False
 
@@ -76,9 +76,10 @@ def has_changed(path: str) -> ChangedError:
 
 
 def open_file(fs: Any, path: str, version: Version | None = None) -> io.BufferedIOBase:
-    """A file whose reads return the requested number of bytes, except at its end.
+    """Open a file whose reads return the requested number of bytes, except at its end.
 
     Args:
+        fs, path: the file.
         version: the version noted before. The open file is compared with it, since the name may
             now belong to another file.
 
@@ -87,12 +88,12 @@ def open_file(fs: Any, path: str, version: Version | None = None) -> io.Buffered
         InputError: the local file has another version.
     """
     if not isinstance(fs, LocalFileSystem):
-        return _Whole(fs.open(path, "rb"))
+        return _FullReads(fs.open(path, "rb"))
     file = open_local(path)
     if version is not None and not is_same(path, local_version(os.fstat(file.fileno())), version):
         file.close()
         raise has_changed(path)
-    return _Whole(file)
+    return _FullReads(file)
 
 
 def open_local(path: str) -> io.BufferedReader:
@@ -112,14 +113,14 @@ def check_regular(path: str) -> None:
 
 
 def map_npy(path: str) -> NDArray[Any]:
-    """The array of a local .npy file, mapped. Raises OSError, or what NumPy's parser raises."""
+    """Map the array of a local .npy file. Raises OSError, or what NumPy's parser raises."""
     check_regular(path)
-    array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # np.load would take a zip
+    array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # np.load would also open a zip
     return array
 
 
-class _Whole(io.BufferedIOBase):
-    """Storage may give less, and readers take what they get for the end: the file looks cut."""
+class _FullReads(io.BufferedIOBase):
+    """Repeats short reads of storage, which readers would take for the end of the file."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -136,19 +137,19 @@ class _Whole(io.BufferedIOBase):
         while wanted < 0 or len(content) < wanted:
             more = self._file.read(max(wanted - len(content), -1))
             if not more:
-                if (place := self.tell()) < (end := self.seek(0, io.SEEK_END)):
-                    raise OSError(errno.EIO, f"nothing came of bytes {place:,} to {end:,}")
+                if (offset := self.tell()) < (end := self.seek(0, io.SEEK_END)):
+                    raise OSError(errno.EIO, f"nothing came of bytes {offset:,} to {end:,}")
                 break
             content += more
         return content
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        place: int = self._file.seek(offset, whence)
-        return place
+        position: int = self._file.seek(offset, whence)
+        return position
 
     def tell(self) -> int:
-        place: int = self._file.tell()
-        return place
+        position: int = self._file.tell()
+        return position
 
     def close(self) -> None:
         self._file.close()
@@ -157,27 +158,27 @@ class _Whole(io.BufferedIOBase):
 
 @contextlib.contextmanager
 def readable(path: str, form: str, way_out: str) -> Iterator[None]:
-    """Turn whatever a reader raises in the block into a sentence.
+    """Turn any error of a reader in the block into a sentence.
 
     Args:
-        path: of the file.
-        form: what it is read as.
-        way_out: what to do if it is damaged.
+        path: the path of the file.
+        form: the format that it is read as, for the message.
+        way_out: the advice if the file is damaged.
 
     Raises:
         ReadError: storage failed.
-        InputError: the file is damaged, or not there; or the block raised it.
+        InputError: the file is damaged or does not exist; or the block raised it.
     """
     try:
         yield
     except InputError:
         raise
-    except MemoryError as error:  # or the file says that it is larger than it is
+    except MemoryError as error:  # a damaged file may also claim any size
         raise InputError(
             f"{path}: there is not enough memory to read it as {form} ({first_line(error)}): free "
             f"some, or if it should be enough, {way_out}"
         ) from None
-    except Exception as error:  # Arrow, zipfile, NumPy and filesystems: dozens of kinds
+    except Exception as error:  # Arrow, zipfile, NumPy and filesystems raise many types
         kind = type(unreadable(path, error))
         if kind is ReadError:
             way_out = f"run it again, and if that fails too, {way_out}"

@@ -22,7 +22,7 @@ from datacomp_flyt.files.locks import try_lock
 from datacomp_flyt.files.open_file import open_local
 
 _SUFFIX = ".datacomp_flyt.tmp"
-_LONGEST = 100  # bytes of NAME in a temporary name: some filesystems allow 143 in all
+_LONGEST = 100  # bytes of NAME in a temporary name: some filesystems allow 143 in total
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # not on Windows
 
@@ -31,7 +31,7 @@ def check_save_path(path: str | Path, flag: str) -> Path:
     """Return the path as a local one; its folder is made if missing, and can be written.
 
     Raises:
-        InputError: a cloud path, a folder, a device, a link that leads to no file, or a place that
+        InputError: it is a cloud path, a folder, a device or a link that leads to no file, or it
             cannot be written.
     """
     if "://" in str(path):
@@ -40,7 +40,7 @@ def check_save_path(path: str | Path, flag: str) -> Path:
         raise InputError(f"{flag} {path} is a folder: name the file to write")
     path = Path(path)
     try:
-        target, there = _target(path)
+        target, existing = _target(path)
     except InputError as error:
         raise InputError(f"{flag} {error}") from None
     try:
@@ -53,20 +53,20 @@ def check_save_path(path: str | Path, flag: str) -> Path:
         raise InputError(
             f"{flag} {path} cannot be written ({error.strerror}): choose another place"
         ) from None
-    if there and not (os.access(target, os.W_OK) and _may_replace(target.parent, there)):
+    if existing and not (os.access(target, os.W_OK) and _may_replace(target.parent, existing)):
         raise InputError(f"{flag} {path} is write-protected: choose another place")
     return path
 
 
 def check_notes_path(path: Path, *begins: bytes) -> Path:
-    """The path of the notes of a run that goes on where it was killed; removed when it ends.
+    """Check and return the path of a journal, by which a killed run resumes.
 
     Args:
-        path: where the notes are, or will be.
-        begins: bytes that such notes may begin with.
+        path: the path of the journal, which may exist.
+        begins: the bytes that a journal may begin with.
 
     Raises:
-        InputError: it cannot be written, is a link, or is a file of another program.
+        InputError: the path cannot be written, is a link, or is a file of another program.
     """
     check_save_path(path, "the notes")
     if path.is_symlink():
@@ -86,7 +86,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     the one that it replaces, and its owner if the process may set it.
 
     Raises:
-        InputError: the disk is full, or the place cannot be written.
+        InputError: the disk is full, or the path cannot be written.
     """
     name = None
     try:
@@ -101,7 +101,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         os.replace(name, target)
         name = None
     except Exception as error:
-        # torch.save then fails to close its file, and raises that error
+        # after a failed write, torch.save fails to close its file and raises that error instead
         first = error if isinstance(error, OSError | InputError) else error.__context__
         if not isinstance(first, OSError):
             raise
@@ -139,7 +139,7 @@ def remove_unfinished(path: Path) -> None:
 
 def _remove_unless_written(path: Path) -> None:
     """Remove a temporary file if locks work here and no process has it locked."""
-    for access in (os.O_RDWR, os.O_RDONLY):  # NFS locks only what is open for writing
+    for access in (os.O_RDWR, os.O_RDONLY):  # NFS locks only files open for writing
         with contextlib.suppress(OSError):
             handle = os.open(path, access | _NOFOLLOW)
             try:
@@ -151,20 +151,20 @@ def _remove_unless_written(path: Path) -> None:
 
 
 def _stem(path: Path) -> str:
-    """The part of a file's name that its temporary name repeats."""
+    """Return the part of a file's name that its temporary name repeats."""
     name = os.fsencode(path.name)
     return path.name if len(name) <= _LONGEST else hashlib.sha256(name).hexdigest()[:32]
 
 
 def _target(path: Path) -> tuple[Path, os.stat_result | None]:
-    """The file that an output path leads to, and its state if it exists.
+    """Return the file that an output path leads to, and its state if it exists.
 
     Raises:
         InputError: the target is no regular file, or its state cannot be read.
     """
     target = Path(os.path.realpath(path))
     try:
-        there = os.stat(path)
+        state = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             raise InputError(
@@ -176,22 +176,26 @@ def _target(path: Path) -> tuple[Path, os.stat_result | None]:
         raise InputError(
             f"{path} cannot be written ({error.strerror}): choose another place"
         ) from None
-    if stat.S_ISDIR(there.st_mode):
+    if stat.S_ISDIR(state.st_mode):
         raise InputError(f"{path} is a folder: name the file to write")
-    if not stat.S_ISREG(there.st_mode):
+    if not stat.S_ISREG(state.st_mode):
         raise InputError(f"{path} is a device, a pipe or a socket: name a file to write")
     for stream in (1, 2):
         with contextlib.suppress(OSError):  # closed
-            if os.path.samestat(there, os.fstat(stream)):
+            if os.path.samestat(state, os.fstat(stream)):
                 raise InputError(f"{path} is where this command prints: name another file to write")
-    return target, there
+    return target, state
 
 
-def _may_replace(folder: Path, there: os.stat_result) -> bool:
+def _may_replace(folder: Path, file_state: os.stat_result) -> bool:
     """Return whether the sticky bit of a folder lets this process replace a file in it."""
-    of = os.stat(folder)
-    owners = (0, there.st_uid, of.st_uid)
-    return not of.st_mode & stat.S_ISVTX or not hasattr(os, "geteuid") or os.geteuid() in owners
+    folder_state = os.stat(folder)
+    owners = (0, file_state.st_uid, folder_state.st_uid)
+    return (
+        not folder_state.st_mode & stat.S_ISVTX
+        or not hasattr(os, "geteuid")
+        or os.geteuid() in owners
+    )
 
 
 def _copy_rights(replaced: os.stat_result, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The settings that a folder of results was made with: written first, compared by later runs."""
+"""The settings of a folder of results: written by the first run, compared by later runs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _OLD_NAME = "settings.json"  # the name in older releases
 
 
 def check_settings(folder: Path, settings: dict[str, Any], way_out: str) -> None:
-    """Note the settings in a new folder; compare them with those of an old one.
+    """Write the settings to a new folder, or compare them with those of an existing one.
 
     Args:
-        folder: made where it is missing.
-        settings: as JSON.
-        way_out: what a user can do instead of writing into a folder that has other files.
+        folder: the folder; it is created if it is missing.
+        settings: the settings, which JSON can hold.
+        way_out: the advice if the folder has other files or settings.
 
     Raises:
-        InputError: it was made with other settings, or holds parquet files and no settings.
+        InputError: the folder was made with other settings, or has parquet files and no settings.
     """
     wanted = json.loads(json.dumps(settings))
     try:
@@ -46,11 +46,12 @@ def check_settings(folder: Path, settings: dict[str, Any], way_out: str) -> None
             file.write(json.dumps(wanted, indent=2, sort_keys=True).encode() + b"\n")
         return
     with readable(str(path), "JSON", f"remove {folder} to begin anew"):
-        found = json.loads(path.read_bytes())
-        other = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+        existing = json.loads(path.read_bytes())
+        keys = {*existing, *wanted}
+        other = sorted(key for key in keys if existing.get(key) != wanted.get(key))
     if other:
         raise InputError(
-            f"{folder} was made with {other[0]} {found.get(other[0])!r}, now it is "
+            f"{folder} was made with {other[0]} {existing.get(other[0])!r}, now it is "
             f"{wanted.get(other[0])!r}: give the same settings, {way_out}, or remove that folder"
         )
     if path.name == _OLD_NAME:

@@ -1,4 +1,4 @@
-"""The model's own tensors in a checkpoint: the dict that holds them, and their names."""
+"""Finds the state dict in a checkpoint, and the model's own names of its tensors."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def find_state_dict(content: Any) -> dict[Any, Any]:
     Raises:
         TorchFileError: the file holds none, or only several under unusual names.
     """
-    if (found := _search(content)) is not None:
-        return found
+    if (state := _search(content)) is not None:
+        return state
     if isinstance(content, StoredTensor | NoPlainTensor):
         raise TorchFileError(f"it holds no state dict but one tensor: {SAVE_THE_STATE_DICT}")
     if not isinstance(content, dict):
@@ -56,8 +56,8 @@ def _search(content: Any, depth: int = 3) -> dict[Any, Any] | None:
     if not isinstance(content, dict) or not depth:
         return None
     for key in _STATE_DICTS:
-        if (found := _search(content.get(key), depth - 1)) is not None:
-            return found
+        if (state := _search(content.get(key), depth - 1)) is not None:
+            return state
     holds_tensors = any(isinstance(v, StoredTensor | NoPlainTensor) for v in content.values())
     return content if holds_tensors else None
 

@@ -1,4 +1,4 @@
-"""Reader of `torch.save` files that needs no torch and runs nothing.
+"""Reads `torch.save` files without torch and without running any code in them.
 
 It reads the zip format of torch 1.6 and later and the format before it. Selection runs where torch
 is not installed, and a pickle may run any code when it is loaded; see `torch_pickle`. The numbers
@@ -46,11 +46,11 @@ _DTYPES = {
     )},
     "int8": "i1", "uint8": "u1", "bool": "?", "bfloat16": "<u2",
 }  # fmt: skip
-_DIMENSIONS = 8
-_REPEATS = 16  # times that different views in a file may hold its numbers
-_SMALL = 1 << 24  # bytes that they may take whatever its size
+_MOST_DIMENSIONS = 8
+_MOST_REPEATS = 16  # arrays may take so many times the size of the file, since views may overlap
+_LEAST_BYTES = 1 << 24  # bytes that arrays may take whatever the size of the file
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
-MAGIC_AS_TEXT = b"L%dL\n" % _MAGIC  # as pickle protocols 0 and 1 begin such a file
+MAGIC_AS_TEXT = b"L%dL\n" % _MAGIC  # the begin of such a file in pickle protocols 0 and 1
 
 
 def read_torch_file(
@@ -62,7 +62,8 @@ def read_torch_file(
     ...). Names are those of the model without wrappers; see `unwrapped_names`.
 
     Args:
-        wanted: whether to read the tensor of this name; other tensors are not read.
+        path: the file.
+        wanted: returns whether to read the tensor of a name; other tensors are not read.
 
     Raises:
         TorchFileError: not a file of `torch.save`, one that holds more than data, or one without
@@ -94,7 +95,7 @@ def read_torch_object(path: Path, make: Callable[[Array], Any] = lambda array: a
 
 
 def from_bfloat16(halves: Array) -> Array:
-    """Convert bfloat16, given as uint16, to float32: they are the upper halves of float32."""
+    """Convert bfloat16, given as uint16, to float32, of which it is the upper half."""
     words = halves.reshape(-1).astype("<u4") << np.uint32(16)
     return words.view("<f4").reshape(halves.shape)
 
@@ -229,14 +230,14 @@ class _TensorReader:
     def __init__(self, read_storage: _ReadStorage, size: int) -> None:
         # tensors that share a storage mostly follow one another
         self._read_storage = functools.lru_cache(maxsize=1)(read_storage)
-        self._bytes_left = max(_REPEATS * size, _SMALL)
+        self._bytes_left = max(_MOST_REPEATS * size, _LEAST_BYTES)
         self._done: dict[StoredTensor, Array] = {}  # tied weights are one tensor
 
     def __call__(self, tensor: StoredTensor | NoPlainTensor, name: str) -> Array:
         """Return the numbers of the tensor of this name, in C order."""
         if isinstance(tensor, NoPlainTensor):
             raise TorchFileError(f"its {name} is {tensor.kind}: save it as a dense float32 tensor")
-        if len(tensor.shape) > _DIMENSIONS:
+        if len(tensor.shape) > _MOST_DIMENSIONS:
             raise TorchFileError(f"its {name} has {len(tensor.shape)} dimensions")
         sizes = (tensor.offset, *tensor.shape, *tensor.strides)
         if not all(type(size) is int for size in sizes):
@@ -253,7 +254,7 @@ class _TensorReader:
         beyond = last >= len(values) if 0 not in shape else offset > len(values)
         if beyond or any(size < 0 for size in (offset, *shape, *strides)):
             raise TorchFileError(f"its {name} reaches beyond its storage")
-        # more than its storage has where the tensor is expanded, with a stride of 0
+        # an expanded tensor, with a stride of 0, has more numbers than its storage
         self._bytes_left -= math.prod(shape) * values.itemsize
         if self._bytes_left < 0:
             raise TorchFileError(

@@ -33,7 +33,7 @@ def count_images(
         with_image = samples = int(subset.counts[there].sum(dtype="int64"))
         where = available.name
     else:
-        found = count_in_tables(urls, [(subset.high, subset.low)], default_num_workers())
+        found = count_in_tables(urls, [subset], default_num_workers())
         if found is None:
             if log:
                 logging.info(

@@ -1,1 +1,1 @@
-"""What is on disk: uids, metadata shards, score tables, uid subsets."""
+"""Data on disk: uids, metadata, score tables, embeddings and uid subsets."""

@@ -1,4 +1,4 @@
-"""Arrow types that hold another type's values: dictionary, run-end-encoded, extension, view."""
+"""Decodes Arrow types that wrap another type: dictionary, run-end-encoded, extension, view."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ import pyarrow.compute as pc
 
 
 def is_kind(name: str, kind: pa.DataType) -> bool:
-    """`pyarrow.types.is_NAME(kind)`; False if this pyarrow does not have such types."""
+    """Return `pyarrow.types.is_NAME(kind)`; False if this pyarrow does not have such types."""
     test = getattr(pa.types, f"is_{name}", None)
     return bool(test is not None and test(kind))
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:
-    """The type of the values themselves, of a dictionary-encoded or run-end-encoded type."""
+    """Return the type of the values of a dictionary-encoded or run-end-encoded type."""
     while pa.types.is_dictionary(kind) or is_kind("run_end_encoded", kind):
         kind = kind.value_type
     return kind
 
 
 def plain_array(array: pa.Array) -> pa.Array:
-    """The same values decoded, of the storage type, and in one buffer.
-
-    An array that is already plain is returned unchanged.
-    """
+    """Decode an array to its storage type, in one buffer; a plain array is returned unchanged."""
     if pa.types.is_dictionary(array.type):
         return plain_array(array.dictionary).take(array.indices)
     if is_kind("run_end_encoded", array.type):
@@ -38,6 +35,6 @@ def plain_array(array: pa.Array) -> pa.Array:
 
 
 def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """See `plain_array`."""
+    """Decode the chunks of a column, see `plain_array`."""
     chunks = [plain_array(chunk) for chunk in column.chunks]
     return pa.chunked_array(chunks) if chunks else column

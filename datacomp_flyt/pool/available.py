@@ -1,4 +1,4 @@
-"""The examples whose image is on disk: a sorted list of their uids."""
+"""The list of available images: the sorted uids of the examples whose image is on disk."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.threads import blocks
 
 _BLOCK = 1 << 22  # uids checked at once
-_HEAPS = 1 << 16  # ranges of uids whose ends are computed once
-_MAKE = "make one with `datacomp-flyt available TARS --save_path FILE`"
+_NUM_RANGES = 1 << 16  # ranges of uids whose bounds are computed once
+_WAY_OUT = "make one with `datacomp-flyt available TARS --save_path FILE`"
 
 
 @dataclass(frozen=True)
 class Available:
-    """The uids that have an image.
+    """A list of the uids that have an image.
 
     Attributes:
         name: the flag and its value, for messages.
-        uids: `u8,u8` array [n], n >= 1, sorted, no uid twice; mapped from a file if it has a path.
+        uids: `u8,u8` array [n], n >= 1, sorted without repeats; mapped from the file if there is
+            one.
         path: the path of the file; None for a list in memory.
         version: the version of the file when it was opened.
     """
@@ -44,8 +45,8 @@ class Available:
     version: Version | None = None
 
     def __post_init__(self) -> None:
-        starts = np.arange(_HEAPS, dtype=np.uint64) << np.uint64(48)
-        first = np.zeros(_HEAPS, np.int64)
+        starts = np.arange(_NUM_RANGES, dtype=np.uint64) << np.uint64(48)
+        first = np.zeros(_NUM_RANGES, np.int64)
         ends = self._bisect(starts, np.zeros_like(starts), first, np.full_like(first, len(self)))
         object.__setattr__(self, "_ends", np.append(ends, len(self)))
 
@@ -60,14 +61,13 @@ class Available:
         """Return whether each of these uids [m], in any order, has an image."""
         order = argsort_hashes(uids["f0"])  # neighbours in the list are read together
         high, low = uids["f0"].take(order), uids["f1"].take(order)
-        heaps = (high >> np.uint64(48)).astype(np.int64)
+        ranges = (high >> np.uint64(48)).astype(np.int64)
         ends: NDArray[np.int64] = vars(self)["_ends"]
-        rows = self._bisect(high, low, ends[heaps], ends[heaps + 1])
-        there = rows < len(self)
+        rows = self._bisect(high, low, ends[ranges], ends[ranges + 1])
         nearest = self.uids[np.minimum(rows, len(self) - 1)]
-        found = np.empty(len(uids), np.bool_)
-        found[order] = there & (nearest["f0"] == high) & (nearest["f1"] == low)
-        return found
+        contained = np.empty(len(uids), np.bool_)
+        contained[order] = (rows < len(self)) & (nearest["f0"] == high) & (nearest["f1"] == low)
+        return contained
 
     def _bisect(
         self,
@@ -76,26 +76,26 @@ class Available:
         first: NDArray[np.int64],
         end: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """For each pair, the row of the first uid >= the pair, between `first` and `end`.
+        """Find the row of the first uid >= each pair, from `first` to `end`, by binary search.
 
-        `numpy.searchsorted` would copy a whole half of the list, which may be larger than memory.
+        `numpy.searchsorted` would copy the first halves of all uids, which may exceed memory.
         """
-        while (open_ := first < end).any():
+        while (searching := first < end).any():
             middle = (first + end) // 2
-            at = self.uids[np.minimum(middle, len(self) - 1)]
-            below = open_ & ((at["f0"] < high) | ((at["f0"] == high) & (at["f1"] < low)))
-            first = np.where(below, middle + 1, first)
-            end = np.where(open_ & ~below, middle, end)
+            uids = self.uids[np.minimum(middle, len(self) - 1)]
+            below = (uids["f0"] < high) | ((uids["f0"] == high) & (uids["f1"] < low))
+            first = np.where(searching & below, middle + 1, first)
+            end = np.where(searching & ~below, middle, end)
         return first
 
     def identity(self) -> list[Any]:
-        """The identity of the list as JSON: its file and version, or a hash of its uids."""
+        """Identify the list as JSON: by its file and version, or by a hash of its uids."""
         if self.path is not None and self.version is not None:
             return [os.path.abspath(self.path), *self.version]
         return [hashlib.sha256(np.ascontiguousarray(self.uids).data).hexdigest()]
 
     def in_file(self, path: Path) -> Available:
-        """The same list in a file, which is `path` if the list is in memory."""
+        """Return the list as a file, which is written to `path` if the list is in memory."""
         if self.path is not None:
             return self
         with atomic_write(path) as file:
@@ -122,7 +122,7 @@ def _reopen(
 
 @functools.lru_cache(1)
 def _opened(name: str, path: str, version: Version | None) -> Available:
-    """A list in a file. A worker receives it with each item and opens it once."""
+    """Open a list in a file. A worker receives it with each item and opens it once."""
     return Available(name, _map(path, name), path, version)
 
 
@@ -138,11 +138,11 @@ def read_available(path: str, flag: str = "--available") -> Available:
         raise InputError(f"{name} is a cloud path: copy the list to a local file")
     path = local
     if not os.path.isfile(path):
-        raise InputError(f"{name} is no file: {_MAKE}")
+        raise InputError(f"{name} is no file: {_WAY_OUT}")
     version = version_of(LocalFileSystem(), path)
     uids = _map(path, name)
     if not len(uids):
-        raise InputError(f"{name} names no image at all: {_MAKE}")
+        raise InputError(f"{name} names no image at all: {_WAY_OUT}")
     for block in blocks(len(uids) - 1, _BLOCK):
         here, after = uids[block], uids[block.start + 1 : block.stop + 1]
         same_high = after["f0"] == here["f0"]
@@ -152,11 +152,11 @@ def read_available(path: str, flag: str = "--available") -> Available:
             if here[row] == after[row]:
                 raise InputError(
                     f"{name} has uid {format_uid(here[row])} more than once, as a subset may and "
-                    f"a list of images may not: {_MAKE}"
+                    f"a list of images may not: {_WAY_OUT}"
                 )
             raise InputError(
                 f"{name} is not sorted (entry {block.start + row + 1:,} is below the one before "
-                f"it): {_MAKE}"
+                f"it): {_WAY_OUT}"
             )
     return Available(name, uids, path, version)
 
@@ -164,11 +164,11 @@ def read_available(path: str, flag: str = "--available") -> Available:
 def _map(path: str, name: str) -> NDArray[np.void]:
     try:
         uids: NDArray[np.void] = map_npy(path)
-    except Exception as error:  # numpy's header parser raises half a dozen kinds
-        raise InputError(f"{name} cannot be read as .npy ({error}): {_MAKE}") from None
+    except Exception as error:  # NumPy's header parser raises many types
+        raise InputError(f"{name} cannot be read as .npy ({error}): {_WAY_OUT}") from None
     if uids.dtype != UID_DTYPE or uids.ndim != 1:
         raise InputError(
             f"{name} holds {uids.dtype} {list(uids.shape)} and a list of images holds 'u8,u8' in "
-            f"one dimension: {_MAKE}"
+            f"one dimension: {_WAY_OUT}"
         )
     return uids

@@ -1,8 +1,8 @@
-"""Embeddings: the npz files beside a pool's metadata, read some rows at a time.
+"""Reads embeddings from the npz files beside a pool's metadata, in blocks of rows.
 
-DataComp stores CLIP's embeddings of shard `X.parquet` in `X.npz`, row by row: `b32_img`, `b32_txt`
-[n, 512], `l14_img` and `l14_txt` [n, 768]. A shard of half a million rows holds gigabytes, so the
-zip members are streamed and never held whole.
+DataComp stores the CLIP embeddings of shard `X.parquet` in `X.npz`, in the same order of rows:
+`b32_img`, `b32_txt` [n, 512], `l14_img` and `l14_txt` [n, 768]. A shard of half a million rows has
+gigabytes of them, so zip members are streamed.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ UNUSABLE = "embedding not finite or all zero"
 NOT_UNIT_NORM = "embedding is not of unit norm"
 
 _NPZ = ("npz", "download it again")
-_WIDEST = 1 << 14  # columns: a block of rows is held
-_LENGTH_TOLERANCE = 0.01  # CLIP in float16 on a GPU is off by a tenth of this
+_WIDEST = 1 << 14  # columns of an array, of which a block of rows is held in memory
+_NORM_TOLERANCE = 0.01  # ten times the error of CLIP in float16 on a GPU
 
 
 def embedding_widths(shard: ParquetShard, arrays: Sequence[str]) -> tuple[int, ...]:
-    """Columns of each array, from the headers of its file alone.
+    """Read the number of columns of each array from its header.
 
     Raises:
-        InputError: no npz beside the metadata; no such array in it; or one that does not hold
-            floats [rows of the metadata, columns >= 1] in row order.
+        InputError: there is no npz beside the metadata, or it has no such array; or an array does
+            not hold floats [rows of the metadata, columns >= 1] in row-major order.
     """
     with contextlib.ExitStack() as stack:
         return tuple(_open_array(shard, name, stack).width for name in arrays)
@@ -53,20 +53,19 @@ def iter_embeddings(
     normalize: bool = True,
     counts: Counter[str] | None = None,
 ) -> Iterator[NDArray[np.float32]]:
-    """The named arrays side by side, some rows at a time, in the order of the metadata.
+    """Yield the named arrays, concatenated along the columns, in blocks of rows.
 
     Args:
-        shard: the metadata file; its npz lies beside it.
+        shard: the metadata file, whose npz is read.
         arrays: one or more names, such as ("b32_img", "b32_txt").
-        block_rows: rows of each block but the last.
-        normalize: give each array's part of a row length 1, whatever it was stored with (float16
-            rounds, and some tools do not normalise).
-        counts: a counter of the rows that are `UNUSABLE`, of `NOT_UNIT_NORM` or `NOT_IN_POOL`.
+        block_rows: the number of rows of each block but the last.
+        normalize: scale the part of each array in a row to unit norm. Stored embeddings may have
+            other norms, since float16 rounds and some tools do not normalize.
+        counts: a counter of the rows that are `UNUSABLE`, `NOT_UNIT_NORM` or `NOT_IN_POOL`.
 
     Yields:
-        float32 [n, sum of widths], a new array each time. A row that has no direction, since a
-        stored number is not finite or all of a part are 0, is NaN throughout, and so is one whose
-        download failed, which is no example of the pool.
+        float32 [n, sum of widths], a new array each time. A row is NaN if it has a part that is
+        not finite or all zero, or if it is not in the pool because its download failed.
 
     Raises:
         InputError: see `embedding_widths`; or the file is damaged, or has changed since the
@@ -75,7 +74,7 @@ def iter_embeddings(
     path = shard.npz
     in_pool = shard.rows_in_pool()
     with contextlib.ExitStack() as stack:
-        # a handle for each, so that a cloud filesystem reads ahead in both
+        # one handle per array, so that a cloud filesystem reads ahead in each
         opened = [_open_array(shard, name, stack) for name in arrays]
         width = sum(array.width for array in opened)
         for start in range(0, shard.num_rows, block_rows):
@@ -87,12 +86,12 @@ def iter_embeddings(
                 part = block[:, column : column + array.width]
                 with readable(path, *_NPZ), np.errstate(over="ignore"):
                     part[:] = array.read(rows)
-                lengths = _lengths(part)
-                usable &= np.isfinite(lengths) & (lengths > 0)
-                unit &= np.abs(lengths - 1) < _LENGTH_TOLERANCE
+                norms = _norms(part)
+                usable &= np.isfinite(norms) & (norms > 0)
+                unit &= np.abs(norms - 1) < _NORM_TOLERANCE
                 if normalize:
                     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                        part *= (1 / lengths)[:, None]
+                        part *= (1 / norms)[:, None]
                 column += array.width
             wanted = np.ones(rows, np.bool_) if in_pool is None else in_pool[start : start + rows]
             if not (usable & wanted).all():
@@ -110,14 +109,14 @@ def iter_embeddings(
 
 @dataclass(frozen=True)
 class _StoredArray:
-    """A float array [n, width] inside a zip file, read from its first row on."""
+    """A float array [n, width] in a zip file, which is read sequentially."""
 
     member: IO[bytes]
     dtype: np.dtype[Any]
     width: int
 
     def read(self, rows: int) -> NDArray[np.floating]:
-        """The next rows, as stored."""
+        """Read the next rows as they are stored."""
         size = rows * self.width * self.dtype.itemsize
         content = self.member.read(size)
         if len(content) < size:
@@ -139,9 +138,9 @@ def _open_array(shard: ParquetShard, name: str, stack: contextlib.ExitStack) -> 
             )
         )
         if f"{name}.npy" not in archive.namelist():
-            there = ", ".join(other.removesuffix(".npy") for other in archive.namelist())
+            names = ", ".join(other.removesuffix(".npy") for other in archive.namelist())
             raise InputError(
-                f"{path} has no array {name!r} (it has {there or 'none'}): take a pool with "
+                f"{path} has no array {name!r} (it has {names or 'none'}): take a pool with "
                 "these embeddings, or what was made for those"
             )
         member = stack.enter_context(archive.open(f"{name}.npy"))
@@ -165,8 +164,8 @@ def _open_array(shard: ParquetShard, name: str, stack: contextlib.ExitStack) -> 
         return _StoredArray(member, dtype, shape[1])
 
 
-def _lengths(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Euclidean length of each row [n, d]; not finite or 0 where it has no direction."""
+def _norms(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the Euclidean norm of each row of an array [n, d]."""
     with np.errstate(over="ignore", invalid="ignore"):
-        lengths: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    return lengths
+        norms: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    return norms

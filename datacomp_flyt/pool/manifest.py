@@ -1,103 +1,128 @@
-"""A manifest: which files a folder of shards has, how long they are, and their hashes.
+"""Manifests: the names, sizes and hashes of the files in a folder of shards.
 
     {"format": "datacomp_flyt manifest 1",
      "files": [{"name": "00000000.parquet", "size": 1234, "sha256": "...", "rows": 100}, ...]}
 
-Names are below the folder and sorted; only parquet files have rows. What has been hashed is noted
-line by line in a journal beside it, so that a killed command goes on, until the end removes it.
+Names are relative to the folder and sorted; only parquet files have rows. A journal beside the
+manifest has a line for each file that has been hashed, so that a killed command resumes. It is
+removed when the command ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import threading
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datacomp_flyt.errors import InputError, unreadable
-from datacomp_flyt.files.folders import Folder, check_unchanged, list_folder
-from datacomp_flyt.files.listing import has_ending
-from datacomp_flyt.files.open_file import Version, is_same, open_file, open_local
-from datacomp_flyt.files.output_files import atomic_write
-from datacomp_flyt.pool.parquet_file import open_parquet
-from datacomp_flyt.threads import map_threads
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.folders import list_folder
+from datacomp_flyt.files.locks import lock_outputs
+from datacomp_flyt.files.open_file import open_local
+from datacomp_flyt.files.output_files import (
+    atomic_write,
+    check_notes_path,
+    check_save_path,
+    remove_unfinished,
+)
+from datacomp_flyt.pool.folder_hashes import (
+    ENDINGS,
+    JOURNAL_HEADS,
+    File,
+    Manifest,
+    hash_folder,
+    parse_file,
+)
+from datacomp_flyt.pool.outputs import Output, check_outputs
+from datacomp_flyt.streams import say
+from datacomp_flyt.threads import check_num_workers
 
 FORMAT = "datacomp_flyt manifest 1"
-ENDINGS = (".parquet", ".npz", ".tar")
-_BLOCK = 1 << 22
-_NAMED = 3  # files of a kind in a sentence
+_MOST_NAMES = 3  # files of each kind that a message names
 
-# of tars without a member, such as those of shards of which no image could be downloaded: zeros
+# Hashes of tars without a member (zeros), as of shards of which no image could be downloaded.
 _EMPTY_TARS = {hashlib.sha256(bytes(512 * blocks)).hexdigest() for blocks in range(21)}
 
 
-@dataclass(frozen=True)
-class File:
-    """What a manifest says of a file.
-
-    Attributes:
-        size: bytes.
-        sha256: in hexadecimal.
-        rows: of a parquet file; None of others.
-    """
-
-    size: int
-    sha256: str
-    rows: int | None
-
-
-Manifest = Mapping[str, File]
-"""Files by name, in the order of names."""
-
-NOTES_BEGIN = b'["', b'\n["', b"\n\n"
-"""Bytes that the notes of hashes begin with; a run adds the end of a line first."""
-
-
-def hash_folder(directory: str, flag: str, journal: Path, num_workers: int) -> dict[str, File]:
-    """Read every shard of a folder and its sub-folders.
+def write_manifest(
+    folder: str | Path, *, save_path: str | Path, num_workers: int | None = None
+) -> Manifest:
+    """Hash the parquet, npz and tar files of a folder and save their manifest.
 
     Args:
-        directory: a local or cloud path.
-        flag: what named it, for messages.
-        journal: where to note what has been hashed; what is noted there of files that have not
-            changed since is not read again.
-        num_workers: threads.
+        folder: a local or cloud path; sub-folders are included.
+        save_path: the .json file to write.
+        num_workers: the number of threads; one per core by default.
+
+    Returns:
+        the manifest that was written.
 
     Raises:
-        InputError: no shard there, one that cannot be read, or that changes meanwhile.
+        InputError: the folder has no such file, a file cannot be read or changes meanwhile, two
+            files have the same content, or the manifest cannot be written.
     """
-    folder = list_folder(directory, flag, ENDINGS, recursive=True, needed=ENDINGS)
-    known = _read_journal(journal)
-    lock = threading.Lock()
-    try:
-        with journal.open("a") as notes:
-            notes.write("\n")  # so that a line which was cut off does not spoil the next one
-
-            def read(path: str) -> tuple[str, File]:
-                name, version = folder.name(path), folder.versions[path]
-                if (found := known.get(path)) and is_same(path, found[0], version):
-                    return name, found[1]
-                file = _hash(folder, path, version)
-                with lock:
-                    notes.write(json.dumps([path, version, asdict(file)]) + "\n")
-                    notes.flush()
-                return name, file
-
-            found = map_threads(read, folder.versions, num_workers, "hashing")
-    except OSError as error:
-        raise InputError(f"{journal} cannot be written ({error.strerror or error})") from None
-    return dict(sorted(found))
+    num_workers = check_num_workers(num_workers)
+    path = check_save_path(save_path, "--save_path")
+    journal = check_notes_path(path.with_name(f"{path.name}.hashed.jsonl"), *JOURNAL_HEADS)
+    outputs = [Output("--save_path", path), Output("the notes", journal)]
+    check_outputs(outputs, {"folder": folder})
+    with lock_outputs(journal):
+        remove_unfinished(path)
+        manifest = hash_folder(str(folder), "the folder", journal, num_workers)
+        save_manifest(path, manifest)
+        journal.unlink()
+    say(f"{path}: {len(manifest):,} files, {_num_bytes(manifest):,} bytes")
+    return manifest
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write a manifest.
+def check_manifest(
+    folder: str | Path,
+    *,
+    manifest: str | Path,
+    fast: bool = False,
+    num_workers: int | None = None,
+) -> Manifest:
+    """Check that a folder has exactly the files of a manifest. Differences are printed.
+
+    Args:
+        folder: a local or cloud path; sub-folders are included.
+        manifest: the .json file of `write_manifest`.
+        fast: compare names and sizes only, without reading the files.
+        num_workers: the number of threads; one per core by default.
+
+    Returns:
+        the manifest.
 
     Raises:
-        InputError: two files are one, or the place cannot be written.
+        InputError: files are missing, additional or changed; or a file cannot be read.
+    """
+    num_workers = check_num_workers(num_workers)
+    if fast:
+        wanted = check_against(str(manifest), str(folder), "the folder")
+        say(f"{folder} has the files of {manifest}, by names and sizes")
+        return wanted
+    wanted = read_manifest(manifest)
+    with _journal_of_check(Path(manifest)) as journal:
+        actual = hash_folder(str(folder), "the folder", journal, num_workers)
+    different = differences(wanted, actual)
+    for kind, names in different.items():
+        for name in names:
+            say(f"{kind}: {name}")
+    refuse_differences(different, manifest, str(folder), "the folder")
+    say(f"{folder} is what {manifest} says: {len(actual):,} files, {_num_bytes(actual):,} bytes")
+    return wanted
+
+
+def save_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest to a file.
+
+    Raises:
+        InputError: two files have the same content, or the path cannot be written.
     """
     check_copies(manifest, f"manifest {path}")
     files = [{"name": name, **asdict(file)} for name, file in manifest.items()]
@@ -106,10 +131,10 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """The files of a manifest.
+    """Read a manifest from a file.
 
     Raises:
-        InputError: it cannot be read, is no manifest, or names one content twice.
+        InputError: the file cannot be read, is no manifest, or lists the same content twice.
     """
     try:
         with open_local(str(path)) as file:
@@ -118,7 +143,7 @@ def read_manifest(path: str | Path) -> Manifest:
             raise ValueError(f"its format is not {FORMAT!r}")
         manifest = {}
         for entry in content["files"]:
-            manifest[str(entry["name"])] = _file(entry)
+            manifest[str(entry["name"])] = parse_file(entry)
     except OSError as error:
         raise InputError(f"manifest {path} cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
@@ -129,8 +154,8 @@ def read_manifest(path: str | Path) -> Manifest:
     return manifest
 
 
-def check_copies(manifest: Manifest, where: str) -> None:
-    """Raise InputError where two files have the same bytes: their examples would count twice."""
+def check_copies(manifest: Manifest, source: str) -> None:
+    """Raise InputError if two files have the same content: their examples would count twice."""
     empty = {os.path.splitext(name)[0] for name, file in manifest.items() if file.rows == 0}
     first: dict[tuple[str, str], str] = {}
     for name, file in manifest.items():
@@ -140,51 +165,56 @@ def check_copies(manifest: Manifest, where: str) -> None:
         other = first.setdefault((ending, file.sha256), name)
         if other != name:
             raise InputError(
-                f"{where}: {other} and {name} are the same file twice (sha256 {file.sha256}): "
+                f"{source}: {other} and {name} are the same file twice (sha256 {file.sha256}): "
                 "remove the copy"
             )
 
 
-def check_against(path: str, directory: str, flag: str) -> None:
-    """Refuse a folder before it is read: by names and sizes, which are known without reading.
+def check_against(path: str, directory: str, flag: str) -> Manifest:
+    """Compare the names and sizes of a folder's files with a manifest, without reading them.
 
     Args:
-        path: of the manifest.
-        directory: local or cloud.
-        flag: what named it.
+        path: the path of the manifest.
+        directory: a local or cloud path.
+        flag: the flag that named the folder, for messages.
+
+    Returns:
+        the manifest.
 
     Raises:
         InputError: files are missing, additional or of another size; or see `read_manifest`.
     """
     manifest = read_manifest(path)
     folder = list_folder(directory, flag, ENDINGS, recursive=True)
-    found = {
+    actual = {
         folder.name(path): File(size, manifest[name].sha256, manifest[name].rows)
         if (name := folder.name(path)) in manifest
         else File(size, "", None)
         for path, (size, *_) in folder.versions.items()
     }
-    refuse_differences(differences(manifest, found), path, directory, flag)
+    refuse_differences(differences(manifest, actual), path, directory, flag)
+    return manifest
 
 
-def differences(manifest: Manifest, found: Manifest) -> dict[str, list[str]]:
+def differences(manifest: Manifest, actual: Manifest) -> dict[str, list[str]]:
     """Names of the files that are `missing`, `additional` or `changed`, each list sorted."""
     return {
-        "missing": sorted(manifest.keys() - found.keys()),
-        "additional": sorted(found.keys() - manifest.keys()),
-        "changed": sorted(n for n in manifest.keys() & found.keys() if manifest[n] != found[n]),
+        "missing": sorted(manifest.keys() - actual.keys()),
+        "additional": sorted(actual.keys() - manifest.keys()),
+        "changed": sorted(n for n in manifest.keys() & actual.keys() if manifest[n] != actual[n]),
     }
 
 
 def refuse_differences(
     different: Mapping[str, list[str]], path: str | Path, directory: str, flag: str
 ) -> None:
-    """Raise InputError if there are any; it names the first of each kind."""
+    """Raise InputError if there are differences; the message names the first of each kind."""
     parts = []
     for kind, names in different.items():
         if names:
-            more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-            parts.append(f"{len(names):,} {kind}: {', '.join(names[:_NAMED])}{more}")
+            rest = len(names) - _MOST_NAMES
+            more = f" and {rest:,} more" if rest > 0 else ""
+            parts.append(f"{len(names):,} {kind}: {', '.join(names[:_MOST_NAMES])}{more}")
     if parts:
         raise InputError(
             f"{flag} {directory} is not what manifest {path} says ({'; '.join(parts)}): bring "
@@ -192,53 +222,31 @@ def refuse_differences(
         )
 
 
-def _hash(folder: Folder, path: str, version: Version) -> File:
+def _num_bytes(manifest: Manifest) -> int:
+    return sum(file.size for file in manifest.values())
+
+
+@contextlib.contextmanager
+def _journal_of_check(path: Path) -> Iterator[Path]:
+    """Yield the path of a check's journal, and remove the journal however the check ends.
+
+    Only a killed check leaves its journal and is resumed. Any other check reads all files again,
+    since a damaged file may keep its size and time. If the manifest lies on a read-only disk, the
+    journal is a temporary file.
+    """
+    journal = path.with_name(f"{path.name}.checked.jsonl")
     try:
-        digest, size = hashlib.sha256(), 0
-        with open_file(folder.fs, path, version) as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-                size += len(block)
-            rows = None
-            if has_ending(path, ".parquet"):
-                file.seek(0)
-                rows = int(open_parquet(file).metadata.num_rows)
+        check_save_path(journal.with_name(f".{journal.name}"), "the notes")
     except InputError:
-        raise
-    except Exception as error:  # Arrow and filesystems raise a dozen kinds
-        sentence = f"{path} cannot be read ({error}): download or write it again"
-        raise unreadable(sentence, error) from None
-    check_unchanged(folder.fs, {path: version})
-    if size != version.size:
-        raise InputError(f"{path} gave {size:,} of its {version.size:,} bytes: run this again")
-    return File(size, digest.hexdigest(), rows)
-
-
-def _read_journal(path: Path) -> dict[str, tuple[Version, File]]:
-    """The notes of an earlier command, by path, without an incomplete last line.
-
-    Notes of older releases lack the inode, so their files are read again.
-    """
-    known: dict[str, tuple[Version, File]] = {}
-    if not path.exists():
-        return known
-    for line in path.read_bytes().split(b"\n"):
+        say(
+            f"{path.parent} cannot be written: if this check is killed, it begins anew",
+            error=True,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder, journal.name)
+        return
+    with lock_outputs(check_notes_path(journal, *JOURNAL_HEADS)):
         try:
-            of, (size, mark, changed, inode), entry = json.loads(line)
-            file = _file(entry)
-            if file.size == size:
-                known[of] = (Version(size, str(mark), changed, inode), file)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            continue
-    return known
-
-
-def _file(entry: Any) -> File:
-    """
-    Raises:
-        TypeError, KeyError: it does not say what it should.
-    """
-    size, sha256, rows = (entry[name] for name in ("size", "sha256", "rows"))
-    if type(size) is not int or type(sha256) is not str or type(rows) not in (int, type(None)):
-        raise TypeError(f"size {size!r}, sha256 {sha256!r}, rows {rows!r}")
-    return File(size, sha256, rows)
+            yield journal
+        finally:
+            journal.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The check that no output of a command replaces one of its inputs or becomes one.
+"""Checks that no output of a command replaces one of its inputs or becomes one.
 
 Existing files are compared by device and inode, which finds links, hard links, bind mounts and
 names that differ in case; other paths are compared by their resolved names.
@@ -82,22 +82,23 @@ def check_outputs(outputs: Iterable[Output], flags: Mapping[str, Any]) -> None:
     """Raise InputError unless the outputs are files of their own, apart from all inputs.
 
     Args:
-        outputs: everything that the command writes.
+        outputs: all files that the command writes.
         flags: the flags of the command by name. A value that names an existing local file or
             folder is an input, unless an output has its flag.
     """
     outputs = list(outputs)
     inputs = list(_inputs(flags, outputs))
-    for number, output in enumerate(outputs):
-        for other in outputs[:number]:
+    for index, output in enumerate(outputs):
+        for other in outputs[:index]:
             _check_apart(other, output)
-        for one in inputs:
-            if output.whole and _is_within(one.path, output.path):
+        for source in inputs:
+            if output.whole and _is_within(source.path, output.path):
                 raise InputError(
-                    f"{one} lies in {output}, which this command fills: name another folder there"
+                    f"{source} lies in {output}, which this command fills: name another folder "
+                    "there"
                 )
             for path in output.paths():
-                _check_file(output, path, one)
+                _check_file(output, path, source)
 
 
 def watch_inputs(flags: Mapping[str, Any]) -> Callable[[], None]:
@@ -107,7 +108,7 @@ def watch_inputs(flags: Mapping[str, Any]) -> Callable[[], None]:
         a function that raises InputError if one of these files has changed.
     """
     fs = LocalFileSystem()
-    files = [one.path for one in _inputs(flags, ()) if one.path.is_file()]
+    files = [source.path for source in _inputs(flags, ()) if source.path.is_file()]
     versions = {str(path): version_of(fs, str(path)) for path in files}
     return lambda: check_unchanged(fs, versions)
 
@@ -122,16 +123,16 @@ def _inputs(flags: Mapping[str, Any], outputs: Iterable[Output]) -> Iterator[_In
             for path, deep in _paths(word) if isinstance(word, str | Path) else ():
                 endings, recursive = _FOLDERS.get(name, _OTHERS)
                 yield _Input(flag, path, endings, recursive or deep)
-                if has_ending(path.name, (".tar", ".npz")):  # what is read beside it
+                if has_ending(path.name, (".tar", ".npz")):  # a table beside it is read too
                     yield _Input(flag, path.with_suffix(".parquet"))
                 yield from (_Input(flag, path / file) for file in _FILES.get(name, ()))
 
 
 def _paths(word: str | Path) -> Iterator[tuple[Path, bool]]:
-    """The existing files and folders that a word of a command names, and if sub-folders count.
+    """Yield the existing files and folders that a word of a command names.
 
-    Words are also NAME=FILE, PREFIX=MODEL:FILE, file://FILE, and patterns, which stand for the
-    folder that holds their files.
+    A word may also be NAME=FILE, PREFIX=MODEL:FILE, file://FILE, or a pattern, which stands for the
+    folder of its files. Each path comes with a flag whether its sub-folders are inputs too.
     """
     word = local_path(str(word)) or ""
     for text in {word, word.partition("=")[2], word.rpartition(":")[2]} - {""}:
@@ -144,13 +145,13 @@ def _paths(word: str | Path) -> Iterator[tuple[Path, bool]]:
                 yield path, deep
 
 
-def _check_apart(one: Output, other: Output) -> None:
-    for path in one.paths():
-        if any(_is_same(path, of_other) for of_other in other.paths()):
+def _check_apart(output: Output, other: Output) -> None:
+    for path in output.paths():
+        if any(_is_same(path, other_path) for other_path in other.paths()):
             raise InputError(
-                f"{one} and {other} name one file twice: give each output a file of its own"
+                f"{output} and {other} name one file twice: give each output a file of its own"
             )
-    for inner, outer in ((one, other), (other, one)):
+    for inner, outer in ((output, other), (other, output)):
         if outer.whole and _is_within(inner.path, outer.path):
             raise InputError(
                 f"{inner} lies in {outer}, which is for the command's own files: "
@@ -158,54 +159,54 @@ def _check_apart(one: Output, other: Output) -> None:
             )
 
 
-def _check_file(output: Output, path: Path, one: _Input) -> None:
-    """Raise InputError if a file that is written is an input, or lies among one's files."""
-    if one.path.is_dir():
-        is_read = path.is_file() and any(_is_same(path, file) for file in _listed(one))
+def _check_file(output: Output, path: Path, source: _Input) -> None:
+    """Raise InputError if an output is an input, or lies among the files of an input."""
+    if source.path.is_dir():
+        is_read = path.is_file() and any(_is_same(path, file) for file in _listed(source))
     else:
-        is_read = _is_same(path, one.path)
+        is_read = _is_same(path, source.path)
     if is_read:
         raise InputError(
-            f"{output} is a file that this command reads ({one}): name another file to write"
+            f"{output} is a file that this command reads ({source}): name another file to write"
         )
-    if not one.path.is_dir() or not any(_lies_among(name, one) for name in _names(path)):
+    if not source.path.is_dir() or not any(_lies_among(name, source) for name in _names(path)):
         return
-    if output.column is None or one.flag != "--scores_dir":
+    if output.column is None or source.flag != "--scores_dir":
         raise InputError(
-            f"{output} lies in {one} under a name that is read as a file of that folder: write "
+            f"{output} lies in {source} under a name that is read as a file of that folder: write "
             "elsewhere"
         )
-    for shard in open_shards(str(one.path), one.flag, 1, recursive=True):
+    for shard in open_shards(str(source.path), source.flag, 1, recursive=True):
         if output.column in shard.types:
             raise InputError(
-                f"{output} lies in {one}, where {shard.path} has the column {output.column!r}, "
+                f"{output} lies in {source}, where {shard.path} has the column {output.column!r}, "
                 "too: the next run would find scores twice, so write elsewhere"
             )
 
 
-def _listed(one: _Input) -> list[str]:
+def _listed(source: _Input) -> list[str]:
     try:
-        return list_local(str(one.path), one.endings, one.recursive, PassedOver())
+        return list_local(str(source.path), source.endings, source.recursive, PassedOver())
     except (OSError, InputError):  # the command that reads the folder reports this
         return []
 
 
 def _names(path: Path) -> set[Path]:
-    """A path and, if it is a link, its target."""
+    """Return a path and, if it is a link, its target."""
     return {Path(os.path.abspath(path)), Path(os.path.realpath(path))}
 
 
-def _lies_among(path: Path, one: _Input) -> bool:
+def _lies_among(path: Path, source: _Input) -> bool:
     """Return whether a file of this path would be listed among the files of an input folder."""
-    if not PassedOver().keeps(path.name, one.endings):
+    if not PassedOver().keeps(path.name, source.endings):
         return False
     for folder in path.parents:
-        if _is_same(folder, one.path):
+        if _is_same(folder, source.path):
             return True
-        if not one.recursive or folder.name.startswith((".", "_")):
+        if not source.recursive or folder.name.startswith((".", "_")):
             break
     # links to folders are followed
-    folders = {os.path.dirname(file) for file in _listed(one)} if one.recursive else set()
+    folders = {os.path.dirname(file) for file in _listed(source)} if source.recursive else set()
     return any(_is_same(folder, path.parent) for folder in folders)
 
 

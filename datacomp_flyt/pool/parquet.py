@@ -1,4 +1,4 @@
-"""Folders of parquet files, local or in a cloud (fsspec), read column by column."""
+"""Reads parquet files of a folder, local or in a cloud (fsspec), column by column."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ STATUS, SUCCESS = "status", "success"
 _PARQUET = ("parquet", "download or write it again")
 _BATCH = 1 << 18  # rows read at once
 
-# Readers make arrays for as many rows as a footer says. No uid is there twice: as hashes they take
-# 16 bytes each; counted up and compressed as well as parquet can, 44 of them take one.
-_ROWS_IN_A_BYTE = 256
+# Readers allocate arrays for the number of rows in a footer, which may be damaged. No uid repeats:
+# as hashes they take 16 bytes each, and consecutive numbers, compressed best, 44 of them a byte.
+_MOST_ROWS_PER_BYTE = 256
 
 
 class UidLookup(Protocol):
@@ -55,9 +55,10 @@ class ParquetShard:
     """One parquet file.
 
     Attributes:
-        fs, path: the file's filesystem and path.
+        fs: the filesystem of the file.
+        path: the path of the file.
         num_rows: the number of rows.
-        types: Arrow type of each column.
+        types: the Arrow type of each column.
         versions: the versions, at opening, of the file and of the npz beside it, if there is one.
         keys: looks up the uids of a file that has img2dataset's keys instead.
     """
@@ -71,19 +72,19 @@ class ParquetShard:
 
     @property
     def npz(self) -> str:
-        """Path of the embeddings beside it, if there are any."""
-        beside = (path for path in self.versions if has_ending(path, ".npz"))
-        return next(beside, _stem(self.path) + ".npz")
+        """The path of the embeddings beside the file, if there are any."""
+        listed = (path for path in self.versions if has_ending(path, ".npz"))
+        return next(listed, _stem(self.path) + ".npz")
 
     def version(self) -> Version:
-        """Of the parquet file, when it was opened."""
+        """Return the version of the parquet file when it was opened."""
         return self.versions[self.path]
 
     def batches(self, column: str) -> Iterator[pa.Array]:
-        """One column, at most 262,144 rows at a time.
+        """Read a column in batches of at most 262,144 rows.
 
         Raises:
-            InputError: the file turns out to be damaged.
+            InputError: the file is damaged.
         """
         for rows in self.rows((column,)):
             yield rows.column(0)
@@ -91,14 +92,14 @@ class ParquetShard:
     def rows_with_uids(
         self, columns: Sequence[str] = ()
     ) -> Iterator[tuple[NDArray[np.void], pa.RecordBatch]]:
-        """uids, as a `u8,u8` array, and some columns side by side, at most 262,144 rows at a time.
+        """Read uids, as a `u8,u8` array, and columns in batches of at most 262,144 rows.
 
         Raises:
             InputError: a value is no uid or an unknown key, or the file is damaged.
         """
-        row, named = 0, "uid" if self.keys is None else KEY
+        row, uid_column = 0, "uid" if self.keys is None else KEY
         uids_of = decode_uids if self.keys is None else self.keys.uids_of
-        for batch in self.rows((named, *columns)):
+        for batch in self.rows((uid_column, *columns)):
             try:
                 uids = uids_of(batch.column(0))
             except InvalidUid as error:
@@ -115,9 +116,10 @@ class ParquetShard:
     def pool_rows(
         self, columns: Sequence[str] = ()
     ) -> Iterator[tuple[NDArray[np.void], pa.RecordBatch, NDArray[np.bool_] | None]]:
-        """See `rows_with_uids`; also yields a mask of the rows that are in the pool.
+        """Read uids and columns as `rows_with_uids` does, with a mask of the rows in the pool.
 
-        Rows of img2dataset's tables whose download failed are not. None keeps all rows.
+        Rows of img2dataset's tables whose download failed are not in the pool. A mask of None
+        keeps all rows.
 
         Raises:
             InputError: see `rows_with_uids`; or the column `status` does not hold text.
@@ -125,11 +127,11 @@ class ParquetShard:
         status = (STATUS,) if STATUS in self.types else ()
         self._check_status()
         for uids, batch in self.rows_with_uids((*columns, *status)):
-            there = succeeded(batch.column(batch.num_columns - 1)) if status else None
-            yield uids, batch, there
+            downloaded = succeeded(batch.column(batch.num_columns - 1)) if status else None
+            yield uids, batch, downloaded
 
     def rows_in_pool(self) -> NDArray[np.bool_] | None:
-        """A mask [num_rows] of the rows of a metadata file that are in the pool; None keeps all."""
+        """Return a mask [num_rows] of the rows that are in the pool; None keeps all."""
         self._check_status()
         if STATUS not in self.types:
             return None
@@ -147,10 +149,10 @@ class ParquetShard:
             )
 
     def rows(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Some columns side by side, at most 262,144 rows at a time.
+        """Read some columns in batches of at most 262,144 rows.
 
         Raises:
-            InputError: the file turns out to be damaged.
+            InputError: the file is damaged.
         """
         row = 0
         with readable(self.path, *_PARQUET), _open(self.fs, self.path, self.version()) as file:
@@ -158,10 +160,9 @@ class ParquetShard:
                 if file.schema_arrow.names.count(column) > 1:
                     raise InputError(f"{self.path} has column {column!r} twice: take one out")
             for batch in file.iter_batches(_BATCH, columns=list(columns), use_threads=False):
-                places = [batch.schema.get_field_index(column) for column in columns]
-                arrays = [batch.column(place) for place in places]
+                arrays = [batch.column(batch.schema.get_field_index(column)) for column in columns]
                 row += batch.num_rows
-                if row > self.num_rows:  # arrays have been made for as many
+                if row > self.num_rows:  # callers have arrays of num_rows rows
                     break
                 yield pa.RecordBatch.from_arrays(arrays, list(columns))
             if row != self.num_rows:
@@ -197,17 +198,18 @@ def open_shards(
     recursive: bool = False,
     keys: UidLookup | None = None,
 ) -> list[ParquetShard]:
-    """The parquet files of a folder, sorted by name, each with a `uid` column.
+    """Open the parquet files of a folder, sorted by name, each with a `uid` column.
 
     Args:
         directory: a local or cloud path, as fsspec spells them.
-        flag: the flag that named the folder, for error messages.
-        num_workers: threads.
-        recursive: look into sub-folders too.
+        flag: the flag that named the folder, for messages.
+        num_workers: the number of threads.
+        recursive: also open the files of sub-folders.
         keys: looks up the uids of files that have a column `key` and no `uid`.
 
     Raises:
-        InputError: no such folder, no parquet file in it, a damaged file, or one without `uid`.
+        InputError: there is no such folder or no parquet file in it, or a file is damaged or has
+            no `uid`.
     """
     endings, needed = (".parquet", ".npz"), (".parquet",)
     folder = list_folder(directory, flag, endings, recursive, needed)
@@ -221,10 +223,10 @@ def open_shards(
 
 
 def open_shard(fs: Any, path: str) -> ParquetShard:
-    """One parquet file with a `uid` column.
+    """Open a parquet file with a `uid` column.
 
     Raises:
-        InputError: it is not there, damaged, or without `uid`.
+        InputError: the file does not exist, is damaged, or has no `uid`.
     """
     with readable(path, *_PARQUET):
         version = version_of(fs, path)
@@ -232,10 +234,10 @@ def open_shard(fs: Any, path: str) -> ParquetShard:
 
 
 def check_shards(shards: Iterable[ParquetShard]) -> None:
-    """Raise InputError unless the parquet files are as they were when opened.
+    """Raise InputError if parquet files have changed since they were opened.
 
-    An npz is looked at by who reads it, `iter_embeddings`: most selections do not. Asked before
-    what was made of the files is given a name: a pool may change while it is read.
+    Callers check before they save a result, since a pool may change while it is read. npz files
+    are checked by `iter_embeddings`.
     """
     versions: dict[int, dict[str, Version]] = {}
     filesystems: dict[int, Any] = {}
@@ -247,7 +249,7 @@ def check_shards(shards: Iterable[ParquetShard]) -> None:
 
 
 def open_file_or_folder(path: str, flag: str, num_workers: int) -> list[ParquetShard]:
-    """One parquet file with a `uid` column, or those of a folder: see `open_shards`."""
+    """Open one parquet file with a `uid` column, or those of a folder: see `open_shards`."""
     try:
         fs, root = resolve_path(path)
         if is_folder(fs, root) or not has_ending(path, ".parquet"):
@@ -277,21 +279,21 @@ def _describe(
             )
         if "uid" not in types and keys is None:
             spelled = next((name for name in types if name.casefold() == "uid"), None)
-            way = f"rename {spelled!r}" if spelled else "write them beside the scores"
+            way_out = f"rename {spelled!r}" if spelled else "write them beside the scores"
             raise InputError(
                 f"{path} has no column 'uid' (it has {', '.join(types)}): uids join a score "
-                f"to its example, so {way}"
+                f"to its example, so {way_out}"
                 + (", or select with --shards_dir, the tars of these keys" if KEY in types else "")
             )
         num_rows, size = file.metadata.num_rows, versions[path][0]
-        if not 0 <= num_rows <= _ROWS_IN_A_BYTE * size:
+        if not 0 <= num_rows <= _MOST_ROWS_PER_BYTE * size:
             raise InputError(
                 f"{path} says that it has {num_rows:,} rows and has {size:,} bytes: download or "
                 "write it again"
             )
-        beside = (path, _stem(path) + ".npz", _stem(path) + ".NPZ")
-        found = {file: versions[file] for file in beside if file in versions}
-        return ParquetShard(fs, path, num_rows, types, found, keys)
+        names = (path, _stem(path) + ".npz", _stem(path) + ".NPZ")
+        own_versions = {name: versions[name] for name in names if name in versions}
+        return ParquetShard(fs, path, num_rows, types, own_versions, keys)
 
 
 @contextlib.contextmanager

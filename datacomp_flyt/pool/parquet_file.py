@@ -1,4 +1,4 @@
-"""Opening parquet files that a newer pyarrow wrote."""
+"""Opens parquet files, also those that a newer pyarrow wrote."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _MAGIC = b"PAR1"
 
 
 def open_parquet(handle: Any) -> pq.ParquetFile:
-    """Open a parquet file, also where its Arrow schema has types that this pyarrow does not know.
+    """Open a parquet file, even if its Arrow schema has types that this pyarrow does not know.
 
-    The Arrow schema is a note in the footer: pyarrow 7 refuses a file for a `string_view` in it.
-    Without the note the column is what parquet stores, a string.
+    The footer may contain an Arrow schema: pyarrow 7 refuses a file with a `string_view` in it.
+    Without the schema, the column has the type that parquet stores, a string.
 
     Raises:
-        Exception: of many kinds; the file cannot be read.
+        Exception: of many types; the file cannot be read.
     """
     try:
         file = pq.ParquetFile(handle)
@@ -33,7 +33,7 @@ def open_parquet(handle: Any) -> pq.ParquetFile:
 
 
 def _metadata_without_arrow_schema(handle: Any) -> pq.FileMetaData | None:
-    """The metadata of a file without the note; None where it has none."""
+    """Read the metadata of a file without the Arrow schema; None if the file has no schema."""
     end = handle.seek(0, os.SEEK_END)
     if end < 12:
         return None

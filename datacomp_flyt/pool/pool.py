@@ -1,4 +1,4 @@
-"""The candidate pool: which examples there are."""
+"""Reads the candidate pool: the sorted uids of its examples."""
 
 from __future__ import annotations
 
@@ -17,60 +17,42 @@ from datacomp_flyt.files.open_file import open_file, readable
 from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.join_errors import repeated_in_pool
 from datacomp_flyt.pool.parquet import STATUS, SUCCESS, ParquetShard, open_shards
-from datacomp_flyt.pool.uid_search import Positions, argsort_hashes, position_dtype
+from datacomp_flyt.pool.uid_search import Positions, UidIndex, position_dtype, sort_uids
 from datacomp_flyt.pool.uids import UID_DTYPE
 from datacomp_flyt.streams import say
 from datacomp_flyt.threads import map_threads
 
 
 @dataclass(frozen=True)
-class Pool:
-    """A pool's examples in the order of their uids, whatever the order of its files.
+class Pool(UidIndex):
+    """The examples of a pool, sorted by uid whatever the order of its files.
 
     Attributes:
         high, low: the halves of all uids, two uint64 arrays [M], sorted as pairs without repeats.
-            Separate halves are searched and sorted without a copy.
         shards: the metadata files.
-        positions: for each file, the index of each of its rows; -1 for rows that are left out.
+        positions: the index of each row of each file; -1 for rows that are left out.
         available: the list of images, if rows without an image are left out.
     """
 
-    high: NDArray[np.uint64]
-    low: NDArray[np.uint64]
     shards: list[ParquetShard]
     positions: list[Positions]
     available: Available | None = None
 
-    def __len__(self) -> int:
-        return len(self.high)
-
     @property
     def num_listed(self) -> int:
-        """Rows of the metadata, those that are left out too."""
+        """The number of rows of the metadata, including rows that are left out."""
         return sum(shard.num_rows for shard in self.shards)
-
-    @property
-    def uids(self) -> NDArray[np.void]:
-        """All uids as a new `u8,u8` array [M]."""
-        return self.uids_of(slice(None))
-
-    def uids_of(self, part: slice | NDArray[np.signedinteger]) -> NDArray[np.void]:
-        """Some uids as a new `u8,u8` array."""
-        high = self.high[part]
-        uids = np.empty(len(high), UID_DTYPE)
-        uids["f0"], uids["f1"] = high, self.low[part]
-        return uids
 
 
 @dataclass
 class FilePool:
-    """A pool whose uids come with its columns.
+    """A pool larger than memory, whose uids are sorted into a file together with its columns.
 
     Attributes:
         shards: the metadata files.
-        available: the images at hand, if rows without one are left out.
-        positions: none.
-        uids: `u8,u8` array [M], in a file; empty until columns have been read.
+        available: the list of images, if rows without an image are left out.
+        positions: always empty.
+        uids: memory-mapped `u8,u8` array [M]; empty until columns have been read.
     """
 
     shards: list[ParquetShard]
@@ -83,7 +65,7 @@ class FilePool:
 
     @property
     def num_listed(self) -> int:
-        """Rows of the metadata, those that are left out too."""
+        """The number of rows of the metadata, including rows that are left out."""
         return sum(shard.num_rows for shard in self.shards)
 
 
@@ -98,48 +80,30 @@ def read_pool(
     Rows whose download failed, by img2dataset's `status`, are left out; their number is printed.
 
     Args:
+        metadata_dir: a local or cloud path.
+        num_workers: the number of threads.
+        progress: show a progress bar, and print the number of rows that are left out.
         available: the list of images; rows without an image are left out too.
 
     Raises:
-        InputError: see `open_shards`; a value that is no uid; a uid twice in the pool; an npz with
-            another number of rows than its parquet; a pool with no row.
+        InputError: see `open_shards`; or a value is no uid, a uid is in the pool twice, an npz has
+            another number of rows than its parquet, or no row is left.
     """
     shards = open_shards(metadata_dir, "--metadata_dir", num_workers)
-    sizes = np.array([shard.num_rows for shard in shards])
-    ends = np.cumsum(sizes)
-    high, low = np.empty((2, int(ends[-1])), np.uint64)
-    kept = np.ones(len(high), np.bool_)
-
-    def read(number: int) -> None:
-        """Write a file's uids to the front of the rows that belong to the file."""
-        shard = shards[number]
-        check_npz(shard)
-        begin = row = end = ends[number] - shard.num_rows
-        for uids, _, there in shard.pool_rows():
-            there = in_pool(uids, there, available)
-            if there is not None:
-                kept[row : row + len(uids)] = there
-            row += len(uids)
-            uids = uids if there is None else uids[there]
-            high[end : end + len(uids)] = uids["f0"]
-            low[end : end + len(uids)] = uids["f1"]
-            end += len(uids)
-        sizes[number] = end - begin
-
-    text = "reading uids" if progress else None
-    map_threads(read, range(len(shards)), num_workers, text)
-    high, low = _closed_up(high, ends, sizes), _closed_up(low, ends, sizes)
+    ends = np.cumsum([shard.num_rows for shard in shards])
+    high, low, kept = _read_uids(shards, ends, num_workers, progress, available)
     name = f"--metadata_dir {metadata_dir}"
     left_out = describe_left_out(name, shards, len(high), available)
     if left_out and progress:
         say(left_out)
     order = sort_uids(high, low)
-    twice = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1]))
-    if len(twice):
-        of_kept = np.flatnonzero(kept)[order[twice[0] : twice[0] + 2]]
-        rows = [_place(shards, ends, int(row)) for row in sorted(of_kept)]
-        uid = f"{int(high[twice[0]]):016x}{int(low[twice[0]]):016x}"
-        raise repeated_in_pool(uid, f"{rows[0]} and {rows[1]}", len(twice))
+    repeats = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1]))
+    if len(repeats):
+        first = int(repeats[0])
+        rows = sorted(np.flatnonzero(kept)[order[first : first + 2]])
+        names = [_row_name(shards, ends, int(row)) for row in rows]
+        uid = f"{int(high[first]):016x}{int(low[first]):016x}"
+        raise repeated_in_pool(uid, " and ".join(names), len(repeats))
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order), dtype=order.dtype)
     positions = rank
@@ -150,17 +114,60 @@ def read_pool(
     return Pool(high, low, shards, np.split(positions, ends[:-1]), available)
 
 
+def _read_uids(
+    shards: list[ParquetShard],
+    ends: NDArray[np.int64],
+    num_workers: int,
+    progress: bool,
+    available: Available | None,
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]:
+    """Read the uids of the rows in the pool, and a mask of these rows among all.
+
+    Args:
+        ends: the total number of rows up to the end of each file.
+    """
+    high, low = np.empty((2, int(ends[-1])), np.uint64)
+    kept = np.ones(len(high), np.bool_)
+    sizes = np.zeros(len(shards), np.int64)  # the number of rows in the pool of each file
+
+    def read(index: int) -> None:
+        """Write a file's uids to the front of the rows that belong to the file."""
+        shard = shards[index]
+        check_npz(shard)
+        begin = row = end = ends[index] - shard.num_rows
+        for uids, _, downloaded in shard.pool_rows():
+            keep = in_pool(uids, downloaded, available)
+            if keep is not None:
+                kept[row : row + len(uids)] = keep
+            row += len(uids)
+            uids = uids if keep is None else uids[keep]
+            high[end : end + len(uids)] = uids["f0"]
+            low[end : end + len(uids)] = uids["f1"]
+            end += len(uids)
+        sizes[index] = end - begin
+
+    map_threads(read, range(len(shards)), num_workers, "reading uids" if progress else None)
+    return _without_gaps(high, ends, sizes), _without_gaps(low, ends, sizes), kept
+
+
 def in_pool(
-    uids: NDArray[np.void], there: NDArray[np.bool_] | None, available: Available | None
+    uids: NDArray[np.void], downloaded: NDArray[np.bool_] | None, available: Available | None
 ) -> NDArray[np.bool_] | None:
-    """A mask of a metadata file's rows in the pool, given those downloaded; None keeps all."""
+    """Return a mask of the rows of a metadata file that are in the pool; None keeps all.
+
+    Args:
+        uids: `u8,u8` array [n] of the rows.
+        downloaded: a mask [n] of the rows whose download succeeded; None for all.
+        available: the list of images, if rows without an image are left out.
+    """
+    keep = downloaded
     if available is not None:
-        at_hand = available.contains(uids)
-        there = at_hand if there is None else there & at_hand
-    return None if there is None or there.all() else there
+        has_image = available.contains(uids)
+        keep = has_image if keep is None else keep & has_image
+    return None if keep is None or keep.all() else keep
 
 
-def _closed_up(
+def _without_gaps(
     values: NDArray[np.uint64], ends: NDArray[np.signedinteger], sizes: NDArray[np.signedinteger]
 ) -> NDArray[np.uint64]:
     """Move the first `sizes` values of each file together, within the same array."""
@@ -176,11 +183,11 @@ def _closed_up(
 def describe_left_out(
     name: str, shards: Sequence[ParquetShard], num_kept: int, available: Available | None
 ) -> str | None:
-    """A sentence on the rows of metadata that are left out; None if there are none.
+    """Return a sentence on the rows of metadata that are left out; None if there are none.
 
     Args:
-        name: the flag and the folder of the metadata.
-        shards: its files.
+        name: the flag and the folder of the metadata, for messages.
+        shards: the metadata files.
         num_kept: the number of rows in the pool.
         available: the list of images, if rows without an image are left out.
 
@@ -205,13 +212,15 @@ def describe_left_out(
 
 
 def union_of_uids(shards: list[ParquetShard], name: str, num_workers: int) -> Pool:
-    """The pool of all uids that some tables name; it has no shards of its own.
+    """Return a pool of all uids in some tables, without shards of its own.
 
     Args:
-        name: what to call the tables in messages: flag and path.
+        shards: the tables.
+        name: the flag and the path of the tables, for messages.
+        num_workers: the number of threads.
 
     Raises:
-        InputError: a value that is no uid, or no row at all.
+        InputError: a value is no uid, or the tables have no row.
     """
     parts = map_threads(lambda shard: list(iter_uids(shard)), shards, num_workers)
     uids = np.concatenate([np.empty(0, UID_DTYPE), *itertools.chain.from_iterable(parts)])
@@ -225,7 +234,7 @@ def union_of_uids(shards: list[ParquetShard], name: str, num_workers: int) -> Po
 
 
 def iter_uids(shard: ParquetShard) -> Iterator[NDArray[np.void]]:
-    """uids of one parquet file, some rows at a time.
+    """Read the uids of a parquet file in batches.
 
     Raises:
         InputError: a value is no uid.
@@ -234,25 +243,14 @@ def iter_uids(shard: ParquetShard) -> Iterator[NDArray[np.void]]:
         yield uids
 
 
-def sort_uids(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.signedinteger]:
-    """Sort the pairs (high, low) in place; the permutation that did it."""
-    order = argsort_hashes(high)
-    in_order = high.take(order)
-    if np.any(in_order[1:] == in_order[:-1]):  # then `low` decides
-        order = np.lexsort((low, high)).astype(order.dtype)
-        in_order = high.take(order)
-    high[:] = in_order
-    low[:] = low.take(order)
-    return order
-
-
-def _place(shards: list[ParquetShard], ends: NDArray[np.int64], row: int) -> str:
-    number = int(np.searchsorted(ends, row, "right"))
-    return f"{shards[number].path} row {row - int(ends[number]) + shards[number].num_rows}"
+def _row_name(shards: list[ParquetShard], ends: NDArray[np.int64], row: int) -> str:
+    """Name the file and the row in it of a row of all files."""
+    index = int(np.searchsorted(ends, row, "right"))
+    return f"{shards[index].path} row {row - int(ends[index]) + shards[index].num_rows}"
 
 
 def check_npz(shard: ParquetShard) -> None:
-    """Raise unless the npz beside a parquet file, if there is one, has as many rows."""
+    """Raise InputError if the npz beside a parquet file has another number of rows."""
     path = shard.npz
     with readable(path, "npz", "download it again"):
         if not shard.fs.exists(path):

@@ -1,4 +1,4 @@
-"""Score columns as floats: the Arrow types that hold numbers, and their exact conversion."""
+"""Converts score columns of any numeric Arrow type to floats, exactly."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ def fits_float32(kind: pa.DataType) -> bool:
 def to_floats(
     array: pa.Array, dtype: np.dtype[Any], path: str, column: str, row: int
 ) -> NDArray[np.floating]:
-    """Values [n] of an array for which `is_number` holds; null is NaN.
+    """Convert an array for which `is_number` holds to floats [n]; null becomes NaN.
 
     Floats and integers are converted exactly, decimals to the nearest float64.
 
     Args:
-        dtype: float64, or float32 where `fits_float32` holds.
-        path, column: names of the file and the column, for messages.
-        row: the array's first row in the file.
+        array: the values [n].
+        dtype: float64, or float32 if `fits_float32` holds.
+        path, column: the file and the column, for messages.
+        row: the index of the array's first row in the file, for messages.
 
     Raises:
         InputError: float64 cannot hold an integer.
@@ -70,7 +71,7 @@ def to_floats(
 
 
 def to_float32(values: NDArray[np.floating], name: str) -> NDArray[np.float32]:
-    """The nearest float32 of each value [n].
+    """Round values [n] to float32.
 
     Args:
         name: the name of the values in messages.
@@ -90,7 +91,7 @@ def to_float32(values: NDArray[np.floating], name: str) -> NDArray[np.float32]:
 
 
 def _is_rounded(integers: NDArray[np.integer], values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return whether each of the values [n] differs from the integer [n] that it was made of."""
+    """Return whether each float [n] differs from the integer [n] that it was converted from."""
     if integers.itemsize < 8 or not (np.abs(values) >= _EXACT).any():
         return np.zeros(len(values), np.bool_)
     too_large = values >= float(np.iinfo(integers.dtype).max)  # rounded up to 2^63 or 2^64
@@ -100,10 +101,10 @@ def _is_rounded(integers: NDArray[np.integer], values: NDArray[np.float64]) -> N
 
 
 def _from_decimals(array: pa.Array) -> NDArray[np.float64]:
-    """The nearest float64 of each decimal [n].
+    """Round decimals [n] to float64.
 
-    Where the unscaled integer and the power of ten are both exact, one division rounds correctly.
-    Python converts the others one by one. Arrow's own cast is off by a bit in older versions.
+    If the unscaled integer and the power of ten are both exact, one division rounds correctly.
+    Python converts the others one by one. Arrow's own cast is off by one bit in older versions.
     """
     width, scale = array.type.bit_width // 8, array.type.scale
     valid = array.is_valid().to_numpy(zero_copy_only=False)

@@ -1,8 +1,8 @@
-"""Randomness that is named by (seed, uid, draw): the same whatever the order or split of a pool.
+"""Random bits as a function of (seed, uid, draw), whatever the order or split of a pool.
 
 An example's random stream is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) started at a key that
-mixes the seed with the 128 bits of its uid. Output number `draw` of that stream is one hash away,
-so nothing is stored between draws and no example knows of another.
+mixes the seed with the 128 bits of its uid. Any output of the stream takes one hash, so nothing is
+stored between draws and examples are independent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _WORD = (1 << 64) - 1
 
 
 def stream_keys(uids: NDArray[np.void], seed: int) -> NDArray[np.uint64]:
-    """Key of each example's random stream.
+    """Compute the key of each example's random stream.
 
     Args:
         uids: `u8,u8` array [M].
@@ -33,11 +33,11 @@ def stream_keys(uids: NDArray[np.void], seed: int) -> NDArray[np.uint64]:
 
 
 def random_bits(keys: NDArray[np.uint64], draw: int | NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """64 random bits: output number `draw` (0-based) of the streams `keys`.
+    """Return 64 random bits of each stream: its output with the 0-based index `draw`.
 
     Args:
         keys: uint64 array [n].
-        draw: one draw number for all, or a uint64 array [n].
+        draw: one index for all streams, or a uint64 array [n].
 
     Returns:
         uint64 array [n], a new one.
@@ -48,7 +48,7 @@ def random_bits(keys: NDArray[np.uint64], draw: int | NDArray[np.uint64]) -> NDA
 
 
 def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser, in place."""
+    """Apply SplitMix64's finalizer in place."""
     bits ^= bits >> np.uint64(30)
     bits *= np.uint64(0xBF58476D1CE4E5B9)
     bits ^= bits >> np.uint64(27)

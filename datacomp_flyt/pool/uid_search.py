@@ -1,4 +1,4 @@
-"""Where uids are in a sorted array of them, whose halves are kept apart."""
+"""Searches sorted uids, whose halves are separate arrays: NumPy compares no 128-bit integers."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from datacomp_flyt.pool.uids import UID_DTYPE
+
 Hashes = NDArray[np.uint64]
 
 Positions = NDArray[np.signedinteger]
-"""Where the rows of a file are in a pool: an index for each, -1 for none."""
+"""The index in a pool of each row of a file; -1 for rows that are not in the pool."""
 
 
 @dataclass(frozen=True)
-class UidIndex:
-    """Sorted uids, each of which is a row of something. Plain arrays: forked processes share them.
+class UidHalves:
+    """uids as two arrays.
 
     Attributes:
-        high, low: the halves of the uids, uint64 [M], sorted as pairs, no pair twice.
+        high, low: the halves of the uids, uint64 [n].
     """
 
     high: Hashes
@@ -27,46 +29,70 @@ class UidIndex:
     def __len__(self) -> int:
         return len(self.high)
 
+    @property
+    def uids(self) -> NDArray[np.void]:
+        """All uids as a new `u8,u8` array [n]."""
+        return self.uids_of(slice(None))
+
+    def uids_of(self, part: slice | NDArray[np.signedinteger]) -> NDArray[np.void]:
+        """Return some of the uids as a new `u8,u8` array."""
+        high = self.high[part]
+        uids = np.empty(len(high), UID_DTYPE)
+        uids["f0"], uids["f1"] = high, self.low[part]
+        return uids
+
+
+@dataclass(frozen=True)
+class UidIndex(UidHalves):
+    """Sorted uids without repeats, in which uids can be looked up.
+
+    Forked processes share the arrays.
+    """
+
     def find(self, uid: str) -> int:
-        """The row of one uid (32 hexadecimal characters), -1 where it has none."""
+        """Return the index of one uid (32 hexadecimal characters), -1 if it is not contained."""
         try:
             high, low = np.uint64(int(uid[:16], 16)), np.uint64(int(uid[16:], 16))
-        except (ValueError, OverflowError):  # no uid at all
+        except (ValueError, OverflowError):  # not a uid
             return -1
         row = int(self.high.searchsorted(high))
-        # a few uids at most share their first half
+        # at most a few uids share their first half
         while row < len(self.high) and self.high[row] == high:
             if self.low[row] == low:
                 return row if len(uid) == 32 else -1
             row += 1
         return -1
 
+    def locate(self, uids: NDArray[np.void]) -> Positions:
+        """Return the index of each uid of a `u8,u8` array [n], see `find_uids`."""
+        return find_uids(self.high, self.low, uids)
+
 
 def find_uids(high: Hashes, low: Hashes, uids: NDArray[np.void]) -> Positions:
-    """Index of each uid, -1 where it is not there.
+    """Return the index of each uid in a sorted array of uids, -1 if it is not contained.
 
     Args:
-        high, low: halves of the uids to search, sorted as pairs [M], M >= 1.
+        high, low: the halves of the sorted uids [M], M >= 1.
         uids: `u8,u8` array [n], in any order.
 
     Returns:
-        int32 array [n], int64 for 2**31 and more.
+        int32 array [n]; int64 if M is 2**31 or more.
     """
-    order = argsort_hashes(uids["f0"])  # sorted questions walk through the array, not across it
+    order = argsort_hashes(uids["f0"])  # sorted queries access memory sequentially
     wanted_high, wanted_low = uids["f0"].take(order), uids["f1"].take(order)
-    places = np.searchsorted(high, wanted_high)
-    np.minimum(places, len(high) - 1, out=places)
-    behind = np.flatnonzero((high[places] == wanted_high) & (low[places] < wanted_low))
-    if len(behind):  # first halves that several uids share
-        places[behind] = _bisect(high, low, wanted_high[behind], wanted_low[behind])
-    there = (high[places] == wanted_high) & (low[places] == wanted_low)
+    nearest = np.searchsorted(high, wanted_high)
+    np.minimum(nearest, len(high) - 1, out=nearest)
+    shared = np.flatnonzero((high[nearest] == wanted_high) & (low[nearest] < wanted_low))
+    if len(shared):  # several uids share the first half
+        nearest[shared] = _bisect(high, low, wanted_high[shared], wanted_low[shared])
+    contained = (high[nearest] == wanted_high) & (low[nearest] == wanted_low)
     positions: Positions = np.empty(len(uids), position_dtype(len(high)))
-    positions[order] = np.where(there, places, -1)
+    positions[order] = np.where(contained, nearest, -1)
     return positions
 
 
 def _bisect(high: Hashes, low: Hashes, wanted_high: Hashes, wanted_low: Hashes) -> NDArray[np.intp]:
-    """Places of the wanted pairs, or of what stands where they would."""
+    """Return the index of the first pair that is not below each wanted pair."""
     first = np.searchsorted(high, wanted_high, "left")
     last = np.searchsorted(high, wanted_high, "right")
     while (first < last).any():
@@ -77,18 +103,30 @@ def _bisect(high: Hashes, low: Hashes, wanted_high: Hashes, wanted_low: Hashes) 
     return np.minimum(first, len(high) - 1)
 
 
+def sort_uids(high: Hashes, low: Hashes) -> NDArray[np.signedinteger]:
+    """Sort the pairs (high, low) in place; return the permutation that sorts them."""
+    order = argsort_hashes(high)
+    in_order = high.take(order)
+    if np.any(in_order[1:] == in_order[:-1]):  # `low` decides between equal first halves
+        order = np.lexsort((low, high)).astype(order.dtype)
+        in_order = high.take(order)
+    high[:] = in_order
+    low[:] = low.take(order)
+    return order
+
+
 def position_dtype(length: int) -> np.dtype[np.signedinteger]:
-    """The smaller of two types that number so many examples."""
+    """Return int32 if it holds the indices of an array of this length, else int64."""
     return np.dtype(np.int32 if length < 2**31 else np.int64)
 
 
 def argsort_hashes(hashes: NDArray[np.uint64]) -> NDArray[np.signedinteger]:
-    """The permutation [n] that sorts numbers which are evenly spread, as uids are as a rule.
+    """Return the permutation [n] that sorts uniformly distributed integers, as uids are.
 
-    Dealt to 65,536 heaps by their first bits (a radix sort), they are nearly in order, and what is
-    left of sorting stays within a core's cache. Uneven numbers only take longer.
+    A radix sort by the first 16 bits nearly sorts them, so that the final sort stays within a
+    core's cache. It also sorts other integers, more slowly.
     """
-    heaps = (hashes >> np.uint64(48)).astype(np.uint16)
-    order = np.argsort(heaps, kind="stable").astype(position_dtype(len(hashes)))
-    del heaps
+    leading = (hashes >> np.uint64(48)).astype(np.uint16)
+    order = np.argsort(leading, kind="stable").astype(position_dtype(len(hashes)))
+    del leading
     return order.take(np.argsort(hashes.take(order), kind="stable"))

@@ -1,7 +1,7 @@
-"""uids: 32 hexadecimal characters <-> the `u8,u8` pairs that DataComp's resharder compares.
+"""Converts uids between 32 hexadecimal characters and the `u8,u8` pairs of DataComp's resharder.
 
-Columns of 16 raw bytes, as databases write UUIDs, are read too. Conversion of characters runs on
-Arrow's buffers, eight characters to a 64-bit word at a time, some 18 times faster than
+Columns of 16 raw bytes, as databases write UUIDs, are read too. Characters are converted in Arrow's
+buffers, eight at a time as a 64-bit word, some 18 times faster than
 `int(uid[:16], 16), int(uid[16:32], 16)` row by row.
 """
 
@@ -14,19 +14,25 @@ from numpy.typing import NDArray
 from datacomp_flyt.pool.arrow_types import is_kind, plain_array, value_type
 
 UID_DTYPE = np.dtype("u8,u8")
-"""(first 16 characters, last 16 characters) as unsigned integers; sorts as the characters do."""
+"""The first and last 16 characters as unsigned integers; sorts in the order of the characters."""
 
 UID_FORM = "a uid is 32 hexadecimal characters without hyphens, or 16 bytes"
 """The end of messages about values and columns that are not uids."""
 
-_BLOCK = 1 << 14  # uids whose words stay in a core's cache
+_BLOCK = 1 << 14  # uids converted at once, which stay in a core's cache
 _ONES = 0x0101010101010101
 _PAIRS = 0x00FF00FF00FF00FF
 _FOURS = 0x0000FFFF0000FFFF
 
 
 class InvalidUid(ValueError):
-    """A value that is not a uid: `row` (0-based), `value`, and `kind` where its type is wrong."""
+    """Raised for a value that is not a uid.
+
+    Attributes:
+        row: the 0-based row of the value.
+        value: the value.
+        kind: the Arrow type of the column, if it cannot hold uids.
+    """
 
     def __init__(self, row: int, value: object, kind: pa.DataType | None = None) -> None:
         self.row, self.value, self.kind = row, value, kind
@@ -34,7 +40,7 @@ class InvalidUid(ValueError):
 
     @property
     def fault(self) -> str:
-        """The end of a message that has named the row."""
+        """A clause about the value, for a message that names the row."""
         of_type = "" if self.kind is None else f" of type {self.kind}"
         return f"has uid {self.value!r}{of_type}: {UID_FORM}"
 
@@ -51,15 +57,15 @@ def holds_uids(kind: pa.DataType) -> bool:
 
 
 def decode_uids(column: pa.Array | pa.ChunkedArray) -> NDArray[np.void]:
-    """uids of an Arrow column as a `u8,u8` array [n].
+    """Convert an Arrow column to a `u8,u8` array [n].
 
     Args:
-        column: an array of a type that `holds_uids`. 16 bytes are a uid as `bytes.fromhex` makes
-            it; strings, and 32 bytes, are its hexadecimal characters.
+        column: an array of a type that `holds_uids`: strings or 32 bytes, the hexadecimal
+            characters; or 16 bytes, as `bytes.fromhex` returns.
 
     Raises:
-        InvalidUid: a value is null, of another length, or not hexadecimal; or the column's type
-            holds no uids (row 0).
+        InvalidUid: a value is null, has another length, or is not hexadecimal; or the column's
+            type holds no uids (row 0).
     """
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     uids = np.empty(len(column), UID_DTYPE)
@@ -74,7 +80,7 @@ def decode_uids(column: pa.Array | pa.ChunkedArray) -> NDArray[np.void]:
 
 
 def encode_uids(uids: NDArray[np.void]) -> pa.Array:
-    """`u8,u8` array [n] as an Arrow `large_string` array of lower-case 32-character strings."""
+    """Convert a `u8,u8` array [n] to an Arrow `large_string` array of lower-case characters."""
     halves = np.ascontiguousarray(uids).view(np.uint64)
     words = np.empty((len(halves), 2), np.uint64)
     words[:, 0] = _hex_characters(halves >> np.uint64(32))
@@ -85,14 +91,14 @@ def encode_uids(uids: NDArray[np.void]) -> pa.Array:
 
 
 def format_uid(uid: np.void) -> str:
-    """One `u8,u8` scalar as 32 characters."""
+    """Format a `u8,u8` scalar as 32 characters."""
     return f"{int(uid[0]):016x}{int(uid[1]):016x}"
 
 
 def _value(chunk: pa.Array, row: int) -> object:
     try:
         return chunk[row].as_py()
-    except Exception:  # text that is no UTF-8, dates beyond Python's: each type has its own
+    except Exception:  # invalid UTF-8, dates out of Python's range, ...
         return f"a {chunk.type} that cannot be read"
 
 
@@ -126,7 +132,7 @@ def _decode_chunk(chunk: pa.Array, uids: NDArray[np.void]) -> None:
 
 
 def _content(chunk: pa.Array) -> tuple[NDArray[np.uint8], int, NDArray[np.intp]]:
-    """The bytes of all values, the expected length of each, and the rows of another length."""
+    """Return the bytes of all values, their expected length, and the rows of another length."""
     kind = chunk.type
     if pa.types.is_fixed_size_binary(kind):
         width = kind.byte_width
@@ -146,10 +152,14 @@ def _content(chunk: pa.Array) -> tuple[NDArray[np.uint8], int, NDArray[np.intp]]
 
 
 def _hex_values(words: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """Values below 2**32 of words of eight characters, first lowest; and whether all are digits."""
+    """Parse words of eight hexadecimal characters, the first in the lowest byte.
+
+    Returns:
+        the values, below 2**32; and whether all characters of each word are hexadecimal digits.
+    """
     letters = (words >> np.uint64(6)) & np.uint64(_ONES)
     nibbles = (words & np.uint64(0x0F * _ONES)) + letters * np.uint64(9)
-    # spelt out again, only hexadecimal digits come back as they were
+    # only hexadecimal digits are unchanged after a round trip
     changed = _spell(nibbles) ^ (words | letters << np.uint64(5))
     valid = (changed | nibbles & np.uint64(0xF0 * _ONES)) == 0
     pairs = (nibbles << np.uint64(4) | nibbles >> np.uint64(8)) & np.uint64(_PAIRS)
@@ -158,13 +168,13 @@ def _hex_values(words: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[
 
 
 def _hex_characters(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Words of eight characters from values below 2**32: the inverse of `_hex_values`."""
+    """Convert values below 2**32 to words of eight characters, the inverse of `_hex_values`."""
     fours = (values >> np.uint64(16) | values << np.uint64(32)) & np.uint64(_FOURS)
     pairs = (fours >> np.uint64(8) | fours << np.uint64(16)) & np.uint64(_PAIRS)
     return _spell((pairs >> np.uint64(4) | pairs << np.uint64(8)) & np.uint64(0x0F * _ONES))
 
 
 def _spell(nibbles: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """ASCII digits or lower-case letters of the eight numbers below 16 in each word."""
+    """Convert the eight numbers below 16 in each word to ASCII digits or lower-case letters."""
     above_nine = ((nibbles + np.uint64(6 * _ONES)) >> np.uint64(4)) & np.uint64(_ONES)
     return nibbles + np.uint64(0x30 * _ONES) + above_nine * np.uint64(0x27)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.subset import read_subset
-from datacomp_flyt.pool.uid_search import find_uids
+from datacomp_flyt.pool.uid_search import UidIndex, find_uids
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.report.sample import PoolSample
 from datacomp_flyt.tars.tables_beside import count_in_tables
@@ -118,7 +118,7 @@ def draws_with_image(
     if available is not None:
         there = [available.contains(selection.uids) for selection in selections]
     else:
-        wanted = [(selection.high, selection.low) for selection in selections]
+        wanted = [UidIndex(selection.high, selection.low) for selection in selections]
         times = count_in_tables(tars, wanted, num_workers, "reading tables") if tars else None
         if times is None:
             return None

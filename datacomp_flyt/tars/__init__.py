@@ -1,1 +1,1 @@
-"""Tar shards in webdataset format: listing, samples, image-text pairs, and the images at hand."""
+"""Tar shards: listing, samples, image-text pairs, and the list of available images."""

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.open_file import readable
-from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.pool.arrow_types import plain_array, plain_column
 from datacomp_flyt.pool.parquet import KEY, is_text
 from datacomp_flyt.pool.parquet_file import open_parquet
-from datacomp_flyt.pool.uid_search import find_uids
+from datacomp_flyt.pool.uid_search import UidIndex, sort_uids
 from datacomp_flyt.pool.uids import UID_DTYPE, InvalidUid, decode_uids, format_uid
 from datacomp_flyt.streams import say
+from datacomp_flyt.tars.shards import list_shards
 from datacomp_flyt.tars.uids import first_uid, table_beside
 from datacomp_flyt.threads import map_threads
 
@@ -56,51 +56,50 @@ class DownloadKeys:
         _ = self._table
 
     def uids_of(self, keys: pa.Array) -> NDArray[np.void]:
-        """The uids [n] of some keys.
+        """Look up the uids [n] of keys [n].
 
         Raises:
             InvalidUid: a value is null, or is not a key of the tables.
         """
-        high, low, uids = self._table
-        rows = find_uids(high, low, _packed(keys))
+        index, uids = self._table
+        rows = index.locate(_packed(keys))
         if len(unknown := np.flatnonzero(rows < 0)):
             raise InvalidUid(int(unknown[0]), keys[int(unknown[0])].as_py())
         return uids[rows]
 
     @cached_property
-    def _table(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.void]]:
-        """The halves of the packed keys, sorted, and the uid of each."""
-        with needs_extra("train"):
-            from datacomp_flyt.tars.shards import list_shards
+    def _table(self) -> tuple[UidIndex, NDArray[np.void]]:
+        """The sorted packed keys, and the uid of each."""
         tars = list_shards(self.shards_dir, "--shards_dir")
-        told = [tar for tar in tars if os.path.isfile(table_beside(tar))]
-        tables = [table_beside(tar) for tar in told]
-        parts = map_threads(_read, told, self.num_workers, "reading keys", "table")
+        with_table = [tar for tar in tars if os.path.isfile(table_beside(tar))]
+        tables = [table_beside(tar) for tar in with_table]
+        parts = map_threads(_read, with_table, self.num_workers, "reading keys", "table")
         if not sum(len(keys) for keys, _ in parts):
             raise InputError(f"{self.name} has no table with keys and uids: {_WAY_OUT}")
         keys = np.concatenate([keys for keys, _ in parts])
-        order = np.lexsort((keys["f1"], keys["f0"]))
-        high, low = keys["f0"].take(order), keys["f1"].take(order)
-        twice = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1]))
-        if len(twice):
+        high, low = keys["f0"].copy(), keys["f1"].copy()
+        order = sort_uids(high, low)
+        repeats = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1]))
+        if len(repeats):
             table_of = np.repeat(np.arange(len(tables)), [len(keys) for keys, _ in parts])
-            one, other = sorted(order[twice[0] : twice[0] + 2])
+            one, other = sorted(order[repeats[0] : repeats[0] + 2])
             key = keys[one : one + 1].byteswap().tobytes().rstrip(b"\0").decode(errors="replace")
             raise InputError(
                 f"{self.name} has key {key!r} twice, in {tables[table_of[one]]} and "
-                f"{tables[table_of[other]]} ({len(twice):,} such pairs): keys join scores to uids "
-                "within one download alone, so give the tars of one"
+                f"{tables[table_of[other]]} ({len(repeats):,} such pairs): keys join scores to "
+                "uids within one download alone, so give the tars of one"
             )
         lacking = len(tars) - len(tables)
         say(
             f"{self.name}: {len(order):,} keys of {len(tables):,} tables join scores to uids"
             + (f" ({lacking:,} tars have no table beside them)" if lacking else "")
         )
-        return high, low, np.concatenate([uids for _, uids in parts]).take(order)
+        uids = np.concatenate([uids for _, uids in parts]).take(order)
+        return UidIndex(high, low), uids
 
 
 def _read(tar: str) -> tuple[NDArray[np.void], NDArray[np.void]]:
-    """The packed keys and the uids of the table beside a tar."""
+    """Read the packed keys and the uids of the table beside a tar."""
     path = table_beside(tar)
     with readable(path, "parquet", "download it again"), pa.OSFile(path) as handle:
         file = open_parquet(handle)
@@ -122,7 +121,7 @@ def _read(tar: str) -> tuple[NDArray[np.void], NDArray[np.void]]:
         except InvalidUid as error:
             raise InputError(f"{path} has uid {error.value!r}: {_WAY_OUT}") from None
         first = np.empty(0, UID_DTYPE)
-        with contextlib.suppress(Exception):  # the tar is damaged, which its readers say
+        with contextlib.suppress(Exception):  # the tar is damaged, which its readers report
             first = first_uid(tar)
         if len(first) and not np.isin(first, uids).any():
             raise InputError(
@@ -134,9 +133,9 @@ def _read(tar: str) -> tuple[NDArray[np.void], NDArray[np.void]]:
 
 
 def _packed(keys: pa.Array) -> NDArray[np.void]:
-    """Keys packed into 16 bytes each, as a `u8,u8` array [n] of the same order.
+    """Pack keys into 16 bytes each, as a `u8,u8` array [n] that sorts like the keys.
 
-    Values that are not text, are empty or are longer become 0, which is no key of img2dataset.
+    A value that is no text, empty or longer becomes 0, which is no key of img2dataset.
     """
     packed = np.zeros(len(keys), UID_DTYPE)
     if not is_text(keys.type) or not len(keys):

@@ -1,4 +1,4 @@
-"""Flags that name the images at hand."""
+"""The flags that select the list of available images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def add_available_arguments(add: Any) -> None:
     """Add `--available` and `--shards_dir`.
 
     Args:
-        add: a parser's `add_argument`.
+        add: the method `add_argument` of a parser.
     """
     add(
         "--available",

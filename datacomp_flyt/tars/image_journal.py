@@ -46,14 +46,14 @@ class Tar:
 
 
 class Journal:
-    """The file of notes on the shards that have been read.
+    """The file with the records of the shards that have been read.
 
     Attributes:
         path: the path of the file.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the notes of an earlier run, up to a record that is incomplete.
+        """Read the records of an earlier run, up to an incomplete one.
 
         Raises:
             InputError: the file cannot be written, or is no journal.
@@ -72,12 +72,12 @@ class Journal:
             file.truncate(end)
 
     def find(self, path: str, version: list[Any] | None) -> Tar | None:
-        """The note of a shard; None if there is none, or the shard has changed since."""
+        """Return the record of a shard; None if there is none or the shard has changed since."""
         tar, _ = self._known.get(path, (None, 0))
         return tar if tar and version is not None and tar.version == version else None
 
     def append(self, tar: Tar, uids: NDArray[np.void]) -> None:
-        """Note a shard. Raises InputError if the disk is full."""
+        """Append the record of a shard. Raises InputError if the disk is full."""
         line = json.dumps([asdict(tar), zlib.crc32(uids.tobytes())]).encode()
         line += b" " * (-(len(line) + 1) % _PAD) + b"\n"
         with self._lock, self._written(), self.path.open("ab") as file:
@@ -86,7 +86,7 @@ class Journal:
             self._known[tar.path] = tar, start
 
     def uids(self, tars: Sequence[Tar]) -> list[NDArray[np.void]]:
-        """The uids of shards that are noted, mapped from the file."""
+        """Return the uids of recorded shards, mapped from the file."""
         content = np.memmap(self.path, np.uint8, "r")
         starts = [self._known[tar.path][1] for tar in tars]
         return [
@@ -103,7 +103,7 @@ class Journal:
 
 
 def _read_record(file: Any) -> tuple[Tar, int] | None:
-    """The next shard of a journal and the offset of its uids; None if no whole one follows."""
+    """Read the next record and the offset of its uids; None if no complete record follows."""
     line = file.readline()
     try:
         entry, crc = json.loads(line)

@@ -13,7 +13,7 @@ PAIR = (
     f"{IMAGE}, a .txt and a .json with a uid (img2dataset's --save_additional_columns '[\"uid\"]')"
 )
 
-_NAMED = 8  # extensions in a sentence
+_MOST_EXTENSIONS = 8  # that a message lists
 
 
 class MemberCounts:
@@ -32,9 +32,9 @@ class MemberCounts:
             self.add_member(f".{name}")
 
     def add_member(self, extension: str) -> None:
-        """Count one."""
+        """Count a member under its extension."""
         self.members += 1
-        if extension not in self._extensions and len(self._extensions) >= _NAMED:
+        if extension not in self._extensions and len(self._extensions) >= _MOST_EXTENSIONS:
             extension = "others"
         self._extensions[extension] += 1
 

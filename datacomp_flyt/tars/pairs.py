@@ -1,4 +1,4 @@
-"""Image-text pairs of a tar shard: samples with a uid, decoded on threads, in batches."""
+"""Reads image-text pairs of a tar shard in batches, and decodes the images on threads."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Pair(Generic[T]):
 
     Attributes:
         uid: 32 lower-case hexadecimal characters.
-        sample: what the tar holds of it.
-        image: decoded and transformed; None where image or caption cannot be used.
+        sample: the members of the sample.
+        image: the decoded and transformed image; None if image or caption cannot be used.
         text: the caption.
     """
 
@@ -63,14 +63,16 @@ def read_pairs(
     counts: Counter[str],
     make_uids: bool = False,
 ) -> Generator[list[Pair[T]], None, None]:
-    """The samples of a tar that have a uid, the first of each uid, `batch_size` at a time.
+    """Yield the samples of a tar that have a uid, the first of each uid, in batches.
 
     Args:
-        shard: path or address of the tar.
-        threads: threads that decode images; their number changes only the time.
+        shard: the path or address of the tar.
+        transform: the transform of the decoded RGB images.
+        batch_size: the number of samples of each batch but the last.
+        threads: the number of threads that decode images; it does not change the result.
         counts: a counter of the samples that are left out or unusable, by reason.
-        make_uids: the tar is of another dataset: every sample gets the MD5 of shard and key as its
-            uid, and those without a caption an empty one.
+        make_uids: for tars of other datasets: the uid of a sample is the MD5 of shard and key, and
+            a missing caption is empty.
 
     Raises:
         InputError: the tar is damaged; or, after its last batch, none of its samples can be used.
@@ -87,10 +89,10 @@ def read_pairs(
 
     seen, usable = MemberCounts(), False
     samples = _samples(shard, counts, make_uids, seen)
-    for found in _map_batches(examine, samples, batch_size, threads):
-        counts.update(reason for _, reason in found if reason is not None)
-        usable |= any(pair.image is not None for pair, _ in found)
-        yield [pair for pair, _ in found]
+    for batch in _map_batches(examine, samples, batch_size, threads):
+        counts.update(reason for _, reason in batch if reason is not None)
+        usable |= any(pair.image is not None for pair, _ in batch)
+        yield [pair for pair, _ in batch]
     if seen.members and not usable:
         clause = f"{shard} has no sample that can be used"
         raise nothing_usable(clause, seen, counts, IMAGE if make_uids else PAIR)
@@ -99,7 +101,7 @@ def read_pairs(
 def _samples(
     shard: str, counts: Counter[str], make_uids: bool, members: MemberCounts
 ) -> Iterator[tuple[str, Sample]]:
-    """uid and sample."""
+    """Yield the samples that have a uid, and the uid; the first sample of each uid."""
     seen: set[str] = set()
     try:
         with contextlib.closing(read_tar(shard, members)) as samples:
@@ -116,7 +118,7 @@ def _samples(
                 yield uid, sample
     except UnreadableShard as error:
         sentence = f"{shard} cannot be read as a tar ({error}): download it again"
-        if is_stream(shard):  # a connection that is lost looks like a tar that is cut
+        if is_stream(shard):  # a lost connection looks like a truncated tar
             raise ReadError(sentence) from None
         raise unreadable(sentence, error.__cause__ or error) from None
 
@@ -129,7 +131,7 @@ def _made_uid(shard: str, sample: Sample) -> str:
 def _map_batches(
     function: Callable[[T], R], items: Iterable[T], size: int, threads: int
 ) -> Iterator[list[R]]:
-    """Results in order, in lists of `size`; with threads, one list ahead of who takes them."""
+    """Map a function over items, in lists of `size`; threads work one list ahead."""
     items = iter(items)
     batches = iter(lambda: list(islice(items, size)), [])
     if threads == 1:

@@ -1,4 +1,7 @@
-"""Samples of a tar shard as img2dataset writes it: image, caption and json, joined by key."""
+"""Reads the samples of a tar shard as img2dataset writes it: image, caption and json by key.
+
+webdataset is imported when a tar is opened, since it imports torch where that is installed.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,19 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 from PIL import Image
-from webdataset.gopen import gopen
-from webdataset.tariterators import base_plus_ext, valid_sample
 
 from datacomp_flyt.files.open_file import open_local
+from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.tars.nothing_usable import MemberCounts
 from datacomp_flyt.tars.shards import is_stream
 
 T = TypeVar("T")
 
 Sample = dict[str, Any]
-"""One example of a tar: bytes by file name extension, and `__key__` and `__url__`."""
+"""A sample of a tar: bytes by file name extension, and `__key__` and `__url__`."""
 
 IMAGES = ("jpg", "png", "jpeg", "webp")
-"""Extensions of images; of several in a sample, open_clip takes the first."""
+"""Extensions of images; if a sample has several images, open_clip takes the first of these."""
 
 NO_IMAGE = "no image"
 NO_CAPTION = "no caption"
@@ -34,20 +36,20 @@ NO_UID = "no uid in its json"
 BAD_IMAGE = "image cannot be decoded"
 
 _BLOCK = 512  # bytes, of a tar
-_META = re.compile(r"__[^/]*__($|/)")  # webdataset's own
-# What img2dataset writes is far within these: 512 pixels at the longer side, kilobytes of json.
+_META = re.compile(r"__[^/]*__($|/)")  # names of webdataset's own members
+# Limits far above what img2dataset writes: 512 pixels at the longer side, kilobytes of json.
 _LARGEST = 1 << 28  # bytes of a member
-_INFLATED = 32  # bytes of members for each of a compressed tar: images are compressed already
-_LARGEST_JSON = 1 << 22  # bytes, of which Python makes a hundred times as many
-_LONGEST = 1000  # sides of an image, in shorter ones: resizing makes the shorter one 224 pixels
-# What people mean by .jpg and the like. Of Pillow's others, EPS would start Ghostscript.
+_MOST_INFLATED = 32  # decompressed bytes per byte of a tar: images are compressed already
+_LARGEST_JSON = 1 << 22  # bytes; Python objects take a hundred times as many
+_LARGEST_ASPECT_RATIO = 1000  # resizing makes the shorter side 224 pixels
+# The formats that people store as .jpg and the like. Pillow has others: EPS starts Ghostscript.
 _FORMATS = (
     "JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000",
 )  # fmt: skip
 
 
 class Skip(Exception):
-    """An example is left out and counted under this reason."""
+    """Raised for a sample that is left out and counted under a reason."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -59,11 +61,11 @@ class UnreadableShard(Exception):
 
 
 class _Info(tarfile.TarInfo):
-    """A header; of what follows it, all is read into memory."""
+    """A header that refuses large members: tarfile reads extended headers into memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Info:
-        """As of the class above. Raises ReadError where it would not fit there."""
+        """Parse a header. Raises ReadError if its member is too large to be held in memory."""
         info = super().frombuf(buf, encoding, errors)
         _check_size(info)
         return info
@@ -74,22 +76,22 @@ def _check_size(info: tarfile.TarInfo) -> None:
         raise tarfile.ReadError(f"its member {info.name!r} has {info.size:,} bytes")
 
 
-class _Watched:
-    """A stream of which the begin, the end and the length so far are remembered.
+class _CheckedStream:
+    """Keeps the first and last bytes and the length of a stream, to detect a truncated tar.
 
-    tarfile takes a file that ends inside a header or its padding for a whole one.
+    tarfile accepts a file that ends inside a header or its padding as complete.
     """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._begin, self._end = b"", b""
+        self._head, self._tail = b"", b""
         self.length = 0
 
     def read(self, size: int = -1) -> bytes:
         content: bytes = self._stream.read(size)
-        if len(self._begin) < _BLOCK:
-            self._begin = (self._begin + content)[:_BLOCK]
-        self._end = (self._end + content)[-_BLOCK:]
+        if len(self._head) < _BLOCK:
+            self._head = (self._head + content)[:_BLOCK]
+        self._tail = (self._tail + content)[-_BLOCK:]
         self.length += len(content)
         return content
 
@@ -97,21 +99,22 @@ class _Watched:
         self._stream.close()
 
     def check_end(self) -> None:
-        """Raise EOFError where a plain tar lacks the empty block that every tar ends with.
+        """Raise EOFError unless a plain tar ends with the empty block that marks the end.
 
-        An empty tar is one record of zeros. Longer ones are files whose download only made room.
+        An empty tar is one record of zeros. A longer file of zeros was allocated by a download
+        that never wrote it.
         """
-        if self.length > tarfile.RECORDSIZE and not self._begin.strip(b"\0"):
+        if self.length > tarfile.RECORDSIZE and not self._head.strip(b"\0"):
             raise EOFError("it is nothing but zeros")
-        if self._begin[257:262] == b"ustar" and self._end.strip(b"\0"):
+        if self._head[257:262] == b"ustar" and self._tail.strip(b"\0"):
             raise EOFError("it ends before the mark of its end")
 
 
 def _members(stream: Any, url: str, seen: MemberCounts) -> Iterator[dict[str, Any]]:
-    """The files of a tar that samples are made of, as webdataset's `tar_file_expander` has them.
+    """Yield the files of a tar as webdataset's `tar_file_expander` does, within size limits.
 
-    That takes members of any size, and so a file of a kilobyte that is to become terabytes.
-    Whole batches are held, so many members that are each small enough are too much as well.
+    webdataset accepts members of any size, so that a compressed file of a kilobyte could fill the
+    memory. Whole batches are held, so the total size is limited as well.
     """
     total = 0
     with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Info) as archive:
@@ -122,11 +125,11 @@ def _members(stream: Any, url: str, seen: MemberCounts) -> Iterator[dict[str, An
             if not info.isreg():
                 seen.add_member("folders and links")
                 continue
-            _check_size(info)  # again, since a header before may have changed its size
+            _check_size(info)  # again, since an extended header may have changed the size
             file = archive.extractfile(info)
             assert file is not None
             total += info.size
-            if total > _INFLATED * stream.length + _LARGEST:
+            if total > _MOST_INFLATED * stream.length + _LARGEST:
                 raise tarfile.ReadError(
                     f"its first {stream.length:,} bytes are compressed from {total:,}"
                 )
@@ -135,7 +138,7 @@ def _members(stream: Any, url: str, seen: MemberCounts) -> Iterator[dict[str, An
 
 
 def read_tar(shard: str, seen: MemberCounts | None = None) -> Generator[Sample, None, None]:
-    """The samples of one tar.
+    """Yield the samples of one tar.
 
     Args:
         shard: the path of a local file, or a `Stream`, which webdataset opens.
@@ -143,15 +146,18 @@ def read_tar(shard: str, seen: MemberCounts | None = None) -> Generator[Sample, 
 
     Raises:
         UnreadableShard: the tar is damaged; raised after the samples that could be read.
+        InputError: webdataset is not installed.
     """
+    with needs_extra("train"):
+        import webdataset  # noqa: F401
     try:
-        stream, finished = _Watched(open_tar(shard)), False
+        stream, finished = _CheckedStream(open_tar(shard)), False
         seen = MemberCounts() if seen is None else seen
         try:
             for sample in _samples(_members(stream, shard, seen), seen):
                 seen.add(sample)
                 yield sample
-            while stream.read(1 << 20):  # what follows the last member, lest a command be cut off
+            while stream.read(1 << 20):  # to the end, or a command that writes it would fail
                 pass
             stream.check_end()
             finished = True
@@ -163,15 +169,21 @@ def read_tar(shard: str, seen: MemberCounts | None = None) -> Generator[Sample, 
 
 
 def open_tar(shard: str) -> Any:
-    """A stream of a tar's bytes; see `read_tar`."""
-    return gopen(shard) if is_stream(shard) else open_local(shard)
+    """Open a tar as a stream of bytes; see `read_tar`."""
+    if not is_stream(shard):
+        return open_local(shard)
+    from webdataset.gopen import gopen
+
+    return gopen(shard)
 
 
 def _samples(members: Iterator[dict[str, Any]], seen: MemberCounts) -> Iterator[Sample]:
     """Group adjacent members of one key into samples; a repeated extension begins a new sample.
 
-    webdataset's `group_by_keys` raises an error there, open_clip's own function does not.
+    open_clip's loader does the same, and webdataset's `group_by_keys` raises an error.
     """
+    from webdataset.tariterators import base_plus_ext, valid_sample
+
     sample: Any = None
     for member in members:
         key, extension = base_plus_ext(member["fname"])
@@ -189,7 +201,7 @@ def _samples(members: Iterator[dict[str, Any]], seen: MemberCounts) -> Iterator[
 
 
 def stored_image(sample: Sample) -> bytes:
-    """The image file. Raises Skip where there is none."""
+    """Return the content of the image file. Raises Skip if there is none."""
     for extension in IMAGES:
         if extension in sample:
             content: bytes = sample[extension]
@@ -204,13 +216,13 @@ def _formats() -> tuple[str, ...]:
 
 
 def decode(content: bytes, transform: Callable[[Image.Image], T]) -> T:
-    """The transformed RGB image. Raises Skip where the file is no image or damaged."""
+    """Decode an image to RGB and transform it. Raises Skip if it is no image or damaged."""
     try:
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
             short, long = sorted(image.size)
-            # Pillow itself only warns of as many pixels
+            # Pillow only warns of an image of so many pixels
             large = short * long > (Image.MAX_IMAGE_PIXELS or math.inf)
-            if large or long > _LONGEST * short:
+            if large or long > _LARGEST_ASPECT_RATIO * short:
                 raise Skip(BAD_IMAGE)
             rgb = image.convert("RGB")
     except Exception:  # Pillow's readers raise a dozen kinds
@@ -219,7 +231,7 @@ def decode(content: bytes, transform: Callable[[Image.Image], T]) -> T:
 
 
 def caption(sample: Sample) -> str:
-    """The text. Raises Skip where there is none."""
+    """Return the caption. Raises Skip if there is none."""
     try:
         text: str = sample["txt"].decode()
     except (KeyError, UnicodeDecodeError):
@@ -228,7 +240,10 @@ def caption(sample: Sample) -> str:
 
 
 def stored_uid(sample: Sample) -> str:
-    """The uid in the sample's json; keys of img2dataset differ between downloads. Raises Skip."""
+    """Return the uid in the sample's json. Raises Skip if there is none.
+
+    img2dataset's keys are no substitute, since they differ between downloads.
+    """
     uid = stored_facts(sample).get("uid")
     if not isinstance(uid, str) or not uid.isascii():
         raise Skip(NO_UID)
@@ -236,7 +251,7 @@ def stored_uid(sample: Sample) -> str:
 
 
 def stored_facts(sample: Sample) -> dict[str, Any]:
-    """The sample's json; empty where it has none that can be read."""
+    """Return the content of the sample's json; empty if there is none that can be parsed."""
     content = sample.get("json", b"")
     try:
         facts = json.loads(content) if len(content) <= _LARGEST_JSON else None
@@ -246,7 +261,7 @@ def stored_facts(sample: Sample) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    # webdataset appends to an error's arguments; the message is the first
+    # webdataset appends arguments to an error; the first one is the message
     system = isinstance(error, OSError) and error.errno is not None
     text = str(error) if system else str((*error.args, "")[0])
     return text.strip().split("\n")[0] or type(error).__name__

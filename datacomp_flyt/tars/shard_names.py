@@ -1,4 +1,4 @@
-"""What a shard is called: its file's name without folder and ending."""
+"""Names of shards: the file name without folder and ending."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from datacomp_flyt.errors import InputError
 
 
 def shard_name(path: str) -> str:
-    """`s3://pool/shards/00000000.tar` -> `00000000`."""
+    """Return the name of a shard: `s3://pool/shards/00000000.tar` -> `00000000`."""
     return path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
 def shards_by_name(paths: Iterable[str], flag: str) -> dict[str, str]:
-    """Paths by the names of their shards.
+    """Return the paths of shards by name.
 
     Args:
-        flag: the flag that named the paths, for the message.
+        paths: the paths.
+        flag: the flag that named the paths, for messages.
 
     Raises:
-        InputError: two shards have one name, so their results would too; or a name is that of a
-            hidden file.
+        InputError: two shards have the same name, so their results would too; or a name is that of
+            a hidden file.
     """
     named: dict[str, str] = {}
     for path in paths:
@@ -39,6 +40,6 @@ def shards_by_name(paths: Iterable[str], flag: str) -> dict[str, str]:
     return named
 
 
-def absolute_path(place: str) -> str:
-    """The absolute path of a local file, so that it is valid in any folder; addresses unchanged."""
-    return place if "://" in place else os.path.abspath(place)
+def absolute_path(path: str) -> str:
+    """Return the absolute path of a local file; an address is returned unchanged."""
+    return path if "://" in path else os.path.abspath(path)

@@ -1,4 +1,4 @@
-"""The uids of the samples in a tar shard, from img2dataset's table beside it or from the tar."""
+"""Reads the uids of the samples in a tar shard, from img2dataset's table or from the tar."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from datacomp_flyt.tars.nothing_usable import MemberCounts, nothing_usable
 
 _UID = re.compile("[0-9a-fA-F]{32}")
 _LONGEST = 1 << 20  # bytes of a json
-_BLOCK = 512  # bytes of a tar's blocks; a complete tar ends with an empty block
+_BLOCK = 512  # bytes; a complete tar ends with an empty block
 
 
 class TarUids(NamedTuple):
@@ -47,22 +47,22 @@ class TarUids(NamedTuple):
 
 
 def table_beside(tar: str) -> str:
-    """The path of img2dataset's table of a tar."""
+    """Return the path of img2dataset's table of a tar."""
     return os.path.splitext(tar)[0] + ".parquet"
 
 
 def uids_of_tar(tar: str, with_image: bool = True) -> TarUids:
-    """The uids in a tar, from the table beside it if that can be used, else from the tar.
+    """Read the uids of a tar from the table beside it if that can be used, else from the tar.
 
     Args:
-        tar: a path, or what webdataset opens.
+        tar: a path, or an address that webdataset opens.
         with_image: leave out samples without an image.
     """
     return uids_of_table(tar) or read_uids_of_tar(tar, with_image)
 
 
 def uids_of_table(tar: str) -> TarUids | None:
-    """The uids of the images in a tar, from its table; None if the table cannot be used.
+    """Read the uids of a tar's images from its table; None if the table cannot be used.
 
     The table is not used if it has no `status` column, since it may then list failed downloads; if
     the tar has no end marker, since it has then lost samples; or if the first uid of the tar is not
@@ -78,26 +78,26 @@ def uids_of_table(tar: str) -> TarUids | None:
             if names.count("uid") != 1 or names.count(STATUS) != 1:
                 return None
             rows = file.read(["uid", STATUS])
-        there = succeeded(rows[STATUS])
-        uids = plain_column(rows["uid"]).filter(pa.array(there))
-        named = uids.filter(pc.is_valid(uids))
-        decoded = decode_uids(named)
+        downloaded = succeeded(rows[STATUS])
+        uids = plain_column(rows["uid"]).filter(pa.array(downloaded))
+        valid = uids.filter(pc.is_valid(uids))
+        decoded = decode_uids(valid)
         first = first_uid(tar)
         if (len(decoded) or len(first)) and not np.isin(first, decoded).any():
             return None
         return TarUids(
             decoded,
             opened=False,
-            failed=int(np.count_nonzero(~there)),
-            unusable=len(uids) - len(named),
+            failed=int(np.count_nonzero(~downloaded)),
+            unusable=len(uids) - len(valid),
         )
-    except Exception:  # Arrow raises errors of many types; the tar has the same uids
+    except Exception:  # Arrow raises many types; the tar has the same uids
         return None
 
 
 def read_uids_of_tar(tar: str, with_image: bool = True) -> TarUids:
-    """The uids in a tar, from the tar itself. See `uids_of_tar`."""
-    with needs_extra("train"):  # imports webdataset, which tables do not need
+    """Read the uids of a tar from the tar itself. See `uids_of_tar`."""
+    with needs_extra("train"):  # imports Pillow, which tables do not need
         from datacomp_flyt.tars.samples import (
             Skip,
             UnreadableShard,
@@ -147,10 +147,10 @@ def _ends_as_tars_do(tar: str) -> bool:
 
 
 def first_uid(tar: str) -> NDArray[np.void]:
-    """The uid [1] in the first json of a tar; none of a tar without a json.
+    """Read the uid [1] in the first json of a tar; an empty array if the tar has no json.
 
     Raises:
-        Exception: of many kinds; the tar cannot be read, or the json has no uid.
+        Exception: of many types; the tar cannot be read, or the json has no uid.
     """
     with tarfile.open(tar, "r:") as members:
         for member in members:

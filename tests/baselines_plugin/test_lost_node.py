@@ -107,4 +107,4 @@ def test_complete_and_byte_equal(nodes: TwoNodes, tmp_path: Path, of_run: int, a
     assert lost == [(mark.read_text(), WorkerLost)]
     times = Counter(name for name, _ in outcomes)
     assert {name for name, number in times.items() if number > 1} == {mark.read_text()}
-    assert sum(name.startswith("slice") for name in times) == 14
+    assert sum(name.startswith("bucket") for name in times) == 14

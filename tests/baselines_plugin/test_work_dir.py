@@ -118,7 +118,7 @@ def test_bytes_of_the_whole_pool(whole: Job, tmp_path: Path, case: str) -> None:
         found = outputs(whole, tmp_path / "files", *flags, "--work_dir", tmp_path / "work")
     assert found == wanted
     assert len(wanted[0]) in (2, 3)
-    assert sum(name.startswith("slice") for name in engine.names) == 14
+    assert sum(name.startswith("bucket") for name in engine.names) == 14
 
 
 @pytest.mark.parametrize("case", COMMANDS)
@@ -158,11 +158,11 @@ def test_tables_of_one_column_each_and_of_the_metadata(tmp_path: Path) -> None:
         found = outputs(job, tmp_path / "files", *M_FLYT, "--work_dir", tmp_path / "work")
     assert found == wanted
     groups = {name.split("-")[0] for name in engine.names}
-    assert groups == {"slice", *map(str, range(11))}  # of the metadata, and ten columns'
+    assert groups == {"bucket", *map(str, range(11))}  # of the metadata, and ten columns'
 
 
 def test_with_workers(whole: Job, tmp_path: Path) -> None:
-    """As people run it: one slice, in a process of its own."""
+    """As people run it: one bucket, in a process of its own."""
     wanted = outputs(whole, tmp_path / "memory", *ROUNDS)
     assert outputs(whole, tmp_path / "files", *ROUNDS, "--work_dir", tmp_path / "work") == wanted
     found = sorted(path.name for path in (tmp_path / "work").iterdir())

@@ -1,4 +1,4 @@
-"""The evidence's arithmetic against plain loops, and what it reads."""
+"""The arithmetic and the input files of the benchmark `evidence`, against plain loops."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 
 
 def compared_by_loops(runs: list[Results], name: str, metric: str) -> dict[str, Any]:
-    """What `compare` says of a selection by a metric."""
+    """Return the result of `compare` for one selection and one metric."""
     values, less = [], []
     for run in runs:
         if name in run:
@@ -57,52 +57,54 @@ def test_comparison_against_loops() -> None:
     """Five seeds, of which three have ablations."""
     runs = [results_of(seed) | results_of(seed, ABLATIONS) for seed in range(3)]
     runs += [results_of(seed) for seed in (3, 4)]
-    found = seeds.compare(runs, OURS)
-    assert list(found) == [*NAMES, *ABLATIONS]
-    for name, of in found.items():
-        assert of.pop("seeds") == (3 if name in ABLATIONS else 5)
+    compared = seeds.compare(runs, OURS)
+    assert list(compared) == [*NAMES, *ABLATIONS]
+    for name, result in compared.items():
+        assert result.pop("seeds") == (3 if name in ABLATIONS else 5)
         expected = {}
         for metric in ("accuracy", "retrieval"):
             expected |= compared_by_loops(runs, name, metric)
-        assert of.keys() == expected.keys()
+        assert result.keys() == expected.keys()
         for key in expected:
-            assert of[key].keys() == expected[key].keys()
+            assert result[key].keys() == expected[key].keys()
             for figure, value in expected[key].items():
-                assert of[key][figure] == pytest.approx(value, rel=1e-12, abs=1e-15), (name, key)
-    # what every seed has more of counts, however much the seeds differ
-    assert found[OURS]["accuracy_below_ours"]["by_seed"] == [0] * 5
+                assert result[key][figure] == pytest.approx(value, rel=1e-12, abs=1e-15), (
+                    name,
+                    key,
+                )
+    assert compared[OURS]["accuracy_below_ours"]["by_seed"] == [0] * 5
 
 
 def test_differences_are_paired_by_seed() -> None:
-    """Seeds differ by ten times of what selections do, by as much in each."""
+    """Seeds differ ten times as much as selections, which differ equally in each seed."""
     runs = [
-        {name: dict.fromkeys(("accuracy", "retrieval"), 0.1 * seed + 0.01 * place)
-         for place, name in enumerate(NAMES)}
+        {name: dict.fromkeys(("accuracy", "retrieval"), 0.1 * seed + 0.01 * rank)
+         for rank, name in enumerate(NAMES)}
         for seed in range(4)
     ]  # fmt: skip
-    found = seeds.compare(runs, OURS)["no_filter"]
-    assert found["accuracy_below_ours"]["mean"] == pytest.approx(0.02)
-    assert found["accuracy_below_ours"]["standard_error"] == pytest.approx(0, abs=1e-12)
-    assert found["accuracy"]["standard_error"] > 0.05
+    no_filter = seeds.compare(runs, OURS)["no_filter"]
+    assert no_filter["accuracy_below_ours"]["mean"] == pytest.approx(0.02)
+    assert no_filter["accuracy_below_ours"]["standard_error"] == pytest.approx(0, abs=1e-12)
+    assert no_filter["accuracy"]["standard_error"] > 0.05
 
 
 def test_one_seed_has_no_error() -> None:
-    found = seeds.compare([results_of(0)], OURS)
-    assert all(of["accuracy"]["standard_error"] is None for of in found.values())
-    assert "±" not in seeds.table(found)
+    compared = seeds.compare([results_of(0)], OURS)
+    assert all(result["accuracy"]["standard_error"] is None for result in compared.values())
+    assert "±" not in seeds.table(compared)
 
 
 def write_runs(folder: Path, noise: float) -> list[Results]:
-    """Files of seeds 0 to 3, ablations of 1 and 2 only; what reading them is to give."""
+    """Write files of seeds 0 to 3, with ablations of 1 and 2; return the expected runs."""
     expected = {}
     for seed in range(4):
-        place = folder / f"noise_{noise}" / f"seed_{seed}"
-        place.mkdir(parents=True)
+        seed_folder = folder / f"noise_{noise}" / f"seed_{seed}"
+        seed_folder.mkdir(parents=True)
         expected[seed] = results_of(seed)
-        (place / "results.json").write_text(json.dumps(expected[seed]))
+        (seed_folder / "results.json").write_text(json.dumps(expected[seed]))
         if seed in (1, 2):
             more = results_of(seed, ABLATIONS)
-            (place / "ablations.json").write_text(json.dumps(more))
+            (seed_folder / "ablations.json").write_text(json.dumps(more))
             expected[seed] = expected[seed] | more
     unfinished = folder / f"noise_{noise}" / "seed_4"
     unfinished.mkdir()
@@ -115,19 +117,19 @@ def test_runs_are_read_with_their_ablations(tmp_path: Path) -> None:
     (tmp_path / "noise_0.35").mkdir()
     assert evidence.read_runs(tmp_path, 0.5, range(5)) == expected
     assert evidence.read_runs(tmp_path, 0.5, [3, 1]) == [expected[3], expected[1]]
-    found = seeds.compare(expected, OURS)
-    assert {name: of["seeds"] for name, of in found.items()} == {
+    compared = seeds.compare(expected, OURS)
+    assert {name: result["seeds"] for name, result in compared.items()} == {
         **dict.fromkeys(NAMES, 4), **dict.fromkeys(ABLATIONS, 2),
     }  # fmt: skip
     assert evidence.read_runs(tmp_path, 0.35, range(5)) == []
 
 
 def test_trainings_on_one_selection_are_averaged(tmp_path: Path) -> None:
-    place = tmp_path / "noise_0.5" / "seed_3"
-    place.mkdir(parents=True)
-    (place / "results.json").write_text(json.dumps(results_of(0)))
+    folder = tmp_path / "noise_0.5" / "seed_3"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results_of(0)))
     more = {f"{OURS}_again_{k}": {"accuracy": 0.1 * k, "retrieval": 0.2 * k} for k in (1, 2)}
-    (place / "again.json").write_text(json.dumps(more))
+    (folder / "again.json").write_text(json.dumps(more))
     (run,) = evidence.read_runs(tmp_path, 0.5, [3])
     assert run.keys() == set(NAMES)
     first = results_of(0)
@@ -156,7 +158,7 @@ def test_table() -> None:
 def test_the_table_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """While the other noise level has nothing yet; nothing is run."""
+    """Without a run, and before there are results of the other noise level."""
     monkeypatch.setattr(evidence, "run_steps", None)
     runs = write_runs(tmp_path, 0.5)
     words = ["evidence", "--table", "--folder", str(tmp_path), "--noise", "0.35", "0.5"]
@@ -167,8 +169,8 @@ def test_the_table_alone(
     result = json.loads(out)
     assert result["benchmark"] == "evidence"
     assert result["noise"]["0.35"] == {}
-    found = result["noise"]["0.5"]["no_filter"]["accuracy"]["mean"]
-    assert found == pytest.approx(sum(run["no_filter"]["accuracy"] for run in runs) / 4, rel=1e-3)
+    mean = result["noise"]["0.5"]["no_filter"]["accuracy"]["mean"]
+    assert mean == pytest.approx(sum(run["no_filter"]["accuracy"] for run in runs) / 4, rel=1e-3)
 
 
 @pytest.mark.parametrize("part", evidence.PARTS)
@@ -176,7 +178,7 @@ def test_steps_use_what_earlier_ones_have_made(part: str) -> None:
     steps = evidence.steps_of(Experiment(0.5, 0), part)
     names = [step.name for step in steps]
     assert len(set(names)) == len(names)
-    # what needs no step of its own: the pool has a random subset, no_filter takes all
+    # the pool has a random subset, so none of the steps selects it
     trained, selected = set(), {"random_30"}
     for step in steps:
         words = step.words
@@ -189,7 +191,7 @@ def test_steps_use_what_earlier_ones_have_made(part: str) -> None:
                 assert subset.split("/")[1].removesuffix(".npy") in selected
     evaluated = {word.split("=")[0] for word in steps[-1].words if word.endswith(".pt")}
     rest = set() if part in ("all", "few") else {"reference"}
-    if part.endswith("again"):  # after what is evaluated with the first trainings
+    if part.endswith("again"):  # the first trainings were evaluated before
         rest = {name for name in trained if "_again_" not in name}
         assert len(evaluated) == 4
     assert evaluated == trained - rest
@@ -200,10 +202,10 @@ def test_steps_use_what_earlier_ones_have_made(part: str) -> None:
     [("all", "longer"), ("again", "ablations"), ("few_again", "ablations"), ("again", "longer")],
 )
 def test_parts_share_a_folder(parts: tuple[str, str]) -> None:
-    """They begin alike, and no step has the name of another one."""
+    """Both begin with the same steps, and no two other steps share a name."""
     experiment = Experiment(0.5, 0)
     both = [evidence.steps_of(experiment, part) for part in parts]
-    shared = next(place for place, (a, b) in enumerate(zip(*both, strict=False)) if a != b)
+    shared = next(index for index, (a, b) in enumerate(zip(*both, strict=False)) if a != b)
     assert both[0][shared - 1].name == "m_flyt"
     first, second = ({step.name for step in steps[shared:]} for steps in both)
     assert not first & second

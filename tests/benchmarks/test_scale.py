@@ -1,4 +1,4 @@
-"""The benchmark of streaming selection: its cap, its pool, its refusals and its projection."""
+"""The benchmark of selection from files: memory cap, pool, refusals and projection."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def memory_cap_files(version: int) -> tuple[str, str, str]:
 
 
 def fake_root(folder: Path, version: int, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder where a new one has the files of a cgroup, as on a machine that lets us make one."""
+    """Return a folder in which every new folder gets the files of a cgroup."""
     names = memory_cap_files(version)
     make = Path.mkdir
 
@@ -80,7 +80,7 @@ def test_what_the_block_raises_comes_out(
 
 
 def swaps_above(cap: MemoryCap) -> bool:
-    """Whether a process goes to swap above a cap rather than being killed."""
+    """Return whether a process above a cap swaps instead of being killed."""
     swaps = Path("/proc/swaps")
     if not swaps.exists() or len(swaps.read_text().splitlines()) < 2:
         return False
@@ -90,7 +90,7 @@ def swaps_above(cap: MemoryCap) -> bool:
 def run_under(
     limit: int, code: str, may_swap: bool = True
 ) -> tuple[int, MemoryCap, int | None, int | None]:
-    """Code and kills of a Python under a real cap; skips where there is none."""
+    """Run code under a real cap: exit code, cap, kills and peak; skip without cgroups."""
     try:
         with memory_cap(limit) as cap:
             if cap.folder is None:
@@ -111,7 +111,7 @@ def test_the_kernel_kills_above_the_cap() -> None:
 
 
 def test_files_may_be_larger_than_the_cap(tmp_path: Path) -> None:
-    """What is in the page cache is forgotten, not killed for."""
+    """Pages of the page cache are dropped; the process is not killed."""
     path = tmp_path / "file"
     code, _, kills, peak = run_under(
         64 * MB, f"f = open({str(path)!r}, 'wb'); [f.write(bytes({MB})) for _ in range(150)]"
@@ -164,12 +164,12 @@ def test_rounds_that_no_pool_has_are_refused(
 
 def test_a_projection_is_a_line() -> None:
     runs = [{"rows": n, "scs": {"seconds": 5 + n / 1e6}} for n in (10**6, 2 * 10**6, 4 * 10**6)]
-    found = scale.project(runs, "scs")
-    assert found is not None
-    assert found["a_seconds"] == pytest.approx(5)
-    assert found["b_seconds_per_row"] == pytest.approx(1e-6)
-    assert found["largest_error_of_the_fit"] < 1e-9
-    assert found["hours_for_12.8b_rows"] == pytest.approx(12805 / 3600)
+    line = scale.project(runs, "scs")
+    assert line is not None
+    assert line["a_seconds"] == pytest.approx(5)
+    assert line["b_seconds_per_row"] == pytest.approx(1e-6)
+    assert line["largest_error_of_the_fit"] < 1e-9
+    assert line["hours_for_12.8b_rows"] == pytest.approx(12805 / 3600)
     assert scale.project(runs[:1], "scs") is None
 
 
@@ -183,9 +183,9 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     scale.main(["--rows", "20000", "40000", "--cap", str(600 * MB), "--dir", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
-    found = json.loads(lines[0])
-    assert [run["rows"] for run in found["runs"]] == [20_000, 40_000]
-    for run in found["runs"]:
+    result = json.loads(lines[0])
+    assert [run["rows"] for run in result["runs"]] == [20_000, 40_000]
+    for run in result["runs"]:
         for name in ("scs", "top_fraction"):
             assert 0 < run[name]["peak_gb_anonymous"] < 0.6
             assert sum(run[name]["seconds_by_phase"].values()) == pytest.approx(

@@ -1,4 +1,4 @@
-"""What the benchmark of self-filtering runs, and what its tables have."""
+"""The steps and the tables of the benchmark of self-filtering."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def trainings(name: str) -> list[Step]:
 
 @pytest.mark.parametrize("name", ALL)
 def test_all_variants_see_as_many_samples(name: str) -> None:
-    """And the model that is judged is the last that was trained."""
+    """The evaluated model is the last one that was trained."""
     seen = [int(value(step, "--train-num-samples")) for step in trainings(name)]
     assert sum(seen) == pytest.approx(PLAN.total, abs=4)
     *_, last, evaluation = PLAN.steps(name)
     assert last == trainings(name)[-1]
-    place = f"{value(last, '--logs')}/{value(last, '--name')}/checkpoints/epoch_latest.pt"
-    assert value(evaluation, "--checkpoint") == f"{name}={place}"
+    checkpoint = f"{value(last, '--logs')}/{value(last, '--name')}/checkpoints/epoch_latest.pt"
+    assert value(evaluation, "--checkpoint") == f"{name}={checkpoint}"
     starts = ["--pretrained" in step.words for step in trainings(name)]
     assert starts[-1] == ALL[name].continued
     assert not starts[0]
@@ -54,36 +54,36 @@ def test_a_seed_is_in_one_folder() -> None:
 
 
 def write_run(folder: Path, seed: int, name: str, variant: Variant, figure: float) -> None:
-    place = folder_of(folder, Experiment(0.4, seed))
-    for number in range(variant.rounds + 1):
-        of_round = place / self_filtering.folder_of_rounds(name) / f"round_{number}"
-        of_round.mkdir(parents=True)
-        diagnostics: dict[str, Any] = {"auc": {"self_filtering": figure + number}}
-        seen = {"self_filtering_seen": figure, "self_filtering_unseen": 3 * figure + number}
-        if number < variant.rounds and name == "cross_fitted":
+    seed_folder = folder_of(folder, Experiment(0.4, seed))
+    for index in range(variant.rounds + 1):
+        round_folder = seed_folder / self_filtering.folder_of_rounds(name) / f"round_{index}"
+        round_folder.mkdir(parents=True)
+        diagnostics: dict[str, Any] = {"auc": {"self_filtering": figure + index}}
+        seen = {"self_filtering_seen": figure, "self_filtering_unseen": 3 * figure + index}
+        if index < variant.rounds and name == "cross_fitted":
             diagnostics["auc_in_mix"] = seen
-        if number:
+        if index:
             diagnostics["confident"] = {"noise_precision": figure}
-        (of_round / "diagnostics.json").write_text(json.dumps(diagnostics))
+        (round_folder / "diagnostics.json").write_text(json.dumps(diagnostics))
     reached = {name: {"accuracy": figure, "retrieval": figure / 2}}
-    (place / f"results_{name}.json").write_text(json.dumps(reached))
+    (seed_folder / f"results_{name}.json").write_text(json.dumps(reached))
 
 
 def test_rounds_are_read_by_seed(tmp_path: Path) -> None:
-    """A variant that has not ended anywhere is left out, and one of fewer seeds is of those."""
+    """A variant without results is left out; means are over the seeds that have results."""
     for seed in (1, 2):
         write_run(tmp_path, seed, OURS, VARIANTS[OURS], 0.1 * seed)
     write_run(tmp_path, 2, "m_flyt_once", VARIANTS["m_flyt_once"], 0.5)
     (folder_of(tmp_path, Experiment(0.4, 1)) / "runs" / "restarted_rounds").mkdir()
-    places = [folder_of(tmp_path, Experiment(0.4, seed)) for seed in (1, 2)]
-    assert self_filtering.read_results(places[1]).keys() == {OURS, "m_flyt_once"}
-    found = self_filtering.by_round(places)
-    assert found.keys() == {"auc", "noise_precision"}
-    assert [round(one["mean"], 6) for one in found["auc"][OURS]] == [0.15, 1.15, 2.15, 3.15]
-    assert found["auc"][OURS][0]["standard_error"] == pytest.approx(0.05)
-    assert found["auc"]["m_flyt_once"][1]["by_seed"] == [1.5]
-    assert found["noise_precision"][OURS][0] is None
-    lines = self_filtering.table_of_rounds(found).splitlines()
+    folders = [folder_of(tmp_path, Experiment(0.4, seed)) for seed in (1, 2)]
+    assert self_filtering.read_results(folders[1]).keys() == {OURS, "m_flyt_once"}
+    rounds = self_filtering.by_round(folders)
+    assert rounds.keys() == {"auc", "noise_precision"}
+    assert [round(one["mean"], 6) for one in rounds["auc"][OURS]] == [0.15, 1.15, 2.15, 3.15]
+    assert rounds["auc"][OURS][0]["standard_error"] == pytest.approx(0.05)
+    assert rounds["auc"]["m_flyt_once"][1]["by_seed"] == [1.5]
+    assert rounds["noise_precision"][OURS][0] is None
+    lines = self_filtering.table_of_rounds(rounds).splitlines()
     assert "| auc, round | 0 | 1 | 2 | 3 |" in lines
     assert f"| {OURS} |  | 0.150 ± 0.050 | 0.150 ± 0.050 | 0.150 ± 0.050 |" in lines
     assert "| m_flyt_once | 0.500 | 1.500 |  |  |" in lines
@@ -92,8 +92,8 @@ def test_rounds_are_read_by_seed(tmp_path: Path) -> None:
 def test_unseen_pairs_are_compared_by_seed(tmp_path: Path) -> None:
     for seed in (1, 2):
         write_run(tmp_path, seed, "cross_fitted", VARIANTS["cross_fitted"], 0.1 * seed)
-    places = [folder_of(tmp_path, Experiment(0.4, seed)) for seed in (1, 2, 3)]
-    first, second, third = self_filtering.unseen_less_seen(places)
+    folders = [folder_of(tmp_path, Experiment(0.4, seed)) for seed in (1, 2, 3)]
+    first, second, third = self_filtering.unseen_less_seen(folders)
     assert first["by_seed"] == pytest.approx([0.2, 0.4])
     assert second["by_seed"] == pytest.approx([1.2, 1.4])
     assert third["mean"] == pytest.approx(2.3)

@@ -130,7 +130,7 @@ def test_a_selection(tmp_path: Path, name: str) -> None:
 def test_labels_of_bars(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("datacomp_flyt.progress._EVERY", 0.0)
+    monkeypatch.setattr("datacomp_flyt.progress._LOG_INTERVAL", 0.0)
     with Progress(f"reading {name}", 2, "row") as progress:
         progress.note(f"at {name}")
         progress.update()

@@ -79,7 +79,7 @@ def make_home(home: Path, share_of_images: float, share_of_scores: float) -> Pat
         (checkout / name).symlink_to(REPOSITORY / name)
     config = REPOSITORY / "tests/open_clip_hook/model_configs/hook-tiny.json"
     shutil.copy(config, checkout)
-    _write_programs(home / "bin")
+    write_programs(home / "bin")
     _write_pool(checkout, share_of_images, share_of_scores)
     _write_other_data(checkout)
     subprocess.run(["bash", "-c", _PREPARE], cwd=checkout, env=environment(home), check=True)
@@ -87,7 +87,7 @@ def make_home(home: Path, share_of_images: float, share_of_scores: float) -> Pat
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Variables for a shell in a home folder, where programs are of this Python."""
+    """Return the variables of a shell in a home folder, whose programs run this Python."""
     return {
         **os.environ,
         "HOME": str(home),
@@ -101,7 +101,8 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def _write_programs(folder: Path) -> None:
+def write_programs(folder: Path) -> None:
+    """Write programs `python`, `datacomp-flyt` and `torchrun` that run this Python."""
     programs = {
         "python": "",
         "datacomp-flyt": "-m datacomp_flyt.cli",
@@ -115,7 +116,7 @@ def _write_programs(folder: Path) -> None:
 
 
 def _write_pool(checkout: Path, share_of_images: float, share_of_scores: float) -> None:
-    """The demo pool, some of its images not downloaded and some of its rows without scores."""
+    """Write the demo pool, without some of its images and without the scores of some rows."""
     shutil.copytree(DEMO / "pool/metadata", checkout / "metadata")
     rng = np.random.default_rng(16)
     (checkout / "shards").mkdir()
@@ -158,7 +159,7 @@ def _copy_tar(source: Path, target: Path, share: float, rng: np.random.Generator
 
 
 def _write_other_data(checkout: Path) -> None:
-    """Targets, positives, subsets and weights that pages take from elsewhere."""
+    """Write targets, positives, subsets and weights that pages take from elsewhere."""
     (checkout / "imagenet").mkdir()
     for index in range(4):  # downstream has three
         source = DEMO / "downstream" / f"{index % 3:08d}.tar"

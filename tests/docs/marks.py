@@ -13,10 +13,10 @@ NOT_COMMANDS = [
     ("docs/select.md:column 'DFN-FT' from", "lines of what a selection prints"),
     ("docs/self_filtering.md:run/round_2/mix.npy", "a folder's layout"),
 ]
-"""Indented blocks that are no shell, by the page and the block's beginning (no expressions)."""
+"""Indented blocks that are not shell code: the page with the block's first characters, and why."""
 
 NOT_RUN = [
-    (r":(?:\S*python\S* -m )?pip install (?!\. && )", "installs packages over the network"),
+    (r":(?:\S*python\S* -m )?pip install ", "installs packages over the network"),
     (r"\bmake (?:demo|test-all)", "builds an environment of its own over the network"),
     (r" \.\.\.|\[its flags\]", "is abbreviated on the page"),
     (r"docs/dfn.md:sed -i", "reads Google's list of CC12M, a download"),
@@ -37,7 +37,6 @@ OTHER_OUTPUT: list[tuple[str, str]] = [
 """Commands whose printed output is not compared, and the reason."""
 
 SUBSTITUTIONS = [
-    (r"pip install \. && ", "", "the code under test is on the path already"),
     (r"--nproc_per_node 8", "--nproc_per_node 1", "one process instead of 8 GPUs"),
     (r"\{0+\.\.0*[1-9]\d*\}", "{00000000..00000003}", "the pool here has few shards"),
     (r"\bN=12896", "N=4", "the pool here has 4 shards"),
@@ -46,6 +45,7 @@ SUBSTITUTIONS = [
         r"\1--num_samples 1000 --repetition_penalty 0.15",
         "128M draws of a pool of 420 rows take minutes",
     ),
+    (r'scale="medium"', "num_samples=1000, repetition_penalty=0.15", "the same"),
     (r"--num_samples 1280000000", "--num_samples 1000", "the same"),
     (r"--work_dir /(?:fast|local)/disk/work", "--work_dir work", "there is no such disk"),
     (r"--kills 200", "--kills 1", "half an hour"),
@@ -53,6 +53,8 @@ SUBSTITUTIONS = [
     (r"datacomp-flyt demo", "datacomp-flyt demo --quick", "five minutes; tested by tests/demo"),
     (r"--num_rounds 500", "--num_rounds 5", "a pool of 420 rows has nothing to drop 500 times"),
     (r"--preset m_flyt_base", "--preset tiny --num_steps 2", "a GPU model"),
+    (r'preset="m_flyt_base"', 'preset="tiny", num_steps=2', "a GPU model"),
+    (r'"ViT-B-32-quickgelu", "openai"', '"flyt-tiny", "tiny_clip.pt"', "the same: a download"),
     (r"ViT-[BL]-\d+-quickgelu:openai", "flyt-tiny:tiny_clip.pt", "OpenAI's weights: a download"),
     (r"--checkpoint logs/", "--model flyt-tiny --checkpoint logs/", "checkpoints here are tiny"),
     (r"self_filter \\", r"self_filter --model_config hook-tiny.json \\", "a GPU model"),

@@ -57,12 +57,12 @@ class Command(NamedTuple):
 
 
 def pages() -> list[Path]:
-    """All pages that are read by users."""
+    """Return the pages whose commands are run: README.md and those of docs/."""
     return [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("**/*.md"))]
 
 
 def code_blocks(path: Path) -> list[Block]:
-    """Code blocks of a page in order, indented ones (not within a list) and fenced ones."""
+    """Return the code blocks of a page in order, fenced ones and indented ones outside lists."""
     page, lines = path.relative_to(REPOSITORY).as_posix(), path.read_text("utf-8").splitlines()
     blocks: list[Block] = []
     row, in_list, may_begin = 0, False, True
@@ -93,14 +93,14 @@ def _unindent(lines: list[str]) -> str:
 
 
 def commands(block: Block) -> list[Command]:
-    """Commands of a block. In a block with `$ ` prompts, lines without one are output."""
+    """Return the commands of a block. With `$ ` prompts, lines without a prompt are output."""
     if block.is_python:
         return [Command(block.page, block.line, block.text, None, "python")]
     if not block.is_shell:
         return []
     lines = block.text.splitlines()
     has_prompts = any(line.startswith("$ ") for line in lines)
-    found: list[Command] = []
+    listed: list[Command] = []
     row = 0
     while row < len(lines):
         first = row
@@ -109,10 +109,10 @@ def commands(block: Block) -> list[Command]:
         text = "\n".join(lines[first : row + 1])
         row += 1
         if has_prompts and text.startswith("$ "):
-            found.append(Command(block.page, block.line + first, text[2:], "", "shell"))
-        elif has_prompts and found:
-            output = f"{found[-1].output}{text}\n"
-            found[-1] = found[-1]._replace(output=output)
+            listed.append(Command(block.page, block.line + first, text[2:], "", "shell"))
+        elif has_prompts and listed:
+            output = f"{listed[-1].output}{text}\n"
+            listed[-1] = listed[-1]._replace(output=output)
         elif text.strip() and not text.startswith("#"):
-            found.append(Command(block.page, block.line + first, text, None, "shell"))
-    return found
+            listed.append(Command(block.page, block.line + first, text, None, "shell"))
+    return listed

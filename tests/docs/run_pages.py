@@ -1,9 +1,10 @@
-"""Run the commands of README.md and docs/*.md in a home folder with a small pool.
+"""Run the commands and Python blocks of README.md and docs/*.md in a home with a small pool.
 
     python -m tests.docs.run_pages                      # all pages, on both pools
     python -m tests.docs.run_pages --pages docs/report.md --pools lacking
 
-Blocks are taken from the pages. What does not run, and why, is in `marks.py`.
+Blocks are taken from the pages. `marks.py` lists the commands that do not run, with the reasons.
+The shell commands of a page share one shell, and its Python blocks one namespace.
 """
 
 from __future__ import annotations
@@ -31,11 +32,23 @@ POOLS = {
 
 TIMEOUT = 1_500  # seconds for a page
 _SHELL = ". {log}/{index}.sh > {log}/{index}.txt 2>&1; echo $? > {log}/{index}.code\n"
-_PYTHON = "python - <<'END OF BLOCK'\n{text}\nEND OF BLOCK"
+_PYTHON = "echo {index} > {log}/requests; cat {log}/answers > {log}/{index}.code\n"
+_START_PYTHON = """\
+mkfifo {log}/requests {log}/answers
+python -m tests.docs.run_blocks {log} &
+RUNNER=$!
+"""
+_END_PYTHON = "echo > {log}/requests; wait $RUNNER\n"
 
 
 class Result(NamedTuple):
-    """What became of a command: "ran", a reason why it does not run here, or an error."""
+    """The outcome of a command.
+
+    Attributes:
+        command: the command.
+        state: "ran", the reason why the command does not run here, or a failure in a few words.
+        error: the command's output if the command failed.
+    """
 
     command: Command
     state: str
@@ -58,11 +71,13 @@ def commands_of(path: Path) -> list[Command]:
 
 
 def is_no_command(block: Block, start: str) -> bool:
+    """Return whether a block is the one of an entry of `NOT_COMMANDS`."""
     return f"{block.page}:{block.text}".startswith(start)
 
 
 def reason_not_to_run(command: Command) -> str | None:
-    return next((why for what, why in NOT_RUN if re.search(what, subject(command))), None)
+    """Return the reason in `marks.py` why a command does not run, or None."""
+    return next((why for pattern, why in NOT_RUN if re.search(pattern, subject(command))), None)
 
 
 def text_to_run(command: Command) -> str:
@@ -70,21 +85,32 @@ def text_to_run(command: Command) -> str:
     text = subject(command)
     for pattern, replacement, _ in SUBSTITUTIONS:
         text = re.sub(pattern, replacement, text)
-    text = text.removeprefix(f"{command.page}:")
-    return _PYTHON.format(text=text) if command.language == "python" else text
+    return text.removeprefix(f"{command.page}:")
+
+
+def script_of(commands: list[Command], log: Path) -> str:
+    """Write the commands to files in a folder, and return a shell script that runs the files.
+
+    Shell commands are sourced, so that a syntax error in one does not end the page.
+    """
+    script = ""
+    for index, command in enumerate(commands):
+        if reason_not_to_run(command) is None:
+            is_python = command.language == "python"
+            path = log / f"{index}.{'py' if is_python else 'sh'}"
+            path.write_text(text_to_run(command) + "\n")
+            script += (_PYTHON if is_python else _SHELL).format(log=log, index=index)
+    if any(log.glob("*.py")):
+        script = _START_PYTHON.format(log=log) + script + _END_PYTHON.format(log=log)
+    return script
 
 
 def run_page(path: Path, home: Path) -> list[Result]:
     """Run a page's commands, one after the other, in one shell in `~/datacomp`."""
-    found = commands_of(path)
+    page_commands = commands_of(path)
     with tempfile.TemporaryDirectory() as log:
-        script = ""
-        for index, command in enumerate(found):
-            if reason_not_to_run(command) is None:  # sourced, so that a syntax error ends no page
-                (Path(log) / f"{index}.sh").write_text(text_to_run(command) + "\n")
-                script += _SHELL.format(log=log, index=index)
         shell = subprocess.Popen(
-            ["bash", "-c", script],
+            ["bash", "-c", script_of(page_commands, Path(log))],
             cwd=home / "datacomp",
             env=environment(home),
             stdin=subprocess.DEVNULL,
@@ -95,7 +121,7 @@ def run_page(path: Path, home: Path) -> list[Result]:
         except subprocess.TimeoutExpired:
             os.killpg(shell.pid, signal.SIGKILL)
             shell.wait()
-        return [_result(command, Path(log), index) for index, command in enumerate(found)]
+        return [_result(command, Path(log), index) for index, command in enumerate(page_commands)]
 
 
 def _result(command: Command, log: Path, index: int) -> Result:
@@ -106,7 +132,7 @@ def _result(command: Command, log: Path, index: int) -> Result:
         return Result(command, "did not end", f"not ended after {TIMEOUT} s")
     code = int((log / f"{index}.code").read_text())
     output = (log / f"{index}.txt").read_text(errors="replace")
-    compared = not any(re.search(what, subject(command)) for what, _ in OTHER_OUTPUT)
+    compared = not any(re.search(pattern, subject(command)) for pattern, _ in OTHER_OUTPUT)
     if command.output and compared:
         if command.output.rstrip() != output.rstrip():
             return Result(command, "prints something else", output)
@@ -133,6 +159,7 @@ def marks_without_use() -> list[str]:
 
 
 def copy_home(source: Path, target: Path) -> Path:
+    """Copy a home folder, symbolic links as links."""
     shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
     return target
 
@@ -148,12 +175,12 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / "made"
             make_home(made, *POOLS[pool])
-            for number, path in enumerate(flags.pages):
-                home = copy_home(made, Path(folder) / str(number))
+            for index, path in enumerate(flags.pages):
+                home = copy_home(made, Path(folder) / str(index))
                 for result in run_page((REPOSITORY / path).resolve(), home):
-                    place = f"{result.command.page}:{result.command.line}"
+                    source = f"{result.command.page}:{result.command.line}"
                     first_line = result.command.text.partition("\n")[0]
-                    print(f"| {place} `{first_line}` | {pool} | {result.state} |", flush=True)
+                    print(f"| {source} `{first_line}` | {pool} | {result.state} |", flush=True)
                     if result.error is not None:
                         failed += 1
                         print(result.error[-3_000:], file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Commands of README.md and docs/*.md run, or are marked with the reason why they cannot."""
+"""The commands and examples of the pages run, or are marked with the reason why they do not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.checkout import write_programs
 from tests.docs.pages import REPOSITORY, Block, Command, code_blocks, commands, pages
 from tests.docs.run_pages import (
     POOLS,
@@ -59,11 +60,11 @@ def test_blocks(
     ],
 )
 def test_commands(language: str, text: str, wanted: list[tuple]) -> None:
-    found = commands(Block("page.md", 1, language, text))
-    assert [command[1:4] for command in found] == wanted
+    listed = commands(Block("page.md", 1, language, text))
+    assert [command[1:4] for command in listed] == wanted
 
 
-def test_every_mark_is_of_a_command() -> None:
+def test_every_mark_belongs_to_a_command() -> None:
     assert marks_without_use() == []
 
 
@@ -72,16 +73,33 @@ def test_a_mark_without_use_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "docs/none.md:no such" in marks_without_use()
 
 
-def test_what_runs_is_the_greater_part() -> None:
-    found = [command for page in PAGES for command in commands_of(page)]
-    running = [command for command in found if reason_not_to_run(command) is None]
-    assert len(running) > len(found) / 2
+def test_more_than_half_of_the_commands_run() -> None:
+    listed = [command for page in PAGES for command in commands_of(page)]
+    running = [command for command in listed if reason_not_to_run(command) is None]
+    assert len(running) > len(listed) / 2
 
 
 def test_substitutions_leave_a_command_of_the_same_program() -> None:
     command = Command("docs/a.md", 1, "python baselines.py --name scs --scale large", None, "shell")
     text = text_to_run(command)
     assert text.startswith("python baselines.py --name scs --num_samples 1000 ")
+
+
+def test_python_blocks_of_a_page_share_a_namespace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "    echo 1 > n\n\n```python\nn = int(open('n').read())\n```\n\ntext\n\n    echo 2 > n\n"
+    text += "\n```python\nassert n == 1\nassert int(open('n').read()) == 2\n```\n"
+    text += "\n```python\nassert n == 3\n```\n"
+    (tmp_path / "page.md").write_text(text)
+    (tmp_path / "datacomp").mkdir()
+    write_programs(tmp_path / "bin")
+    monkeypatch.setattr("tests.docs.pages.REPOSITORY", tmp_path)
+    *ran, failed = run_page(tmp_path / "page.md", tmp_path)
+    assert [result.state for result in ran] == ["ran"] * 4
+    assert failed.state == "exit code 1"
+    assert failed.error is not None
+    assert "AssertionError" in failed.error
 
 
 @pytest.fixture(scope="session", params=list(POOLS))

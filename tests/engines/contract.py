@@ -1,4 +1,4 @@
-"""What every engine does; the tests of each engine inherit it."""
+"""Tests of all engines; the tests of each engine inherit them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def alive(pid: int) -> bool:
 
 
 def wait_until_ended(pids: list[int], seconds: float) -> None:
-    """Fails the test where one of the processes lives longer than that."""
+    """Fail the test if one of the processes lives longer."""
     end = time.monotonic() + seconds
     while left := [pid for pid in pids if alive(pid)]:
         assert time.monotonic() < end, f"still alive: {left}"
@@ -32,7 +32,7 @@ def wait_until_ended(pids: list[int], seconds: float) -> None:
 
 
 def pids_in(folder: Path, number: int, seconds: float = 30) -> list[int]:
-    """Processes that have left a mark, once they are so many."""
+    """Wait for so many processes to leave a mark; return them."""
     end = time.monotonic() + seconds
     while len(pids := [int(mark.name[3:]) for mark in folder.glob("pid*")]) < number:
         assert time.monotonic() < end, f"{len(pids)} workers of {number}"
@@ -41,7 +41,7 @@ def pids_in(folder: Path, number: int, seconds: float = 30) -> list[int]:
 
 
 class Contract:
-    """A subclass gives the fixture `engine`: two workers on the CPU."""
+    """Subclasses provide the fixture `engine`, with two workers on the CPU."""
 
     def test_every_item_has_one_result(self, engine: Engine) -> None:
         outcomes = list(engine.run(work.Make(work.square), range(30)))

@@ -1,4 +1,4 @@
-"""An engine without workers, that says what it did."""
+"""An engine that runs in this process and records its items."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datacomp_flyt.engines.engine import Engine, Outcome, T, TaskFactory
 
 
 class Killed(Exception):
-    """The driver ended."""
+    """Raised when the driver ends."""
 
 
 class Here(Engine):

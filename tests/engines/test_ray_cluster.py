@@ -20,7 +20,7 @@ ray = pytest.importorskip("ray")
 
 @pytest.fixture(scope="class")
 def local_ray() -> Iterator[None]:
-    """Ray of the caller's own; its GPU is one by name only."""
+    """Ray that the caller initialised, with a fake GPU."""
     ray.init(
         address="local",
         num_cpus=2,

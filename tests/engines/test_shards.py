@@ -1,4 +1,4 @@
-"""What is tried again, and when."""
+"""Retries of shards: which errors are retried, and the pauses between."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from datacomp_flyt.errors import InputError, ReadError, unreadable
 
 
 class Failing(Engine):
-    """Items are errors, or None; each comes out as often as it is tried.
+    """An engine whose items contain the error to yield, or None.
 
     Attributes:
         tried: names of each run.
@@ -110,7 +110,7 @@ def test_no_retries(pauses: list[float]) -> None:
 
 
 class Refused(Exception):
-    """As a cloud's client raises."""
+    """An error such as clients of clouds raise."""
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_storage_or_content(error: Exception, kind: Callable[[str], InputError])
 
 
 class Failed(io.BytesIO):
-    """A file on a disk that does not answer."""
+    """A file on a disk that fails."""
 
     def read(self, size: int | None = -1) -> bytes:
         raise OSError(errno.EIO, "Input/output error")

@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, one of which can be lost (Linux)."""
+"""A Ray cluster of two nodes on this machine, one of which can be killed (Linux)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "TWO_NODES"
-"""In the environment of every process of a node: who started it, and "head" or "second"."""
+"""An environment variable of every process of a node: the test process, and "head" or "second"."""
 HOST = "127.0.0.1"
 SECONDS = 50
 
 
 class TwoNodes:
-    """Made by `two_nodes`. Each node has one CPU, and so one worker.
+    """The cluster of `two_nodes`. Each node has one CPU, and thus one worker.
 
     Attributes:
         address: for `RayEngine` and `ray.init`.
@@ -34,7 +34,7 @@ class TwoNodes:
         self.address = f"{HOST}:{_free_port()}"
 
     def start(self) -> None:
-        """Return when both nodes are there."""
+        """Wait until both nodes have joined."""
         self._start(
             "head",
             "--head",
@@ -46,7 +46,7 @@ class TwoNodes:
         self._start("second", f"--address={self.address}")
 
     def kill_second_node(self) -> None:
-        """SIGKILL to every process of it, as where a machine goes."""
+        """Send SIGKILL to all processes of the second node, as if its machine were lost."""
         self._kill("second")
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class TwoNodes:
 
 @contextlib.contextmanager
 def two_nodes() -> Iterator[TwoNodes]:
-    """Start both nodes; at the end, end them and nothing else."""
+    """Start both nodes, and end them at the end."""
     # short: Ray puts sockets into it, whose paths may have some 100 characters
     folder = Path(tempfile.mkdtemp(prefix="ray"))
     with contextlib.ExitStack() as stack:
@@ -100,7 +100,7 @@ def two_nodes() -> Iterator[TwoNodes]:
 
 
 def _processes(variable: str) -> list[int]:
-    """Those that have this in their environment, and are no zombies."""
+    """Return the processes that have a text in their environment and are no zombies."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What the workers of the tests do: at module level, where a spawned process finds it."""
+"""Functions that the workers of the tests run, at module level for spawned processes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from datacomp_flyt.errors import InputError
 
 
 class UnpicklableError(Exception):
-    """Pickles, but cannot be made again of its text alone."""
+    """An error that can be pickled but not unpickled."""
 
     def __init__(self, path: str, row: int) -> None:
         super().__init__(f"{path} row {row}")
 
 
 class Make(NamedTuple):
-    """Any function of (device, item) below, as what `Engine.run` takes."""
+    """Turn a function of (device, item) into a `TaskFactory`."""
 
     function: Callable[..., Any]
 
@@ -40,7 +40,7 @@ class Call(NamedTuple):
 
 
 class Marked(NamedTuple):
-    """An item with a folder where workers leave marks."""
+    """An item with a folder in which workers leave marks."""
 
     folder: Path
     number: int
@@ -51,7 +51,7 @@ def square(device: str, number: int) -> int:
 
 
 def project(device: str, seed: int) -> np.ndarray:
-    """float32 [64], of a sum long enough to change with the number of threads."""
+    """Return float32 [64], sums long enough to depend on the number of threads."""
     draws = np.random.default_rng(seed)
     a, b = (draws.standard_normal((64, 3000), dtype=np.float32) for _ in range(2))
     return np.asarray((a @ b.T).diagonal())
@@ -66,7 +66,7 @@ def total(device: str, array: np.ndarray) -> float:
 
 
 def pid_and_device(device: str, item: Marked) -> tuple[int, str]:
-    """Waits until as many workers have started as the item's number."""
+    """Wait until as many workers have started as the item's number."""
     leave_mark_and_wait(item.folder, f"pid{os.getpid()}", item.number)
     return os.getpid(), device
 
@@ -93,7 +93,7 @@ def unpicklable(device: str, number: int) -> Any:
 
 
 def killed_once(device: str, item: Marked) -> int:
-    """The first to work on a multiple of 5 is killed by it."""
+    """Kill the first worker of an item that is a multiple of 5."""
     mark = item.folder / str(item.number)
     if item.number % 5 == 0 and not mark.exists():
         mark.touch()
@@ -109,7 +109,7 @@ def threads(device: str, item: None) -> tuple[int, list[int]]:
 
 
 def sleep_when_two_work(device: str, item: Marked) -> int:
-    """Sleeps for two minutes, but over item 0."""
+    """Sleep for two minutes, except for item 0."""
     leave_mark_and_wait(item.folder, f"pid{os.getpid()}", 2)
     if item.number:
         time.sleep(120)
@@ -124,7 +124,7 @@ def compute_for_long(device: str, item: Marked) -> None:
 
 
 def node(device: str, item: Marked) -> tuple[int, str]:
-    """Which of the machines of `two_nodes` this is, once both have workers."""
+    """Return the node of `two_nodes` that this worker runs on, once both have workers."""
     name = os.environ["TWO_NODES"].rpartition(" ")[2]
     leave_mark_and_wait(item.folder, name, 2)
     time.sleep(0.2)
@@ -144,7 +144,7 @@ def end(device: str) -> NoReturn:
 
 
 class EndOnce(NamedTuple):
-    """The first two workers end while they load."""
+    """End the first two workers while they load."""
 
     folder: Path
 
@@ -159,7 +159,7 @@ class EndOnce(NamedTuple):
 
 
 def main() -> None:
-    """A driver: ENGINE FOLDER, whose workers compute for long."""
+    """Run a driver (arguments: ENGINE FOLDER) whose workers compute for a long time."""
     from datacomp_flyt.engines.processes import ProcessEngine
 
     folder = Path(sys.argv[1])

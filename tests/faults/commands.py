@@ -23,7 +23,7 @@ def select(place: Path) -> Command:
 
 
 def select_in_files(place: Path) -> Command:
-    """With `--work_dir`: several slices, two workers."""
+    """With `--work_dir`: several buckets, two workers."""
     words = ("-m", "tests.faults.small_slices", *_selection(place), "--work_dir", "work")
     return Command("select --work_dir", words, growing=("work/uids.npy", "work/column_*.npy"))
 

@@ -16,7 +16,7 @@ from datacomp_flyt.files.memmap_arrays import SpillFile, create_array, zeros_lik
 from datacomp_flyt.files.settings_file import check_settings
 from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel
 from datacomp_flyt.mixing.m_flyt import save_mixing_model
-from datacomp_flyt.pool.external_sort.uid_slices import Rows, write_run
+from datacomp_flyt.pool.external_sort.uid_buckets import Rows, write_run
 from datacomp_flyt.pool.subset import write_subset
 from datacomp_flyt.scorers.base import passes
 from datacomp_flyt.scorers.base import score_pool as score_job

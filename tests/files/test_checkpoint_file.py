@@ -213,7 +213,7 @@ def test_data_beside_the_tensors(tmp_path: Path, value: Any, zipped: bool, proto
 
 
 class TrainConfig:
-    """What a training script of one's own defines."""
+    """A class that a user's training script defines."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -223,7 +223,7 @@ class TrainConfig:
 
 
 class Evil:
-    """Calls a function where it is unpickled."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = function, arguments
@@ -233,7 +233,7 @@ class Evil:
 
 
 def run(mark: Path) -> dict[str, tuple[Any, str]]:
-    """Objects whose unpickling would make `mark`, and the name by which each is refused."""
+    """Objects whose unpickling would create `mark`, and the name in the refusal of each."""
     shell, code = f"touch {mark}", f"open({str(mark)!r}, 'w')"
     return {
         "class": (TrainConfig(mark), "TrainConfig"),
@@ -452,7 +452,7 @@ def test_a_file_is_what_it_holds_whatever_its_name(tmp_path: Path, form: str) ->
 
 
 def test_safetensors_with_headers_of_any_length(tmp_path: Path) -> None:
-    """The first byte is of the header's length: it may be that of a pickle or a zip file."""
+    """The header's length may make the first byte that of a pickle or a zip file."""
     first = set()
     for length in range(0, 256, 4):
         save_arrays({"w": np.ones(3, "f4")}, tmp_path / "m.pt", {"note": "x" * length})
@@ -558,7 +558,7 @@ def test_content_as_tensors(tmp_path: Path) -> None:
 
 
 def test_nothing_unpickles() -> None:
-    """The readers above are the only ones: no file is given to what runs its code."""
+    """No other reader, which would run a file's code, is used."""
     forbidden = {("torch", "load"), ("jit", "load"), ("pickle", "load"), ("pickle", "loads")}
     files = sorted(ROOT.glob("datacomp_flyt/**/*.py")) + sorted(ROOT.glob("baselines_plugin/*.py"))
     assert files

@@ -1,4 +1,4 @@
-"""Folders whose storage does not answer for a moment, or never."""
+"""Folders whose storage fails for a moment, or always."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import refusal
 
 
 class EndpointError(Exception):
-    """As a cloud's client raises, which knows of no OSError."""
+    """An error of a cloud's client that is no OSError."""
 
 
 ERRORS = [EndpointError("503"), TimeoutError("no answer"), OSError(errno.ESTALE, "Stale")]
@@ -31,7 +31,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception, times: int) -> None:
-    """A method of the memory filesystem that raises some times."""
+    """Make a method of the memory filesystem raise a number of times."""
     real, left = getattr(MemoryFileSystem, name), [error] * times
 
     def failing(self: Any, *args: Any, **options: Any) -> Any:
@@ -96,7 +96,7 @@ def test_a_listing_is_patient(
 
 
 def test_links_that_lead_nowhere(tmp_path: Path, slept: list[float]) -> None:
-    """An npz is missed by who reads it; a table is missed at once."""
+    """A missing npz is reported by its reader, a missing table at once."""
     (tmp_path / "a.parquet").write_bytes(b"1")
     (tmp_path / "a.npz").symlink_to(tmp_path / "gone")
     found = list_folder(str(tmp_path), "--metadata_dir", (".parquet", ".npz"))

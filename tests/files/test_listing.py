@@ -1,4 +1,4 @@
-"""One lister of files: what is data, what is passed over and said, and what is refused."""
+"""Listing of files: data, files that are passed over with a message, and refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from datacomp_flyt.files.folders import list_folder
 from datacomp_flyt.files.listing import local_path
 from datacomp_flyt.files.open_file import open_file
 from datacomp_flyt.pool.embeddings import embedding_widths
-from datacomp_flyt.pool.manifest import hash_folder
+from datacomp_flyt.pool.folder_hashes import hash_folder
 from datacomp_flyt.pool.parquet import open_file_or_folder, open_shards
 from datacomp_flyt.scorers.linear_classifier.training_rows import find_embeddings
 from datacomp_flyt.self_filtering.given_scores import link_tables
@@ -33,7 +33,7 @@ TABLES = (".parquet", ".npz")
 
 @pytest.fixture(autouse=True)
 def _said_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_SAID", set())
+    monkeypatch.setattr(listing, "_PRINTED", set())
 
 
 def table(path: Path, tag: str = "a") -> Path:
@@ -421,7 +421,7 @@ def test_a_cloud_is_listed_alike(memory_folder: str, capsys: pytest.CaptureFixtu
 
 
 def test_arrow_reads_what_was_listed(tmp_path: Path) -> None:
-    """A name that is no text is opened by Python, of which Arrow reads the same."""
+    """A name that is not valid text is opened by Python, and Arrow reads it."""
     odd = Path(os.path.join(tmp_path, os.fsdecode(b"\xff.parquet")))
     shutil.copyfile(table(tmp_path / "plain.parquet"), odd)
     shards = open_shards(str(tmp_path), "--metadata_dir", 1)

@@ -10,7 +10,7 @@ import pytest
 
 from datacomp_flyt.files.locks import lock_outputs
 from tests.conftest import refusal
-from tests.files.test_locks import hold, take
+from tests.files.lock_holder import hold, take
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no locks")
 
@@ -18,7 +18,7 @@ CONTENT = b"precious\n" * 100
 
 
 def places(folder: Path) -> dict[Path, Path]:
-    """Outputs and their lock files."""
+    """Outputs, and the lock file of each."""
     (folder / "run").mkdir()
     return {
         folder / "run": folder / "run" / ".lock",
@@ -91,7 +91,7 @@ def test_what_a_killed_run_left_is_taken_over(tmp_path: Path, left: str) -> None
 
 @pytest.mark.parametrize("kind", ["file", "folder", "parent", "new file", "around", "twice"])
 def test_names_of_one_output_have_one_lock(tmp_path: Path, kind: str) -> None:
-    """A link is written through, so its lock is that of what it leads to."""
+    """A link is written through, so its lock is that of its target."""
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.npy").touch()
     (tmp_path / "a.npy").symlink_to("real/a.npy")

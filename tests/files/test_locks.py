@@ -1,4 +1,4 @@
-"""Two runs of one output: the second is refused, and what a killed one leaves is no obstacle."""
+"""The second run of an output is refused, and files of a killed run do no harm."""
 
 from __future__ import annotations
 
@@ -16,33 +16,7 @@ import pytest
 from datacomp_flyt.files import locks
 from datacomp_flyt.files.locks import lock_outputs
 from tests.conftest import REPOSITORY, refusal
-
-HOLD = """
-import sys, time
-from datacomp_flyt.files.locks import lock_outputs
-with lock_outputs(*sys.argv[1:]):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-def hold(*places: Path) -> subprocess.Popen[str]:
-    """A process that holds locks by now."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, *map(str, places)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    process.stdout.close()
-    return process
-
-
-def take(*places: Path) -> None:
-    with lock_outputs(*places):
-        pass
+from tests.files.lock_holder import hold, take
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
@@ -81,7 +55,7 @@ def test_a_run_that_fails_gives_it_back(tmp_path: Path) -> None:
 def test_a_lock_file_that_its_run_has_removed_is_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other run ends between our opening of its file and our locking of it."""
+    """The other run ends after its file is opened here and before it is locked."""
     (tmp_path / ".lock").write_text("process 1 on another")
     flock, calls = locks.fcntl.flock, []
 
@@ -111,7 +85,7 @@ def test_a_filesystem_without_locks(
 def test_a_filesystem_where_a_file_is_another_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As some of FUSE and CIFS number them."""
+    """Some FUSE and CIFS filesystems number files anew at each look."""
     monkeypatch.setattr(locks, "_is_same", lambda handle, path: False)
     take(tmp_path)
     assert capsys.readouterr().err.count("keeps no locks") == 1
@@ -119,7 +93,7 @@ def test_a_filesystem_where_a_file_is_another_each_time(
 
 
 def test_a_system_without_locks(tmp_path: Path) -> None:
-    """Windows: neither `fcntl` nor forks."""
+    """Windows has neither `fcntl` nor forks."""
     program = """
 import os, sys
 sys.modules["fcntl"] = None
@@ -137,7 +111,7 @@ with lock_outputs(sys.argv[1]):
 
 @pytest.fixture
 def of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A lock file that may be read only, in a folder that may be written."""
+    """A read-only lock file in a writable folder."""
     path, real = tmp_path / ".lock", os.open
     path.write_text("process 1 on another")
     theirs = path.stat().st_ino

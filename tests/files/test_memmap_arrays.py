@@ -1,4 +1,4 @@
-"""Arrays in files hold what arrays in memory hold, and leave nothing behind."""
+"""Memory-mapped arrays have the values of arrays in memory, and leave no files behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ InFile = Callable[[Any], np.ndarray]
 
 @pytest.fixture
 def in_file(tmp_path: Path) -> InFile:
-    """The same array, in a file of the test's folder."""
+    """Map a copy of an array from a file in the test's folder."""
 
     def write(values: Any) -> np.ndarray:
         values = np.asarray(values)
@@ -54,7 +54,7 @@ def _full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def floats(width: int) -> st.SearchStrategy[float]:
-    """Any, and often the same or close ones."""
+    """Draw any floats, often equal or close ones."""
     few = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, 2.0**-149, -(2.0**-149), 0.1]
     any_of = st.floats(allow_nan=False, width=width)
     return any_of | st.sampled_from(few).map(lambda value: float(np.float32(value)))
@@ -239,7 +239,7 @@ def test_a_full_disk_of_a_shelf(
 
 
 class InParts(io.FileIO):
-    """A file that reads and writes at most 100 bytes at once, as a file may, and may lose its end.
+    """A file that reads and writes at most 100 bytes at once, and may lose its end.
 
     Attributes:
         end: where it ends; None for where it does.

@@ -52,7 +52,7 @@ NAME = NAMES[0]
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to work in; nothing may have run in it."""
+    """An empty working folder, in which no command may have run."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -86,7 +86,7 @@ def test_every_way_to_name_a_shard(name: str) -> None:
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_trainer_gets_no_such_name(name: str) -> None:
-    """It takes patterns, and gives their names to webdataset."""
+    """It takes patterns, and passes the names to webdataset."""
     put(name, [pair(0)])
     folder = os.path.dirname(name)
     for where in (folder or ".", name):
@@ -115,7 +115,7 @@ def test_report(here: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """Configuration and weights; commands work in this process."""
+    """Configuration and weights for commands that run in this process."""
     for command in (embed_command, score_command):
         monkeypatch.setattr(command, "make_engine", lambda *args: InlineEngine())
     config = small_model(tmp_path)
@@ -198,7 +198,7 @@ def test_a_users_own_command_runs(here: Path) -> None:
 
 
 def test_types_decide_and_not_names(here: Path, tmp_path: Path) -> None:
-    """A plain string is a path, whoever made it."""
+    """A plain string is always a path."""
     calls: list[Callable[[], Any]] = [
         lambda: list(read_tar("pipe:touch ran")),
         lambda: list(read_tar(str(Stream("pipe:touch ran")))),

@@ -1,4 +1,4 @@
-"""Files whose reads give less than was asked for."""
+"""Files whose reads return less than was requested."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_readers(fs: object) -> None:
 
 
 def test_damage_is_not_of_storage(tmp_path: Path) -> None:
-    """A bit flipped in any header of a zip, or of the array in it."""
+    """Flip a bit in a header of a zip or of the array in it."""
     path = tmp_path / "a.npz"
     np.savez(path, a=np.arange(3))
     content, said = path.read_bytes(), set()

@@ -1,4 +1,4 @@
-"""Where outputs may go, what they replace, and which temporary files are removed."""
+"""Output paths, replaced files, and the removal of temporary files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path, links: int, kind:
 
 
 def refused(path: Path | str, what: str) -> None:
-    """By the check, before any work, and by the writer."""
+    """Refuse by the check, before any work, and by the writer."""
     said = refusal(check_save_path, path, "--out")
     assert said.startswith(f"--out {path}")
     assert what in said
@@ -117,7 +117,7 @@ def test_what_is_printed_to_is_no_output(tmp_path: Path, stream: str, to: str) -
 def test_a_file_in_a_sticky_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str
 ) -> None:
-    """Only these may replace it, whatever its permissions."""
+    """Only these users may replace a file, whatever its permissions."""
     path = tmp_path / "a"
     path.touch()
     tmp_path.chmod(0o1777)

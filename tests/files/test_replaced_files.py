@@ -1,4 +1,4 @@
-"""A file that is replaced during a run by one of the same size and time is noticed."""
+"""A file that is replaced during a run is detected even if size and time are equal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from datacomp_flyt.errors import ChangedError
 from datacomp_flyt.files import open_file
 from datacomp_flyt.files.folders import check_unchanged, list_folder
 from datacomp_flyt.files.open_file import Version, is_same
-from datacomp_flyt.pool import manifest
+from datacomp_flyt.pool import folder_hashes
 from datacomp_flyt.pool.embeddings import iter_embeddings
 from datacomp_flyt.pool.parquet import ParquetShard, check_shards, open_shards
 from datacomp_flyt.pool.pool import check_npz
@@ -94,7 +94,7 @@ def table(folder: Path, tag: str = "a") -> Path:
 
 
 def other(folder: Path, name: str) -> bytes:
-    """Content of the same size."""
+    """Return other content of the same size."""
     return (table(folder / "of_another", "b") / name).read_bytes()
 
 
@@ -129,7 +129,7 @@ def switch(link: Path, to: Path) -> None:
 
 @pytest.mark.parametrize("what", ["table", "npz"])
 def test_a_folder_that_is_switched_and_switched_back(tmp_path: Path, what: str) -> None:
-    """In the end all is as it was; only the open file tells."""
+    """The path is restored in the end; only the open file differs."""
     table(tmp_path / "one")
     table(tmp_path / "two", "b")
     for name in ("a.parquet", "a.npz"):
@@ -160,7 +160,7 @@ def test_tars(tmp_path: Path, replace: Replace) -> None:
 def test_selection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: Replace, work: bool
 ) -> None:
-    """The score table is replaced between two of its readings."""
+    """Replace the score table between two reads."""
     job = Job(make_pool(30), tmp_path).write(1)
     path = job.scores / "part-00000.parquet"
     write_files(tmp_path / "other", make_pool(30, seed=1).scores)
@@ -184,23 +184,23 @@ def test_selection(
 
 @pytest.mark.parametrize("replace", REPLACE)
 def test_a_manifest_hashes_what_took_a_file_s_place(tmp_path: Path, replace: Replace) -> None:
-    """Also where a killed command has noted the hash of the one before."""
+    """The journal of a killed command has the hash of the replaced file."""
     folder, content = table(tmp_path / "pool"), other(tmp_path, "a.parquet")
     journal = tmp_path / "m.json.hashed.jsonl"
-    before = manifest.hash_folder(str(folder), "the folder", journal, 1)
-    assert manifest.hash_folder(str(folder), "the folder", journal, 1) == before
+    before = folder_hashes.hash_folder(str(folder), "the folder", journal, 1)
+    assert folder_hashes.hash_folder(str(folder), "the folder", journal, 1) == before
     replace(folder / "a.parquet", content)
-    after = manifest.hash_folder(str(folder), "the folder", journal, 1)
+    after = folder_hashes.hash_folder(str(folder), "the folder", journal, 1)
     assert after["a.parquet"] != before["a.parquet"]
     assert after["a.npz"] == before["a.npz"]
 
 
 @pytest.mark.parametrize("change", ["nothing", "permissions", "copy", "hard link", "old notes"])
 def test_notes_of_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    """What is the same is not hashed again; what may be another file is, and nothing fails."""
+    """Unchanged files are not hashed again; possibly replaced ones are, without an error."""
     folder, journal = table(tmp_path / "pool"), tmp_path / "m.json.hashed.jsonl"
     path = folder / "a.parquet"
-    found = manifest.hash_folder(str(folder), "the folder", journal, 1)
+    found = folder_hashes.hash_folder(str(folder), "the folder", journal, 1)
     if change == "permissions":
         path.chmod(0o600)
     elif change == "copy":
@@ -214,14 +214,14 @@ def test_notes_of_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change
         old = [[path, version[:2], entry] for path, version, entry in notes]
         journal.write_text("\n".join(map(json.dumps, old)))
     hashed: list[str] = []
-    real = manifest._hash
+    real = folder_hashes._hash
 
     def hash_(folder: Any, path: str, version: Any) -> Any:
         hashed.append(path)
         return real(folder, path, version)
 
-    monkeypatch.setattr(manifest, "_hash", hash_)
-    assert manifest.hash_folder(str(folder), "the folder", journal, 1) == found
+    monkeypatch.setattr(folder_hashes, "_hash", hash_)
+    assert folder_hashes.hash_folder(str(folder), "the folder", journal, 1) == found
     assert len(hashed) == {"nothing": 0, "permissions": 1, "hard link": 1}.get(change, 2)
 
 

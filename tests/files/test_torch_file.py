@@ -1,4 +1,4 @@
-"""The published `mflyt.pt`, read without torch; and files that would run code, refused."""
+"""The published `mflyt.pt` is read without torch, and files that would run code are refused."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_weights_that_are_not_finite(tmp_path: Path, wrong: float, which: str) -
 
 
 class Touch:
-    """Unpickled by `pickle`, it makes a file."""
+    """An object that creates a file when `pickle` unpickles it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -283,7 +283,7 @@ def test_a_pickle_that_makes_no_sense(tmp_path: Path, program: bytes) -> None:
 
 
 def test_big_endian_numbers_are_not_misread(tmp_path: Path) -> None:
-    """torch writes the byte order of the machine beside the numbers."""
+    """torch stores the byte order of the machine."""
     path = mflyt_file(tmp_path / "m.pt", WEIGHT, BIAS)
     little = path.read_bytes()
     swapped = little.replace(WEIGHT.tobytes(), WEIGHT.byteswap().tobytes())
@@ -293,7 +293,7 @@ def test_big_endian_numbers_are_not_misread(tmp_path: Path) -> None:
 
 
 def test_a_byte_order_of_gigabytes(tmp_path: Path) -> None:
-    """torch compresses nothing, and so a member is no longer than the file."""
+    """torch does not compress, so a member is no longer than the file."""
     path = tmp_path / "m.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model/byteorder", bytes(1 << 20))

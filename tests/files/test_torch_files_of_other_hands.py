@@ -1,4 +1,4 @@
-"""Files of `torch.save` that other programs and older releases wrote, or that were packed again."""
+"""Files of `torch.save` by other programs or older releases, or packed again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STRIDED = {
 @pytest.mark.parametrize("value", STRIDED.values(), ids=STRIDED.keys())
 @pytest.mark.parametrize("zipped", [True, False])
 def test_strides_of_torch(tmp_path: Path, value: Any, zipped: bool) -> None:
-    """A tensor may have more numbers than its storage, or none and any strides."""
+    """A tensor may have more numbers than its storage, or none with any strides."""
     torch.save({"x": value}, tmp_path / "c.pt", _use_new_zipfile_serialization=zipped)
     np.testing.assert_array_equal(read(tmp_path / "c.pt")["x"], value.float().numpy(), strict=True)
 
@@ -87,7 +87,7 @@ def test_wrappers_of_other_trainers(tmp_path: Path, prefix: str) -> None:
 
 
 def packed(path: Path, change: Callable[[str, bytes], list[tuple[str, bytes]]], kind: int) -> Path:
-    """The archive's members, changed and packed again by another program."""
+    """Change the members of an archive and pack it with another program."""
     torch.save(STATE, path)
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}

@@ -1,4 +1,4 @@
-"""Files in the layout of `torch.save`, good and evil, written without torch."""
+"""Writes valid and malicious files in the layout of `torch.save`, without torch."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def tensor(
 
 
 def state_dict(tensors: Mapping[str, bytes]) -> bytes:
-    """Opcodes that leave an ordered dict of the tensors on the stack."""
+    """Return opcodes that leave an ordered dict of the tensors on the stack."""
     items = b"".join(text(name) + value for name, value in tensors.items())
     return b"ccollections\nOrderedDict\n)R(" + items + b"u"
 
 
 def zip_file(path: Path, program: bytes, storages: Mapping[str, np.ndarray | bytes]) -> Path:
-    """An archive whose data.pkl is `program` between protocol 2 and STOP."""
+    """Write an archive whose data.pkl is `program` between protocol 2 and STOP."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("model/data.pkl", PROTOCOL + program + STOP)
@@ -71,7 +71,7 @@ def zip_file(path: Path, program: bytes, storages: Mapping[str, np.ndarray | byt
 
 
 def mflyt_file(path: Path, weight: np.ndarray, bias: np.ndarray, nested: bool = False) -> Path:
-    """The published layout, of the arrays' dtype."""
+    """Write the published layout with the dtype of the arrays."""
     kind = KINDS[weight.dtype.str]
     program = state_dict(
         {

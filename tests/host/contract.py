@@ -1,4 +1,4 @@
-"""What must hold for our patch in any host that keeps DataComp's contract.
+"""The contract of our patch with any host that has DataComp's files and flags.
 
 Each host is a subclass of `Host`, and each test module runs `HostContract` against one of them.
 """
@@ -34,7 +34,7 @@ SCS_FLAGS = ("--repetition_penalty", "0.15", "--num_samples")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended."""
+    """The exit code and the output of a command."""
 
     code: int
     stdout: str
@@ -68,7 +68,7 @@ class Host(ABC):
         return self.run(self.directory / "baselines.py", *flags, *where)
 
     def files(self) -> dict[str, tuple[int, bytes]]:
-        """Mode and content of every file."""
+        """Return mode and content of every file, by its path."""
         return {
             str(path.relative_to(self.directory)): (path.stat().st_mode, path.read_bytes())
             for path in self.directory.rglob("*")
@@ -77,15 +77,15 @@ class Host(ABC):
 
     @abstractmethod
     def install(self) -> Outcome:
-        """Put the patch in."""
+        """Add the patch."""
 
     @abstractmethod
     def check(self) -> Outcome:
-        """Exit code 0 with the patch in, 1 without."""
+        """Return exit code 0 if the patch is there, and 1 if not."""
 
     @abstractmethod
     def revert(self) -> Outcome:
-        """Take the patch out."""
+        """Remove the patch."""
 
 
 def succeed(outcome: Outcome) -> Outcome:
@@ -94,7 +94,7 @@ def succeed(outcome: Outcome) -> Outcome:
 
 
 def assert_refused(outcome: Outcome, *named: str) -> None:
-    """Exit code 2 and one line on stderr that names what is wrong."""
+    """Assert exit code 2 and one line on stderr that has the given words."""
     assert outcome.code == 2, outcome.stderr
     assert len(outcome.stderr.strip().splitlines()) == 1, outcome.stderr
     for name in named:
@@ -102,7 +102,7 @@ def assert_refused(outcome: Outcome, *named: str) -> None:
 
 
 def count_draws(subset: np.ndarray) -> dict[tuple[int, int], int]:
-    """How often a subset holds each uid, after asserting that the resharder can search it."""
+    """Return how often a subset has each uid; assert that the resharder can search it."""
     assert subset.dtype == np.dtype("u8,u8")
     assert subset.ndim == 1
     high, low = subset["f0"], subset["f1"]
@@ -115,7 +115,7 @@ def count_draws(subset: np.ndarray) -> dict[tuple[int, int], int]:
 
 
 class HostContract:
-    """Subclass as Test..., with a fixture `host` that gives an unpatched copy of the host."""
+    """Tests of a host; a subclass has a fixture `host` that returns an unpatched copy."""
 
     def test_check_tells_a_clean_checkout_from_a_patched_one(self, host: Host) -> None:
         assert host.check().code == 1
@@ -200,7 +200,7 @@ class HostContract:
     def test_files_select_in_the_host_as_memory(
         self, host: Host, pool: Pool, tmp_path: Path
     ) -> None:
-        """Workers, which start the host's baselines.py anew, sort the pool."""
+        """The pool is sorted by workers, which import the host's baselines.py again."""
         succeed(host.install())
         flags = (*TOP_QUARTER, "--scores_dir", str(pool.scores))
         memory, files = tmp_path / "memory.npy", tmp_path / "files.npy"
@@ -260,7 +260,7 @@ class HostContract:
 def reshard(
     host: Host, subset_file: Path, output: Path, shards: Path = DEMO_POOL / "shards"
 ) -> tuple[str, Counter[tuple[int, int]]]:
-    """Run the host's resharder: its output, and how often each uid came out."""
+    """Run the host's resharder; return its log and how often each uid is in the shards."""
     output.mkdir()
     where = ("-i", shards, "-o", output, "-s", subset_file)
     outcome = succeed(host.run(host.directory / "resharder.py", *where))

@@ -23,7 +23,7 @@ from seeded_trainer import CONFIGS, trainer
 
 
 class CountingLoader:
-    """The trainer's loader, which counts the texts that it hands out."""
+    """A wrapper of the trainer's loader that counts the texts of its batches."""
 
     def __init__(self, loader: Any) -> None:
         self.loader, self.counts = loader, Counter[tuple[int, ...]]()

@@ -1,4 +1,4 @@
-"""DataComp's evaluate.py, unmodified, on one data set that lies on the disk.
+"""Run DataComp's evaluate.py, unmodified, on one local data set.
 
     python evaluate_datacomp.py CHECKOUT FOLDER --train_output_dir RUN
 
@@ -21,19 +21,19 @@ TASKS = "cifar10:\n  name: the demo's pictures\n  size: 210\n"
 
 
 def write_host(checkout: Path, folder: Path) -> None:
-    """Links to what evaluate.py is made of, beside another task list."""
+    """Link the files of evaluate.py into a folder with another task list."""
     for name in ("evaluate.py", "eval_utils", "scale_configs.py"):
         (folder / name).symlink_to(checkout / name)
     (folder / "tasklist.yml").write_text(TASKS)
 
 
 def write_data(folder: Path) -> None:
-    """The pictures, as clip_benchmark reads a data set."""
+    """Write the pictures in the layout of a data set of clip_benchmark."""
     test = folder / "wds_cifar10_test" / "test"
     test.mkdir(parents=True)
     tars = sorted(PICTURES.glob("*.tar"))
-    for number, tar in enumerate(tars):
-        shutil.copy(tar, test / f"{number}.tar")
+    for index, tar in enumerate(tars):
+        shutil.copy(tar, test / f"{index}.tar")
     (test / "nshards.txt").write_text(str(len(tars)))
     for text in PICTURES.glob("*.txt"):
         shutil.copy(text, test.parent)

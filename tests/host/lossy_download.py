@@ -28,10 +28,10 @@ FATES = ("404", "410", "html", "cut", "drop")
 
 
 def read_images(folder: Path | None) -> dict[str, bytes]:
-    """Pictures by name."""
+    """Return pictures by name, of a folder or of the demo pool."""
     if folder is not None:
-        found = (path for path in sorted(folder.rglob("*")) if path.suffix in (".png", ".jpg"))
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+        paths = (path for path in sorted(folder.rglob("*")) if path.suffix in (".png", ".jpg"))
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
     images = {}
     for shard in sorted(SHARDS.glob("*.tar")):
         with tarfile.open(shard) as tar:
@@ -47,7 +47,7 @@ def uid_of(name: str) -> str:
 
 
 def fate_of(uid: str) -> str | None:
-    """Why a picture cannot be downloaded; None where it can."""
+    """Return the reason why a picture cannot be downloaded, or None."""
     lot = int(uid[:8], 16) % 1000
     return FATES[lot % len(FATES)] if lot < 1000 * LOST else None
 
@@ -113,7 +113,7 @@ def write_metadata(folder: Path, images: dict[str, bytes], port: int) -> None:
 
 
 def download(folder: Path, datacomp: Path, python: str, images: Path | None = None) -> set[str]:
-    """Make the pool and download it; the uids that the server had.
+    """Make the pool, download it, and return the uids that the server had.
 
     Raises:
         subprocess.CalledProcessError: download_upstream.py failed.

@@ -28,7 +28,7 @@ SCORE_COLUMNS = (
 
 @dataclass(frozen=True)
 class Pool:
-    """Where the files are, and the uids in them."""
+    """The folders of a pool, and its uids."""
 
     metadata: Path
     scores: Path
@@ -36,7 +36,7 @@ class Pool:
 
 
 def write_pool(folder: Path) -> Pool:
-    """Three metadata shards, and twelve published score columns over the same uids."""
+    """Write three metadata shards and twelve score columns with the same uids."""
     rng = np.random.default_rng(2025)
     uids = [hashlib.md5(b"pool %d" % row).hexdigest() for row in range(sum(SHARD_ROWS))]
     pool = Pool(
@@ -63,7 +63,7 @@ def write_pool(folder: Path) -> Pool:
 
 
 def _metadata(uids: list[str], rng: np.random.Generator) -> pa.Table:
-    """One metadata shard with the columns that DataComp publishes."""
+    """Return a metadata shard with the columns that DataComp publishes."""
     rows = len(uids)
     return pa.table(
         {
@@ -81,12 +81,12 @@ def _metadata(uids: list[str], rng: np.random.Generator) -> pa.Table:
 
 
 def scores_with_nan(pool: Pool, folder: Path) -> Path:
-    """A copy of the pool's score table with one NaN; returns the file that holds it."""
+    """Copy the pool's score table with one NaN, and return the file that has it."""
     shutil.copytree(pool.scores, folder)
     spoilt = folder / "train-00001-of-00002.parquet"
     table = pq.read_table(spoilt)
     values = table["FLYT"].to_numpy().copy()
     values[17] = np.nan
-    at = table.column_names.index("FLYT")
-    pq.write_table(table.set_column(at, "FLYT", pa.array(values)), spoilt)
+    column = table.column_names.index("FLYT")
+    pq.write_table(table.set_column(column, "FLYT", pa.array(values)), spoilt)
     return spoilt

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("open_clip")
 
-from tests.host.test_train_clip import Half, train
+from tests.host.half_of_the_pool import Half, train
 from tests.open_clip_hook.running import HERE, INSTALLED, OLDEST, datacomp_dir, environment, python
 
 EVALUATE = HERE.parents[1] / "tests" / "host" / "evaluate_datacomp.py"
@@ -23,7 +23,7 @@ EVALUATE = HERE.parents[1] / "tests" / "host" / "evaluate_datacomp.py"
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("open_clip", [INSTALLED, OLDEST])
 def test_evaluate_reads_a_hooked_checkpoint(open_clip: str, tmp_path: Path) -> None:
-    """open_clip 2.16.1 has the learning rate as a scalar of this environment's NumPy."""
+    """open_clip 2.16.1 saves the learning rate as a scalar of this environment's NumPy."""
     program = os.environ.get("DATACOMP_PYTHON")
     if not program:
         pytest.skip("DATACOMP_PYTHON does not name a Python of DataComp's environment")

@@ -1,4 +1,4 @@
-"""One subset through DataComp's own resharder in several runs, as docs/many_nodes.md has it.
+"""A subset that DataComp's resharder writes in several runs, as in docs/many_nodes.md.
 
 DATACOMP_DIR       a checkout of mlfoundations/datacomp at 4a8df19 (read, never changed)
 RESHARDER_PYTHON   a Python that can run its resharder.py
@@ -29,21 +29,21 @@ from tests.open_clip_hook.running import (
 REPEATS = {uid: 1 + row % 4 for row, uid in enumerate(pool_concepts()) if row % 3}
 
 
-def reshard(folder: Path, subset: Path, first: int, number: int) -> Path:
-    """One node's part: `number` shards from `first` on."""
+def reshard(folder: Path, subset: Path, first: int, count: int) -> Path:
+    """Reshard `count` shards from `first` on, as one node does."""
     program = os.environ.get("RESHARDER_PYTHON")
     if not program:
         pytest.skip("RESHARDER_PYTHON does not name a Python that runs DataComp's resharder.py")
     folder.mkdir(parents=True)
     words = ["-i", SHARDS, "-o", folder, "-s", subset, "--shard-size", "50", "-j", "1"]
-    words += ["--first-shard", str(first), "--num-shards", str(number)]
+    words += ["--first-shard", str(first), "--num-shards", str(count)]
     env = {**environment("installed"), "PYTHONPATH": ""}
     python(datacomp_dir() / "resharder.py", *words, env=env, program=program)
     return folder
 
 
 def check(*words: str | Path, code: int) -> str:
-    """What `datacomp-flyt check_parts` prints."""
+    """Run `datacomp-flyt check_parts` and return its output."""
     env = environment("installed")
     command = ["-m", "datacomp_flyt.cli", "check_parts", "--num_workers", "1"]
     ended = python(*command, *words, env=env, code=code)
@@ -61,12 +61,12 @@ def test_parts_of_the_real_resharder(tmp_path: Path) -> None:
     assert "the parts add up" in said
     assert "of shards 0 to 1 of" in said
     assert "of shards 2 to 3 of" in said
-    found: dict[str, int] = {}
+    repeats: dict[str, int] = {}
     for tar in [*a.glob("*.tar"), *b.glob("*.tar")]:
         for sample in read_tar(str(tar)):
             uid = stored_uid(sample)
-            found[uid] = found.get(uid, 0) + 1
-    assert found == REPEATS
+            repeats[uid] = repeats.get(uid, 0) + 1
+    assert repeats == REPEATS
 
     # a range that overlaps, and one that leaves a shard out
     twice = reshard(tmp_path / "twice", subset, 1, 3)
@@ -93,7 +93,7 @@ def test_parts_of_the_real_resharder(tmp_path: Path) -> None:
     env = {**environment("installed"), "PYTHONPATH": f"{datacomp_dir()}:{REPOSITORY}"}
     wanted = sorted(str(tar) for part in (a, b) for tar in part.glob("*.tar"))
     assert len(wanted) >= 4
-    for place in (a.parent, f"{a}::{b}"):
-        ended = python("-W", "ignore", "-c", script, place, env=env)
+    for data_dir in (a.parent, f"{a}::{b}"):
+        ended = python("-W", "ignore", "-c", script, data_dir, env=env)
         assert sorted(json.loads(ended.stdout.splitlines()[-1])) == wanted
     assert np.load(a / "sample_ids.npy").tobytes() == np.load(subset).tobytes()

@@ -23,7 +23,7 @@ import pytest
 
 from tests.host.contract import REPOSITORY, Outcome, count_draws, reshard, succeed
 from tests.host.lossy_download import download, fate_of
-from tests.host.test_real_datacomp import RealDataComp
+from tests.host.real_datacomp import RealDataComp
 from tests.open_clip_hook.running import datacomp_dir
 
 DRAWS = 3_000
@@ -41,14 +41,14 @@ class Participant:
     all_uids: set[str]
 
     def select(self, subset: Path, *flags: str | Path) -> Outcome:
-        """M-FLYT with Soft Cap Sampling; scores are published for 93% of the rows."""
+        """Select with M-FLYT and Soft Cap Sampling from scores that 93% of the rows have."""
         words = ["--name", "m_flyt", "--scoring_model", "paper", "--allow_partial_scores"]
         words += ["--scores_dir", str(self.folder / "scores"), "--repetition_penalty", "0.15"]
         words += ["--num_samples", str(DRAWS), *map(str, flags)]
         return succeed(self.host.select(words, self.folder / "metadata", subset))
 
     def trained(self, subset: Path) -> tuple[str, Counter[str]]:
-        """The log of one epoch with batches of 1, and how often the trainer saw each uid."""
+        """Train one epoch with batches of 1; return the log and how often each uid was seen."""
         counts, logs = self.folder / "counts.json", self.folder / "logs"
         shutil.rmtree(logs, ignore_errors=True)
         script = REPOSITORY / "tests" / "host" / "count_trained.py"

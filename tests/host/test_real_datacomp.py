@@ -12,20 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from .contract import Host, HostContract, Outcome
-
-
-class RealDataComp(Host):
-    """Patched as a user would, through the command line."""
-
-    def install(self) -> Outcome:
-        return self.run("-m", "datacomp_flyt.cli", "install", self.directory)
-
-    def check(self) -> Outcome:
-        return self.run("-m", "datacomp_flyt.cli", "install", self.directory, "--check")
-
-    def revert(self) -> Outcome:
-        return self.run("-m", "datacomp_flyt.cli", "install", self.directory, "--revert")
+from .contract import Host, HostContract
+from .real_datacomp import RealDataComp
 
 
 @pytest.mark.slow

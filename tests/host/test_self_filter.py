@@ -30,9 +30,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SAMPLES = 256
 
 
-def run_a_round(place: Path, env: dict[str, str]) -> None:
-    """In `place/run`, from the demo pool, with a train.py whose scale `debug` is tiny."""
-    script = place / "train.py"
+def run_a_round(folder: Path, env: dict[str, str]) -> None:
+    """Run a round in `folder/run` on the demo pool, by a train.py whose scale `debug` is tiny."""
+    script = folder / "train.py"
     runs = f"import runpy\nrunpy.run_path({str(SHRUNK_DATACOMP)!r}, run_name='__main__')\n"
     script.write_text(runs)
     model = HERE / "model_configs" / "hook-tiny.json"
@@ -41,8 +41,8 @@ def run_a_round(place: Path, env: dict[str, str]) -> None:
     trainer = (script, "--scale", "debug", "--precision", "fp32", "--workers", "1")
     env = {**env, "SHRUNK_SCALE": json.dumps({"train_num_samples": SAMPLES})}
     words = ("-m", "datacomp_flyt.cli", "self_filter", *flags, *budget, "--", *trainer)
-    python(*words, "--num_checkpoints", "1", env=env, cwd=place)
-    assert np.load(place / "run" / "mix.npy").shape == (SAMPLES,)
+    python(*words, "--num_checkpoints", "1", env=env, cwd=folder)
+    assert np.load(folder / "run" / "mix.npy").shape == (SAMPLES,)
 
 
 def test_the_stand_in(tmp_path: Path) -> None:

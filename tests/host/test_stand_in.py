@@ -18,15 +18,15 @@ from .stand_in_patch import STAND_IN, carry_over
 
 
 class StandIn(Host):
-    """Patched by the functions behind the command line, with a patch of its own."""
+    """A copy of the stand-in, with a patch of its own that is added by functions."""
 
     def _call(self, function: Callable[[Path, Sequence[Patch]], object]) -> Outcome:
         patches = [carry_over(patch) for patch in load_patches(REPOSITORY / "patches")]
         try:
-            answer = function(self.directory, patches)
+            is_patched = function(self.directory, patches)
         except InputError as error:
             return Outcome(2, "", str(error))
-        return Outcome(1 if function is check and not answer else 0, "", "")
+        return Outcome(1 if function is check and not is_patched else 0, "", "")
 
     def install(self) -> Outcome:
         return self._call(install)

@@ -17,21 +17,19 @@ import pytest
 
 pytest.importorskip("open_clip")
 
+from tests.host.half_of_the_pool import Half, train
 from tests.open_clip_hook.running import (
     HEAD,
     HERE,
     INSTALLED,
     OLDEST,
     SHARDS,
-    SHRUNK_DATACOMP,
     STAND_IN,
-    TRAIN_CLIP,
     datacomp_dir,
     environment,
     pixel_digests,
     pool_concepts,
     python,
-    write_repeats,
     zero_shot,
 )
 
@@ -46,59 +44,8 @@ T_7 = 5.41  # Student's t with 7 degrees of freedom is beyond it once in 1,000 t
 EPOCHS, SAMPLES = 24, 1_024
 
 
-class Half:
-    """Half of the demo pool's emoji, as weights 1 and 0, as a subset, and as a list."""
-
-    def __init__(self, folder: Path) -> None:
-        concepts = pool_concepts()
-        kept = set(sorted(set(concepts.values()))[::2])
-        uids = [uid for uid, concept in concepts.items() if concept in kept]
-        self.uids = folder / "uids.txt"
-        self.uids.write_text("\n".join(uids))
-        weights = [float(concept in kept) for concept in concepts.values()]
-        table = pa.table({"uid": list(concepts), "weight": weights})
-        pq.write_table(table, folder / "weights.parquet")
-        repeats = {uid: 1 + row % 3 for row, uid in enumerate(uids)}
-        write_repeats(folder / "subset.npy", repeats)
-        # with weights the subset may have more: what weighs nothing must not be learned
-        some_others = [uid for uid in concepts if concepts[uid] not in kept][::2]
-        write_repeats(folder / "more.npy", repeats | dict.fromkeys(some_others, 1))
-        self.folder = folder
-
-    def flags(self, hook: tuple[str, ...]) -> list[str]:
-        words = []
-        if "weights" in hook:
-            words += ["--weights", str(self.folder / "weights.parquet")]
-        if "subset" in hook:
-            name = "more.npy" if "weights" in hook else "subset.npy"
-            words += ["--subset", str(self.folder / name)]
-        return words + (["--distinct_in_batch"] if "distinct" in hook else [])
-
-
-def train(
-    flags: list[str],
-    env: dict[str, str],
-    output: Path,
-    data: Path = SHARDS,
-    samples: int = 4_096,
-    seed: int = 0,
-) -> Path:
-    """Run DATACOMP_DIR's train.py, with the hook where there are flags: its checkpoint."""
-    words = ["--scale", "small", "--data_dir", data, "--output_dir", output, "--seed", seed]
-    words += ["--precision", "fp32", "--workers", 1, "--num_checkpoints", 2]
-    env = {**env, "SHRUNK_SCALE": json.dumps({"train_num_samples": samples, "warmup": 10})}
-    hook = [*TRAIN_CLIP, *flags, "--"] if flags else []
-    output_was_there = output.exists()
-    ended = python(*map(str, [*hook, SHRUNK_DATACOMP, *words]), env=env)
-    if "--distinct_in_batch" in flags and not output_was_there:
-        assert "distinct_in_batch: " in ended.stderr
-    folder = output / "small_scale" / "checkpoints"
-    assert {path.name for path in folder.iterdir()} == {"epoch_2.pt", "epoch_latest.pt"}
-    return folder / "epoch_latest.pt"
-
-
 def assert_learned_half(checkpoint: Path, half: Half, env: dict[str, str]) -> None:
-    """The pairs with weight are known, by open_clip's own evaluation, and the others are not."""
+    """Assert by open_clip's own evaluation that only the pairs with weight were learned."""
     result = zero_shot(checkpoint, env, half.uids)
     print(result)
     assert result["their_loss"] < 3.5, result  # ln 60 = 4.1 where nothing is known
@@ -132,7 +79,7 @@ def test_datacomp_trains_through_the_hook(open_clip: str, hook: str, tmp_path: P
 
 
 class Resharded:
-    """A subset with repeats, by our own sampler, and DataComp's resharder's output of it."""
+    """A subset with repeats by our sampler, and DataComp's resharder's shards of it."""
 
     def __init__(self, folder: Path, env: dict[str, str], resharder_python: str) -> None:
         uids = list(pool_concepts())
@@ -186,17 +133,17 @@ def test_training_from_the_pool_is_training_after_the_resharder(
     uids.write_text("\n".join(resharded.counts))
     results: dict[str, list[dict[str, float]]] = {"hook": [], "resharder": []}
     for seed in SEEDS:
-        for way, flags, data in (
+        for source, flags, data in (
             ("hook", ["--subset", str(resharded.subset)], SHARDS),
             ("resharder", [], resharded.shards),
         ):
-            output = tmp_path / f"{way}-{seed}"
+            output = tmp_path / f"{source}-{seed}"
             checkpoint = train(flags, env, output, data, samples=3_200, seed=seed)
-            results[way].append(zero_shot(checkpoint, env, uids))
+            results[source].append(zero_shot(checkpoint, env, uids))
     untrained = zero_shot(None, env, uids)
     print(json.dumps({**results, "untrained": untrained}, indent=1))
     for metric in ("their_loss", "top5"):
-        hook, other = (np.array([r[metric] for r in results[way]]) for way in results)
+        hook, other = (np.array([r[metric] for r in results[source]]) for source in results)
         difference = float((hook - other).mean())
         error = float((hook - other).std(ddof=1)) / np.sqrt(len(SEEDS))
         improvement = float(abs(other.mean() - untrained[metric]))
@@ -208,7 +155,7 @@ def test_training_from_the_pool_is_training_after_the_resharder(
 def samples_seen(
     settings: dict[str, str] | None, pattern: str, env: dict[str, str], names: list[str]
 ) -> np.ndarray:
-    """How often the loader gave each picture: [epochs, pictures]."""
+    """Return how often the loader gave each picture, [epochs, pictures]."""
     words = [json.dumps(settings), EPOCHS, SAMPLES, "--train-data", pattern, "--batch-size", "32"]
     ended = python(HERE / "count_samples.py", *map(str, words), env=env)
     epochs = json.loads(ended.stdout.splitlines()[-1])
@@ -217,7 +164,9 @@ def samples_seen(
 
 
 def p_of_difference(a: np.ndarray, b: np.ndarray, expected: np.ndarray) -> float:
-    """Permutation test of two sets of epochs [epochs, pictures]: chi-square of their means.
+    """Return the p-value of a permutation test of two sets of epochs, [epochs, pictures] each.
+
+    The statistic is the chi-square distance of their means.
 
     Copies of a shard come together, so the counts of an epoch vary more than a multinomial's; the
     epochs themselves are independent, and under equality they may be exchanged.
@@ -234,7 +183,7 @@ def p_of_difference(a: np.ndarray, b: np.ndarray, expected: np.ndarray) -> float
 
 
 def p_of_expectation(counts: np.ndarray, expected: np.ndarray) -> float:
-    """The same of one set of epochs and their expectation: signs of the residuals are flipped."""
+    """Return the p-value of a set of epochs and its expectation, by flipping signs of residuals."""
     rng, residuals = np.random.default_rng(0), (counts - expected) / np.sqrt(expected)
     seen = (residuals.mean(0) ** 2).sum()
     signs = rng.choice([-1.0, 1.0], (1_999, len(counts)))
@@ -258,7 +207,7 @@ def test_each_pair_is_seen_as_often_as_after_the_resharder(resharded: Resharded)
     other = samples_seen(None, resharded.pattern, env, names)
     assert hook.sum(1).tolist() == other.sum(1).tolist() == [SAMPLES] * EPOCHS
     assert (hook.sum(0) > 0).all()
-    found = {
+    p_values = {
         "hook against resharder": p_of_difference(hook, other, expected),
         "hook against multiplicities": p_of_expectation(hook, expected),
         "resharder against multiplicities": p_of_expectation(other, expected),
@@ -267,8 +216,8 @@ def test_each_pair_is_seen_as_often_as_after_the_resharder(resharded: Resharded)
         n: float(np.polyfit(expected, c.mean(0), 1)[0])
         for n, c in (("hook", hook), ("resharder", other))
     }
-    print(found, slope, p_of_expectation(hook, once))
-    assert min(found.values()) > 0.002, found
+    print(p_values, slope, p_of_expectation(hook, once))
+    assert min(p_values.values()) > 0.002, p_values
     # and the tests can tell: each pair once is refused
     assert p_of_expectation(hook, once) < 0.001
     assert (

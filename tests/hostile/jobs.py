@@ -27,7 +27,7 @@ def _manifest(folder: Path) -> Any:
 
 
 def _journal(folder: Path) -> Any:
-    from datacomp_flyt.pool.manifest import hash_folder
+    from datacomp_flyt.pool.folder_hashes import hash_folder
 
     metadata = folder / "metadata"
     return _entries(hash_folder(str(metadata), "--dir", folder / "m.hashed.jsonl", 1), metadata)
@@ -149,5 +149,5 @@ JOB_READERS: dict[str, Reader] = {
     "pictures": Reader(valid.tar, "a.tar", "tar", _pictures, _check_pictures, memory=PICTURE),
     "job": Reader(_HALF, "work/job.json", "json", *_JOB),
     "partitioned": Reader(_HALF, "work/done/0-000000.json", "json", *_JOB),
-    "slice": Reader(valid.job(), "work/done/slice-00000.json", "json", *_JOB),
+    "bucket": Reader(valid.job(), "work/done/bucket-00000.json", "json", *_JOB),
 }

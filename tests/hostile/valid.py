@@ -101,11 +101,12 @@ def write_tar(path: Path, names: Sequence[str]) -> None:
 
 def manifest(folder: Path) -> None:
     """Of metadata, and the journal that it was made of."""
-    from datacomp_flyt.pool.manifest import hash_folder, write_manifest
+    from datacomp_flyt.pool.folder_hashes import hash_folder
+    from datacomp_flyt.pool.manifest import save_manifest
 
     pool(folder)
     found = hash_folder(str(folder / "metadata"), "--dir", folder / "m.hashed.jsonl", 1)
-    write_manifest(folder / "m.json", found)
+    save_manifest(folder / "m.json", found)
 
 
 def part(folder: Path) -> None:

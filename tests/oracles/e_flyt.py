@@ -26,7 +26,7 @@ def unit(row: Sequence[float]) -> list[float]:
 
 
 def glu_score(tensors: Mapping[str, list], z: list[float]) -> float:
-    """spec/scores.md, section 9: the score of one example's features.
+    """Return the score of one example's features (FLYT, section 3.4 and appendix C.7).
 
     ``tensors`` are lists by the names of the published file without its prefix.
     """
@@ -52,7 +52,7 @@ def e_flyt_score(
 
 
 def cosine_start(d: int) -> dict[str, list]:
-    """spec/scores.md, section 9: the weights that nearly give i . t, without the noise."""
+    """Return the weights that nearly give i . t, without the noise (FLYT, appendix C.7)."""
     width = 2 * d
     w1 = [[0.0] * width for _ in range(width)]
     w3 = [[0.0] * width for _ in range(width)]

@@ -2,7 +2,7 @@
 
 Everything runs in the dtype of the parameters (float64 in the tests), in one process, on the
 whole batch, with the graph of both towers kept. Sources: FLYT section 3.2 (Eq. 2), section 3.3
-(Eq. 3), appendix C.8; spec/scores.md section 11 for the constants of AdamW.
+(Eq. 3), appendix C.8; Table 7 for the constants of AdamW.
 """
 
 from __future__ import annotations

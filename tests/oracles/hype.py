@@ -1,4 +1,4 @@
-"""HYPE's scores, one pair at a time, in float64: spec/scores.md, section 7.
+"""HYPE's scores, one pair at a time, in float64 (HYPE, ECCV 2024, and its public code).
 
 Its ±(1 - 1e-8) are ±1 in the float32 of the public code, and so they are here.
 """

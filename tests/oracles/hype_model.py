@@ -1,4 +1,4 @@
-"""HYPE's encoders in float64 numpy, one example and one head at a time: spec/scores.md, 7."""
+"""HYPE's encoders in float64 numpy, one example and one head at a time (its public code)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scores computed from stored embeddings, row by row in float64 (spec/scores.md, 1 to 5).
+"""The scores computed from stored embeddings, row by row in float64 (docs/score.md).
 
 Rows are taken as they come: nothing is normalised here. All scores: higher is better.
 """

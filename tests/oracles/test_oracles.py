@@ -157,8 +157,8 @@ def test_p_value_is_zero_for_what_cannot_happen_and_small_for_what_hardly_can() 
     assert p_value({(1, 1): 100}, {(1, 1): 1.0 - 1e-9, (2, 0): 1e-9}) == 1.0
 
 
-def test_in_weighted_weights_are_those_of_the_specification() -> None:
-    """spec/scores.md, section 17: r = 2 with the accuracies of Table 2."""
+def test_in_weighted_weights_of_the_paper() -> None:
+    """FLYT, appendix C.5, with r = 2 and the accuracies of Table 2."""
     weights = mixing.in_weighted_weights(mixing.PAPER_IMAGENET_ACCURACIES, 2.0)
     expected = {
         "vit-b-32": 1.2,

@@ -1,4 +1,4 @@
-"""The oracles of the scores: spec/scores.md, section 17, hand calculation and identities."""
+"""The oracles of the scores against fixed vectors, hand calculation and identities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Score columns of every Arrow type: the values that are read, and the types that are refused."""
+"""Score columns of every Arrow type are read exactly or refused."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ CAST: dict[str, tuple[pa.Array, np.ndarray]] = {
 
 
 def job_with(folder: Path, column: Any, name: str = "vit-l-14") -> Job:
-    """A pool whose metadata has the column of the same meaning, with other values."""
+    """A pool whose metadata has a column of the same meaning with other values."""
     job = Job(POOL._replace(scores={"uid": POOL.uids}), folder).write()
     write_parquet(job.scores / "part-00000.parquet", {"uid": POOL.uids, name: column})
     return job

@@ -1,4 +1,4 @@
-"""Embeddings: every row once, in the order of the metadata, each part of length 1."""
+"""Embeddings are read once, in the order of the metadata, with unit norm."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_cloud_folder(memory_folder: str) -> None:
 
 @pytest.mark.parametrize("rows", [7, ROWS])
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path, rows: int) -> None:
-    """Whoever reads something else of the pool does not mind."""
+    """Readers of other columns do not check the npz."""
     made = shard(tmp_path, arrays())
     check_shards([made])
     path = Path(made.path).with_suffix(".npz")
@@ -140,7 +140,7 @@ def flipped(content: bytes) -> bytes:
 
 
 def short(content: bytes) -> bytes:
-    """An array whose header promises more than there is."""
+    """Write an array whose header claims more rows than it has."""
     return content.replace(b"'shape': (23, 5)", b"'shape': (23, 9)")
 
 

@@ -1,4 +1,4 @@
-"""Manifests: what they say, what they find, and that a killed one goes on."""
+"""Manifests: their content, the differences that they find, and resuming."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import datacomp_flyt
 from datacomp_flyt.cli import main
 from datacomp_flyt.files import output_files
 from datacomp_flyt.files.locks import lock_outputs
-from datacomp_flyt.pool import manifest
-from datacomp_flyt.pool.manifest import check_against, hash_folder, read_manifest, write_manifest
+from datacomp_flyt.pool import folder_hashes, manifest
+from datacomp_flyt.pool.folder_hashes import hash_folder
+from datacomp_flyt.pool.manifest import check_against, read_manifest, save_manifest
 from tests.baselines_plugin.job import Job, in_process
 from tests.baselines_plugin.test_bad_input import assert_refused
 from tests.conftest import make_pool, refusal, write_files, write_parquet
@@ -28,7 +30,7 @@ SCS = ("--name", "scs", "--score", "FLYT", "--num_samples", 50, "--repetition_pe
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three parquet files, one npz, one tar, and what is no shard."""
+    """A folder of three parquet files, an npz, a tar and another file."""
     made = Path(write_files(tmp_path / "metadata", POOL.metadata, 3))
     np.savez(made / "part-00001.npz", a=np.arange(10))
     (made / "below").mkdir()
@@ -38,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(*words: object) -> int:
-    """Exit code of `datacomp-flyt manifest`."""
+    """Run `datacomp-flyt manifest`; return its exit code."""
     with pytest.raises(SystemExit) as ended:
         main(["manifest", *map(str, words), "--num_workers", "2"])
     assert isinstance(ended.value.code, int)
@@ -59,6 +61,24 @@ def test_what_it_says(folder: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.json", "metadata"]
     assert run(folder, "--check", tmp_path / "m.json") == 0
     assert run(folder, "--check", tmp_path / "m.json", "--fast") == 0
+
+
+def test_the_functions(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    written = datacomp_flyt.write_manifest(folder, save_path=path, num_workers=1)
+    assert written == read_manifest(path)
+    assert [written[name].rows for name in sorted(written)][:2] == [None, 10]
+    for fast in (True, False):
+        assert datacomp_flyt.check_manifest(str(folder), manifest=path, fast=fast) == written
+    (folder / "part-00000.parquet").unlink()
+    for fast in (True, False):
+        message = refusal(datacomp_flyt.check_manifest, folder, manifest=path, fast=fast)
+        assert "1 missing: part-00000.parquet" in message
+    for function, file in (
+        (datacomp_flyt.write_manifest, {"save_path": path}),
+        (datacomp_flyt.check_manifest, {"manifest": path}),
+    ):
+        assert "--num_workers is 0" in refusal(function, folder, num_workers=0, **file)
 
 
 PARTS = [("0", "parquet"), ("1", "npz"), ("1", "parquet"), ("2", "parquet")]
@@ -114,7 +134,7 @@ def test_shards_without_a_row_may_be_alike(tmp_path: Path) -> None:
 def test_tars_without_a_member_may_be_alike(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of shards whose downloads all failed: the parquet beside each has rows."""
+    """Shards whose downloads all failed have equal tars, and tables with rows."""
     folder = tmp_path / "shards"
     write_files(folder, POOL.metadata, 3)
     for number in range(3):
@@ -134,16 +154,18 @@ def test_what_was_hashed_is_not_read_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    real = manifest._hash
+    real = folder_hashes._hash
 
-    def stopping(at: manifest.Folder, path: str, version: manifest.Version) -> manifest.File:
+    def stopping(
+        at: folder_hashes.Folder, path: str, version: folder_hashes.Version
+    ) -> folder_hashes.File:
         if len(read) == 3:
             raise KeyboardInterrupt
         read.append(path)
         return real(at, path, version)
 
     journal = tmp_path / "journal"
-    monkeypatch.setattr(manifest, "_hash", stopping)
+    monkeypatch.setattr(folder_hashes, "_hash", stopping)
     with pytest.raises(KeyboardInterrupt):
         hash_folder(str(folder), "the folder", journal, 1)
     with journal.open("a") as file:
@@ -151,10 +173,10 @@ def test_what_was_hashed_is_not_read_again(
     changed = folder / Path(read[0]).relative_to(folder)
     changed.write_bytes(b"a tar of another length")
     again: list[str] = []
-    monkeypatch.setattr(manifest, "_hash", lambda *a: (again.append(a[1]), real(*a))[1])
+    monkeypatch.setattr(folder_hashes, "_hash", lambda *a: (again.append(a[1]), real(*a))[1])
     found = hash_folder(str(folder), "the folder", journal, 1)
     assert sorted(again) == sorted({str(folder / name) for name in found} - set(read[1:]))
-    monkeypatch.setattr(manifest, "_hash", None)
+    monkeypatch.setattr(folder_hashes, "_hash", None)
     assert hash_folder(str(folder), "the folder", journal, 1) == found
 
 
@@ -173,7 +195,7 @@ def test_a_check_reads_all_unless_one_was_killed(
             assert run(folder, "--check", path) == (0 if wrong == content else 2)
             assert sorted(tmp_path.iterdir()) == files
     hash_folder(str(folder), "the folder", tmp_path / "m.json.checked.jsonl", 1)
-    monkeypatch.setattr(manifest, "_hash", None)
+    monkeypatch.setattr(folder_hashes, "_hash", None)
     assert run(folder, "--check", path) == 0
     assert sorted(tmp_path.iterdir()) == files
 
@@ -206,7 +228,7 @@ def test_a_manifest_removes_what_a_killed_one_left(folder: Path, tmp_path: Path)
 
 
 def test_notes_on_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "_read_journal", lambda path: {})
+    monkeypatch.setattr(folder_hashes, "_read_journal", lambda path: {})
     said = refusal(hash_folder, str(folder), "the folder", Path("/dev/full"), 1)
     assert said == "/dev/full cannot be written (No space left on device)"
 
@@ -214,14 +236,14 @@ def test_notes_on_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_file_that_changes_while_it_is_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = manifest.check_unchanged
+    real = folder_hashes.check_unchanged
 
-    def changing(fs: object, versions: dict[str, manifest.Version]) -> None:
+    def changing(fs: object, versions: dict[str, folder_hashes.Version]) -> None:
         with open(next(iter(versions)), "ab") as file:
             file.write(b"more")
         real(fs, versions)
 
-    monkeypatch.setattr(manifest, "check_unchanged", changing)
+    monkeypatch.setattr(folder_hashes, "check_unchanged", changing)
     said = refusal(hash_folder, str(folder), "the folder", tmp_path / "journal", 1)
     assert "00000000.tar has changed since this run began" in said
 
@@ -281,13 +303,13 @@ def test_selection_refuses_another_pool(tmp_path: Path, work: bool) -> None:
     assert_refused(outcome, "--metadata_dir", "1 additional: more/part-00000.parquet")
     shutil.rmtree(job.metadata / "more")
     first = found["part-00000.parquet"]
-    found["part-00000.parquet"] = manifest.File(first.size + 1, first.sha256, first.rows)
-    write_manifest(tmp_path / "m.json", found)
+    found["part-00000.parquet"] = folder_hashes.File(first.size + 1, first.sha256, first.rows)
+    save_manifest(tmp_path / "m.json", found)
     outcome = in_process(*job.flags(*flags))
     assert_refused(outcome, "--metadata_dir", "1 changed: part-00000.parquet")
     assert not job.save_path.exists()
     found["part-00000.parquet"] = first
-    write_manifest(tmp_path / "m.json", found)
+    save_manifest(tmp_path / "m.json", found)
     check_against(str(tmp_path / "m.json"), str(job.metadata), "--metadata_dir")
     job.select(*flags)
     assert job.save_path.exists()

@@ -1,4 +1,4 @@
-"""Parquet files whose Arrow schema this pyarrow does not know."""
+"""Parquet files whose Arrow schema has types unknown to this pyarrow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datacomp_flyt.pool.manifest import hash_folder
+from datacomp_flyt.pool.folder_hashes import hash_folder
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.parquet_file import open_parquet
 from datacomp_flyt.pool.pool import read_pool
@@ -23,7 +23,7 @@ RAW = [bytes.fromhex(uid) for uid in UIDS]
 
 
 def of_a_newer_pyarrow(path: Path) -> None:
-    """Put what this pyarrow does not know in the place of the Arrow schema."""
+    """Replace the Arrow schema by one that this pyarrow does not know."""
     content = bytearray(path.read_bytes())
     start = content.index(b"ARROW:schema") + len(b"ARROW:schema") + 8
     content[start : start + 64] = b"A" * 64

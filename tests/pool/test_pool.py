@@ -1,4 +1,4 @@
-"""Reading a pool: the same uids from any files, and what is refused."""
+"""A pool has the same uids whatever its files, and invalid pools are refused."""
 
 from __future__ import annotations
 

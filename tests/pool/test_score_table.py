@@ -49,7 +49,7 @@ def read(
 
 
 def joined(pool: Pool, *files: dict[str, Any], column: str) -> list[float]:
-    """The oracle: uid -> score over all files that have the column, NaN where there is none."""
+    """Return the score of each uid over all files with the column, NaN for none (oracle)."""
     scores = {
         uid.lower(): float(value)
         for file in files
@@ -148,7 +148,7 @@ def test_rows_of_other_examples_are_passed_over(folder: Path, pool: Pool) -> Non
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_uids_that_share_their_first_half(data: st.DataObject) -> None:
-    """Few halves, so that most lookups end in a run of equal first halves."""
+    """Few distinct halves, so that most lookups meet equal first halves."""
     half = st.sampled_from([0, 1, 2, 2**63, 2**64 - 1])
     pairs = st.tuples(half, half)
     inside = sorted(data.draw(st.sets(pairs, min_size=1)))
@@ -162,7 +162,7 @@ def test_uids_that_share_their_first_half(data: st.DataObject) -> None:
 
 
 class _Memory(ParquetShard):
-    """A shard that needs no file."""
+    """A shard without a file."""
 
     def rows(self, columns: Sequence[str]) -> Any:
         batch = pa.RecordBatch.from_arrays([self.fs[name] for name in columns], list(columns))

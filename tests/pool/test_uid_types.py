@@ -1,4 +1,4 @@
-"""uids in every Arrow type that holds them, and the types that are refused by name."""
+"""uids of every Arrow type are read or refused by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ascii_bytes(uids: Uids) -> list[bytes | None]:
 
 
 def encoded(plain: Form, uids: Uids, index: pa.DataType) -> pa.Array:
-    """A dictionary with values that no row uses; null is a null index."""
+    """A dictionary with unused values; a null is a null index."""
     other = next((uid for uid in uids if uid is not None), "0" * 32)
     values = plain([other, *(uid or other for uid in uids)])
     rows = [None if uid is None else row + 1 for row, uid in enumerate(uids)]
@@ -161,7 +161,7 @@ def test_the_same_subset_whatever_the_type(tmp_path: Path, wanted: bytes, form: 
 
 
 def test_the_same_subset_with_a_work_dir(tmp_path: Path, wanted: bytes) -> None:
-    """Rows are decoded by the same reader, so that two of the types are enough."""
+    """All types have the same reader, so two of them are enough."""
     job = Job(POOL, tmp_path).write()
     forms = IN_FILES["fixed_size_binary[16]"], IN_FILES["dictionary of int8"]
     write_parquet(job.metadata / "part-00000.parquet", with_uids(POOL.metadata, forms[0]))

@@ -1,4 +1,4 @@
-"""The uid codec against DataComp's own reading, `int(uid[:16], 16), int(uid[16:32], 16)`."""
+"""uids are decoded as by DataComp, `int(uid[:16], 16), int(uid[16:32], 16)`."""
 
 from __future__ import annotations
 

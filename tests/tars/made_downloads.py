@@ -1,4 +1,4 @@
-"""A pool as img2dataset downloads it: tars, and beside each a table that lists failures too."""
+"""A pool as img2dataset downloads it: tars, and tables that list failures too."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ JPG = b"\xff\xd8 no picture, but nobody looks"
 def write_tar(
     path: Path, uids: Mapping[str, str | None], image: str | None = "jpg", end: bool = True
 ) -> Path:
-    """A tar of samples by key; a uid of None is left out of its json."""
+    """Write a tar of samples by key; a uid of None is left out of the json."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for key, uid in uids.items():
@@ -45,7 +45,7 @@ def write_shard(
     table: bool = True,
     **columns: Any,
 ) -> Path:
-    """A tar of the uids that are there, and the table of all."""
+    """Write a tar of the downloaded uids, and the table of all uids."""
     keys = [f"{number:05d}{row:04d}" for row in range(len(uids))]
     samples = {key: uid for key, uid, ok in zip(keys, uids, there, strict=True) if ok}
     tar = write_tar(folder / f"{number:08d}.tar", samples)
@@ -59,7 +59,7 @@ def write_shard(
 
 @dataclass(frozen=True)
 class Download:
-    """A pool in a folder, of which some images could not be downloaded.
+    """Write a pool, of which some images could not be downloaded.
 
     Attributes:
         folder: holds `shards`, `metadata`, `scores`, and the same without the rows that are gone
@@ -84,7 +84,7 @@ class Download:
 def write_download(
     folder: Path, rows: int = 120, num_shards: int = 4, seed: int = 0, tables: bool = True
 ) -> Download:
-    """A quarter of the images is gone."""
+    """A pool of which a quarter of the images is missing."""
     pool = make_pool(rows)
     rng = np.random.default_rng(seed)
     there = rng.permutation(rows) >= rows // 4

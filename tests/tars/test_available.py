@@ -1,4 +1,4 @@
-"""The list of images at hand, and pools of which rows are left out."""
+"""Lists of available images, and pools of which rows are left out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pairs(high: object, low: object) -> np.ndarray:
 
 
 def numbers(seed: int, size: int, most: int) -> np.ndarray:
-    """uids of small numbers, which are no hashes."""
+    """Draw uids of small numbers, which are no hashes."""
     rng = np.random.default_rng(seed)
     return np.unique(pairs(rng.integers(0, most, size), rng.integers(0, most, size)))
 
@@ -157,7 +157,7 @@ STATUS = ["success" if ok else FAILED[row % 3] for row, ok in enumerate(THERE)]
 
 
 def check_pool(folder: str, available: Available | None, num_workers: int) -> str:
-    """The pool is of the rows that are there; what was said of the others."""
+    """Read the pool of the available rows; return the message on the others."""
     pool = read_pool(folder, num_workers, available=available)
     there = {uid for uid, ok in zip(POOL.uids, THERE, strict=True) if ok}
     assert pool.uids.tobytes() == sorted_uids(sorted(there)).tobytes()
@@ -219,7 +219,7 @@ def test_all_rows_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_some_files_have_a_status(tmp_path: Path) -> None:
-    """As where DataComp's metadata and img2dataset's tables lie in one folder."""
+    """DataComp's metadata and img2dataset's tables lie in one folder."""
     write_files(tmp_path, take({**METADATA, "status": STATUS}, list(range(60))), 1)
     (tmp_path / "part-00000.parquet").rename(tmp_path / "first.parquet")
     write_files(tmp_path, take(METADATA, list(range(60, 120))), 1)

@@ -1,4 +1,4 @@
-"""Lists of images made of tar shards: every kind of shard, and runs that go on."""
+"""Lists of the images in tar shards: every kind of shard, and resuming."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import pytest
 
 pytest.importorskip("webdataset")
 
-from datacomp_flyt.tars import image_list
+import datacomp_flyt
+from datacomp_flyt.tars import images as images_module
 from datacomp_flyt.tars.image_journal import Journal
-from datacomp_flyt.tars.image_list import Images, available_in, read_images, write_list
+from datacomp_flyt.tars.image_list import available_in, write_list
+from datacomp_flyt.tars.images import Images, read_images
 from datacomp_flyt.tars.shards import list_shards
 from datacomp_flyt.tars.uids import TarUids, uids_of_table, uids_of_tar
 from tests.conftest import hex_uids, refusal, sorted_uids, write_parquet
@@ -149,7 +151,7 @@ def no_tar(path: Path) -> None:
 def test_tars_that_cannot_be_read(
     tmp_path: Path, spoil: Callable[[Path], None], table: bool
 ) -> None:
-    """The table of a tar that has lost its end lists images that are not there."""
+    """The table of a truncated tar lists missing images."""
     for number in range(2):
         write_shard(tmp_path, number, UIDS[number::2], THERE[number::2], table)
     bad = tmp_path / "00000001.tar"
@@ -217,7 +219,7 @@ def list_of(images: Images, path: Path) -> bytes:
 def test_bytes_of_numpy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: bool, rows: int
 ) -> None:
-    """Whatever the shards, their order, and the rows that are merged at once."""
+    """The list does not depend on the shards, their order, and the rows merged at once."""
     made = write_download(tmp_path, 60, num_shards=5, tables=tables)
     np.save(tmp_path / "wanted.npy", sorted_uids(made.at_hand))
     shards = list_shards(str(made.shards), "SHARDS")
@@ -245,7 +247,7 @@ def test_several_workers(tmp_path: Path) -> None:
 
 @pytest.fixture
 def read_tars(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of shards that are read, in order; `stop` in it ends the run."""
+    """The names of the shards that are read, in order; `stop` among them ends the run."""
     names: list[str] = []
 
     def read(tar: str) -> TarUids | None:
@@ -254,7 +256,7 @@ def read_tars(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(Path(tar).stem[-1])
         return uids_of_table(tar)
 
-    monkeypatch.setattr(image_list, "uids_of_table", read)
+    monkeypatch.setattr(images_module, "uids_of_table", read)
     return names
 
 
@@ -323,7 +325,7 @@ def test_a_shard_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Monk
         os.utime(path, ns=(1, 1))
         return found
 
-    monkeypatch.setattr(image_list, "uids_of_table", read)
+    monkeypatch.setattr(images_module, "uids_of_table", read)
     images = read_images([str(tar)], 1, Journal(tmp_path / "journal"))
     assert images.unreadable == {str(tar): "it changed while it was read"}
     monkeypatch.undo()
@@ -336,3 +338,21 @@ def test_a_file_of_somebody_else_is_no_journal(tmp_path: Path, content: bytes) -
     (tmp_path / "journal").write_bytes(content)
     assert "holds no notes of this command" in refusal(Journal, tmp_path / "journal")
     assert (tmp_path / "journal").read_bytes() == content
+
+
+def test_the_function(tmp_path: Path) -> None:
+    made = write_download(tmp_path, 60, num_shards=4)
+    path, truncated = tmp_path / "list.npy", made.shards / "00000001.tar"
+    os.truncate(truncated, 2000)
+    message = refusal(datacomp_flyt.list_images, str(made.shards), save_path=path)
+    assert "1 of 4 tars cannot be used" in message
+    assert not path.exists()
+    images = datacomp_flyt.list_images(
+        str(made.shards), save_path=str(path), allow_unreadable=True, num_workers=1
+    )
+    uids = np.load(path)
+    assert images.path == path
+    assert images.num_images == len(uids) < len(made.at_hand)
+    assert np.isin(uids, sorted_uids(made.at_hand)).all()
+    assert images.num_tars == 4
+    assert list(images.unreadable) == [str(truncated)]

@@ -1,8 +1,9 @@
-"""A pool's uids and score columns in files, in the order of the uids, whatever the memory.
+"""External sort and merge of a pool's uids and score columns, for pools larger than memory.
 
-Rows are dealt to slices of the uid order (`uid_slices`), some files at a time; then slices are
-sorted and joined, one at a time, into one array a column. Both kinds of work may be done in any
-order, by any worker, and again: the folder notes what need not be (`sort_job`).
+First, rows are partitioned into buckets, ranges of uids (see `uid_buckets`), some files at a time.
+Then each bucket is sorted and joined, and its part of every result array is written. Both kinds of
+work can be done in any order, by any worker, and repeatedly; `sort_job` records what is done, so
+that a killed sort resumes.
 """
 
 from __future__ import annotations
@@ -25,27 +26,28 @@ from datacomp_flyt.files.memmap_arrays import create_array, write_rows
 from datacomp_flyt.files.output_files import atomic_write
 from datacomp_flyt.pool.external_sort.file_group import FileGroup
 from datacomp_flyt.pool.external_sort.sort_job import Faults, Layout
-from datacomp_flyt.pool.external_sort.uid_slices import Rows, read_slice, write_run
-from datacomp_flyt.pool.pool import describe_left_out, sort_uids
-from datacomp_flyt.pool.uid_search import find_uids
+from datacomp_flyt.pool.external_sort.uid_buckets import Rows, read_bucket, write_run
+from datacomp_flyt.pool.pool import describe_left_out
+from datacomp_flyt.pool.uid_search import find_uids, sort_uids
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.streams import say
 
 ROWS = 1 << 21
-"""Of a run, and about as many of a slice: what a worker has in memory, a few times over."""
+"""Rows of a run, and about as many of a bucket. A worker holds a few times as many in memory."""
 
-_MOST_SLICES = 1 << 16
-_MOST_ROWS = 8 * ROWS  # of a slice, that are sorted at all
+_MOST_BUCKETS = 1 << 16
+_MOST_ROWS = 8 * ROWS  # rows of the largest bucket that is sorted
 _RETRIES = 2
 
 
 @dataclass(frozen=True)
 class SortedFiles:
-    """Arrays in files.
+    """The result of an external sort: memory-mapped arrays.
 
     Attributes:
         uids: `u8,u8` array [M], sorted.
-        columns: by number of the group and name, floats [M]; NaN where there is no number.
+        columns: float arrays [M] by index of the group and name of the column; NaN for a missing
+            score.
     """
 
     uids: NDArray[np.void]
@@ -60,34 +62,36 @@ def sort_into_files(
     drop_nonfinite: bool,
     rows_at_once: int = ROWS,
 ) -> SortedFiles:
-    """Sort a pool, and join to it what other files have of its examples.
+    """Sort a pool, and join the columns of other files to its examples.
 
     Args:
-        groups: the pool's own files first, with or without columns.
-        folder: of the arrays; what was done there before for the same files is not done again.
-        engine: its workers see the files and the folder.
-        allow_partial, drop_nonfinite: accept examples without a score, or without a finite one.
-        rows_at_once: of a run and a slice.
+        groups: the files to sort; the first group is the pool's metadata, with or without columns.
+        folder: the folder of the job; a job that was killed there resumes.
+        engine: the engine; its workers must see the files and the folder.
+        allow_partial: accept examples without a score.
+        drop_nonfinite: accept scores that are not finite.
+        rows_at_once: the number of rows of a run, and about that of a bucket.
 
     Raises:
-        InputError: as of `read_pool` and `ScoreTable.read`; another job's folder; a full disk.
+        InputError: see `read_pool` and `ScoreTable.read`; or the folder belongs to another job, or
+            the disk is full.
     """
     pool = groups[0]
     if not pool.num_rows:
         raise InputError(f"{pool.name} holds no example: all files are empty")
     most_rows = max(group.num_rows for group in groups)  # a table may be of a larger pool
-    layout = Layout(folder, groups, min(-(-most_rows // rows_at_once), _MOST_SLICES))
+    layout = Layout(folder, groups, min(-(-most_rows // rows_at_once), _MOST_BUCKETS))
     layout.check_job(rows_at_once)
-    if pool.available is not None:  # workers open it as a file
+    if pool.available is not None:  # workers open the list as a file
         available = pool.available.in_file(folder / "available.npy")
         groups = [g if g.available is None else replace(g, available=available) for g in groups]
         layout = replace(layout, groups=groups)
     with engine:
-        dealt = _deal_all(layout, engine, rows_at_once)
-        pool_size = int(dealt[0].num_rows.sum())
+        partitions = _partition_all(layout, engine, rows_at_once)
+        pool_size = int(partitions[0].num_rows.sum())
         if left_out := describe_left_out(pool.name, pool.shards, pool_size, pool.available):
             say(left_out)
-        faults = _sort_all(layout, engine, dealt)
+        faults = _sort_all(layout, engine, partitions)
     layout.raise_faults(faults, pool_size, allow_partial, drop_nonfinite)
     for run in (folder / "partitioned").glob("*"):
         run.unlink()
@@ -98,68 +102,68 @@ def sort_into_files(
 
 
 @dataclass(frozen=True)
-class Dealt:
-    """What became of a group: its runs, and how many rows each slice has in them [num_slices]."""
+class Partition:
+    """The runs of a group, and the number of rows of each bucket in them [num_buckets]."""
 
     runs: list[Path]
     num_rows: NDArray[np.int64]
 
 
-def _deal_all(layout: Layout, engine: Engine, rows: int) -> list[Dealt]:
+def _partition_all(layout: Layout, engine: Engine, rows: int) -> list[Partition]:
     """Write the runs of each group."""
     items: dict[str, FileGroup] = {}
-    for place, group in enumerate(layout.groups):
-        for number, part in enumerate(group.parts(rows)):
-            items[f"{place}-{number:06d}"] = part
+    for index, group in enumerate(layout.groups):
+        for part_index, part in enumerate(group.parts(rows)):
+            items[f"{index}-{part_index:06d}"] = part
     left = {key: part for key, part in items.items() if not layout.marker(key).exists()}
-    make = functools.partial(_dealer, layout.folder, layout.num_slices, rows)
+    make = functools.partial(_make_partitioner, layout.folder, layout.num_buckets, rows)
     num_rows = {key: part.num_rows for key, part in left.items()}
     _run(engine, make, left, "partitioning", layout, num_rows)
-    found = [Dealt([], np.zeros(layout.num_slices, np.int64)) for _ in layout.groups]
+    partitions = [Partition([], np.zeros(layout.num_buckets, np.int64)) for _ in layout.groups]
     for key in items:
-        dealt = found[int(key.split("-")[0])]
-        for number, counts in enumerate(layout.read_marker(key)):
-            dealt.runs.append(layout.run(key, number))
-            dealt.num_rows[:] += counts
-    return found
+        partition = partitions[int(key.split("-")[0])]
+        for run_index, counts in enumerate(layout.read_marker(key)):
+            partition.runs.append(layout.run(key, run_index))
+            partition.num_rows[:] += counts
+    return partitions
 
 
-def _sort_all(layout: Layout, engine: Engine, dealt: Sequence[Dealt]) -> Faults:
-    """Sort every slice; what is wrong in any of them."""
-    for group, of in zip(layout.groups, dealt, strict=True):
-        _check_even(group, of.num_rows)
-    rows = dealt[0].num_rows
+def _sort_all(layout: Layout, engine: Engine, partitions: Sequence[Partition]) -> Faults:
+    """Sort every bucket, and return the faults of all buckets."""
+    for group, partition in zip(layout.groups, partitions, strict=True):
+        _check_even(group, partition.num_rows)
+    rows = partitions[0].num_rows
     ends = np.cumsum(rows)
     arrays = {layout.uids: UID_DTYPE}
-    for (place, name), path in layout.columns().items():
-        arrays[path] = layout.groups[place].columns[name]
+    for (index, name), path in layout.columns().items():
+        arrays[path] = layout.groups[index].columns[name]
     items = {
-        f"slice-{number:05d}": (number, int(ends[number] - rows[number]))
-        for number in range(layout.num_slices)
+        f"bucket-{bucket:05d}": (bucket, int(ends[bucket] - rows[bucket]))
+        for bucket in range(layout.num_buckets)
     }
     left = {key: item for key, item in items.items() if not layout.marker(key).exists()}
     for path, dtype in arrays.items():
         if not path.exists():
-            if len(left) < len(items):  # some of it was there
+            if len(left) < len(items):  # part of the array was written
                 raise InputError(f"{path} is gone: remove --work_dir {layout.folder} too")
             create_array(path, int(ends[-1]), dtype)
-    make = functools.partial(_sorter, layout, [of.runs for of in dealt])
-    num_rows = {key: int(rows[number]) for key, (number, _) in left.items()}
+    make = functools.partial(_make_sorter, layout, [partition.runs for partition in partitions])
+    num_rows = {key: int(rows[bucket]) for key, (bucket, _) in left.items()}
     _run(engine, make, left, "sorting", layout, num_rows)
     faults: Faults = {}
     for key in items:
-        for kind, (number, uid) in layout.read_marker(key).items():
-            before, first = faults.get(kind, (0, uid))
-            faults[kind] = (before + number, min(first, uid))
+        for kind, (count, uid) in layout.read_marker(key).items():
+            total, first = faults.get(kind, (0, uid))
+            faults[kind] = (total + count, min(first, uid))
     return faults
 
 
 def _check_even(group: FileGroup, rows: NDArray[np.int64]) -> None:
-    """Raise InputError where a slice has more rows than a worker may have in memory."""
-    most = int(rows.argmax())
-    if rows[most] > _MOST_ROWS:
+    """Raise InputError if a bucket has more rows than a worker may have in memory."""
+    largest = int(rows.argmax())
+    if rows[largest] > _MOST_ROWS:
         raise InputError(
-            f"{group.name} has {int(rows[most]):,} rows in one of {len(rows):,} equal ranges of "
+            f"{group.name} has {int(rows[largest]):,} rows in one of {len(rows):,} equal ranges of "
             "uids, and --work_dir sorts a range at a time: uids are hashes, as DataComp's are, and "
             "of each example there is one row; leave --work_dir out to sort others in memory"
         )
@@ -179,113 +183,120 @@ def _run(
 
     if not items:
         return
-    mark = layout.folder / "partitioned" / f"of-{uuid.uuid4().hex}"
-    with atomic_write(mark):
+    probe = layout.folder / "partitioned" / f"of-{uuid.uuid4().hex}"
+    with atomic_write(probe):
         pass
     try:
-        make = functools.partial(_make_in_folder, mark, make)
+        make = functools.partial(_make_in_folder, probe, make)
         errors = run_shards(engine, make, items, write, _RETRIES, label, num_rows, give_up=True)
     finally:
-        mark.unlink(missing_ok=True)
+        probe.unlink(missing_ok=True)
     for error in errors.values():
         raise error if isinstance(error, InputError) else InputError(f"{label} failed: {error}")
 
 
-def _make_in_folder(mark: Path, make: TaskFactory, device: str) -> Callable[[Any], Any]:
-    """`make`, where the worker sees the driver's folder; a path may mean another one elsewhere."""
-    if not mark.exists():
+def _make_in_folder(probe: Path, make: TaskFactory, device: str) -> Callable[[Any], Any]:
+    """Call `make` if this worker sees the driver's folder: other nodes may have another one."""
+    if not probe.exists():
         raise InputError(
-            f"--work_dir {mark.parents[1]} is not the same folder on {socket.gethostname()}, where "
-            "a worker runs: name one on a disk that all nodes share"
+            f"--work_dir {probe.parents[1]} is not the same folder on {socket.gethostname()}, "
+            "where a worker runs: name one on a disk that all nodes share"
         )
     return make(device)
 
 
-def _dealer(folder: Path, num_slices: int, rows: int, device: str) -> Callable[[Any], Any]:
-    layout = Layout(folder, (), num_slices)
+def _make_partitioner(
+    folder: Path, num_buckets: int, rows: int, device: str
+) -> Callable[[Any], Any]:
+    layout = Layout(folder, (), num_buckets)
 
-    def deal(item: tuple[str, FileGroup]) -> list[list[int]]:
+    def partition(item: tuple[str, FileGroup]) -> list[list[int]]:
         key, group = item
         counts = list[list[int]]()
         for run in _runs(group.batches(), rows):
-            counts.append(write_run(layout.run(key, len(counts)), run, num_slices).tolist())
-            del run  # not held while the next one is read
+            counts.append(write_run(layout.run(key, len(counts)), run, num_buckets).tolist())
+            del run  # freed before the next run is read
         return counts
 
-    return deal
+    return partition
 
 
 def _runs(batches: Iterator[Rows], rows: int) -> Iterator[Rows]:
-    """The same, in pieces of at least so many rows but for the last."""
+    """Join batches to runs of at least `rows` rows; the last run may be smaller."""
     parts, total = list[Rows](), 0
     for batch in filter(len, batches):
         parts.append(batch)
         total += len(batch)
         if total >= rows:
             run = Rows.concatenate(parts)
-            parts, total = [], 0  # not held while the run is written
+            parts, total = [], 0  # freed before the run is written
             yield run
             del run
     if parts:
         yield Rows.concatenate(parts)
 
 
-def _sorter(layout: Layout, runs: Sequence[Sequence[Path]], device: str) -> Callable[[Any], Any]:
+def _make_sorter(
+    layout: Layout, runs: Sequence[Sequence[Path]], device: str
+) -> Callable[[Any], Any]:
     def sort(item: tuple[str, tuple[int, int]]) -> Faults:
-        _, (number, start) = item
-        return sort_slice(layout, runs, number, start)
+        _, (bucket, start) = item
+        return sort_bucket(layout, runs, bucket, start)
 
     return sort
 
 
-def sort_slice(layout: Layout, runs: Sequence[Sequence[Path]], number: int, start: int) -> Faults:
-    """Write a slice of each array.
+def sort_bucket(layout: Layout, runs: Sequence[Sequence[Path]], bucket: int, start: int) -> Faults:
+    """Sort a bucket and write its part of each array; return its faults.
 
     Args:
-        runs: of each group.
-        number: of the slice.
-        start: row of its first uid in the arrays.
+        layout: the job.
+        runs: the runs of each group.
+        bucket: the index of the bucket.
+        start: the index of the bucket's first uid in the arrays.
     """
-    rows = read_slice(runs[0], number)
+    rows = read_bucket(runs[0], bucket)
     order = sort_uids(rows.high, rows.low)
-    here = rows.uids
-    write_rows(layout.uids, start, here)
+    uids = rows.uids
+    write_rows(layout.uids, start, uids)
     faults: Faults = {}
     same = (rows.high[1:] == rows.high[:-1]) & (rows.low[1:] == rows.low[:-1])
-    _note_fault(faults, "twice", here[1:], same)
+    _add_fault(faults, "twice", uids[1:], same)
     paths = layout.columns()
-    for place in range(len(layout.groups)):
-        if place:
-            values, times = _join(rows, read_slice(runs[place], number))
+    for index in range(len(layout.groups)):
+        if index:
+            values, counts = _join(rows, read_bucket(runs[index], bucket))
         else:
             values = {name: column.take(order) for name, column in rows.columns.items()}
-            times = np.ones(len(rows), np.int64)
-        _note_fault(faults, f"repeated {place}", here, times > 1)
-        _note_fault(faults, f"missing {place}", here, times == 0)
+            counts = np.ones(len(rows), np.int64)
+        _add_fault(faults, f"repeated {index}", uids, counts > 1)
+        _add_fault(faults, f"missing {index}", uids, counts == 0)
         for name, column in values.items():
             finite = np.isfinite(column)
-            _note_fault(faults, f"not finite {place} {name}", here, ~finite & (times > 0))
+            _add_fault(faults, f"not finite {index} {name}", uids, ~finite & (counts > 0))
             column[~finite] = np.nan
-            write_rows(paths[place, name], start, column)
+            write_rows(paths[index, name], start, column)
     return faults
 
 
 def _join(pool: Rows, rows: Rows) -> tuple[dict[str, NDArray[np.floating]], NDArray[np.int64]]:
-    """Columns [m] in the order of sorted uids, NaN where there is no row; and how many rows [m]."""
+    """Join rows to the m sorted uids of a pool.
+
+    Returns:
+        the columns [m], NaN for a uid without a row; and the number of rows of each uid [m].
+    """
     if not len(pool):
         return {name: column[:0] for name, column in rows.columns.items()}, np.zeros(0, np.int64)
-    places = find_uids(pool.high, pool.low, rows.uids)
-    inside = np.flatnonzero(places >= 0)
+    positions = find_uids(pool.high, pool.low, rows.uids)
+    known = np.flatnonzero(positions >= 0)
     values: dict[str, NDArray[np.floating]] = {}
     for name, column in rows.columns.items():
         values[name] = np.full(len(pool), np.nan, column.dtype)
-        values[name][places[inside]] = column[inside]
-    return values, np.bincount(places[inside], minlength=len(pool))
+        values[name][positions[known]] = column[known]
+    return values, np.bincount(positions[known], minlength=len(pool))
 
 
-def _note_fault(
-    faults: Faults, kind: str, uids: NDArray[np.void], wrong: NDArray[np.bool_]
-) -> None:
-    """Note how many of some sorted uids are wrong, and the first."""
+def _add_fault(faults: Faults, kind: str, uids: NDArray[np.void], wrong: NDArray[np.bool_]) -> None:
+    """Add the number of wrong uids among some sorted ones, and the first of these."""
     if wrong.any():
         faults[kind] = (int(np.count_nonzero(wrong)), format_uid(uids[int(wrong.argmax())]))

@@ -1,4 +1,4 @@
-"""Metadata and scores whose columns are read in memory and in files."""
+"""A pool whose columns are read in memory and by an external sort."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datacomp_flyt.engines.engine import Engine
 from datacomp_flyt.mixing import columns_in_files
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.columns_in_files import FileColumns
-from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
+from datacomp_flyt.pool.external_sort.sorted_files import SortedFiles, sort_into_files
 from datacomp_flyt.pool.pool import read_pool
 from tests.conftest import ROWS, make_pool, write_files
 from tests.engines.here import Here
@@ -27,7 +27,7 @@ VALUES = np.random.default_rng(5).normal(0, 3, ROWS)
 
 
 class Read(NamedTuple):
-    """What became of columns: uids, and each column."""
+    """The bytes of the uids, and the dtype and bytes of each column."""
 
     uids: bytes
     columns: list[tuple[str, bytes]]
@@ -35,7 +35,7 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """Metadata and scores in a folder, and a folder for files."""
+    """Metadata and scores in a folder, and a folder for the external sort."""
 
     folder: Path
 
@@ -68,7 +68,7 @@ class Job:
         rows: int = 16,
         engine: Engine | None = None,
     ) -> Read:
-        """In slices of so many rows."""
+        """Read columns by an external sort with buckets of so many rows."""
         places = (str(self.metadata), str(self.scores), 1, partial, drop)
         columns = FileColumns(*places, self.work, engine or Here())
         with pytest.MonkeyPatch.context() as patch:
@@ -81,3 +81,9 @@ def read(columns: Columns, names: Sequence[str]) -> Read:
     columns.find(list(dict.fromkeys(names)))
     found = [(values.dtype.name, values.tobytes()) for values in columns.read(names)]
     return Read(columns.uids().tobytes(), found)
+
+
+def as_read(found: SortedFiles) -> Read:
+    """Return the bytes of an external sort, to compare them with `Job.in_memory`."""
+    columns = [(values.dtype.name, values.tobytes()) for values in found.columns.values()]
+    return Read(found.uids.tobytes(), columns)

@@ -1,4 +1,4 @@
-"""Columns sorted into files against the same columns in memory."""
+"""Columns of an external sort equal those read in memory."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ VALUE = st.none() | st.sampled_from([1.5, -2.0, float("nan"), float("-inf"), 0.0
 
 
 def kind(message: str) -> str:
-    """A sentence up to where it names one of several places."""
+    """Return a message up to the row that it names, which may differ."""
     return re.split(r" \(|, (?:the first|one of them) in ", message)[0]
 
 
@@ -308,7 +308,7 @@ def test_other_columns_are_another_job(job: Job, names: tuple[str, ...]) -> None
     job.in_files("a")
     assert "other files, images or columns" in refusal(job.in_files, *names)
     with pytest.raises(InputError, match="other files, images or columns"):
-        job.in_files("a", rows=15)  # the same number of slices, and other parts
+        job.in_files("a", rows=15)  # the same number of buckets, and other parts
     assert job.in_files("a") == job.in_memory("a")
 
 

@@ -1,4 +1,4 @@
-"""Sorting into files that was killed, or whose disk was full, goes on; and workers may end."""
+"""An external sort resumes after it was killed or its disk was full, and survives lost workers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 from datacomp_flyt.engines.processes import ProcessEngine
 from datacomp_flyt.pool.external_sort import sort_job
 from datacomp_flyt.pool.external_sort.file_group import FileGroup
-from datacomp_flyt.pool.external_sort.sorted_files import SortedFiles, sort_into_files
+from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from tests.conftest import ROWS, refusal
 from tests.engines.here import Here, Killed
-from tests.pool.external_sort.sorted_job import CLIP, Job, Read
+from tests.pool.external_sort.sorted_job import CLIP, Job, Read, as_read
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def assert_done(job: Job, found: Read) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_killed_anywhere(job: Job, seed: int) -> None:
-    """After any number of parts and slices, whose notes may be lost; then to the end."""
+    """The sort is killed after any number of parts and buckets, may lose markers, and resumes."""
     rng, names = np.random.default_rng(seed), ("a", "b", CLIP)
     done: set[str] = set()
     for most in rng.integers(1, 8, 2):
@@ -64,7 +64,7 @@ def test_killed_anywhere(job: Job, seed: int) -> None:
 
 
 def test_files_of_others_stay(job: Job) -> None:
-    """Whoever names a folder of his own loses nothing; of a killed run's files none is left."""
+    """No file of a user is removed, and no temporary file of a killed run is left."""
     ending = "0123456789abcdef.datacomp_flyt.tmp"
     left = (f".job.json.{ending}", f".array.{ending}", f"partitioned/.0-000000-0.run.{ending}")
     others = (".config.json.original", ".lock", "mine/.train.log.download", ".job.json.abcd1234")
@@ -85,7 +85,7 @@ def test_a_folder_of_others_is_refused(job: Job, name: str) -> None:
     assert (job.work / name).read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("name", ["job.json", "done/0-000001.json", "done/slice-00003.json"])
+@pytest.mark.parametrize("name", ["job.json", "done/0-000001.json", "done/bucket-00003.json"])
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[" * 100_000, b'{"rows": 16'])
 def test_damaged_notes(job: Job, name: str, content: bytes) -> None:
     job.in_files("a")
@@ -106,17 +106,17 @@ def test_a_note_with_another_number(job: Job) -> None:
 def test_a_folder_of_another_format(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Killed):
         job.in_files("a", engine=Here(3))
-    monkeypatch.setattr(sort_job, "_FORMAT", "datacomp_flyt --work_dir 2")
+    monkeypatch.setattr(sort_job, "_FORMAT", "datacomp_flyt --work_dir 3")
     assert "before they changed: remove it" in refusal(job.in_files, "a")
 
 
 def test_slices_that_were_half_sorted(job: Job) -> None:
-    """What a slice is sorted from stays until all are."""
+    """Runs are kept until all buckets are sorted."""
     with pytest.raises(Killed):
         job.in_files("a", "b", CLIP, engine=Here(14))
-    slices = list((job.work / "done").glob("slice-*"))
-    assert len(slices) > 1
-    for path in slices:
+    buckets = list((job.work / "done").glob("bucket-*"))
+    assert len(buckets) > 1
+    for path in buckets:
         path.unlink()
     for path in job.work.glob("*.npy"):
         content = path.read_bytes()
@@ -141,7 +141,7 @@ def test_a_disk_that_was_full(job: Job, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_file_that_is_gone_at_the_end(job: Job) -> None:
-    """Never a column of zeros."""
+    """An incomplete column is never used as zeros."""
     job.in_files("a")
     (job.work / "column_0.npy").unlink()
     assert str(job.work) in refusal(job.in_files, "a")
@@ -151,7 +151,7 @@ def test_a_file_that_is_gone_at_the_end(job: Job) -> None:
 
 
 class KillsOnce(ParquetShard):
-    """A file whose first reader is killed."""
+    """A file that kills its first reader."""
 
     def rows(self, columns: Sequence[str]) -> Any:
         mark = Path(self.path).with_suffix(".read")
@@ -162,7 +162,7 @@ class KillsOnce(ParquetShard):
 
 
 class Noting(ProcessEngine):
-    """Keeps what came of the items."""
+    """An engine that records the outcomes."""
 
     def run(self, make: Any, items: Any) -> Any:
         for outcome in super().run(make, items):
@@ -180,16 +180,11 @@ def test_a_killed_worker_costs_its_part_only(job: Job) -> None:
     names = [name for name, _ in engine.outcomes]
     lost = [name for name, error in engine.outcomes if error is not None]
     assert lost == ["0-000001"]
-    assert sorted(names) == sorted([*(f"0-{n:06d}" for n in (0, 1, 1, 2)), *slice_names(3)])
+    assert sorted(names) == sorted([*(f"0-{n:06d}" for n in (0, 1, 1, 2)), *bucket_names(3)])
 
 
-def slice_names(number: int) -> list[str]:
-    return [f"slice-{n:05d}" for n in range(number)]
-
-
-def as_read(found: SortedFiles) -> Read:
-    columns = [(values.dtype.name, values.tobytes()) for values in found.columns.values()]
-    return Read(found.uids.tobytes(), columns)
+def bucket_names(number: int) -> list[str]:
+    return [f"bucket-{n:05d}" for n in range(number)]
 
 
 def test_two_workers(job: Job) -> None:

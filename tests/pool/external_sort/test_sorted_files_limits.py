@@ -1,4 +1,4 @@
-"""What sorting into files refuses or tries again: uids that are no hashes, folders, storage."""
+"""Limits of an external sort: uids that are no hashes, unshared folders, failing storage."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from datacomp_flyt.engines import shards
 from datacomp_flyt.engines.engine import Outcome, T, TaskFactory
 from datacomp_flyt.files.memmap_arrays import create_array, write_rows
 from datacomp_flyt.files.open_file import readable
-from datacomp_flyt.pool.external_sort import sorted_files, uid_slices
+from datacomp_flyt.pool.external_sort import sorted_files, uid_buckets
 from datacomp_flyt.pool.external_sort.file_group import FileGroup
 from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from tests.conftest import ROWS, hex_uids, refusal, write_files
 from tests.engines.here import Here
-from tests.pool.external_sort.sorted_job import CLIP, Job
-from tests.pool.external_sort.test_sorted_files_again import as_read
+from tests.pool.external_sort.sorted_job import CLIP, Job, as_read
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def job(tmp_path: Path) -> Job:
     return Job(tmp_path).write()
 
 
-# ------------------------------------------------------------------- the size of a slice
+# ------------------------------------------------------------------- the size of a bucket
 
 
 @pytest.mark.parametrize("place", ["metadata", "scores"])
@@ -54,38 +53,38 @@ def test_uids_that_are_no_hashes(job: Job, monkeypatch: pytest.MonkeyPatch, plac
 
 
 def test_a_table_of_a_larger_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices are as small as its rows ask for."""
+    """The largest table determines the number of buckets."""
     job = Job(tmp_path).write()
     others = hex_uids(2000, "others")
     write_files(job.scores / "more", {"uid": others, "a": np.ones(2000), "b": np.ones(2000)}, 4)
     read: list[int] = []
 
-    def reading(runs: Sequence[Path], number: int) -> uid_slices.Rows:
-        rows = uid_slices.read_slice(runs, number)
+    def reading(runs: Sequence[Path], number: int) -> uid_buckets.Rows:
+        rows = uid_buckets.read_bucket(runs, number)
         read.append(len(rows))
         return rows
 
-    monkeypatch.setattr(sorted_files, "read_slice", reading)
+    monkeypatch.setattr(sorted_files, "read_bucket", reading)
     assert job.in_files("a", rows=100) == job.in_memory("a")
     assert sum(read) == ROWS + ROWS + 2000
     assert 0 < max(read) < 200
 
 
 def test_two_numbers_of_the_ends_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each run, whatever the number of slices."""
+    """A bucket's bounds are read from each run, not the whole table of bounds."""
     high = np.random.default_rng(0).integers(0, 2**64, 50, np.uint64)
-    rows = uid_slices.Rows(high, high, {})
-    uid_slices.write_run(tmp_path / "run", rows, 1 << 16)
+    rows = uid_buckets.Rows(high, high, {})
+    uid_buckets.write_run(tmp_path / "run", rows, 1 << 16)
     read: list[int] = []
-    read_items = uid_slices._read_items
+    read_items = uid_buckets._read_items
 
     def reading(file: Any, place: int, number: int, kind: np.dtype[Any]) -> Any:
         read.append(number * kind.itemsize)
         return read_items(file, place, number, kind)
 
-    monkeypatch.setattr(uid_slices, "_read_items", reading)
-    number = int(uid_slices.slices_of(high[:1], 1 << 16)[0])
-    found = uid_slices.read_slice([tmp_path / "run"], number)
+    monkeypatch.setattr(uid_buckets, "_read_items", reading)
+    number = int(uid_buckets.bucket_numbers(high[:1], 1 << 16)[0])
+    found = uid_buckets.read_bucket([tmp_path / "run"], number)
     assert high[0] in found.high
     assert read == [2 * 8, 16 * len(found)]
 
@@ -94,7 +93,7 @@ def test_two_numbers_of_the_ends_are_read(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 class Elsewhere(Here):
-    """A worker that sees another folder under the same path, or none."""
+    """A worker that sees another folder under the same path, or no folder."""
 
     def __init__(self, folder: Path, there: bool) -> None:
         super().__init__()
@@ -153,7 +152,7 @@ FAILURES = 2
 
 
 class UnsteadyShard(ParquetShard):
-    """Its first readers are told of an error."""
+    """A file whose first reads fail."""
 
     def rows(self, columns: Sequence[str]) -> Iterator[Any]:
         mark = Path(f"{self.path}.tried")
@@ -182,8 +181,8 @@ def test_storage_that_does_not_answer(
     else:
         assert as_read(sort_into_files(*arguments)) == job.in_memory(CLIP)
     assert pauses == [1, 5][:retries]
-    dealt = [name for name in engine.names if name.startswith("0-")]
-    assert dealt == ["0-000000", "0-000001", "0-000002", *["0-000001"] * retries]
+    partitioned = [name for name in engine.names if name.startswith("0-")]
+    assert partitioned == ["0-000000", "0-000001", "0-000002", *["0-000001"] * retries]
 
 
 def test_a_damaged_file_is_read_once(job: Job) -> None:

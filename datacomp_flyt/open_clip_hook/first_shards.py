@@ -7,7 +7,7 @@ from collections import Counter
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.log_weights import LogWeights
-from datacomp_flyt.open_clip_hook.reading import (
+from datacomp_flyt.open_clip_hook.subset_reader import (
     Reader,
     SubsetCounts,
     check_whole,

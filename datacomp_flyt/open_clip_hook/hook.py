@@ -15,8 +15,7 @@ import numpy as np
 from datacomp_flyt.clip.models import known_name
 from datacomp_flyt.errors import InputError, printable
 from datacomp_flyt.files.locks import lock_outputs
-from datacomp_flyt.open_clip_hook.batches import WeighedLoader
-from datacomp_flyt.open_clip_hook.checks import check_data, check_loss, check_names
+from datacomp_flyt.open_clip_hook.batch_weights import BatchWeights
 from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
 from datacomp_flyt.open_clip_hook.log_weights import (
     LogWeights,
@@ -25,10 +24,10 @@ from datacomp_flyt.open_clip_hook.log_weights import (
     read_weights,
 )
 from datacomp_flyt.open_clip_hook.loss import WeightedClipLoss
-from datacomp_flyt.open_clip_hook.pending import PendingBatch
-from datacomp_flyt.open_clip_hook.reading import StockReader, SubsetReader, open_subset
-from datacomp_flyt.open_clip_hook.seeded import seeded_shuffles
+from datacomp_flyt.open_clip_hook.preconditions import check_data, check_loss, check_names
+from datacomp_flyt.open_clip_hook.seeded_shuffle import seeded_shuffles
 from datacomp_flyt.open_clip_hook.subset_images import count_images
+from datacomp_flyt.open_clip_hook.subset_reader import StockReader, SubsetReader, open_subset
 from datacomp_flyt.open_clip_hook.tar_blocks import BlockReader
 from datacomp_flyt.open_clip_hook.trainer import (
     HOOKED,
@@ -36,6 +35,7 @@ from datacomp_flyt.open_clip_hook.trainer import (
     find_trainer,
 )
 from datacomp_flyt.open_clip_hook.uid_columns import UidTokenizer
+from datacomp_flyt.open_clip_hook.weighted_loader import WeightedLoader
 from datacomp_flyt.pool.available import read_available
 
 MODEL = "ViT-B-32"
@@ -68,7 +68,7 @@ class Hook:
         self._available = None if available is None else read_available(str(available))
         self._log_weights = log_weights
         self._distinct_in_batch = distinct_in_batch
-        self._pending = PendingBatch()
+        self._batch_weights = BatchWeights()
         self._reads, self._weighs = False, log_weights is None
         self._stock: dict[tuple[ModuleType, str], Any] = {}
         self._lock = contextlib.ExitStack()
@@ -143,10 +143,10 @@ class Hook:
             data = self._read_through(
                 make, training, preprocess_fns, epoch, uid_tokenizer, **others
             )
-            data["train"].dataloader = WeighedLoader(
+            data["train"].dataloader = WeightedLoader(
                 data["train"].dataloader,
                 self._log_weights,
-                self._pending,
+                self._batch_weights,
                 tokenizer("").shape[1],
                 args.accum_freq,
                 self._distinct_in_batch,
@@ -203,7 +203,7 @@ class Hook:
         made = self._stock[self.trainer.main, self.trainer.loss_maker](args, *others, **named)
         stock = made.loss if self.trainer.makes_tasks else made
         check_loss(args, stock, self.trainer)
-        weighted = WeightedClipLoss(stock, self._pending, self._distinct_in_batch)
+        weighted = WeightedClipLoss(stock, self._batch_weights, self._distinct_in_batch)
         self._weighs = True
         if not self.trainer.makes_tasks:
             return weighted

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datacomp_flyt.open_clip_hook.pending import PendingBatch
+from datacomp_flyt.open_clip_hook.batch_weights import BatchWeights
 
 _NOTHING = -1e30  # log of weight 0: finite, so that a batch of nothing else is no NaN
 _IGNORED = -100  # label of rows that do not count: PyTorch's own
@@ -37,16 +37,16 @@ class WeightedClipLoss(nn.Module):
 
     _shared: Tensor  # log weights [B] of the step under way
 
-    def __init__(self, stock: Any, pending: PendingBatch, distinct_in_batch: bool) -> None:
+    def __init__(self, stock: Any, batch_weights: BatchWeights, distinct_in_batch: bool) -> None:
         """
         Args:
             stock: open_clip's ClipLoss.
-            pending: what the loader said of the batch.
+            batch_weights: what the loader said of the batch.
             distinct_in_batch: give weight 0 to all but the first of a pair's copies in a batch.
         """
         super().__init__()
         self.stock: Any = stock
-        self._pending, self._distinct_in_batch = pending, distinct_in_batch
+        self._batch_weights, self._distinct_in_batch = batch_weights, distinct_in_batch
         self._world_size: int = stock.world_size
         self._shares = (
             stock.world_size if stock.local_loss else 1
@@ -88,13 +88,13 @@ class WeightedClipLoss(nn.Module):
 
     def _log_weights(self, rows: int, device: torch.device) -> Tensor:
         """log w [B] of the batch over all ranks, of which the largest is 0."""
-        local, keys, first = self._pending.take(rows)
+        local, keys, first = self._batch_weights.take(rows)
         if not first:  # the same step again, with --accum-freq
             return self._shared
         log_weights = self._gather(local.to(device, non_blocking=True)).clamp_min(_NOTHING)
         if self._distinct_in_batch:
             repeated = _repeats(self._gather(keys.to(device, non_blocking=True)))
-            self._pending.count_masked(repeated.sum())
+            self._batch_weights.count_masked(repeated.sum())
             log_weights = log_weights.masked_fill(repeated, _NOTHING)
         self._shared = log_weights - log_weights.max().clamp_min(_NOTHING / 2)
         return self._shared

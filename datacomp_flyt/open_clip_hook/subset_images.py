@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.open_clip_hook.reading import SubsetCounts
+from datacomp_flyt.open_clip_hook.subset_reader import SubsetCounts
 from datacomp_flyt.pool.available import Available
 from datacomp_flyt.tars.tables_beside import count_in_tables
 from datacomp_flyt.threads import default_num_workers

@@ -19,7 +19,7 @@ from datacomp_flyt.cli import check_parts, main
 from datacomp_flyt.cli import embed as embed_command
 from datacomp_flyt.cli import score as score_command
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.open_clip_hook.checks import check_names
+from datacomp_flyt.open_clip_hook.preconditions import check_names
 from datacomp_flyt.self_filtering.first_mix import read_uids
 from datacomp_flyt.self_filtering.trainer_command import train_data
 from datacomp_flyt.tars.samples import read_tar

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from datacomp_flyt.open_clip_hook.distinct import Batch
+from datacomp_flyt.open_clip_hook.deduplicate_batches import Batch
 from datacomp_flyt.pool.subset import write_subset
 from datacomp_flyt.pool.uids import decode_uids
 from tests.flyt.tars import uid_of

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.flyt import weighted_clip_loss
+from datacomp_flyt.open_clip_hook.batch_weights import BatchWeights
 from datacomp_flyt.open_clip_hook.loss import LoggedLosses, WeightedClipLoss
-from datacomp_flyt.open_clip_hook.pending import PendingBatch
 from tests.open_clip_hook.made import uids_of
 
 Features = tuple[Tensor, Tensor, Tensor]
@@ -34,9 +34,9 @@ def features_of(rows: int, seed: int = 0, dtype: torch.dtype = torch.float32) ->
 def hooked(
     log_weights: Tensor, features: Features, numbers: list[int] | None = None
 ) -> LoggedLosses:
-    pending = PendingBatch()
-    pending.push(log_weights, uids_of(numbers or list(range(len(log_weights)))))
-    loss = WeightedClipLoss(ClipLoss(), pending, distinct_in_batch=numbers is not None)
+    batch_weights = BatchWeights()
+    batch_weights.push(log_weights, uids_of(numbers or list(range(len(log_weights)))))
+    loss = WeightedClipLoss(ClipLoss(), batch_weights, distinct_in_batch=numbers is not None)
     losses = loss(*features, output_dict=True)
     assert isinstance(losses, LoggedLosses)
     return losses
@@ -135,40 +135,40 @@ def test_the_trainer_adds_up_losses_and_logs_all() -> None:
 
 
 def test_accumulated_batches_serve_each_call() -> None:
-    pending = PendingBatch()
-    loss = WeightedClipLoss(ClipLoss(), pending, distinct_in_batch=True)
+    batch_weights = BatchWeights()
+    loss = WeightedClipLoss(ClipLoss(), batch_weights, distinct_in_batch=True)
     features = features_of(8)
     for step in range(2):
         logs = torch.randn(8, generator=torch.Generator().manual_seed(step))
-        pending.push(logs[:4], uids_of([0, 1, 2, 3]))
-        pending.push(logs[4:], uids_of([0, 5, 6, 7]))
+        batch_weights.push(logs[:4], uids_of([0, 1, 2, 3]))
+        batch_weights.push(logs[4:], uids_of([0, 5, 6, 7]))
         values = {loss(*features).item() for _ in range(2)}
         assert values == {
             hooked(logs, features, [0, 1, 2, 3, 0, 5, 6, 7])["contrastive_loss"].item()
         }
-    assert pending.num_masked == 2
+    assert batch_weights.num_masked == 2
 
 
 def test_leftovers_of_an_epoch_are_forgotten() -> None:
-    pending = PendingBatch()
-    pending.push(torch.zeros(4), uids_of(range(4)))
-    pending.start_epoch()
-    pending.push(torch.zeros(3), uids_of(range(3)))
-    assert len(pending.take(3)[0]) == 3
+    batch_weights = BatchWeights()
+    batch_weights.push(torch.zeros(4), uids_of(range(4)))
+    batch_weights.start_epoch()
+    batch_weights.push(torch.zeros(3), uids_of(range(3)))
+    assert len(batch_weights.take(3)[0]) == 3
 
 
 @pytest.mark.parametrize("announced", [0, 3, 8])
 def test_a_row_count_mismatch_stops(announced: int) -> None:
-    pending = PendingBatch()
+    batch_weights = BatchWeights()
     if announced:
-        pending.push(torch.zeros(announced), uids_of(range(announced)))
-    loss = WeightedClipLoss(ClipLoss(), pending, distinct_in_batch=False)
+        batch_weights.push(torch.zeros(announced), uids_of(range(announced)))
+    loss = WeightedClipLoss(ClipLoss(), batch_weights, distinct_in_batch=False)
     with pytest.raises(InputError, match=f"features of 4 examples after .* given {announced}:"):
         loss(*features_of(4))
 
 
 def test_keys_tell_uids_apart() -> None:
-    pending = PendingBatch()
-    pending.push(torch.zeros(2000), uids_of(range(2000)))
-    _, keys, _ = pending.take(2000)
+    batch_weights = BatchWeights()
+    batch_weights.push(torch.zeros(2000), uids_of(range(2000)))
+    _, keys, _ = batch_weights.take(2000)
     assert len(np.unique(keys.numpy())) == 2000

@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("open_clip")
 
-from datacomp_flyt.open_clip_hook.reading import SubsetReader
+from datacomp_flyt.open_clip_hook.subset_reader import SubsetReader
 from tests.flyt.tars import jpg, pair, write_tar
-from tests.open_clip_hook.test_reading import stock
+from tests.open_clip_hook.test_subset_reader import stock
 
 OTHERS: dict[str, dict[str, bytes]] = {
     "pickle": {"pyd": b"cos\nsystem\n(S'touch ran'\ntR."},

@@ -17,16 +17,16 @@ pytest.importorskip("open_clip")
 from torch._utils import ExceptionWrapper
 
 from datacomp_flyt.errors import InputError, NothingUsable, ReadError
-from datacomp_flyt.open_clip_hook import reading
+from datacomp_flyt.open_clip_hook import subset_reader
 from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
-from datacomp_flyt.open_clip_hook.reading import SubsetReader, open_subset
+from datacomp_flyt.open_clip_hook.subset_reader import SubsetReader, open_subset
 from datacomp_flyt.open_clip_hook.tar_blocks import BlockReader
 from datacomp_flyt.open_clip_hook.trainer import find_trainer
 from datacomp_flyt.tars.samples import UnreadableShard, read_tar
 from tests.conftest import refusal
 from tests.flyt.tars import pair, uid_of, write_tar
 from tests.open_clip_hook.made import write_counts
-from tests.open_clip_hook.test_reading import stock
+from tests.open_clip_hook.test_subset_reader import stock
 from tests.open_clip_hook.test_tar_blocks import _closed_streams, made_tar, outcome  # noqa: F401
 from tests.scorers.base.unusable_tars import UNUSABLE, write_members
 
@@ -36,7 +36,7 @@ KINDS = list(UNUSABLE)
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_MOST_WITHOUT", 20)
+    monkeypatch.setattr(subset_reader, "_MOST_WITHOUT", 20)
 
 
 def forever(*urls: str) -> Iterator[dict[str, str]]:

@@ -14,8 +14,8 @@ pytest.importorskip("open_clip")
 from argparse import Namespace
 
 from datacomp_flyt.open_clip_hook import install_hook
-from datacomp_flyt.open_clip_hook.reading import SubsetCounts, open_subset
 from datacomp_flyt.open_clip_hook.subset_images import count_images
+from datacomp_flyt.open_clip_hook.subset_reader import SubsetCounts, open_subset
 from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.subset import write_subset
 from tests.conftest import hex_uids, refusal, sorted_uids

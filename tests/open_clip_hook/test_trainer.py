@@ -16,7 +16,7 @@ from torch import nn
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook import install_hook
-from datacomp_flyt.open_clip_hook.checks import check_loss
+from datacomp_flyt.open_clip_hook.preconditions import check_loss
 from datacomp_flyt.open_clip_hook.run_script import alias_packages
 from datacomp_flyt.open_clip_hook.trainer import find_trainer, package_of
 from tests.open_clip_hook.made import write_table

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datacomp_flyt.open_clip_hook.distinct import Batch, distinct_batches
+from datacomp_flyt.open_clip_hook.deduplicate_batches import Batch, deduplicate_batches
 from tests.open_clip_hook.made import batch_of
 
 
@@ -23,7 +23,7 @@ def numbers_of(batch: Batch) -> list[int]:
 def spread(batches: list[list[int]], group: int = 1) -> tuple[list[list[int]], int]:
     moved = [0]
     made: Iterator[Batch] = map(batch_of, batches)
-    return [numbers_of(batch) for batch in distinct_batches(made, group, moved)], moved[0]
+    return [numbers_of(batch) for batch in deduplicate_batches(made, group, moved)], moved[0]
 
 
 def test_a_repeat_changes_places_with_the_next_batch() -> None:

@@ -10,7 +10,7 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, IterableDataset
 
-from datacomp_flyt.open_clip_hook.seeded import SeededShuffle, seeded_shuffles
+from datacomp_flyt.open_clip_hook.seeded_shuffle import SeededShuffle, seeded_shuffles
 
 
 class Epoch:

@@ -18,7 +18,7 @@ pytest.importorskip("open_clip")
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
 from datacomp_flyt.open_clip_hook.log_weights import read_weights
-from datacomp_flyt.open_clip_hook.reading import StockReader, SubsetReader, open_subset
+from datacomp_flyt.open_clip_hook.subset_reader import StockReader, SubsetReader, open_subset
 from datacomp_flyt.open_clip_hook.tar_blocks import BlockReader
 from datacomp_flyt.open_clip_hook.trainer import find_trainer
 from datacomp_flyt.tars.samples import UnreadableShard, read_tar

@@ -11,20 +11,20 @@ from torch import Tensor
 
 from datacomp_flyt.distributed.collectives import rank_and_world_size, sum_over_ranks
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.open_clip_hook.distinct import Batch, distinct_batches
+from datacomp_flyt.open_clip_hook.batch_weights import BatchWeights
+from datacomp_flyt.open_clip_hook.deduplicate_batches import Batch, deduplicate_batches
 from datacomp_flyt.open_clip_hook.log_weights import LogWeights
-from datacomp_flyt.open_clip_hook.pending import PendingBatch
 from datacomp_flyt.open_clip_hook.uid_columns import split
 
 
-class WeighedLoader:
+class WeightedLoader:
     """A stand-in for the trainer's loader: the same batches, of which the uids were taken off."""
 
     def __init__(
         self,
         loader: Any,
         log_weights: LogWeights,
-        pending: PendingBatch,
+        batch_weights: BatchWeights,
         context_length: int,
         group: int,
         distinct_in_batch: bool,
@@ -34,13 +34,13 @@ class WeighedLoader:
         Args:
             loader: the trainer's, whose texts have the uid's two columns.
             log_weights: what examples weigh.
-            pending: where the loss finds it.
+            batch_weights: where the loss finds it.
             context_length: L.
             group: batches that make a step together (`--accum-freq`).
             distinct_in_batch: move repeats out of a step's batches.
             device: of the ranks' messages.
         """
-        self._loader, self._log_weights, self._pending = loader, log_weights, pending
+        self._loader, self._log_weights, self._batch_weights = loader, log_weights, batch_weights
         self._context_length, self._group = context_length, group
         self._distinct_in_batch, self._device = distinct_in_batch, device
 
@@ -51,14 +51,14 @@ class WeighedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Batches as the trainer knows them: [images, texts], or a dict of them."""
-        self._pending.start_epoch()
+        self._batch_weights.start_epoch()
         as_dict: list[bool] = []
         batches, moved = self._batches(as_dict), [0]
         if self._distinct_in_batch:
-            batches = distinct_batches(batches, self._group, moved)
+            batches = deduplicate_batches(batches, self._group, moved)
         for batch in batches:
             log_weights = self._log_weights(batch.uids, batch.images, batch.texts)
-            self._pending.push(log_weights, batch.uids)
+            self._batch_weights.push(log_weights, batch.uids)
             images, texts = batch.images, batch.texts
             yield {"image": images, "text": texts} if as_dict[0] else [images, texts]
         if self._distinct_in_batch:
@@ -80,5 +80,5 @@ class WeighedLoader:
         if rank_and_world_size()[0] == 0:
             logging.info(
                 f"distinct_in_batch: {int(count):,} moves of an example to the next batch in this "
-                f"epoch; {self._pending.num_masked:,} repeats that could not be moved had weight 0"
+                f"epoch; {self._batch_weights.num_masked:,} repeats that could not be moved had weight 0"
             )

@@ -14,9 +14,9 @@ from open_clip import ClipLoss
 from torch import nn
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.open_clip_hook.batch_weights import BatchWeights
 from datacomp_flyt.open_clip_hook.log_weights import LogWeights
 from datacomp_flyt.open_clip_hook.loss import WeightedClipLoss
-from datacomp_flyt.open_clip_hook.pending import PendingBatch
 from datacomp_flyt.open_clip_hook.trainer import Trainer, check_arguments
 from datacomp_flyt.pool.uids import UID_DTYPE
 
@@ -81,14 +81,14 @@ def check_loss(args: Namespace, stock: Any, trainer: Trainer) -> None:
 
 def _check_equal_weights(clip_loss: type[nn.Module], trainer: Trainer) -> None:
     """Raise unless ours with weights 1 is the installed ClipLoss, on a small batch."""
-    pending = PendingBatch()
+    batch_weights = BatchWeights()
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 8, 4, generator=generator)
     images, texts = F.normalize(features, dim=2)
     scale = torch.tensor(5.0)
     uids = np.zeros(8, UID_DTYPE)
-    pending.push(LogWeights()(uids, images, texts), uids)
-    ours = WeightedClipLoss(clip_loss(), pending, False)(images, texts, scale)
+    batch_weights.push(LogWeights()(uids, images, texts), uids)
+    ours = WeightedClipLoss(clip_loss(), batch_weights, False)(images, texts, scale)
     theirs = clip_loss()(images, texts, scale)
     if not torch.allclose(ours, theirs, rtol=1e-5):
         raise InputError(

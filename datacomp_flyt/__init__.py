@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datacomp_flyt.errors import InputError
+    from datacomp_flyt.open_clip_hook.train_clip import train_clip
     from datacomp_flyt.pool.manifest import check_manifest, write_manifest
     from datacomp_flyt.tars.image_list import list_images
 
@@ -20,11 +21,19 @@ _MODULE_OF = {
     "InputError": "errors",
     "check_manifest": "pool.manifest",
     "list_images": "tars.image_list",
+    "train_clip": "open_clip_hook.train_clip",
     "write_manifest": "pool.manifest",
 }
 """The module of each public name, relative to this package."""
 
-__all__ = ["InputError", "__version__", "check_manifest", "list_images", "write_manifest"]
+__all__ = [
+    "InputError",
+    "__version__",
+    "check_manifest",
+    "list_images",
+    "train_clip",
+    "write_manifest",
+]
 
 
 def __getattr__(name: str) -> Any:

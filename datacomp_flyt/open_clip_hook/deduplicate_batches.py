@@ -1,4 +1,4 @@
-"""No pair twice in a batch: repeats change places with examples of the next batch."""
+"""Removes repeats from batches: a repeat is exchanged with an example of the next batch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's batch: images [b, 3, H, W], tokens [b, L], uids [b]."""
+    """A batch of one rank.
+
+    Attributes:
+        images: [b, 3, H, W].
+        texts: tokens [b, L].
+        uids: `u8,u8` array [b].
+    """
 
     images: Tensor
     texts: Tensor
     uids: NDArray[np.void]
 
     def exchange(self, row: int, other: Batch, other_row: int) -> None:
-        """Let a row and one of another batch change places."""
+        """Exchange a row with a row of another batch, in place."""
         for mine, theirs in ((self.images, other.images), (self.texts, other.texts)):
             kept = mine[row].clone()
             mine[row] = theirs[other_row]
@@ -29,45 +35,51 @@ class Batch:
         other.uids[other_row] = uid
 
 
-def distinct_batches(batches: Iterator[Batch], group: int, moved: list[int]) -> Iterator[Batch]:
-    """The same batches, with repeats moved from each to the next where that one has others.
+def deduplicate_batches(
+    batches: Iterator[Batch], accum_freq: int, num_moves: list[int]
+) -> Iterator[Batch]:
+    """Yield the batches, with repeats exchanged for examples of the following batch.
 
-    Every example comes out as often as it went in. A repeat remains where no example of the next
-    batch could take its place; the loss gives it weight 0.
+    Every example comes out as often as it went in. A repeat remains if no example of the next
+    batch can replace it; the loss gives it weight 0.
 
     Args:
-        batches: of one epoch.
-        group: batches that make a step together (`--accum-freq`): no pair twice in all of them.
-        moved: the number of moves is added to its only entry.
+        batches: the batches of an epoch.
+        accum_freq: number of batches in a step (`--accum-freq`); a step has no example twice.
+        num_moves: the number of exchanges is added to its only entry.
     """
     current = next(batches, None)
-    number, seen = 0, set[bytes]()
+    batch_index, seen = 0, set[bytes]()
     while current is not None:
         following = next(batches, None)
-        if number % group == 0:
+        if batch_index % accum_freq == 0:
             seen = set()
-        moved[0] += _make_distinct(current, following, seen)
+        num_moves[0] += _exchange_repeats(current, following, seen)
         yield current
-        current, number = following, number + 1
+        current, batch_index = following, batch_index + 1
 
 
-def _make_distinct(batch: Batch, following: Batch | None, seen: set[bytes]) -> int:
-    """Exchange what is in `seen` already, and add the rest to it; the number of exchanges."""
+def _exchange_repeats(batch: Batch, following: Batch | None, seen: set[bytes]) -> int:
+    """Exchange the batch's uids that are in `seen`, and add its other uids to `seen`.
+
+    Returns:
+        The number of exchanges.
+    """
     repeats = []
     for row, uid in enumerate(map(bytes, batch.uids)):
         if uid in seen:
             repeats.append(row)
         seen.add(uid)
-    moves = 0
+    num_moves = 0
     if repeats and following is not None:
-        others = [
+        candidates = [
             (row, uid) for row, uid in enumerate(map(bytes, following.uids)) if uid not in seen
         ]
-        for other_row, uid in others:
-            if moves == len(repeats):
+        for other_row, uid in candidates:
+            if num_moves == len(repeats):
                 break
             if uid not in seen:
-                batch.exchange(repeats[moves], following, other_row)
+                batch.exchange(repeats[num_moves], following, other_row)
                 seen.add(uid)
-                moves += 1
-    return moves
+                num_moves += 1
+    return num_moves

@@ -26,8 +26,6 @@ NOT_YET_MOVED = {
     "tests/faults/test_read_errors.py",
     "tests/files/test_lock_files.py",
     "tests/files/test_replaced_files.py",
-    "tests/open_clip_hook/test_members_trained_on.py",
-    "tests/open_clip_hook/test_no_whole_sample.py",
     "tests/pool/external_sort/test_sorted_files_limits.py",
     "tests/pool/test_manifest.py",
     "tests/samplers/test_counts_like_naive.py",

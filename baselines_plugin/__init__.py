@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from baselines_plugin.flags import add_arguments
-    from baselines_plugin.registry import method_names
     from baselines_plugin.run import run_if_ours
+    from datacomp_flyt.selection.registry import method_names
 
 __all__ = ["add_arguments", "method_names", "run_if_ours"]
 
-_MODULES = {"add_arguments": "flags", "method_names": "registry", "run_if_ours": "run"}
+_MODULE_OF = {
+    "add_arguments": "baselines_plugin.flags",
+    "method_names": "datacomp_flyt.selection.registry",
+    "run_if_ours": "baselines_plugin.run",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"baselines_plugin.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)

@@ -10,31 +10,20 @@ PROGRAM = "python -m baselines_plugin"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `python -m baselines_plugin`."""
+    """Make the parser of `python -m baselines_plugin`."""
     from baselines_plugin.flags import add_arguments
-    from baselines_plugin.registry import method_names
+    from datacomp_flyt.selection.registry import method_names
 
     parser = Parser(
         prog=PROGRAM,
         description="Select a DataComp subset with FLYT's methods. The output is a .npy file of "
         "sorted uids, repeats kept, for DataComp's resharder.",
     )
-    parser.add_argument("--name", required=True, choices=method_names(), help="the method")
+    parser.add_argument(
+        "--name", required=True, choices=method_names(), metavar="NAME", help="the method, see FLYT"
+    )
     add_arguments(parser)
     return parser
-
-
-def select(flags: list[str]) -> None:
-    """Run one method from Python, with its flags as on the command line.
-
-    Raises:
-        InputError: something given is wrong; no file is written then.
-    """
-    from baselines_plugin.registry import METHODS
-    from baselines_plugin.run import run
-
-    args = build_parser().parse_args(flags)
-    run(METHODS[args.name], args)
 
 
 def main() -> None:

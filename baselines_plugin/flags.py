@@ -1,14 +1,15 @@
-"""The flags of our methods, in DataComp's style, added to whatever parser the host has."""
+"""The flags of the selection methods, in DataComp's style, for any parser."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 from typing import Any
 
-from baselines_plugin.registry import METHODS
-from baselines_plugin.sampling import FRACTION_OF, SAMPLINGS
-from datacomp_flyt.datacomp.scales import SCALES
 from datacomp_flyt.engines.flags import ENGINE_FLAGS
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.selection.registry import describe_methods, find_sampling, sampling_names
+from datacomp_flyt.selection.sampling import Sampling
 from datacomp_flyt.tars.flags import add_available_arguments
 from datacomp_flyt.threads import default_num_workers
 
@@ -19,10 +20,6 @@ _HOST_FLAGS: dict[str, dict[str, Any]] = {
         "help": "folder (local or cloud) with the pool's metadata: parquet, with or without npz",
     },
     "--save_path": {"required": True, "help": "local path of the .npy file to write"},
-    "--fraction": {
-        "type": float,
-        "help": "share of the pool to keep, highest scores first, for --sampling top_fraction",
-    },
     "--num_workers": {
         "type": int,
         "default": default_num_workers(),
@@ -36,7 +33,7 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "help": "folder (local or cloud) of score tables: parquet files with a uid column and "
         "columns of scores, joined to the pool on the uid"
     },
-    "--score": {
+    "--column": {
         "metavar": "COLUMN",
         "help": "the column to sample from: one of --scores_dir, or of the metadata such as "
         "clip_l14_similarity_score",
@@ -44,13 +41,7 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "--score_columns": {
         "nargs": "+",
         "metavar": "COLUMN",
-        "help": "columns to add up (default: FLYT's twelve); of neg_clip_loss_norm_sim, its two",
-    },
-    "--fraction_of": {
-        "choices": FRACTION_OF,
-        "help": "the examples that --fraction and --first_fraction are shares of: those that can "
-        "be selected, which have a score and, with --available or --shards_dir, an image "
-        "(available, the default), or all rows of --metadata_dir (pool)",
+        "help": "columns to add up (default: FLYT's twelve); for neg_clip_loss_norm_sim, its two",
     },
     "--first_fraction": {
         "type": float,
@@ -58,7 +49,7 @@ _FLAGS: dict[str, dict[str, Any]] = {
     },
     "--scoring_model": {
         "help": "m_flyt: 'paper' for Table 2 of the FLYT paper (standardised over this pool), a "
-        ".safetensors file of ours, or the published mflyt.pt; flyt: a .safetensors file of ours"
+        ".safetensors file of ours, or the published mflyt.pt; e_flyt: a .safetensors file of ours"
     },
     "--run_dir": {
         "help": "self_filtering: the folder of a finished run, --out of `datacomp-flyt self_filter`"
@@ -75,66 +66,39 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "--imagenet_accuracies": {
         "nargs": "+",
         "metavar": "COLUMN=VALUE",
-        "help": "in_weighted_sum: accuracy by column (default: the paper's Table 2)",
+        "help": "in_weighted_sum: accuracy by column (default: those of the paper's Table 2)",
     },
     "--manifest": {
         "metavar": "FILE",
-        "help": "of `datacomp-flyt manifest`: refuse a --metadata_dir with files that are missing, "
-        "additional or of another size than it says (hashes: `datacomp-flyt manifest --check`)",
+        "help": "file of `datacomp-flyt manifest`: refuse a --metadata_dir with files that are "
+        "missing, additional or of another size than the manifest says (hashes: `datacomp-flyt "
+        "manifest --check`)",
     },
     "--work_dir": {
         "metavar": "DIR",
-        "help": "for pools larger than memory: keep what is as long as the pool in files there "
-        "(32 bytes an example and 8 a column), with the same result; the same command goes on "
-        "where it was killed",
+        "help": "for pools larger than memory: keep arrays that are as long as the pool in files "
+        "there (32 bytes an example and 8 a column), with the same result; the same command "
+        "resumes after a kill",
     },
     "--engine": {
         **ENGINE_FLAGS["--engine"],
-        "help": "with --work_dir, what sorts the pool: processes of this machine (default), or a "
+        "help": "sorts the pool of --work_dir: processes of this machine (default), or a "
         "Ray cluster, all of whose nodes see --work_dir (a shared file system) and the pool's "
         "files (there too, or s3://...)",
     },
     "--ray_address": {
         **ENGINE_FLAGS["--ray_address"],
-        "help": "of an existing cluster (host:port, or 'auto'), which gets a worker on each CPU; "
-        "without it Ray is started here",
+        "help": "address of an existing cluster (host:port, or 'auto'), which gets a worker on "
+        "each CPU; without it Ray is started here",
     },
-    "--sampling": {
-        "choices": list(SAMPLINGS),
-        "help": "scores to subset: scs (Soft Cap Sampling, the default), hcs (Hard Cap Sampling), "
-        "no_cap (with replacement) or top_fraction",
-    },
-    "--scale": {
-        "choices": list(SCALES),
-        "help": "sets --num_samples to what training sees at this scale, and for scs also "
-        "--repetition_penalty and --sampling_batch_size to the paper's",
-    },
-    "--num_samples": {
-        "type": int,
-        "help": "draws in all, so entries of the subset (scs, hcs, no_cap)",
-    },
-    "--repetition_penalty": {
-        "type": float,
-        "help": "scs: alpha, taken off an example's score each time it is drawn",
-    },
-    "--sampling_batch_size": {
-        "type": int,
-        "help": "scs: G, draws between penalties (default: 1, exact and fastest; the paper's "
-        "with --scale)",
-    },
-    "--frequency_limit": {"type": int, "help": "hcs: beta, most draws of one example"},
-    "--keep_ties": {
-        "action": "store_true",
-        "help": "top_fraction: keep all examples that share the last score, as clip_score does",
-    },
-    "--seed": {"type": int, "default": 0, "help": "of the draws (default: 0)"},
+    "--seed": {"type": int, "default": 0, "help": "seed of the draws (default: 0)"},
     "--save_scores": {
         "metavar": "FILE",
         "help": "also save the final scores: parquet with uid and a column named as the method",
     },
     "--allow_missing_scores": {
         "action": "store_true",
-        "help": "mix the columns that there are, where the method wants more",
+        "help": "mix the columns that exist where the method has more",
     },
     "--allow_partial_scores": {
         "action": "store_true",
@@ -142,21 +106,60 @@ _FLAGS: dict[str, dict[str, Any]] = {
     },
     "--drop_nonfinite": {
         "action": "store_true",
-        "help": "leave out examples with a score, or for flyt an embedding, that is NaN, infinite "
-        "or missing",
+        "help": "leave out examples with a score, or for e_flyt an embedding, that is NaN, "
+        "infinite or missing",
     },
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add our flags, and those of the host's that it does not have."""
-    there = parser._option_string_actions
+    """Add our flags to a parser, except for those that it has already."""
+    existing = parser._option_string_actions
     host_group = parser.add_argument_group("pool and subset")
     for flag, options in _HOST_FLAGS.items():
-        if flag not in there:
+        if flag not in existing:
             host_group.add_argument(flag, **options)
-    names = "; ".join(f"{method.name}: {method.help}" for method in METHODS.values())
+    names = "; ".join(f"{name}: {text}" for name, text in describe_methods().items())
     group = parser.add_argument_group("FLYT", f"Methods (--name). {names}.")
     add_available_arguments(group.add_argument)
     for flag, options in _FLAGS.items():
         group.add_argument(flag, **options)
+    group.add_argument("--score", dest="column", help=argparse.SUPPRESS)  # its former name
+    samplings = _usable_samplings()
+    texts = "; ".join(f"{sampling.name}: {sampling.help}" for sampling in samplings)
+    group.add_argument(
+        "--sampling",
+        type=_sampling_name,
+        choices=sampling_names(),
+        help=f"how scores become a subset (default: scs). {texts}",
+    )
+    for sampling in samplings:
+        for name, flag_options in sampling.flags.items():
+            if f"--{name}" not in existing:
+                group.add_argument(f"--{name}", **flag_options)
+
+
+def flag_names() -> set[str]:
+    """Return the names of all flags of `add_arguments`, without dashes."""
+    names = {flag.removeprefix("--") for flag in (*_HOST_FLAGS, *_FLAGS)}
+    names |= {"available", "shards_dir", "sampling"}
+    return names.union(*(sampling.flags for sampling in _usable_samplings()))
+
+
+def _usable_samplings() -> list[Sampling]:
+    """Return all sampling methods, except for those of packages that cannot be imported."""
+    usable = []
+    for name in sampling_names():
+        with contextlib.suppress(InputError):  # reported when its name is given
+            usable.append(find_sampling(name))
+    return usable
+
+
+def _sampling_name(text: str) -> str:
+    """Check that a sampling method can be used, before flags that it has not added are refused."""
+    if text in sampling_names():
+        try:
+            find_sampling(text)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return text

@@ -1,8 +1,8 @@
-"""The demo pool with swapped captions: what a filter ought to find is known of every pair.
+"""The demo pool with swapped captions, so that the right answer is known for every pair.
 
-On the web a picture lies in many places, and not under the same words everywhere. So the pool may
-be taken several times over: each copy has uids and swaps of its own. A wrong caption then comes
-once, the true one in most copies.
+On the web a picture occurs in many places, with different captions. So the pool may be taken
+several times: each copy has uids and swaps of its own. A wrong caption then occurs once, and the
+true one in most copies.
 
 Legend: N pairs of all copies, n of one copy, D joint dimensions.
 """
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 ARCHS = ("b32", "l14")
 INFORMATIVE = ("clip_b32", "clip_l14", "negclip_loss", "caption_agreement")
 NOISE = ("noise_1", "noise_2", "noise_3")
-_TEMPERATURE = 0.01  # of negCLIPLoss, as for OpenAI's models
+_TEMPERATURE = 0.01  # for negCLIPLoss, as for OpenAI's models
 _NEIGHBOURS = 5
 _PAIRS_PER_TAR = 210
 
@@ -34,13 +34,13 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CorruptedPool:
-    """Where it lies, and what only the judge may see.
+    """The pool's folders, and the ground truth for judging.
 
     Attributes:
         shards, metadata, scores: folders of tars, of parquet with npz, and of the score table.
-        uids: of all pairs [N].
+        uids: the uids of all pairs [N].
         is_true: whether a pair kept its own caption [N].
-        columns: the score table's columns, [N] each, noise last.
+        columns: the score table's columns, [N] each; the noise columns are last.
     """
 
     shards: Path
@@ -60,7 +60,7 @@ class _Pairs:
     samples: dict[str, dict[str, bytes]]
 
     def concepts(self) -> NDArray[np.str_]:
-        """The emoji of each row [n]: both drawing styles of it have one file name."""
+        """Return the emoji of each row [n]; both drawing styles of an emoji have one file name."""
         return np.array([Path(row["url"]).stem for row in self.rows])
 
 
@@ -71,10 +71,10 @@ def make_corrupted_pool(
 
     Args:
         pool_dir: the demo pool.
-        out: folder to write to.
-        seed: of swaps, noise columns and the order of the tars.
-        share: of pairs whose caption is another emoji's.
-        copies: how often the pool is taken.
+        out: the folder to write to.
+        seed: the seed of swaps, noise columns and the order in the tars.
+        share: the share of pairs whose caption is another emoji's.
+        copies: the number of copies of the pool.
     """
     pairs = _read(pool_dir)
     rng = np.random.default_rng(seed)
@@ -101,9 +101,9 @@ def make_corrupted_pool(
         is_true.append(caption_of == np.arange(len(named)))
         tables.append(scores)
     order = rng.permutation(len(samples))
-    for number, start in enumerate(range(0, len(order), _PAIRS_PER_TAR)):
-        chosen = [samples[place] for place in order[start : start + _PAIRS_PER_TAR]]
-        _write_tar(folders["shards"] / f"{number:08d}.tar", number, chosen)
+    for shard, start in enumerate(range(0, len(order), _PAIRS_PER_TAR)):
+        chosen = [samples[index] for index in order[start : start + _PAIRS_PER_TAR]]
+        _write_tar(folders["shards"] / f"{shard:08d}.tar", shard, chosen)
     columns = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     return CorruptedPool(**folders, uids=uids, is_true=np.concatenate(is_true), columns=columns)
 
@@ -111,25 +111,25 @@ def make_corrupted_pool(
 def swap_captions(
     concepts: NDArray[np.str_], share: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Row whose caption each row gets [n]: its own, or, for a share of rows, another concept's.
+    """Return the row whose caption each row gets [n]: another concept's for a share of the rows.
 
-    The chosen rows stand in a ring, those of a concept side by side, and each takes the caption
-    that stands as far on as the largest concept has rows: of another concept, therefore.
+    The chosen rows form a ring in which those of a concept are neighbours. Each takes the caption
+    that is as many steps ahead as the largest concept has rows, so that of another concept.
     """
     chosen = rng.choice(len(concepts), round(share * len(concepts)), replace=False)
-    _, number, rows_of = np.unique(concepts[chosen], return_inverse=True, return_counts=True)
-    place = rng.permutation(len(rows_of))[number]
-    ring = chosen[np.argsort(place, kind="stable")]
+    _, concept, sizes = np.unique(concepts[chosen], return_inverse=True, return_counts=True)
+    rank = rng.permutation(len(sizes))[concept]
+    ring = chosen[np.argsort(rank, kind="stable")]
     caption_of = np.arange(len(concepts))
-    caption_of[ring] = np.roll(ring, -int(rows_of.max()))
+    caption_of[ring] = np.roll(ring, -int(sizes.max()))
     return caption_of
 
 
 def informative_scores(arrays: dict[str, NDArray[np.float16]]) -> dict[str, FloatArray]:
-    """INFORMATIVE columns [n] of embeddings `b32_img`, `b32_txt` and so on.
+    """Return the INFORMATIVE columns [n] for embeddings `b32_img`, `b32_txt` and so on.
 
-    CLIP scores; negCLIPLoss (Wang et al. 2024) by b32, the n pairs being one batch; and how well
-    the caption agrees with those of the pictures nearest to this one, by b32.
+    These are CLIP scores; negCLIPLoss (Wang et al. 2024) by b32, with the n pairs as one batch; and
+    the mean similarity of the caption to those of the nearest pictures, by b32.
     """
     unit = {name: _unit(array.astype(np.float64)) for name, array in arrays.items()}
     image, text = unit["b32_img"], unit["b32_txt"]
@@ -176,18 +176,18 @@ def _read(pool_dir: Path) -> _Pairs:
 
 
 def _read_tar(path: Path) -> list[dict[str, bytes]]:
-    found: dict[str, dict[str, bytes]] = {}
+    samples: dict[str, dict[str, bytes]] = {}
     with tarfile.open(path) as tar:
         for member in tar:
             key, _, suffix = member.name.partition(".")
             content = tar.extractfile(member)
             assert content is not None, "the demo pool's tars hold files only"
-            found.setdefault(key, {})[suffix] = content.read()
-    return list(found.values())
+            samples.setdefault(key, {})[suffix] = content.read()
+    return list(samples.values())
 
 
 def _renamed(sample: dict[str, bytes], uid: str, caption: str) -> dict[str, bytes]:
-    """The sample of another uid, with another caption."""
+    """Return a copy of a sample with another uid and another caption."""
     facts = json.loads(sample["json"]) | {"uid": uid, "caption": caption}
     return sample | {"txt": caption.encode(), "json": json.dumps(facts).encode()}
 

@@ -1,4 +1,4 @@
-"""E-FLYT scores of a pool from its embeddings, against the machine's matrix peak.
+"""Measure E-FLYT scoring of a pool from its embeddings, against the machine's matrix peak.
 
 `python -m benchmarks.e_flyt_scoring` prints one JSON line.
 
@@ -41,7 +41,7 @@ _SAVE: dict[str, Callable[..., None]] = {"stored": np.savez, "deflated": np.save
 
 
 def make_pool(folder: Path, kind: str, args: argparse.Namespace) -> None:
-    """Metadata and npz, unless they are there; then read them once, into the page cache."""
+    """Write metadata and npz files unless they exist, and read them into the page cache."""
     made_from = {"rows": args.rows, "shards": args.shards, "seed": args.seed}
     done = folder / "made_from.json"
     if not done.exists() or json.loads(done.read_text()) != made_from:
@@ -51,10 +51,12 @@ def make_pool(folder: Path, kind: str, args: argparse.Namespace) -> None:
             old.unlink()
         rng = np.random.default_rng(args.seed)
         uids = rng.integers(0, 2**64 - 1, 2 * args.rows, np.uint64, endpoint=True).view(UID_DTYPE)
-        for number, part in enumerate(np.array_split(uids, args.shards)):
-            pq.write_table(pa.table({"uid": encode_uids(part)}), folder / f"{number:08d}.parquet")
+        for shard_index, part in enumerate(np.array_split(uids, args.shards)):
+            pq.write_table(
+                pa.table({"uid": encode_uids(part)}), folder / f"{shard_index:08d}.parquet"
+            )
             arrays = {name: _unit_rows(len(part), _WIDTH // 2, rng) for name in _ARRAYS}
-            _SAVE[kind](folder / f"{number:08d}.npz", **arrays)
+            _SAVE[kind](folder / f"{shard_index:08d}.npz", **arrays)
         done.write_text(json.dumps(made_from))
     for path in folder.glob("*.npz"):
         path.read_bytes()
@@ -67,7 +69,7 @@ def _unit_rows(rows: int, width: int, rng: np.random.Generator) -> NDArray[np.fl
 
 
 def make_head(seed: int) -> GluHead:
-    """Weights as PyTorch starts them."""
+    """Make a head with PyTorch's default initialization."""
     rng = np.random.default_rng(seed)
     shapes = {"w1": (_HIDDEN, _WIDTH), "w3": (_HIDDEN, _WIDTH), "w2": (1, _HIDDEN)}
     tensors: dict[str, NDArray[Any]] = {}
@@ -79,7 +81,7 @@ def make_head(seed: int) -> GluHead:
 
 
 def plain_scores(head: GluHead, pool: Pool) -> NDArray[np.float32]:
-    """One shard after the other, in whole arrays: what one writes first."""
+    """Score shard after shard with whole arrays, as a straightforward program would."""
     scores = np.empty(len(pool), np.float32)
     (layer,) = head.layers
     for shard, places in zip(pool.shards, pool.positions, strict=True):
@@ -95,16 +97,16 @@ def plain_scores(head: GluHead, pool: Pool) -> NDArray[np.float32]:
 
 
 def read_all(pool: Pool, num_workers: int) -> None:
-    """What ours reads and normalises, and no score."""
+    """Read and normalise embeddings without scoring them."""
 
-    def read(number: int) -> int:
-        return sum(len(block) for block in iter_embeddings(pool.shards[number], _ARRAYS))
+    def read(shard_index: int) -> int:
+        return sum(len(block) for block in iter_embeddings(pool.shards[shard_index], _ARRAYS))
 
     map_threads(read, range(len(pool.shards)), num_workers)
 
 
 def peak_gflops(seed: int) -> float:
-    """Best of several square products."""
+    """Measure the fastest of several square matrix products."""
     rng = np.random.default_rng(seed)
     best = 0.0
     for size in _SQUARES:
@@ -123,7 +125,7 @@ def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
-    """All of it over one of the two pools."""
+    """Measure everything on one of the two pools."""
     folder = args.dir / f"embeddings_{kind}_{args.rows}"
     make_pool(folder, kind, args)
     head = make_head(args.seed)
@@ -134,18 +136,18 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
         "plain": lambda: plain_scores(head, pool),
     }
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    found: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     memory = {name: PeakMemory() for name in jobs}
     peaks = [peak_gflops(args.seed)]
     for repeat in range(args.repeats):
         for name, job in jobs.items():
             say(f"{kind}: {name}, run {repeat + 1} of {args.repeats}")
             with memory[name]:
-                took, found[name] = _timed(job)
+                took, outputs[name] = _timed(job)
             seconds[name].append(took)
             peaks.append(peak_gflops(args.seed))
-    wide = float(np.std(found["plain"], dtype=np.float64))
-    difference = float(np.abs(found["ours"] - found["plain"]).max())
+    wide = float(np.std(outputs["plain"], dtype=np.float64))
+    difference = float(np.abs(outputs["ours"] - outputs["plain"]).max())
     if not difference < 1e-3 * wide:
         raise SystemExit(f"scores differ by {difference} from plain NumPy's, spread {wide}")
     middle = {name: median(every) for name, every in seconds.items()}
@@ -165,7 +167,7 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line."""
+    """Measure, and print a line of JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.e_flyt_scoring", description=__doc__
     )

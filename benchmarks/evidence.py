@@ -1,13 +1,14 @@
 """Does it help to train on what M-FLYT and Soft Cap Sampling select?
 
-The tour's experiment (`datacomp_flyt.demo.experiment`) over several seeds and two noise levels: a
-pool of real drawings with the faults of web pools, scores made by a reference CLIP trained on it,
-selections, and for each a CLIP model trained from scratch by open_clip's own trainer at equal
-samples seen. A seed decides pool, reference, M-FLYT and training. Compared by zero-shot accuracy
-and retrieval on pictures of drawings that are not in the pool; differences are paired by seed. What
-is closest is trained on three times, and M-FLYT learned once more, four times as long.
+This runs the tour's experiment (`datacomp_flyt.demo.experiment`) over several seeds and two noise
+levels: a pool of real drawings with the faults of web pools, scores by a reference CLIP trained on
+it, selections, and for each a CLIP model trained from scratch by open_clip's own trainer at equal
+samples seen. A seed decides pool, reference, M-FLYT and training. Models are compared by zero-shot
+accuracy and retrieval on pictures of drawings that are not in the pool, and differences are paired
+by seed. The closest selections are trained on three times, and M-FLYT is also trained four times as
+long.
 
-Goes on where it was when killed. `--table` only makes the table of what is there.
+A killed run resumes. `--table` only prints the table of finished parts.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ PARTS = {
     "longer": "longer",
     "ablations": "ablations",
 }
-"""What is run of a seed, and the stem of the file that has its results."""
+"""The parts that are run for a seed, and the stems of their files of results."""
 
 OURS = "m_flyt_scs"
 _AGAIN = "_again_"
@@ -53,7 +54,7 @@ FEW = ("clip_score_30", "normsim_30", "sum_scs", OURS)
 ALIGNMENT, LIKENESS = ("clip_score_ref", "negCLIPLoss"), ("normsim_inf", "vas", "IN1K-Classifier")
 
 Mixes = Mapping[str, tuple[Sequence[str], Mapping[str, str | None]]]
-"""Columns that M-FLYT mixes, and what differs from the experiment's settings."""
+"""The columns that M-FLYT mixes and the flags that differ from the experiment's, by name."""
 
 MIXES: Mixes = {
     "not_standardized": (COLUMNS, {"--no_standardize": None}),
@@ -65,16 +66,16 @@ MIXES: Mixes = {
     "random_reference": (COLUMNS, {"--reference_init": "random"}),
 }
 CLOSEST, TRAININGS = ("sum_scs", OURS), 3
-"""Selections that are trained on so often, for they differ by less than two trainings do."""
+"""Selections that are trained on several times, since they differ by less than trainings do."""
 
 LONGER: Mixes = {"longer": (COLUMNS, {"--num_steps": "800"})}
 """M-FLYT four times as long."""
 
 
 def selections_of(experiment: Experiment, part: str) -> dict[str, tuple[str, ...]]:
-    """What is compared, as flags of the plugin."""
+    """Return the selections to compare, as flags of the plugin."""
     everything = ("--name", "standardized_sum", "--score_columns", *COLUMNS)
-    found = {
+    selections = {
         "clip_score_30": single("clip_score_ref"),
         "negCLIPLoss_30": single("negCLIPLoss"),
         "normsim_30": single("normsim_inf"),
@@ -83,11 +84,11 @@ def selections_of(experiment: Experiment, part: str) -> dict[str, tuple[str, ...
         "m_flyt_20": (*mixed(), *top(0.2)),
         OURS: (*mixed(), *experiment.soft_cap()),
     }
-    return {name: flags for name, flags in found.items() if part == "all" or name in FEW}
+    return {name: flags for name, flags in selections.items() if part == "all" or name in FEW}
 
 
 def samplings_of(experiment: Experiment) -> dict[str, tuple[str, ...]]:
-    """Other ways to sample what M-FLYT learned (Figure 3, and Hard Cap Sampling)."""
+    """Return other samplings of M-FLYT's scores (the paper's Figure 3, and Hard Cap Sampling)."""
     draws = ("--num_samples", str(experiment.samples_seen))
     hard_cap = ("--sampling", "hcs", "--frequency_limit", "10", *draws)
     penalties = {f"alpha_{a}": (*mixed(), *experiment.soft_cap(a)) for a in (0.05, 0.3, 0.6)}
@@ -95,7 +96,7 @@ def samplings_of(experiment: Experiment) -> dict[str, tuple[str, ...]]:
 
 
 def steps_of(experiment: Experiment, part: str) -> list[Step]:
-    """One of PARTS, of one seed and noise level."""
+    """Return the steps of one of PARTS, for one seed and noise level."""
     if part.endswith("again"):
         before = steps_of(experiment, "few" if part == "few_again" else "all")
         again = trainings_again(experiment, CLOSEST)
@@ -123,41 +124,41 @@ def steps_of(experiment: Experiment, part: str) -> list[Step]:
 
 
 def trainings_again(experiment: Experiment, names: Iterable[str]) -> dict[str, Step]:
-    """By name, more trainings on the same subsets, with other seeds."""
+    """Return further trainings on the same subsets with other seeds, by name."""
     steps = {}
     for name in names:
-        for number in range(1, TRAININGS):
-            again = f"{name}{_AGAIN}{number}"
-            other = replace(experiment, seed=1000 * number + experiment.seed)
+        for repeat in range(1, TRAININGS):
+            again = f"{name}{_AGAIN}{repeat}"
+            other = replace(experiment, seed=1000 * repeat + experiment.seed)
             steps[again] = other.train(again, name, ("--subset", f"subsets/{name}.npy"))
     return steps
 
 
 def run(folder: Path, noise: float, seed: int, part: str) -> None:
-    """One part of one seed at one noise level."""
+    """Run one part of one seed at one noise level."""
     experiment = Experiment(noise, seed)
     seconds = run_steps(steps_of(experiment, part), folder_of(folder, experiment), quiet=True)
     say(f"noise {noise}, seed {seed}, {part}: {sum(seconds.values()):.0f} s")
 
 
 def read_runs(folder: Path, noise: float, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """By seed, what each selection reached, in all parts that have been run; means of trainings."""
+    """Return the figures of each selection, means over its trainings; one entry for each seed."""
     runs = []
     for seed in seeds:
-        place = folder_of(folder, Experiment(noise, seed))
-        if not (place / "results.json").exists():
+        seed_folder = folder_of(folder, Experiment(noise, seed))
+        if not (seed_folder / "results.json").exists():
             continue
-        parts = [place / f"{stem}.json" for stem in dict.fromkeys(PARTS.values())]
+        parts = [seed_folder / f"{stem}.json" for stem in dict.fromkeys(PARTS.values())]
         trained = [
-            (name.split(_AGAIN)[0], of)
+            (name.split(_AGAIN)[0], figures)
             for path in parts
             if path.exists()
-            for name, of in json.loads(path.read_text()).items()
+            for name, figures in json.loads(path.read_text()).items()
         ]
         runs.append(
             {
                 name: {
-                    metric: fmean(of[metric] for n, of in trained if n == name)
+                    metric: fmean(figures[metric] for other, figures in trained if other == name)
                     for metric in METRICS
                 }
                 for name, _ in trained
@@ -171,7 +172,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("evidence_output"))
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="0 is what it was tuned on"
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[1, 2, 3, 4, 5],
+        help="settings were tuned on 0",
     )
     parser.add_argument(
         "--noise",
@@ -182,7 +187,7 @@ def main() -> None:
     )
     parser.add_argument("--ablation_seeds", type=int, default=2, help="at the last noise level")
     parser.add_argument("--parallel", type=int, default=2, help="seeds at a time")
-    parser.add_argument("--table", action="store_true", help="only of what is there")
+    parser.add_argument("--table", action="store_true", help="only print the finished parts")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     last = args.noise[-1]

@@ -1,14 +1,15 @@
-"""What a FLYT step costs in plain CLIP training steps on the same upstream batch.
+"""Measure the cost of a FLYT step in plain CLIP training steps on the same upstream batch.
 
-All kinds of step run in turns in one process, on one model (ViT-B-32 with fresh weights), and every
+All kinds of step run in turns in one process, on one model (ViT-B-32 with random weights), and each
 step ends with updated parameters:
 
     plain       open_clip's ClipLoss, one backward pass, torch's AdamW
-    one_sided, central, exact    ours: upstream step, downstream batch of 0.75 B, dL/dw
-    reverse_over_reverse         the same result by differentiating the backward pass, as the
-                                 public code does: a graph through the towers, kept twice
+    one_sided, central, exact    `weight_metagradient` with a downstream batch of 0.75 B
+    reverse_over_reverse         the same result by differentiating the backward pass, as FLYT's
+                                 public code does: it holds two graphs through the towers
 
-With --errors: relative error of dL/dw for each precision and tangent, against float64.
+With --errors, it measures the relative error of ∂L_down/∂w for each precision and tangent, against
+float64.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ IMAGENET_CLASSES, PAPER_BATCH = 1000, 4096
 
 @dataclass(frozen=True)
 class Data:
-    """Upstream images and texts, log weights, and downstream images, texts and labels."""
+    """An upstream batch with log weights, and a labelled downstream batch."""
 
     images: Tensor
     texts: Tensor
@@ -55,25 +56,25 @@ class Data:
 
     @property
     def loss(self) -> LossOfRows:
-        """Cross entropy over class prompts, or CLIP loss if there is a text for each image."""
+        """CLIP loss if there is a text for each image, otherwise cross entropy over prompts."""
         if len(self.down_texts) == len(self.down_images):
             return DownstreamClipLoss()
         return CrossEntropy(self.labels)
 
 
 def make_data(batch: int, loss: str, image_size: int, context: int, device: str) -> Data:
-    """Random inputs: B' = 0.75 B, and as many classes for B as ImageNet has for 4,096."""
+    """Make random batches with B' = 0.75 B, and 1,000 classes for each 4,096 of B."""
     generator = torch.Generator().manual_seed(0)
     down = 3 * batch // 4
     texts = down if loss == "clip" else max(batch * IMAGENET_CLASSES // PAPER_BATCH, 2)
 
-    def images(number: int) -> Tensor:
-        return torch.randn(number, 3, image_size, image_size, generator=generator).to(device)
+    def images(num_rows: int) -> Tensor:
+        return torch.randn(num_rows, 3, image_size, image_size, generator=generator).to(device)
 
-    def tokens(number: int) -> Tensor:
-        found = torch.randint(1, 49000, (number, context), generator=generator)
-        found[:, 12] = 49407  # where the text ends
-        return found.to(device)
+    def tokens(num_rows: int) -> Tensor:
+        tokens = torch.randint(1, 49000, (num_rows, context), generator=generator)
+        tokens[:, 12] = 49407  # end of text
+        return tokens.to(device)
 
     return Data(
         images(batch),
@@ -86,7 +87,7 @@ def make_data(batch: int, loss: str, image_size: int, context: int, device: str)
 
 
 class Steps:
-    """The kinds of step on one model; each call does one and keeps its result."""
+    """The kinds of step on one model; each call does a step and updates the parameters."""
 
     def __init__(self, model: nn.Module, data: Data, micro: int | None, precision: str) -> None:
         self.model, self.data, self.micro = model.eval(), data, micro
@@ -102,7 +103,7 @@ class Steps:
         self.device = data.images.device.type
 
     def plain(self) -> None:
-        """One step of CLIP training, in one piece or with open_clip's --accum-freq."""
+        """Do a step of CLIP training, with micro-batches as by open_clip's --accum-freq."""
         data, size = self.data, self.micro or len(self.data.images)
         chunks = list(zip(data.images.split(size), data.texts.split(size), strict=True))
         self.torch_optimizer.zero_grad()
@@ -115,11 +116,11 @@ class Steps:
 
     def _accumulate(self, chunks: list[tuple[Tensor, Tensor]]) -> None:
         with torch.no_grad():
-            known = [self.model(*chunk)[:2] for chunk in chunks]
-        for number, chunk in enumerate(chunks):
+            cached = [self.model(*chunk)[:2] for chunk in chunks]
+        for index, chunk in enumerate(chunks):
             image, text, scale = self.model(*chunk)
-            images = torch.cat([image if k == number else f[0] for k, f in enumerate(known)])
-            texts = torch.cat([text if k == number else f[1] for k, f in enumerate(known)])
+            images = torch.cat([image if k == index else f[0] for k, f in enumerate(cached)])
+            texts = torch.cat([text if k == index else f[1] for k, f in enumerate(cached)])
             self.clip_loss(images, texts, scale).backward()
 
     @property
@@ -127,7 +128,7 @@ class Steps:
         return self.precision.autocast is not None
 
     def ours(self, tangent: Tangent) -> Tensor:
-        """One FLYT step; dL/dw."""
+        """Do a FLYT step, and return ∂L_down/∂w."""
         data = self.data
         downstream = Downstream(
             data.down_images,
@@ -137,24 +138,24 @@ class Steps:
             data.loss,
             torch.tensor(1 / 0.07, device=data.images.device),
         )
-        found = weight_metagradient(
+        result = weight_metagradient(
             self.towers,
             self.params,
-            self.optimizer,
-            self.state,
-            LR,
-            data.images,
-            data.texts,
-            data.log_weights,
-            downstream,
-            tangent,
+            optimizer=self.optimizer,
+            state=self.state,
+            lr=LR,
+            images=data.images,
+            texts=data.texts,
+            log_weights=data.log_weights,
+            downstream=downstream,
+            tangent=tangent,
         )
-        self.params = found.params
-        self.state = self.optimizer.next_state(found.grads, self.state)
-        return found.weight_gradient
+        self.params = result.params
+        self.state = self.optimizer.next_state(result.grads, self.state)
+        return result.weight_gradient
 
     def reverse_over_reverse(self) -> Tensor:
-        """The same by functions of functions: h'(0) of Appendix A by reverse mode, twice."""
+        """Do the same step with h'(0) of Appendix A by reverse mode, differentiated twice."""
         with sdpa_kernel(SDPBackend.MATH):
             return _reverse_over_reverse(self)
 
@@ -162,7 +163,7 @@ class Steps:
 def _reverse_over_reverse(steps: Steps) -> Tensor:
     data, model, params = steps.data, steps.model, steps.params
     cast = steps.precision.autocast
-    kept: list[Tensor] = []
+    features_at_theta: list[Tensor] = []
 
     def embed(theta: Tensors, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(steps.device, cast, steps._casts):
@@ -171,7 +172,7 @@ def _reverse_over_reverse(steps: Steps) -> Tensor:
 
     def upstream(theta: Tensors) -> Tensor:
         features = embed(theta, data.images, data.texts)
-        kept[:] = [feature.detach() for feature in features]
+        features_at_theta[:] = [feature.detach() for feature in features]
         return weighted_clip_loss(*features, data.log_weights)
 
     grads: Tensors = grad(upstream)(params)
@@ -189,15 +190,15 @@ def _reverse_over_reverse(steps: Steps) -> Tensor:
         image, text, _ = embed(moved, data.images, data.texts)
 
         def loss(features: tuple[Tensor, Tensor]) -> Tensor:
-            return weighted_clip_loss(*features, kept[2], log_weights)
+            return weighted_clip_loss(*features, features_at_theta[2], log_weights)
 
-        by_image, by_text = grad(loss)((kept[0], kept[1]))
+        by_image, by_text = grad(loss)((features_at_theta[0], features_at_theta[1]))
         total: Tensor = (by_image * image).sum() + (by_text * text).sum()
         return total
 
     def slope(log_weights: Tensor) -> Tensor:
-        found: Tensor = grad(h)(torch.zeros((), device=log_weights.device), log_weights)
-        return found
+        derivative: Tensor = grad(h)(torch.zeros((), device=log_weights.device), log_weights)
+        return derivative
 
     by_log_weights = grad(slope)(data.log_weights)
     steps.params = {
@@ -209,7 +210,7 @@ def _reverse_over_reverse(steps: Steps) -> Tensor:
 
 
 def measure_costs(args: argparse.Namespace, loss: str) -> dict[str, Any]:
-    """Median seconds and peak memory of each kind of step, and their ratios to the plain one."""
+    """Measure median seconds and peak memory of each kind of step, and ratios to the plain one."""
     torch.manual_seed(0)
     model = open_clip.create_model(args.model).to(args.device)
     context, size = model.context_length, model.visual.image_size
@@ -222,7 +223,7 @@ def measure_costs(args: argparse.Namespace, loss: str) -> dict[str, Any]:
         kinds["reverse_over_reverse"] = steps.reverse_over_reverse
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     peaks = {kind: _Peak(args.device) for kind in kinds}
-    for run in range(args.repeats + 1):  # the first makes moments and is not counted
+    for run in range(args.repeats + 1):  # the first run allocates moments and is not counted
         for kind, step in kinds.items():
             gc.collect()
             _finish(args.device)
@@ -239,13 +240,13 @@ def measure_costs(args: argparse.Namespace, loss: str) -> dict[str, Any]:
         kind: [a / b for a, b in zip(times, seconds["plain"], strict=True)]
         for kind, times in seconds.items()
     }
-    number = sum(p.numel() for p in model.parameters())
+    num_parameters = sum(p.numel() for p in model.parameters())
     return {
         "seconds": median,
         "plain_steps": {kind: statistics.median(ratios) for kind, ratios in per_run.items()},
         "plain_steps_min_max": {kind: [min(r), max(r)] for kind, r in per_run.items()},
         "peak_megabytes": {kind: peak.megabytes for kind, peak in peaks.items()},
-        "megabytes_of_the_parameters": number * 4 / 1e6,
+        "megabytes_of_the_parameters": num_parameters * 4 / 1e6,
         "pairs_per_second": {kind: args.batch / value for kind, value in median.items()},
         "share_of_matrix_peak": _shares(steps, median, args),
         "number_of_classes": len(data.down_texts) if loss != "clip" else None,
@@ -275,7 +276,7 @@ class _Peak(PeakMemory):
 
 
 def _shares(steps: Steps, seconds: dict[str, float], args: argparse.Namespace) -> dict[str, float]:
-    """Of the rate of one large matrix product: the products that each kind of step has to do."""
+    """Compute FLOP/s of each kind of step as a share of the rate of a large matrix product."""
     peak = _matrix_peak(args.device, steps.precision.autocast or torch.float32)
     data = steps.data
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -294,7 +295,7 @@ def _shares(steps: Steps, seconds: dict[str, float], args: argparse.Namespace) -
 
 
 def _matrix_peak(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of several square products."""
+    """Measure the FLOP/s of the fastest of several square matrix products."""
     size = 8192 if device.startswith("cuda") else 3072
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -313,7 +314,7 @@ def _finish(device: str) -> None:
 
 
 def measure_errors() -> dict[str, dict[str, float]]:
-    """Relative error of dL/dw on a small ViT after some steps, against the exact way in float64."""
+    """Measure the relative error of ∂L_down/∂w on a small ViT against `exact` in float64."""
     from open_clip import CLIP
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
@@ -334,8 +335,8 @@ def measure_errors() -> dict[str, dict[str, float]]:
         ("amp", torch.float32, torch.float16),
     ):
         for tangent in TANGENTS:
-            found = _gradient_in(dtype, tangent, autocast, warm, model).double()
-            error = float((found - truth).norm() / truth.norm())
+            gradient = _gradient_in(dtype, tangent, autocast, warm, model).double()
+            error = float((gradient - truth).norm() / truth.norm())
             errors.setdefault(name, {})[tangent] = error
     return errors
 
@@ -347,7 +348,7 @@ def _gradient_in(
     warm: Steps,
     model: nn.Module,
 ) -> Tensor:
-    """dL/dw at the state of `warm`, in another precision."""
+    """Compute ∂L_down/∂w at the state of `warm` in another precision."""
 
     def cast(tensors: Tensors) -> Tensors:
         return {name: tensor.to(dtype) for name, tensor in tensors.items()}
@@ -369,7 +370,7 @@ def _gradient_in(
 
 
 def main() -> None:
-    """Print one JSON line."""
+    """Measure, and print a line of JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--batch", type=int, default=32, help="B; B' is three quarters of it")
@@ -378,14 +379,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--losses", nargs="+", default=["cross_entropy", "clip"])
-    parser.add_argument("--no_reverse", action="store_true", help="leave the public way out")
+    parser.add_argument("--no_reverse", action="store_true", help="skip reverse_over_reverse")
     parser.add_argument("--errors", action="store_true", help="measure errors instead of costs")
     args = parser.parse_args()
     if args.errors:
         print_result("flyt_step_errors", {"relative_errors": measure_errors()})
         return
-    found = {loss: measure_costs(args, loss) for loss in args.losses}
-    print_result("flyt_step", {**vars(args), "torch": torch.__version__, **found})
+    costs = {loss: measure_costs(args, loss) for loss in args.losses}
+    print_result("flyt_step", {**vars(args), "torch": torch.__version__, **costs})
 
 
 if __name__ == "__main__":

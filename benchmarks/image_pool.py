@@ -1,4 +1,4 @@
-"""A made pool of image shards as img2dataset writes them, and a resharded copy of a subset."""
+"""A synthetic pool of image shards like img2dataset's, and a resharded copy of a subset."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _WORDS = [
 
 @dataclass(frozen=True)
 class ImagePool:
-    """Tars in a folder, and the uids [n] of their examples in order."""
+    """Tars in a folder, their number, and the uids [n] of their examples in order."""
 
     folder: Path
     shards: int
@@ -71,19 +71,19 @@ class ImagePool:
 
     @property
     def urls(self) -> str:
-        """All tars, as `--train-data` names them."""
+        """All tars as `--train-data` takes them."""
         return f"{self.folder}/{{{0:08d}..{self.shards - 1:08d}}}.tar"
 
     @property
     def bytes_on_disk(self) -> int:
-        """Of all tars."""
+        """The size of all tars."""
         return sum(path.stat().st_size for path in self.folder.glob("*.tar"))
 
 
 def make_pool(folder: Path, examples: int, shards: int, pixels: int, seed: int) -> ImagePool:
-    """Write a pool, or find it again: square JPEGs, captions of 4 to 15 words, img2dataset's json.
+    """Write a pool, or reuse it: square JPEGs, captions of 4 to 15 words, img2dataset's json.
 
-    512 distinct images take turns, each under many uids: readers see bytes and sizes alone.
+    512 distinct images repeat under many uids, since only bytes and sizes matter to readers.
     """
     settings = f"{examples} {shards} {pixels} {seed}"
     rng = np.random.default_rng(seed)
@@ -96,12 +96,12 @@ def make_pool(folder: Path, examples: int, shards: int, pixels: int, seed: int) 
     folder.mkdir(parents=True)
     images = [_image(pixels, rng) for _ in range(_DISTINCT_IMAGES)]
     names = encode_uids(uids).to_pylist()
-    for number, rows in enumerate(np.array_split(np.arange(examples), shards)):
+    for shard, rows in enumerate(np.array_split(np.arange(examples), shards)):
         samples = (
-            _sample(f"{number:05d}{place:04d}", names[row], images[row % len(images)], pixels, rng)
-            for place, row in enumerate(rows)
+            _sample(f"{shard:05d}{index:04d}", names[row], images[row % len(images)], pixels, rng)
+            for index, row in enumerate(rows)
         )
-        _write(folder / f"{number:08d}.tar", samples)
+        _write(folder / f"{shard:08d}.tar", samples)
     done.write_text(settings)
     return pool
 
@@ -113,19 +113,19 @@ def reshard(pool: ImagePool, subset: NDArray[np.void], folder: Path, shards: int
     chosen = set(encode_uids(subset).to_pylist())
     samples = (
         {k: v for k, v in sample.items() if k != "__url__"}
-        for number in range(pool.shards)
-        for sample in read_tar(str(pool.folder / f"{number:08d}.tar"))
+        for shard in range(pool.shards)
+        for sample in read_tar(str(pool.folder / f"{shard:08d}.tar"))
         if json.loads(sample["json"])["uid"] in chosen
     )
     per_shard = -(-len(chosen) // shards)
-    for number in range(shards):
+    for shard in range(shards):
         part = (next(samples, None) for _ in range(per_shard))
-        _write(folder / f"{number:08d}.tar", (sample for sample in part if sample is not None))
+        _write(folder / f"{shard:08d}.tar", (sample for sample in part if sample is not None))
     return ImagePool(folder, shards, subset)
 
 
 def write_table(path: Path, column: str, uids: NDArray[np.void], others: int, seed: int) -> None:
-    """A table of positive numbers for some uids and for as many others as a larger pool has."""
+    """Write a table of positive numbers for some uids and for `others` random uids."""
     rng = np.random.default_rng(seed)
     unknown_uids = rng.integers(0, 2**64 - 1, 2 * others, np.uint64, endpoint=True).view(UID_DTYPE)
     all_uids = np.concatenate([uids, unknown_uids])
@@ -134,7 +134,7 @@ def write_table(path: Path, column: str, uids: NDArray[np.void], others: int, se
 
 
 def _image(pixels: int, rng: np.random.Generator) -> bytes:
-    """Smooth colours with some texture: a JPEG of 256 pixels has some 28 kB."""
+    """Return a JPEG of smooth colours with some texture; 256 pixels give about 28 kB."""
     coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
     smooth = np.asarray(coarse.resize((pixels, pixels), Image.Resampling.BICUBIC), np.int16)
     texture = rng.normal(0, 9, (pixels, pixels, 1))

@@ -1,11 +1,11 @@
-"""Does FLYT learn to tell true pairs from swapped ones, on real pictures, with nobody telling it?
+"""Measure how well FLYT learns to separate true pairs from pairs with swapped captions.
 
-The demo pool, taken several times over with 40% of the captions swapped (`corrupted_pool`), goes
-through `datacomp_flyt.flyt.train` as a user would do it: M-FLYT over informative columns and three
-of noise, E-FLYT on the npz embeddings. The downstream set (`demo/downstream`) holds other drawings
-of the same things, with their names. Which captions were swapped is only used to judge: AUC of true
-against swapped pairs. E-FLYT's reference model is first trained on the unfiltered pool, as the
-paper's is; M-FLYT's starts at random.
+The pool is several copies of the demo pool with 40% of the captions swapped (`corrupted_pool`).
+`datacomp_flyt.flyt.train` trains M-FLYT on informative columns and three columns of noise, and
+E-FLYT on the npz embeddings. The downstream set (`demo/downstream`) has other drawings of the same
+things, with their names. The measure is the AUC of true against swapped pairs; training does not
+know which captions were swapped. E-FLYT's reference model is first trained on the unfiltered pool,
+as in the paper; M-FLYT's is random.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ Scores = NDArray[np.floating]
 
 
 def auc(is_true: NDArray[np.bool_], scores: Scores) -> float:
-    """Chance that a true pair scores above a swapped one, ties counted half."""
+    """Compute the probability that a true pair scores above a swapped one; ties count half."""
     true = int(is_true.sum())
     ranks = rankdata(scores)[is_true].sum()
     return float((ranks - true * (true + 1) / 2) / (true * (len(is_true) - true)))
 
 
 def run_python(module: str, pool: CorruptedPool, seed: int, *flags: str) -> None:
-    """Run a module on a pool's tars, on one core: two trainings share the machine."""
+    """Run a module on a pool's tars, on one core, since two trainings run at a time."""
     command = [sys.executable, "-W", "ignore", "-m", module, "--train_data", str(pool.shards)]
     command += ["--seed", str(seed), *flags]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -60,15 +60,15 @@ def run_python(module: str, pool: CorruptedPool, seed: int, *flags: str) -> None
 
 
 def train(pool: CorruptedPool, output_dir: Path, seed: int, *flags: str) -> Path:
-    """Train with the tiny preset; the scoring model's file."""
+    """Train with the tiny preset, and return the path of the scoring model."""
     always = ("--preset", "tiny", "--metadata_dir", str(pool.metadata))
-    where = ("--downstream_dir", str(DOWNSTREAM), "--output_dir", str(output_dir))
-    run_python("datacomp_flyt.flyt.train", pool, seed, *always, *where, *flags)
+    folders = ("--downstream_dir", str(DOWNSTREAM), "--output_dir", str(output_dir))
+    run_python("datacomp_flyt.flyt.train", pool, seed, *always, *folders, *flags)
     return output_dir / "scoring_model.safetensors"
 
 
 def run_seed(folder: Path, seed: int, copies: int) -> dict[str, Any]:
-    """One pool, both trainings, and how well everything separates."""
+    """Run both trainings on one pool, and return the AUC of all scores."""
     start = time.perf_counter()
     pool = make_corrupted_pool(POOL, folder / "pool", seed, copies=copies)
     columns = {name: pool.columns[name] for name in COLUMNS}
@@ -102,7 +102,7 @@ def run_seed(folder: Path, seed: int, copies: int) -> dict[str, Any]:
 
 
 def _e_flyt_scores(pool: CorruptedPool, head: Any) -> Scores:
-    """In the order of the corrupted pool's uids."""
+    """Compute E-FLYT scores in the order of the corrupted pool's uids."""
     read = read_pool(str(pool.metadata), 1, progress=False)
     scores = e_flyt_scores(head, read, progress=False)
     score_of = {format_uid(uid): score for uid, score in zip(read.uids, scores, strict=True)}
@@ -110,33 +110,33 @@ def _e_flyt_scores(pool: CorruptedPool, head: Any) -> Scores:
 
 
 def main() -> None:
-    """Print one JSON line."""
+    """Measure, and print a line of JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--copies", type=int, default=32, help="of the demo pool")
+    parser.add_argument("--copies", type=int, default=32, help="copies of the demo pool")
     parser.add_argument("--parallel", type=int, default=2, help="seeds at a time")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.parallel) as executor:
-        found = list(
+        runs = list(
             executor.map(
                 lambda seed: run_seed(Path(folder) / str(seed), seed, args.copies),
                 range(args.seeds),
             )
         )
-    names = found[0]["auc"]
+    names = runs[0]["auc"]
     print_result(
         "learning",
         {
-            "seeds": found,
-            "mean_auc": {name: np.mean([run["auc"][name] for run in found]) for name in names},
+            "seeds": runs,
+            "mean_auc": {name: np.mean([run["auc"][name] for run in runs]) for name in names},
             "m_flyt_beats_every_column_and_sum": all(
                 run["auc"]["m_flyt"]
                 > max(run["auc"][name] for name in (*COLUMNS, "standardized_sum"))
-                for run in found
+                for run in runs
             ),
-            "noise_below_a_tenth": all(run["largest_noise_weight"] < 0.1 for run in found),
+            "noise_below_a_tenth": all(run["largest_noise_weight"] < 0.1 for run in runs),
             "e_flyt_beats_clip_score": all(
-                run["auc"]["e_flyt"] > run["auc"]["clip_b32"] for run in found
+                run["auc"]["e_flyt"] > run["auc"]["clip_b32"] for run in runs
             ),
         },
     )

@@ -1,4 +1,4 @@
-"""Figures of several seeds: mean, standard error, and differences paired by seed."""
+"""Statistics over seeds: mean, standard error, and differences paired by seed."""
 
 from __future__ import annotations
 
@@ -10,43 +10,47 @@ import numpy as np
 from datacomp_flyt.demo.evaluate import METRICS
 
 Figures = Mapping[str, Mapping[str, float]]
-"""By name of what was trained, each of METRICS."""
+"""Values of METRICS, by name of the training."""
 
 
 def mean_and_error(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, its standard error (None of a single seed), and what it is of."""
+    """Compute the mean and its standard error (None for a single seed)."""
     array = np.array(values, np.float64)
     error = float(array.std(ddof=1) / len(array) ** 0.5) if len(array) > 1 else None
     return {"mean": float(array.mean()), "standard_error": error, "by_seed": array.tolist()}
 
 
 def compare(runs: Sequence[Figures], ours: str) -> dict[str, Any]:
-    """Of each name, mean and error of each metric, and of what `ours` has more in the same seed."""
-    found: dict[str, Any] = {}
+    """Compute mean and error of each metric, and of its difference from `ours`, by name."""
+    comparison: dict[str, Any] = {}
     for name in dict.fromkeys(name for run in runs for name in run):
-        both = [run for run in runs if name in run]
-        found[name] = {"seeds": len(both)}
+        runs_with_name = [run for run in runs if name in run]
+        comparison[name] = {"seeds": len(runs_with_name)}
         for metric in METRICS:
-            values = [run[name][metric] for run in both]
-            less = [run[ours][metric] - value for run, value in zip(both, values, strict=True)]
-            found[name][metric] = mean_and_error(values)
-            found[name][f"{metric}_below_ours"] = mean_and_error(less)
-    return found
+            values = [run[name][metric] for run in runs_with_name]
+            differences = [
+                run[ours][metric] - value for run, value in zip(runs_with_name, values, strict=True)
+            ]
+            comparison[name][metric] = mean_and_error(values)
+            comparison[name][f"{metric}_below_ours"] = mean_and_error(differences)
+    return comparison
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """What `compare` found, as the pages have it."""
+def table(comparison: Mapping[str, Any]) -> str:
+    """Format the result of `compare` as a Markdown table."""
     lines = [
         "| trained on | seeds | accuracy | less than ours | retrieval | less than ours |",
         "|---|---|---|---|---|---|",
     ]
-    for name, of in found.items():
-        cells = [cell(of[key]) for metric in METRICS for key in (metric, f"{metric}_below_ours")]
-        lines.append(" | ".join([f"| {name}", str(of["seeds"]), *cells]) + " |")
+    for name, figures in comparison.items():
+        cells = [
+            cell(figures[key]) for metric in METRICS for key in (metric, f"{metric}_below_ours")
+        ]
+        lines.append(" | ".join([f"| {name}", str(figures["seeds"]), *cells]) + " |")
     return "\n".join(lines)
 
 
-def cell(of: Mapping[str, Any]) -> str:
-    """Mean and standard error."""
-    error = of["standard_error"]
-    return f"{of['mean']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+def cell(figure: Mapping[str, Any]) -> str:
+    """Format a mean with its standard error."""
+    error = figure["standard_error"]
+    return f"{figure['mean']:.3f}" + ("" if error is None else f" ± {error:.3f}")

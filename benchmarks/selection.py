@@ -244,7 +244,7 @@ def _like_for_like_jobs(num_workers: int) -> dict[str, tuple[list[str], dict[str
     """Return commands that lack the pool and the save path, and their environment variables."""
     workers = ["--num_workers", str(num_workers)]
     top = ["--fraction", str(_FRACTION), *workers]
-    ours = ["-m", "baselines_plugin", "--name", "top_fraction", "--score", _CLIP_SCORE]
+    ours = ["-m", "baselines_plugin", "--name", "top_fraction", "--column", _CLIP_SCORE]
     ours += ["--keep_ties", *top]
     jobs: dict[str, tuple[list[str], dict[str, str]]] = {
         "ours": ([sys.executable, *ours], {}),

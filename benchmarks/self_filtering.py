@@ -1,21 +1,21 @@
-"""Does a model do better on data that it chose itself, and in which way should it choose?
+"""Does a model do better on data that it selected itself, and how should it select?
 
-On the tour's pools with 40% noise, by seed, all at equal samples seen (`TOTAL`), of all trainings
-together that lead to a final model:
+These comparisons run on the tour's pools with 40% noise, for each seed. All trainings that lead to
+a final model see TOTAL samples together:
 
 1. Self-Filtering-style rounds against training on everything, on a random 30%, and on the top 30%
-   by an outside CLIP, which was trained as long on another pool with a tenth of noise.
-2. A pair scored by the model that was trained on it, or, cross-fitted, by one that was not: what
-   each separates, over the pool and over the pairs that were trained on.
+   by an outside CLIP, which was trained as long on another pool with 10% noise.
+2. Scores by the model that was trained on a pair against cross-fitted scores, by one that was not:
+   their AUC over the pool and over the pairs that were trained on.
 3. M-FLYT in a closed loop against M-FLYT once.
 
-A run of R rounds spends the same on each, and `last_share` on its last mix. Models go on from the
-weights of the round before, so the final one has seen TOTAL, with a learning rate that rises and
-falls anew in each training; `everything_in_rounds` is that without selection. `restarted` models
-begin anew. A seed decides pool and trainings; differences are paired by seed. Seed 0 is left out:
-the confident fraction and TOTAL were chosen with it.
+A run of R rounds spends the same on each, and `last_share` on its last subset. Models continue from
+the weights of the round before, so the final one has seen TOTAL samples, with a learning rate that
+rises and falls in each training; `everything_in_rounds` is that without selection. `restarted`
+models start from scratch. A seed decides pool and trainings, and differences are paired by seed.
+Seed 0 is left out, since the confident fraction and TOTAL were chosen with it.
 
-Goes on where it was when killed. `--table` only makes the tables of what is there.
+A killed run resumes. `--table` only prints the tables of finished parts.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from benchmarks.seeds import cell, compare, mean_and_error, table
 from datacomp_flyt.demo.experiment import BATCH_SIZE, UNFILTERED, Experiment, ours, single
 from datacomp_flyt.demo.noisy_pool import FACTS, MODEL, NOISE, RANDOM
 from datacomp_flyt.demo.tour import folder_of
+from datacomp_flyt.self_filtering.next_subset import SUBSET
 from datacomp_flyt.self_filtering.rounds import Run
 from datacomp_flyt.self_filtering.settings import Settings
 from datacomp_flyt.self_filtering.trainer_command import TrainerCommand, checkpoint_of
@@ -48,13 +49,13 @@ OTHERS = (UNFILTERED, RANDOM, OUTSIDE)
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to run the rounds.
+    """A variant of the rounds.
 
     Attributes:
-        settings: what differs from the defaults.
+        settings: settings that differ from the defaults.
         rounds: R.
-        last_share: of TOTAL, for the training on the last mix.
-        continued: each training goes on from the one before.
+        last_share: the share of TOTAL for the training on the last subset.
+        continued: each training continues from the one before.
     """
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -90,15 +91,15 @@ class Plan:
     """The comparison on one pool.
 
     Attributes:
-        experiment: the tour's.
-        total: samples seen.
+        experiment: the tour's experiment.
+        total: the number of samples seen.
     """
 
     experiment: Experiment
     total: int = TOTAL
 
     def steps(self, name: str) -> list[Step]:
-        """What leads to the results of OTHERS, or of a variant."""
+        """Return the steps that lead to the results of OTHERS, or of a variant."""
         experiment = self.experiment
         if name == "others":
             trainings = [
@@ -112,7 +113,7 @@ class Plan:
         return [*experiment.pool(), *steps, experiment.evaluate(names, results_of(name))]
 
     def outside(self) -> list[Step]:
-        """A subset by the CLIP score of a model of another pool."""
+        """Return the steps that select by the CLIP score of a model of another pool."""
         experiment, noise = self.experiment, 0.1
         other = dataclasses.replace(experiment, noise=noise, seed=1000 + experiment.seed)
         (pool,) = other.pool()
@@ -125,7 +126,7 @@ class Plan:
             dataclasses.replace(pool, name="outside_pool", words=tuple(words)),
             self.train("outside", trainer.train("outside", "runs", self.total, None)),
             ours(
-                "embed_outside", "Embeddings by it",
+                "embed_outside", "Embeddings by that model",
                 "embed", "--shards_dir", "shards", "--metadata_dir", "outside_npz",
                 "--encoder", f"ref={MODEL}:{checkpoint}",
             ),
@@ -143,18 +144,18 @@ class Plan:
         ]  # fmt: skip
 
     def variant(self, name: str, variant: Variant) -> list[Step]:
-        """The rounds, and a training on what they ended with."""
+        """Return the steps of the rounds, and a training on the last subset."""
         run = self.run(name, variant)
         model = run.settings.models[0]
         before = checkpoint_of(f"{run.folder(variant.rounds - 1)}/runs", model)
         samples = round(self.total * variant.last_share)
         start = before if variant.continued else None
         command = self.trainer().train(name, "runs", samples, start)
-        last = self.train(name, command, ("--subset", f"{run.out}/mix.npy"))
+        last = self.train(name, command, ("--subset", f"{run.out}/{SUBSET}"))
         return [*(dataclasses.replace(s, name=f"{name}_{s.name}") for s in run.steps()), last]
 
     def run(self, name: str, variant: Variant) -> Run:
-        """The rounds."""
+        """Return the rounds of a variant."""
         samples = round(self.total * (1 - variant.last_share) / variant.rounds)
         closed = "selector" in variant.settings
         flyt = (
@@ -176,7 +177,7 @@ class Plan:
         )  # fmt: skip
 
     def trainer(self) -> TrainerCommand:
-        """The tour's own training, without what a round sets."""
+        """Return the tour's own training, without the flags that a round sets."""
         warm_up = ("--batch-size", str(BATCH_SIZE), "--epochs", "1", "--warmup", "30")
         words = (
             *("-m", "open_clip_train.main", "--model", MODEL, "--dataset-type", "webdataset"),
@@ -187,43 +188,45 @@ class Plan:
         return TrainerCommand(words, self.experiment.shards)
 
     def train(self, name: str, command: Sequence[str], hook: Sequence[str] = ()) -> Step:
-        """A training by that command."""
+        """Return a training step with a trainer's command."""
         words = ("train_clip", "--model_config", MODEL, *hook, "--", *command)
         return ours(f"train_{name}", name, *words)
 
 
 def results_of(name: str) -> str:
-    """Stem of the file of results."""
+    """Return the stem of the file of results."""
     return f"results_{name}"
 
 
 def folder_of_rounds(name: str) -> str:
-    """Where a variant's rounds are."""
+    """Return the folder of a variant's rounds."""
     return f"runs/{name}_rounds"
 
 
 def run_seed(folder: Path, plan: Plan, names: Sequence[str]) -> None:
-    """What is not done yet of one seed."""
-    place = folder_of(folder, plan.experiment)
+    """Run the parts of one seed that are not done yet."""
+    seed_folder = folder_of(folder, plan.experiment)
     for name in names:
-        seconds = run_steps(plan.steps(name), place, quiet=True)
+        seconds = run_steps(plan.steps(name), seed_folder, quiet=True)
         say(f"seed {plan.experiment.seed}, {name}: {sum(seconds.values()):.0f} s")
 
 
-def read_results(place: Path) -> dict[str, Any]:
-    """What each training of a seed reached."""
-    paths = [place / f"{results_of(name)}.json" for name in ("others", *VARIANTS, *ABLATIONS)]
-    found = [json.loads(path.read_text()) for path in paths if path.exists()]
-    return {name: of for part in found for name, of in part.items()}
+def read_results(seed_folder: Path) -> dict[str, Any]:
+    """Return the figures of each training of a seed, by name."""
+    names = ("others", *VARIANTS, *ABLATIONS)
+    paths = [seed_folder / f"{results_of(name)}.json" for name in names]
+    parts = [json.loads(path.read_text()) for path in paths if path.exists()]
+    return {name: figures for part in parts for name, figures in part.items()}
 
 
-def read_rounds(place: Path, name: str) -> list[dict[str, Any]]:
-    """A variant's diagnostics, round by round; none where it has not been run to its end."""
-    if not (place / f"{results_of(name)}.json").exists():
+def read_rounds(seed_folder: Path, name: str) -> list[dict[str, Any]]:
+    """Return a variant's diagnostics by round; an empty list for an unfinished run."""
+    if not (seed_folder / f"{results_of(name)}.json").exists():
         return []
     variant = (VARIANTS | ABLATIONS)[name]
-    rounds = [place / folder_of_rounds(name) / f"round_{k}" for k in range(variant.rounds + 1)]
-    return [json.loads((one / "diagnostics.json").read_text()) for one in rounds]
+    run = seed_folder / folder_of_rounds(name)
+    rounds = [run / f"round_{index}" for index in range(variant.rounds + 1)]
+    return [json.loads((folder / "diagnostics.json").read_text()) for folder in rounds]
 
 
 DIAGNOSTICS = {
@@ -231,45 +234,47 @@ DIAGNOSTICS = {
     "noise_precision": ("confident", "noise_precision"),
     "noise_recall": ("confident", "noise_recall"),
     "auc": ("auc", "self_filtering"),
-    "auc_in_mix": ("auc_in_mix", "self_filtering"),
-    "auc_in_mix_seen": ("auc_in_mix", "self_filtering_seen"),
-    "auc_in_mix_unseen": ("auc_in_mix", "self_filtering_unseen"),
+    "auc_in_subset": ("auc_in_subset", "self_filtering"),
+    "auc_in_subset_seen": ("auc_in_subset", "self_filtering_seen"),
+    "auc_in_subset_unseen": ("auc_in_subset", "self_filtering_unseen"),
 }
-"""What the tables have of a round's diagnostics."""
+"""Figures of the tables, by their path in a round's diagnostics."""
 
 
-def by_round(places: Sequence[Path]) -> dict[str, Any]:
-    """By variant and diagnostic, the figures of each round; None where there is none."""
-    found: dict[str, Any] = {}
+def by_round(seed_folders: Sequence[Path]) -> dict[str, Any]:
+    """Return figures by diagnostic, variant and round; None for a round without a figure."""
+    figures: dict[str, Any] = {}
     for name in (*VARIANTS, *ABLATIONS):
-        runs = [rounds for place in places if (rounds := read_rounds(place, name))]
+        runs = [rounds for folder in seed_folders if (rounds := read_rounds(folder, name))]
         for diagnostic, (part, key) in DIAGNOSTICS.items() if runs else ():
             rows = [
                 [one.get(part, {}).get(key) for one in same] for same in zip(*runs, strict=True)
             ]
             means = [mean_and_error(row) if None not in row else None for row in rows]
             if any(means):
-                found.setdefault(diagnostic, {})[name] = means
-    return found
+                figures.setdefault(diagnostic, {})[name] = means
+    return figures
 
 
-def unseen_less_seen(places: Sequence[Path]) -> list[dict[str, Any]]:
-    """By round, how much better a pair is judged by the model that has not seen it: AUC, paired."""
-    runs = [rounds[:-1] for place in places if (rounds := read_rounds(place, "cross_fitted"))]
-    aucs = [[one["auc_in_mix"] for one in same] for same in zip(*runs, strict=True)]
+def unseen_less_seen(seed_folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return by round the AUC by the model that has not seen a pair, less that by the other."""
+    name = "cross_fitted"
+    runs = [rounds[:-1] for folder in seed_folders if (rounds := read_rounds(folder, name))]
+    aucs = [[one["auc_in_subset"] for one in same] for same in zip(*runs, strict=True)]
     return [
-        mean_and_error([of[f"{OURS}_unseen"] - of[f"{OURS}_seen"] for of in same]) for same in aucs
+        mean_and_error([auc[f"{OURS}_unseen"] - auc[f"{OURS}_seen"] for auc in same])
+        for same in aucs
     ]
 
 
-def table_of_rounds(found: Mapping[str, Any]) -> str:
-    """As the page on self-filtering has them."""
+def table_of_rounds(figures: Mapping[str, Any]) -> str:
+    """Format the figures of `by_round` as the tables of docs/self_filtering.md."""
     columns = range(ROUNDS + 1)
     lines: list[str] = []
-    for diagnostic, of in found.items():
+    for diagnostic, variants in figures.items():
         lines += ["", f"| {diagnostic}, round | {' | '.join(map(str, columns))} |"]
         lines.append("|---" * (len(columns) + 1) + "|")
-        for name, rounds in of.items():
+        for name, rounds in variants.items():
             cells = [cell(one) if one else "" for one in rounds]
             lines.append(
                 "| " + " | ".join([name, *cells, *[""] * (len(columns) - len(cells))]) + " |"
@@ -284,28 +289,30 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--ablation_seeds", type=int, default=2)
     parser.add_argument("--noise", type=float, default=0.4)
-    parser.add_argument("--pairs", type=int, default=Experiment.pairs, help="of the pool")
-    parser.add_argument("--only", nargs="+", help="of the variants, or `others`")
+    parser.add_argument("--pairs", type=int, default=Experiment.pairs, help="pairs of the pool")
+    parser.add_argument("--only", nargs="+", help="names of variants, or `others`")
     parser.add_argument("--parallel", type=int, default=2, help="seeds at a time")
-    parser.add_argument("--smoke", action="store_true", help="next to no work: does it run?")
-    parser.add_argument("--table", action="store_true", help="only of what is there")
+    parser.add_argument("--smoke", action="store_true", help="little work: only check that it runs")
+    parser.add_argument("--table", action="store_true", help="only print the finished parts")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     plans = [Plan(Experiment(args.noise, seed, args.pairs)) for seed in args.seeds]
     if args.smoke:
         plans = [Plan(Experiment(args.noise, 0, pairs=400, m_flyt_steps=2), 1024)]
-    places = [folder_of(args.folder, plan.experiment) for plan in plans]
+    folders = [folder_of(args.folder, plan.experiment) for plan in plans]
     parts = [(plan, args.only or ("others", *VARIANTS)) for plan in plans]
     if not args.only:
         parts += [(plan, tuple(ABLATIONS)) for plan in plans[: args.ablation_seeds]]
     if not args.table:
         with ThreadPoolExecutor(args.parallel) as executor:
             list(executor.map(lambda part: run_seed(args.folder, *part), parts))
-    runs = [read_results(place) for place in places]
-    found = compare([run for run in runs if OURS in run], OURS)
+    runs = [read_results(folder) for folder in folders]
+    selections = compare([run for run in runs if OURS in run], OURS)
     loop = [{CLOSED: run[CLOSED], ONCE: run[ONCE]} for run in runs if {CLOSED, ONCE} <= run.keys()]
-    closed, rounds, unseen = compare(loop, CLOSED), by_round(places), unseen_less_seen(places)
-    say(f"{table(found)}\n\nThe closed loop is ours:\n{table(closed)}\n{table_of_rounds(rounds)}")
+    closed, rounds = compare(loop, CLOSED), by_round(folders)
+    unseen = unseen_less_seen(folders)
+    say(f"{table(selections)}\n\nThe closed loop is ours:\n{table(closed)}")
+    say(table_of_rounds(rounds))
     say(f"AUC of unseen pairs less that of seen ones, by round: {'; '.join(map(cell, unseen))}")
     print_result(
         "self_filtering",
@@ -314,7 +321,7 @@ def main() -> None:
             "pairs": args.pairs,
             "total": TOTAL,
             "rounds": ROUNDS,
-            "selections": found,
+            "selections": selections,
             "closed_loop": closed,
             "by_round": rounds,
             "unseen_less_seen": unseen,

@@ -1,4 +1,4 @@
-"""Plain CLIP training of the tiny reference model on a whole pool, as the paper's M-FLYT begins."""
+"""Train the tiny reference model on a whole pool by plain CLIP, as the paper's M-FLYT starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH, RATE, WARMUP = 64, 1e-3, 50
 
 
 def main() -> None:
-    """Write a state dict that --reference_init reads."""
+    """Parse the flags, train, and write a state dict for `--reference_init`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train_data", required=True)
     parser.add_argument("--output", type=Path, required=True)

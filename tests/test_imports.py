@@ -94,7 +94,7 @@ def test_selection_and_the_commands_need_none_of_them() -> None:
     for name in (
         "baselines_plugin.run", "datacomp_flyt.cli.install", "datacomp_flyt.cli.train_clip",
         "datacomp_flyt.flyt", "datacomp_flyt.mixing.m_flyt", "datacomp_flyt.pool.subset",
-        "datacomp_flyt.samplers.race",
+        "datacomp_flyt.samplers.race", "datacomp_flyt.selection.select",
     ):  # fmt: skip
         assert needs(name) == ()
 

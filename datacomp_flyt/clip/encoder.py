@@ -1,4 +1,4 @@
-"""CLIP as a maker of unit features: named in the driver, loaded in the workers."""
+"""CLIP models that compute unit features: named in the driver, loaded in the workers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class LoadedEncoder:
     """A CLIP model on its device, in evaluation mode.
 
     Attributes:
+        model: the model, without gradients.
         transform: open_clip's evaluation transform of a PIL image.
-        tokenize: strings to tokens [n, L].
+        tokenize: maps strings to tokens [n, L].
     """
 
     model: nn.Module
@@ -33,25 +34,25 @@ class LoadedEncoder:
     tokenize: Callable[[list[str]], Tensor]
 
     def features(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit features, float32 [b, d] each, of images [b, 3, H, W] and tokens [b, L]."""
+        """Return unit features, float32 [b, d] each, of images [b, 3, H, W] and tokens [b, L]."""
         model: Any = self.model
         return unit(model.encode_image(images)), unit(model.encode_text(texts))
 
     @property
     def width(self) -> int:
-        """d, of a feature."""
+        """The width d of a feature."""
         model: Any = self.model
         return int(model.encode_text(self.tokenize([""]).to(model.logit_scale.device)).shape[1])
 
 
 @dataclass(frozen=True)
 class ClipEncoder:
-    """Where a CLIP model is from.
+    """The source of a CLIP model.
 
     Attributes:
         model: a model of open_clip, or a JSON file with a configuration.
         checkpoint: a file with weights, or a weights tag of open_clip.
-        flags: what to call the two in messages.
+        flags: the flags of the two, for messages.
     """
 
     model: str
@@ -59,23 +60,23 @@ class ClipEncoder:
     flags: tuple[str, str] = ("--model", "--checkpoint")
 
     def load(self, device: str) -> LoadedEncoder:
-        """The model on a device.
+        """Load the model to a device.
 
         Raises:
             InputError: see `load_clip_model`.
         """
         with warnings.catch_warnings():
-            # of a tag in another configuration; `check` says so once
+            # `check` notes a tag in another configuration once
             warnings.filterwarnings("ignore", "QuickGELU mismatch")
-            found = load_clip_model(self.model, self.checkpoint, self.flags, plain=False)
-        model = found.model.eval().requires_grad_(False).to(device)
-        return LoadedEncoder(model, found.eval_transform, found.tokenize)
+            clip = load_clip_model(self.model, self.checkpoint, self.flags, plain=False)
+        model = clip.model.eval().requires_grad_(False).to(device)
+        return LoadedEncoder(model, clip.eval_transform, clip.tokenize)
 
     def check(self) -> tuple[LoadedEncoder, dict[str, Any]]:
-        """The model on the CPU, and what decides its features, as JSON.
+        """Load the model to the CPU; return it and, as JSON, everything that decides its features.
 
-        Warns on stderr where OpenAI's weights, or others that were trained with QuickGELU, are in
-        a configuration with GELU, as the paper's are, or the other way round.
+        A note on stderr says if weights trained with QuickGELU, such as OpenAI's, are used in a
+        configuration with GELU, as in the paper, or the other way round.
 
         Raises:
             InputError: see `load_clip_model`.
@@ -105,18 +106,18 @@ class ClipEncoder:
         return self.checkpoint in open_clip.list_pretrained_tags_by_model(self.model)
 
     def _trained_with(self) -> str:
-        """Activation of the weights of a tag; releases that do not know had OpenAI's alone."""
+        """Return the activation of a tag's weights; releases without it had only OpenAI's."""
         config = open_clip.pretrained.get_pretrained_cfg(self.model, self.checkpoint)
         quick = config.get("quick_gelu", self.checkpoint == "openai")
         return "QuickGELU" if quick else "GELU"
 
 
 def activation_of(model: nn.Module) -> str:
-    """`QuickGELU`, x σ(1.702 x), or `GELU`: which one a CLIP model computes with."""
+    """Return the activation that a CLIP model uses: `QuickGELU`, x σ(1.702 x), or `GELU`."""
     quick = any(type(module).__name__ == "QuickGELU" for module in model.modules())
     return "QuickGELU" if quick else "GELU"
 
 
 def unit(features: Tensor) -> Tensor:
-    """Rows [b, d] at length 1, float32."""
+    """Normalize rows [b, d] to unit norm, float32."""
     return F.normalize(features.float(), dim=-1)

@@ -1,4 +1,4 @@
-"""Settings under which a CLIP model embeds: precision, decoding threads and image limits."""
+"""Settings of CLIP inference: precision, decoding threads and image limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from datacomp_flyt.threads import default_num_workers
 
 @contextlib.contextmanager
 def inference(device: torch.device, precision: str) -> Iterator[None]:
-    """No gradients, and products as `precision` says: float32 without TF32, or bfloat16.
+    """Disable gradients, and compute products in float32 without TF32, or in bfloat16.
 
     Args:
         precision: `fp32` or `bf16`.
@@ -30,16 +30,16 @@ def inference(device: torch.device, precision: str) -> Iterator[None]:
 
 
 def refuse_decompression_bombs() -> None:
-    """Make images beyond Pillow's limit of pixels undecodable, and its other warnings silent.
+    """Make images beyond Pillow's limit of pixels undecodable, and silence its other warnings.
 
-    For the whole process, since filters of warnings are not a thread's.
+    This applies to the whole process, since warning filters do not belong to a thread.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def decode_threads(asked: int | None, device: torch.device) -> int:
-    """Threads that decode in a worker; a GPU waits for more images than one core decodes."""
+    """Return a worker's decoding threads: `asked`, else 1 on a CPU, or a GPU's share of cores."""
     if asked is not None:
         return asked
     if device.type == "cpu":

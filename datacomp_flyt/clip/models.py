@@ -26,13 +26,13 @@ LARGEST_LOGIT_SCALE = 100.0
 
 @dataclass(frozen=True)
 class ClipModel:
-    """A model with what makes its inputs.
+    """A model with the transforms of its inputs.
 
     Attributes:
-        model: of open_clip, in float32.
-        transform: training transform of a PIL image: random crop of 90 to 100%, normalised.
-        tokenize: strings to tokens [n, L].
-        eval_transform: transform for evaluation: resized, the centre cut out, normalised.
+        model: a model of open_clip, in float32.
+        transform: training transform of a PIL image: random crop of 90 to 100%, normalized.
+        tokenize: maps strings to tokens [n, L].
+        eval_transform: evaluation transform of a PIL image: resized, center crop, normalized.
     """
 
     model: nn.Module
@@ -48,22 +48,23 @@ def load_clip_model(
     seed: int = 0,
     plain: bool = True,
 ) -> ClipModel:
-    """Build a CLIP model and fill it.
+    """Build a CLIP model and load its weights.
 
-    "OpenAI's ViT-B/32" is what the weights say only with QuickGELU (`ViT-B-32-quickgelu`); the
-    paper's runs put them into the `ViT-B-32` configuration, which computes with GELU.
+    OpenAI's weights give OpenAI's ViT-B/32 only with QuickGELU (`ViT-B-32-quickgelu`); the paper's
+    runs load them into the `ViT-B-32` configuration, which computes with GELU.
 
     Args:
         name: a model of open_clip (`ViT-B-32`), or a JSON file with such a configuration.
         init: `random`; a weights tag of open_clip (`openai`); or a checkpoint file of open_clip's
             trainer or a bare state dict (.pt, .safetensors).
-        flag: stem of the flags, `reference` or `extractor`, for messages; or what to call the
-            flags of the model and of its weights, (`--model`, `--checkpoint`).
-        seed: of random weights.
+        flag: for messages, the stem of the flags (`reference` or `extractor`), or the flags of the
+            model and of its weights (`--model`, `--checkpoint`).
+        seed: the seed of random weights.
         plain: refuse models that are more than two towers and a logit scale (CoCa, SigLIP).
 
     Raises:
-        InputError: no such model or weights, or weights of another architecture.
+        InputError: the model or the weights do not exist, or the weights are of another
+            architecture.
     """
     model_flag, init_flag = (f"--{flag}_model", f"--{flag}_init") if isinstance(flag, str) else flag
     if init is None:
@@ -115,7 +116,7 @@ def _tokenizer(name: str, model: nn.Module) -> Callable[[list[str]], Tensor]:
 
 
 def _check_outputs(model: nn.Module, what: str) -> None:
-    """Raise unless the model is two towers and a logit scale: CoCa and SigLIP have more."""
+    """Raise InputError if a model is more than two towers and a logit scale."""
     # recognised by class and bias: releases before 2.20 cannot embed one input alone
     if type(model) not in _PLAIN or getattr(model, "logit_bias", None) is not None:
         raise InputError(
@@ -127,10 +128,14 @@ def _check_outputs(model: nn.Module, what: str) -> None:
 def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint; see `read_checkpoint`.
 
-    For a scoring model laid out as the published `flyt.pt`, return the feature extractor's.
+    Of a scoring model in the layout of the published `flyt.pt`, only the feature extractor is read.
+
+    Args:
+        path: the checkpoint.
+        what: its flag and path, for messages.
 
     Raises:
-        InputError: it cannot be read without running code that it brings along.
+        InputError: the file cannot be read without running code from it.
     """
     tensors = read_checkpoint(path, what).tensors
     clip = {k.removeprefix(_CLIP): v for k, v in tensors.items() if k.startswith(_CLIP)}
@@ -189,8 +194,8 @@ def _load(model: nn.Module, path: Path, what: str, name: str) -> None:
 def _as_the_model(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename and reshape tensors for another release, or class, of open_clip.
 
-    CustomTextCLIP keeps its text tower under `text.`, and CLIP beside the logit scale; the scale
-    has no dimension, or one of length 1; and some files hold constants beside the model.
+    CustomTextCLIP keeps its text tower under `text.`, and CLIP beside the logit scale. The scale
+    has no dimension, or one of length 1. Some files hold constants beside the model.
     """
     if any(key.startswith(_TEXT) for key in given) and not any(k.startswith(_TEXT) for k in wanted):
         given = {key.removeprefix(_TEXT): value for key, value in given.items()}
@@ -219,10 +224,14 @@ _NOT_OF_THE_MODEL = (
 
 
 def known_name(name: str, flag: str) -> str:
-    """The name under which open_clip knows the model; a file's or one of ours is added to it.
+    """Return open_clip's name of a model, and register models of JSON files and of this package.
+
+    Args:
+        name: a model of open_clip or of this package, or a JSON file with a configuration.
+        flag: the flag that names the model, for messages.
 
     Raises:
-        InputError: naming `flag`: no such model, or a file that describes none.
+        InputError: there is no such model, or the file describes none.
     """
     path = OWN_CONFIGS / f"{name}.json" if not name.endswith(".json") else Path(name)
     if path.is_file():
@@ -249,7 +258,7 @@ def known_name(name: str, flag: str) -> str:
 
 
 class _quiet_root_logger:
-    """open_clip logs through the root logger, warnings about random weights among it."""
+    """Silence the root logger, through which open_clip warns about random weights."""
 
     def __enter__(self) -> None:
         self._level = logging.getLogger().level

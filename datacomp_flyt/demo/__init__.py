@@ -1,4 +1,4 @@
-"""A pool small enough to be embedded, a noisy one made of it, and tours over both."""
+"""A small embedded pool, a noisy pool made from it, and tours over both."""
 
 from pathlib import Path
 

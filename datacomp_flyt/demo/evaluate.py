@@ -36,7 +36,7 @@ METRICS = ("accuracy", "retrieval")
 def read_labelled(
     folder: Path, transform: Callable[[Any], Tensor]
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Pictures [n, 3, H, W], labels [n] and captions of labelled tars."""
+    """Return the pictures [n, 3, H, W], labels [n] and captions of labelled tars."""
     pictures, labels, captions = [], [], []
     for path in sorted(folder.glob("*.tar")):
         for sample in read_tar(str(path)):
@@ -49,12 +49,17 @@ def read_labelled(
 
 @torch.inference_mode()
 def evaluate(clip: ClipModel, folder: Path) -> dict[str, float]:
-    """Both figures of one model, between 0 and 1.
+    """Evaluate one model.
 
-    accuracy: of the class whose prompts' mean embedding is nearest, as CLIP is evaluated on
-        ImageNet (open_clip's own classifier).
-    retrieval: recall at 1, the mean of picture to caption and caption to picture, in galleries
-        that hold one picture of each caption.
+    Args:
+        clip: the model.
+        folder: labelled tars, `classnames.txt` and `zeroshot_classification_templates.txt`.
+
+    Returns:
+        accuracy: the zero-shot accuracy, by the class whose prompts' mean embedding is nearest, as
+            on ImageNet (open_clip's own classifier); retrieval: recall at 1, the mean of picture to
+            caption and caption to picture, in galleries with one picture of each caption. Both are
+            0 to 1.
     """
     model: Any = clip.model.eval()
     pictures, labels, captions = read_labelled(folder, clip.eval_transform)
@@ -77,29 +82,45 @@ def _retrieval(
     for row, caption in enumerate(captions):
         rows_of[caption].append(row)
     texts = model.encode_text(tokenize(list(rows_of)), normalize=True)
-    found = []
+    hits = []
     for rows in zip(*rows_of.values(), strict=False):  # the k-th gallery: k-th picture of each
         similarity = features[list(rows)] @ texts.T
         own = torch.arange(len(texts))
-        found += [similarity.argmax(1) == own, similarity.argmax(0) == own]
-    return torch.cat(found).double().mean().item()
+        hits += [similarity.argmax(1) == own, similarity.argmax(0) == own]
+    return torch.cat(hits).double().mean().item()
+
+
+def write_evaluation(
+    *, evaluation_dir: Path, checkpoint: Sequence[str], out: Path, model: str = MODEL
+) -> None:
+    """Evaluate checkpoints, print their figures and write them to a JSON file.
+
+    Args:
+        evaluation_dir: see `evaluate`.
+        checkpoint: words NAME=FILE.
+        out: the JSON file, with METRICS by name.
+        model: open_clip's name of the model.
+
+    Raises:
+        InputError: a checkpoint is not of the model, or `out` cannot be written or is an input.
+    """
+    inputs = {"evaluation_dir": evaluation_dir, "checkpoint": checkpoint, "model": model}
+    check_outputs([Output("--out", check_save_path(out, "--out"))], inputs)
+    results = {}
+    for word in checkpoint:
+        name, _, path = word.partition("=")
+        clip = load_clip_model(model, path, ("--model", "--checkpoint"))
+        results[name] = evaluate(clip, evaluation_dir)
+        say("  ".join([name, *(f"{metric} {results[name][metric]:.3f}" for metric in METRICS)]))
+    with atomic_write(out) as file:
+        file.write(json.dumps(results, indent=1).encode())
 
 
 def main() -> None:
-    """Write a JSON file: for each checkpoint its figures."""
+    """Parse the flags and call `write_evaluation`."""
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--evaluation_dir", type=Path, required=True)
     parser.add_argument("--checkpoint", nargs="+", required=True, metavar="NAME=FILE")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    check_outputs([Output("--out", check_save_path(args.out, "--out"))], vars(args))
-    results = {}
-    for given in args.checkpoint:
-        name, _, file = given.partition("=")
-        clip = load_clip_model(args.model, file, ("--model", "--checkpoint"))
-        results[name] = evaluate(clip, args.evaluation_dir)
-        found = (f"{metric} {results[name][metric]:.3f}" for metric in METRICS)
-        say("  ".join([name, *found]))
-    with atomic_write(args.out) as file:
-        file.write(json.dumps(results, indent=1).encode())
+    write_evaluation(**vars(parser.parse_args()))

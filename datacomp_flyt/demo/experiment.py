@@ -1,12 +1,12 @@
-"""An experiment on one noisy pool: from pool to models trained on selections, as steps.
+"""An experiment on one noisy pool as steps, from the pool to models trained on selections.
 
-All paths are inside the experiment's folder, where its commands are run:
+All paths are relative to the experiment's folder, in which its commands run:
 
     shards/ downstream/ evaluation/ kinds.parquet    the pool, and the sets beside it
     runs/NAME/                                       open_clip's own trainings, one a selection
     metadata/ downstream_npz/ scores/                embeddings and scores
-    m_flyt*/ subsets/NAME.npy                        what was learned, what was selected
-    results.json report/                             what came of it
+    m_flyt*/ subsets/NAME.npy                        scoring models, and selections
+    results.json report/                             the models' figures, and a page
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ _REFERENCE = "runs/reference/checkpoints/epoch_latest.pt"
 
 
 def top(fraction: float) -> tuple[str, ...]:
-    """Flags of the sampling that keeps a fraction once."""
+    """Return flags of the sampling that keeps a fraction of the pool once."""
     return ("--sampling", "top_fraction", "--fraction", str(fraction))
 
 
-def mixed(directory: str = "m_flyt") -> tuple[str, ...]:
-    """Flags of the mix that was learned there."""
-    return ("--name", "m_flyt", "--scoring_model", f"{directory}/scoring_model.safetensors")
+def mixed(folder: str = "m_flyt") -> tuple[str, ...]:
+    """Return flags of the M-FLYT method with the scoring model of a folder."""
+    return ("--name", "m_flyt", "--scoring_model", f"{folder}/scoring_model.safetensors")
 
 
 def single(column: str) -> tuple[str, ...]:
-    """Flags of one score's top 30%, DataComp's own fraction for the CLIP score."""
-    return ("--name", "top_fraction", "--score", column, "--fraction", "0.3")
+    """Return flags of the top 30% by one score, DataComp's own fraction for the CLIP score."""
+    return ("--name", "top_fraction", "--column", column, "--fraction", "0.3")
 
 
 def ours(name: str, title: str, command: str, *flags: str) -> Step:
-    """A step that is a command of `datacomp-flyt`."""
+    """Return a step that is a command of `datacomp-flyt`."""
     return Step(name, title, ("datacomp-flyt", command, *flags))
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Steps on a pool.
+    """The settings of an experiment, and its steps.
 
     Attributes:
-        noise: share of its pairs that are spoiled.
-        seed: of everything: pool, reference, M-FLYT and trainings.
-        pairs: in the pool.
-        samples_seen: of each training on a selection; draws of a sampled subset.
-        reference_samples_seen: of the reference model's training.
-        m_flyt_steps: of M-FLYT.
+        noise: the share of the pool's pairs that are spoiled.
+        seed: the seed of the pool, the reference, M-FLYT and the trainings.
+        pairs: the number of pairs in the pool.
+        samples_seen: samples of each training on a selection, and draws of a sampled subset.
+        reference_samples_seen: samples of the reference model's training.
+        m_flyt_steps: training steps of M-FLYT.
     """
 
     noise: float
@@ -66,7 +66,7 @@ class Experiment:
     m_flyt_steps: int = 200
 
     def soft_cap(self, repetition_penalty: float = 0.15) -> tuple[str, ...]:
-        """Flags of Soft Cap Sampling of as many draws as training sees samples."""
+        """Return flags of Soft Cap Sampling, with as many draws as training sees samples."""
         return (
             *("--sampling", "scs", "--num_samples", str(self.samples_seen), "--seed", "0"),
             *("--sampling_batch_size", str(BATCH_SIZE)),
@@ -75,11 +75,11 @@ class Experiment:
 
     @property
     def shards(self) -> str:
-        """The pool's tars, as open_clip's trainer takes them."""
+        """The pool's tars as open_clip's trainer takes them."""
         return f"shards/{{{0:08d}..{(self.pairs - 1) // PAIRS_PER_SHARD:08d}}}.tar"
 
     def pool(self) -> list[Step]:
-        """Make the pool."""
+        """Return the step that makes the pool."""
         flags = ("--noise", str(self.noise), "--seed", str(self.seed), "--pairs", str(self.pairs))
         module = ("python", "-m", "datacomp_flyt.demo.noisy_pool", "--out", ".")
         return [
@@ -87,7 +87,7 @@ class Experiment:
         ]
 
     def scores(self) -> list[Step]:
-        """Train CLIP on all of the pool, embed the pool with it, score it."""
+        """Return the steps that train CLIP on the whole pool, embed it and score it."""
         encoder = ("--encoder", f"ref={MODEL}:{_REFERENCE}")
         scorers = {
             "clip_score": ("--source", "npz"),
@@ -138,9 +138,14 @@ class Experiment:
         columns: Sequence[str] = COLUMNS,
         changes: Mapping[str, str | None] | None = None,
     ) -> Step:
-        """Learn a mix of the columns, `NAME/scoring_model.safetensors`.
+        """Return the step that learns a mix of columns, `NAME/scoring_model.safetensors`.
 
-        `changes` are flags with values, or None for those that have none.
+        Args:
+            name: the folder, which is also the step's name.
+            title: the step's title.
+            columns: the score columns to mix.
+            changes: flags that differ from the experiment's, with their values; None for flags
+                without a value.
         """
         settings: dict[str, str | None] = {
             "--num_steps": str(self.m_flyt_steps),
@@ -162,7 +167,7 @@ class Experiment:
         )  # fmt: skip
 
     def select(self, name: str, title: str, *flags: str) -> Step:
-        """A subset by a method of the plugin, `subsets/NAME.npy`."""
+        """Return the step that selects a subset by a method of the plugin, `subsets/NAME.npy`."""
         words = ("python", "-m", "baselines_plugin", *flags, *_POOL_FLAGS)
         return Step(f"select_{name}", title, (*words, "--save_path", f"subsets/{name}.npy"))
 
@@ -173,7 +178,14 @@ class Experiment:
         hook: Sequence[str] | None = None,
         samples_seen: int | None = None,
     ) -> Step:
-        """CLIP from scratch on a subset, by open_clip's own trainer; `runs/NAME`."""
+        """Return the step that trains CLIP from scratch by open_clip's trainer, in `runs/NAME`.
+
+        Args:
+            name: the name of the training, and of the subset.
+            title: the step's title.
+            hook: flags of `train_clip`; None for the subset of this name.
+            samples_seen: the number of samples; None for the experiment's.
+        """
         hook = ("--subset", f"subsets/{name}.npy") if hook is None else hook
         return ours(
             f"train_{name}", title,
@@ -188,14 +200,14 @@ class Experiment:
         )  # fmt: skip
 
     def evaluate(self, names: Sequence[str], out: str = "results") -> Step:
-        """Zero-shot accuracy and retrieval of the trained models, `OUT.json`."""
+        """Return the step that evaluates trained models by zero-shot accuracy and retrieval."""
         checkpoints = [f"{name}=runs/{name}/checkpoints/epoch_latest.pt" for name in names]
         module = ("python", "-m", "datacomp_flyt.demo.evaluate", "--evaluation_dir", "evaluation")
         words = (*module, "--out", f"{out}.json", "--checkpoint", *checkpoints)
         return Step(f"evaluate_{out}", "Zero-shot accuracy and retrieval of each model", words)
 
     def report(self, names: Sequence[str], scoring_model: str) -> Step:
-        """One HTML page of the selections, `report/index.html`."""
+        """Return the step that makes the HTML page of selections, `report/index.html`."""
         return ours(
             "report", "A page of what was selected",
             "report", *_POOL_FLAGS, "--shards_dir", "shards", "--scoring_model", scoring_model,

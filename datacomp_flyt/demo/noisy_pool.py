@@ -1,13 +1,13 @@
-"""A pool with the faults of web pools, for the tour: handwritten digits, emoji, and noise.
+"""Make a pool with the faults of web pools for the tour: handwritten digits, emoji and noise.
 
     python -m datacomp_flyt.demo.noisy_pool --out demo_output/pool --noise 0.5 --seed 0
 
-Digits in coloured ink on paper, captioned with their names, are what the downstream task asks for.
-Emoji with their own names are good pairs of no use to it. The noise is of the kinds web pools have
-(`NOISE`). Nobody is told which pair is what; `kinds.parquet` says it to those who judge.
+The downstream task is about digits in coloured ink on paper, captioned with their names. Emoji with
+their own names are good pairs of no use to it. The noise is of the kinds that web pools have
+(`NOISE`). `kinds.parquet` lists the kind of each pair for judging; no selection reads it.
 
-Three sets with no drawing in common: the pool, a downstream training set and an evaluation set, of
-240, 60 and 100 drawings of each digit.
+Pool, downstream training set and evaluation set have no drawing in common: they use 240, 60 and 100
+drawings of each digit.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ BOILERPLATE = (
     "thumbnail",
 )
 NOISE = {
-    "swapped": 0.50,  # the caption of another picture
-    "lookalike": 0.15,  # named as the digit that looks most like it
+    "swapped": 0.50,  # with the caption of another digit
+    "lookalike": 0.15,  # with the name of the digit that looks most like it
     "boilerplate": 0.15,
     "blank": 0.06,
-    "cropped": 0.07,  # a ninth of it, enlarged
-    "duplicate": 0.07,  # true, but copies of a few
+    "cropped": 0.07,  # the middle ninth, enlarged
+    "duplicate": 0.07,  # true, but copies of ten pairs
 }
-MODEL = "flyt-demo"  # of open_clip, see `scorers/model_configs`
+MODEL = "flyt-demo"  # see `clip/model_configs`
 OFF_TASK = 0.15  # share of emoji with their own names
 RANDOM = "random_30"  # a subset to compare with
-FACTS = ("caption_length", "image_bytes")  # what anyone knows of a pair, as scores
+FACTS = ("caption_length", "image_bytes")  # score columns that need no model
 PAIRS_PER_SHARD = 1000
 
 Pixels = NDArray[np.uint8]
@@ -84,7 +84,7 @@ Sample = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture [SIDE, SIDE, 3], its caption, and which kind of pair it is."""
+    """A picture [SIDE, SIDE, 3], its caption, and the kind of the pair."""
 
     picture: Pixels
     caption: str
@@ -93,30 +93,30 @@ class Pair:
 
 @cache
 def sheets() -> NDArray[np.float64]:
-    """[10 digits, 400 drawings, 28, 28], ink between 0 and 1."""
-    found = []
+    """Return the ink of all drawings [10 digits, 400 drawings, 28, 28], 0 to 1."""
+    drawings = []
     for digit in range(10):
         with Image.open(DIGITS / f"{digit}.png") as sheet:
             ink = np.array(sheet.convert("L")) / 255
         rows, columns = (side // DIGIT_SIDE for side in ink.shape)
         split = ink.reshape(rows, DIGIT_SIDE, columns, DIGIT_SIDE).transpose(0, 2, 1, 3)
-        found.append(split.reshape(-1, DIGIT_SIDE, DIGIT_SIDE))
-    return np.stack(found)
+        drawings.append(split.reshape(-1, DIGIT_SIDE, DIGIT_SIDE))
+    return np.stack(drawings)
 
 
 @cache
 def emoji() -> list[tuple[Pixels, str]]:
-    """The embedded pool's pictures, made as small as the digits, and their names."""
-    found = []
+    """Return the embedded pool's pictures [SIDE, SIDE, 3] with their names."""
+    pairs = []
     for path in sorted((POOL / "shards").glob("*.tar")):
         for sample in read_tar(str(path)):
             small = decode(sample["jpg"], lambda picture: picture.resize((SIDE, SIDE)))
-            found.append((np.array(small), sample["txt"].decode()))
-    return found
+            pairs.append((np.array(small), sample["txt"].decode()))
+    return pairs
 
 
 def draw(rng: np.random.Generator, digit: int, part: str) -> tuple[Pixels, str]:
-    """A digit written somewhere on tinted paper, and its ink."""
+    """Return a digit drawn at a random place on tinted paper [SIDE, SIDE, 3], and its ink."""
     ink = str(rng.choice(list(INKS)))
     drawing = np.pad(sheets()[digit, rng.choice(DRAWINGS[part])], (SIDE - DIGIT_SIDE) // 2)
     shift = tuple(rng.integers(-2, 3, 2))
@@ -126,18 +126,18 @@ def draw(rng: np.random.Generator, digit: int, part: str) -> tuple[Pixels, str]:
 
 
 def grain(rng: np.random.Generator, picture: NDArray[Any]) -> Pixels:
-    """The picture as a cheap camera sees it."""
-    seen = picture + rng.normal(0, 8, picture.shape)
-    return seen.clip(0, 255).astype(np.uint8)
+    """Add the noise of a cheap camera to a picture."""
+    noisy = picture + rng.normal(0, 8, picture.shape)
+    return noisy.clip(0, 255).astype(np.uint8)
 
 
 def describe(rng: np.random.Generator, digit: int, ink: str) -> str:
-    """A caption that is true of the digit."""
+    """Return a caption that is true of a digit."""
     return CAPTIONS[rng.integers(len(CAPTIONS))].format(word=WORDS[digit], ink=ink)
 
 
 def make_pair(rng: np.random.Generator, kind: str) -> Pair:
-    """A pair of that kind: `true`, `off_task`, or one of NOISE."""
+    """Return a pair of a kind: `true`, `off_task`, or one of NOISE."""
     if kind == "off_task":
         picture, caption = emoji()[rng.integers(len(emoji()))]
         return Pair(grain(rng, picture), caption, kind)
@@ -163,24 +163,25 @@ def make_pair(rng: np.random.Generator, kind: str) -> Pair:
     return Pair(picture, caption, kind)
 
 
-def make_pairs(number: int, noise: float, seed: int) -> Iterator[Pair]:
-    """The pool's pairs; pair i depends on `seed` and i only."""
+def make_pairs(num_pairs: int, noise: float, seed: int) -> Iterator[Pair]:
+    """Yield the pool's pairs; pair i depends on `seed`, `noise` and i only."""
     shares = {"true": 1 - noise - OFF_TASK, "off_task": OFF_TASK}
     shares |= {kind: noise * share for kind, share in NOISE.items()}
-    for place in range(number):
-        rng = np.random.default_rng([seed, place])
+    for index in range(num_pairs):
+        rng = np.random.default_rng([seed, index])
         kind = str(rng.choice(list(shares), p=list(shares.values())))
         yield make_pair(rng, kind)
 
 
 def jpeg(picture: Pixels) -> bytes:
+    """Return a picture as the bytes of a JPEG file."""
     stored = io.BytesIO()
     Image.fromarray(picture).save(stored, "JPEG", quality=92)
     return stored.getvalue()
 
 
 def write_tar(path: Path, samples: Mapping[str, Sample]) -> None:
-    """A webdataset shard: KEY.SUFFIX for each sample's key and each of its files."""
+    """Write a webdataset shard with KEY.SUFFIX for each file of each sample."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, files in samples.items():
             for suffix, content in files.items():
@@ -190,16 +191,16 @@ def write_tar(path: Path, samples: Mapping[str, Sample]) -> None:
 
 
 def write_pool(out: Path, pairs: Iterable[Pair], name: str) -> None:
-    """Tars as img2dataset writes them, two score tables, a random subset, `kinds.parquet`."""
+    """Write tars like img2dataset's, two score tables, a random subset and `kinds.parquet`."""
     shards: list[dict[str, Sample]] = []
     columns: dict[str, list[Any]] = {"uid": [], "kind": [], **{name: [] for name in FACTS}}
-    for place, pair in enumerate(pairs):
-        shard, row = divmod(place, PAIRS_PER_SHARD)
+    for index, pair in enumerate(pairs):
+        shard, row = divmod(index, PAIRS_PER_SHARD)
         if row == 0:
             shards.append({})
-        uid = hashlib.md5(f"{name} {place}".encode(), usedforsecurity=False).hexdigest()
+        uid = hashlib.md5(f"{name} {index}".encode(), usedforsecurity=False).hexdigest()
         facts = {
-            "uid": uid, "caption": pair.caption, "url": f"demo:{place}",
+            "uid": uid, "caption": pair.caption, "url": f"demo:{index}",
             "width": SIDE, "height": SIDE, "original_width": SIDE, "original_height": SIDE,
         }  # fmt: skip
         files = {
@@ -213,10 +214,10 @@ def write_pool(out: Path, pairs: Iterable[Pair], name: str) -> None:
             column.append(value)
     for folder in ("shards", "subsets", *(f"scores/{name}" for name in FACTS)):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    for number, samples in enumerate(shards):
-        write_tar(out / "shards" / f"{number:08d}.tar", samples)
+    for shard_index, samples in enumerate(shards):
+        write_tar(out / "shards" / f"{shard_index:08d}.tar", samples)
         counts = {"count": len(samples), "successes": len(samples)}
-        (out / "shards" / f"{number:08d}_stats.json").write_text(json.dumps(counts))
+        (out / "shards" / f"{shard_index:08d}_stats.json").write_text(json.dumps(counts))
     table = pa.table(columns)
     for name in FACTS:
         pq.write_table(table.select(["uid", name]), out / "scores" / name / "all.parquet")
@@ -228,33 +229,43 @@ def write_pool(out: Path, pairs: Iterable[Pair], name: str) -> None:
 
 
 def write_labelled(out: Path, part: str, seed: int) -> None:
-    """Pictures of the part's drawings, each with its label and a caption of digit and ink."""
+    """Write tars with pictures of a part's drawings, labels, and captions of digit and ink."""
     out.mkdir(parents=True, exist_ok=True)
     samples: dict[str, Sample] = {}
-    for place in range(10 * len(DRAWINGS[part]) * PICTURES_OF_A_DRAWING[part]):
-        rng = np.random.default_rng([seed, place])
-        digit = place % 10
+    for index in range(10 * len(DRAWINGS[part]) * PICTURES_OF_A_DRAWING[part]):
+        rng = np.random.default_rng([seed, index])
+        digit = index % 10
         picture, ink = draw(rng, digit, part)
         caption = CAPTIONS[-1].format(word=WORDS[digit], ink=ink)
         files = {"jpg": jpeg(picture), "cls": str(digit).encode(), "txt": caption.encode()}
-        samples[f"{place:06d}"] = files
+        samples[f"{index:06d}"] = files
     keys = list(samples)
     for shard in range(len(keys) // 100):
-        held = {key: samples[key] for key in keys[100 * shard : 100 * shard + 100]}
-        write_tar(out / f"{shard:08d}.tar", held)
+        part_of_keys = keys[100 * shard : 100 * shard + 100]
+        write_tar(out / f"{shard:08d}.tar", {key: samples[key] for key in part_of_keys})
     (out / "classnames.txt").write_text("\n".join(WORDS) + "\n")
     (out / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n")
 
 
+def write_sets(*, out: Path, pairs: int, noise: float, seed: int) -> None:
+    """Write `shards/`, `scores/`, `kinds.parquet`, `downstream/` and `evaluation/`.
+
+    Args:
+        out: the folder to write to.
+        pairs: the number of pairs in the pool.
+        noise: the share of spoiled pairs.
+        seed: any non-negative integer.
+    """
+    write_pool(out, make_pairs(pairs, noise, seed), f"demo {noise} {seed}")
+    write_labelled(out / "downstream", "downstream", seed)
+    write_labelled(out / "evaluation", "evaluation", seed)
+
+
 def main() -> None:
-    """Writes `shards/`, `scores/`, `kinds.parquet`, `downstream/` and `evaluation/`."""
+    """Parse the flags and call `write_sets`."""
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=10_000)
     parser.add_argument("--noise", type=float, default=0.5, help="share of spoiled pairs")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    name = f"demo {args.noise} {args.seed}"
-    write_pool(args.out, make_pairs(args.pairs, args.noise, args.seed), name)
-    write_labelled(args.out / "downstream", "downstream", args.seed)
-    write_labelled(args.out / "evaluation", "evaluation", args.seed)
+    write_sets(**vars(parser.parse_args()))

@@ -1,4 +1,4 @@
-"""The tour: everything from a noisy pool to models trained on selections, and which was best."""
+"""The tour: from a noisy pool to CLIP models trained on selections, and the best of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TITLES = {
 
 
 def steps_of(experiment: Experiment) -> list[Step]:
-    """The tour over one pool."""
+    """Return the steps of the tour over one pool."""
     clip_score, ours = list(TITLES)[1:]
     return [
         *experiment.pool(),
@@ -44,11 +44,13 @@ def steps_of(experiment: Experiment) -> list[Step]:
     ]
 
 
-def run(work_dir: Path, experiments: Sequence[Experiment]) -> int:
-    """Run the tour for each experiment in a folder of its own, and print what came of it.
+def run_tour(
+    work_dir: Path, experiments: Sequence[Experiment]
+) -> list[dict[str, dict[str, float]]]:
+    """Run the tour for each experiment in a folder of its own, and print the results.
 
     Returns:
-        0, the exit code.
+        for each experiment the figures of each selection: `pairs`, `spoiled` and METRICS.
 
     Raises:
         InputError: a step failed.
@@ -60,22 +62,32 @@ def run(work_dir: Path, experiments: Sequence[Experiment]) -> int:
         folder = folder_of(work_dir, experiment)
         say("", f"in {folder}:")
         seconds += sum(run_steps(steps_of(experiment), folder, made=("**",)).values())
-        results.append(json.loads((folder / "results.json").read_text()))
-        results[-1] = {name: results[-1][name] | _contents(folder, name) for name in TITLES}
-    say("", *_table(results).split("\n"), "")
-    page = folder_of(work_dir, experiments[0]) / "report" / "index.html"
-    say(f"What was selected, as a page: {page}")
+        figures = json.loads((folder / "results.json").read_text())
+        results.append({name: figures[name] | contents_of(folder, name) for name in TITLES})
+    say("", *results_table(results).split("\n"), "")
+    say(f"What was selected, as a page: {page_of(work_dir, experiments[0])}")
     say(f"Work done here: {seconds:.0f} s. A second run only shows this again.")
-    return 0
+    return results
 
 
 def folder_of(work_dir: Path, experiment: Experiment) -> Path:
-    """Where an experiment's files are."""
+    """Return the folder of an experiment's files."""
     return work_dir / f"noise_{experiment.noise}" / f"seed_{experiment.seed}"
 
 
-def _contents(folder: Path, name: str) -> dict[str, float]:
-    """How many pairs a selection has, and the spoiled share of its draws."""
+def page_of(work_dir: Path, experiment: Experiment) -> Path:
+    """Return the path of an experiment's HTML page."""
+    return folder_of(work_dir, experiment) / "report" / "index.html"
+
+
+def subsets_of(work_dir: Path, experiment: Experiment) -> list[Path]:
+    """Return the paths of the subsets that the tour selects."""
+    folder = folder_of(work_dir, experiment) / "subsets"
+    return [folder / f"{name}.npy" for name in TITLES if name != UNFILTERED]
+
+
+def contents_of(folder: Path, name: str) -> dict[str, float]:
+    """Return the number of pairs of a selection, and the spoiled share of its draws."""
     table = pq.read_table(folder / "kinds.parquet")
     uids, kinds = decode_uids(table["uid"]), np.array(table["kind"].to_pylist())
     counts = np.ones(len(uids), np.int64)
@@ -91,13 +103,13 @@ def _contents(folder: Path, name: str) -> dict[str, float]:
     }
 
 
-def _table(results: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
-    """Mean over seeds, with its standard error where there are several."""
-    forms = {"pairs": "{:,.0f}", "spoiled": "{:.0%}", **dict.fromkeys(METRICS, "{:.1%}")}
-    rows = [("trained on", *forms)]
+def results_table(results: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
+    """Format the mean over seeds of each figure, with standard errors if there are several."""
+    formats = {"pairs": "{:,.0f}", "spoiled": "{:.0%}", **dict.fromkeys(METRICS, "{:.1%}")}
+    rows = [("trained on", *formats)]
     for name, title in TITLES.items():
         cells = []
-        for column, form in forms.items():
+        for column, form in formats.items():
             values = np.array([result[name][column] for result in results])
             cells.append(form.format(values.mean()))
             if column in METRICS and len(values) > 1:

@@ -1,1 +1,1 @@
-"""Ranks of `torchrun`: how they meet, and collectives between them."""
+"""Ranks started by `torchrun`: rendezvous, commands that all ranks run, and collectives."""

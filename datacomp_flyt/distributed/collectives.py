@@ -10,25 +10,38 @@ from torch import Tensor
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank and how many there are."""
+    """The rank of this process and the number of processes; (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
-def rows_of_rank(number: int, rank: int | None = None, world_size: int | None = None) -> slice:
-    """A rank's share of `number` rows: contiguous, in the order of ranks."""
+def rows_of_rank(num_rows: int, rank: int | None = None, world_size: int | None = None) -> slice:
+    """The contiguous share of `num_rows` rows that a rank holds; shares are in rank order.
+
+    Args:
+        num_rows: number of rows on all ranks together.
+        rank, world_size: the rank, by default this process's.
+    """
     if rank is None or world_size is None:
         rank, world_size = rank_and_world_size()
-    return slice(number * rank // world_size, number * (rank + 1) // world_size)
+    return slice(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)
 
 
-def gather_rows(local: Tensor, number: int) -> Tensor:
-    """All `number` rows, of which each rank holds its `rows_of_rank`; no gradient flows through."""
+def gather_rows(local: Tensor, num_rows: int) -> Tensor:
+    """Gather rows from all ranks. No gradient flows through.
+
+    Args:
+        local: this rank's rows [rows_of_rank(num_rows), ...].
+        num_rows: number of rows on all ranks together.
+
+    Returns:
+        [num_rows, ...], in rank order.
+    """
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return local
-    shares = [rows_of_rank(number, rank, world_size) for rank in range(world_size)]
+    shares = [rows_of_rank(num_rows, rank, world_size) for rank in range(world_size)]
     largest = max(share.stop - share.start for share in shares)
     padded = local.new_zeros((largest, *local.shape[1:]))
     padded[: len(local)] = local
@@ -40,7 +53,7 @@ def gather_rows(local: Tensor, number: int) -> Tensor:
 
 
 def sum_over_ranks(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its sum over the ranks, in one message for each type of number."""
+    """Replace each tensor by its sum over the ranks, with one all-reduce for each dtype."""
     tensors = list(tensors)
     if rank_and_world_size()[1] == 1:
         return

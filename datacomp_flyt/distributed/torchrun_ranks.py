@@ -1,8 +1,8 @@
-"""A program that torchrun has started several times: rank 0 runs it, and calls the others to help.
+"""Rendezvous of the processes that torchrun starts, and steps that all of them run together.
 
-Of a list of steps only some are work for all ranks, such as a training. The others wait until rank
-0 calls them by a step's name; each such step gets a port of its own for what its processes tell
-each other.
+Rank 0 runs a list of steps, and only some of them, such as a training, are work for all ranks. The
+other ranks wait until rank 0 calls them to such a step by its name. Each of these steps gets a port
+of its own for its process group.
 """
 
 from __future__ import annotations
@@ -27,35 +27,41 @@ _FOREVER = timedelta(days=365)
 
 
 @dataclass(frozen=True)
-class Place:
-    """The rank, the number of ranks and the address of rank 0, from torchrun's variables."""
+class TorchrunEnvironment:
+    """The environment variables of torchrun.
+
+    Attributes:
+        rank: the rank of this process, from 0.
+        world_size: the number of ranks.
+        address, port: the address of rank 0.
+    """
 
     rank: int
-    size: int
+    world_size: int
     address: str
     port: int
 
-    def meet(self, purpose: str) -> Any:
+    def rendezvous(self, purpose: str) -> Any:
         """Return a `torch.distributed` store that all ranks have joined.
 
         Args:
-            purpose: a prefix of the store's keys; ranks meet once for each purpose.
+            purpose: a prefix of the store's keys; one rendezvous is possible for each purpose.
 
         Raises:
             InputError: a rank does not join in time, or rank 0 cannot be reached.
         """
         import torch.distributed as dist
 
-        by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        here = f"rank {self.rank} of {self.size}"
+        torchrun_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        this_rank = f"rank {self.rank} of {self.world_size}"
         try:
             store = dist.TCPStore(  # type: ignore[attr-defined]
-                self.address, self.port, is_master=self.rank == 0 and not by_torchrun,
-                timeout=_LIMIT, wait_for_workers=False,
+                self.address, self.port, timeout=_LIMIT, wait_for_workers=False,
+                is_master=self.rank == 0 and not torchrun_has_store,
             )  # fmt: skip
         except Exception as error:  # torch raises errors of several types
             raise InputError(
-                f"{here} cannot meet the others at MASTER_ADDR {self.address}, MASTER_PORT "
+                f"{this_rank} cannot meet the others at MASTER_ADDR {self.address}, MASTER_PORT "
                 f"{self.port} ({first_line(error)}): see that rank 0 runs there and the port is "
                 "free, or start with torchrun"
             ) from None
@@ -65,36 +71,37 @@ class Place:
         )
         joined.set(f"here {self.rank}", "")
         end = time.monotonic() + _LIMIT.total_seconds()
-        for other in range(self.size):
+        for other in range(self.world_size):
             left = max(end - time.monotonic(), 0.001)
             try:
                 joined.wait([f"here {other}"], timedelta(seconds=left))
             except Exception as error:
                 raise InputError(
-                    f"{here} waited for rank {other}, which did not join ({first_line(error)}): "
-                    f"start WORLD_SIZE = {self.size} processes, as torchrun does"
+                    f"{this_rank} waited for rank {other}, which did not join "
+                    f"({first_line(error)}): start WORLD_SIZE = {self.world_size} processes, as "
+                    "torchrun does"
                 ) from None
         return joined
 
 
-def place_of_torchrun() -> Place | None:
-    """The place of this process; None if it was not started by torchrun.
+def torchrun_environment() -> TorchrunEnvironment | None:
+    """Read the variables of torchrun; None if it did not start this process.
 
     Raises:
         InputError: variables of torchrun are missing or invalid.
     """
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         return None
-    wanted = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    given = {name: os.environ.get(name, "") for name in wanted}
+    required = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    given = {name: os.environ.get(name, "") for name in required}
     missing = [name for name, value in given.items() if not value]
-    numbers = {name: value for name, value in given.items() if name != "MASTER_ADDR"}
-    wrong = [name for name, value in numbers.items() if not value.isdecimal()]
+    integers = {name: value for name, value in given.items() if name != "MASTER_ADDR"}
+    wrong = [name for name, value in integers.items() if not value.isdecimal()]
     if not missing and not wrong:
-        rank, size, port = map(int, numbers.values())
-        if rank < size and 0 < port < 2**16:
-            return Place(rank, size, given["MASTER_ADDR"], port)
-        wrong = ["RANK"] if rank >= size else ["MASTER_PORT"]
+        rank, world_size, port = map(int, integers.values())
+        if rank < world_size and 0 < port < 2**16:
+            return TorchrunEnvironment(rank, world_size, given["MASTER_ADDR"], port)
+        wrong = ["RANK"] if rank >= world_size else ["MASTER_PORT"]
     raise InputError(
         f"RANK is {given['RANK']!r} and WORLD_SIZE {given['WORLD_SIZE']!r}, as of one process of "
         f"several, but {' and '.join(missing or wrong)} {'missing' if missing else 'wrong'}: start "
@@ -103,71 +110,71 @@ def place_of_torchrun() -> Place | None:
 
 
 class Ranks:
-    """This process among those that torchrun has started.
+    """The processes that torchrun started, as seen from this one.
 
     Attributes:
-        rank: of this one, from 0.
-        size: how many there are.
+        rank: the rank of this process, from 0.
+        world_size: the number of ranks.
     """
 
-    def __init__(self, place: Place) -> None:
-        self.rank, self.size = place.rank, place.size
-        self._store = place.meet("ranks")
+    def __init__(self, environment: TorchrunEnvironment) -> None:
+        self.rank, self.world_size = environment.rank, environment.world_size
+        self._store = environment.rendezvous("ranks")
         self._calls = 0
 
     def call(self, name: str) -> dict[str, str]:
-        """Rank 0: call the others to a step; the environment in which to run it."""
+        """On rank 0, call the other ranks to a step, and return the environment to run it in."""
         with socket.socket() as free:
             free.bind(("", 0))
             port = free.getsockname()[1]
-        self._say(f"{port} {name}")
+        self._publish(f"{port} {name}")
         return self._environment(port)
 
     def dismiss(self) -> None:
-        """Rank 0: nothing is left to do."""
-        self._say("")
+        """On rank 0, tell the other ranks that no step is left."""
+        self._publish("")
         # the store may live in this process, so wait until the others have left; their errors
         # no longer matter
         with contextlib.suppress(RuntimeError):
-            self._store.wait([f"left {rank}" for rank in range(1, self.size)], _LIMIT)
+            self._store.wait([f"left {rank}" for rank in range(1, self.world_size)], _LIMIT)
 
     def calls(self) -> Iterator[tuple[str, dict[str, str]]]:
-        """Other ranks: the steps that rank 0 calls to, until there are no more."""
-        while said := self._next_call():
-            port, name = said.split(" ", 1)
+        """On other ranks, yield name and environment of each step that rank 0 calls them to."""
+        while call := self._next_call():
+            port, name = call.split(" ", 1)
             self._calls += 1
             yield name, self._environment(int(port))
         self._store.set(f"left {self.rank}", "")
 
     def _next_call(self) -> str:
-        # The step that rank 0 does alone may take days. Where rank 0 ends, torchrun ends the
-        # others, and without torchrun the store is rank 0's own, and fails.
+        # A step of rank 0 alone may take days. If rank 0 ends, torchrun ends the other ranks;
+        # without torchrun the store is part of rank 0 and fails.
         self._store.wait([str(self._calls)], _FOREVER)
         return str(self._store.get(str(self._calls)).decode())
 
-    def _say(self, what: str) -> None:
-        self._store.set(str(self._calls), what)
+    def _publish(self, call: str) -> None:
+        self._store.set(str(self._calls), call)
         self._calls += 1
 
     @staticmethod
     def _environment(port: int) -> dict[str, str]:
-        # torchrun's own store has been used by the step before
-        ours = {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
-        return {**os.environ, **ours}
+        # an earlier step has used torchrun's own store
+        own_store = {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        return {**os.environ, **own_store}
 
 
 def ranks_of_torchrun() -> Ranks | None:
-    """The ranks as seen from this process; None if it was not started by torchrun.
+    """Join the other ranks; None if torchrun did not start this process.
 
     Raises:
-        InputError: see `place_of_torchrun` and `Place.meet`.
+        InputError: see `torchrun_environment` and `TorchrunEnvironment.rendezvous`.
     """
-    place = place_of_torchrun()
-    return None if place is None else Ranks(place)
+    environment = torchrun_environment()
+    return None if environment is None else Ranks(environment)
 
 
-def alone(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what torchrun says in it, for work of one process."""
+def without_torchrun(environment: Mapping[str, str]) -> dict[str, str]:
+    """Copy an environment without the variables of torchrun, for a single process."""
     return {
         name: value
         for name, value in environment.items()

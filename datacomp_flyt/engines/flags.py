@@ -69,21 +69,29 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def make_engine(args: argparse.Namespace, uses_gpu: bool = True) -> Engine:
-    """The engine of the flags.
+def make_engine(
+    engine: str | None = None,
+    *,
+    ray_address: str | None = None,
+    num_workers: int | None = None,
+    device: str = "auto",
+    retries: int = 2,
+    uses_gpu: bool = True,
+) -> Engine:
+    """Return the engine that the flags select; for the other arguments see `choose_engine`.
 
     Args:
-        uses_gpu: whether the work has use for GPUs; workers are on CPU cores otherwise.
+        retries: the number of retries of a failed shard, which is only checked.
+        uses_gpu: whether the work can use GPUs; otherwise workers run on CPU cores.
 
     Raises:
-        InputError: flags that do not go together, or Ray is not installed.
+        InputError: flags that exclude each other, or Ray is not installed.
     """
-    if args.num_workers is not None and args.num_workers < 1:
-        raise InputError(f"--num_workers is {args.num_workers}, wanted at least 1")
-    if args.retries < 0:
-        raise InputError(f"--retries is {args.retries}, wanted 0 or more")
-    device = args.device if uses_gpu else "cpu"
-    return choose_engine(args.engine, args.ray_address, args.num_workers, device)
+    if num_workers is not None and num_workers < 1:
+        raise InputError(f"--num_workers is {num_workers}, wanted at least 1")
+    if retries < 0:
+        raise InputError(f"--retries is {retries}, wanted 0 or more")
+    return choose_engine(engine, ray_address, num_workers, device if uses_gpu else "cpu")
 
 
 def report_failures(

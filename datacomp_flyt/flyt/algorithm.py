@@ -1,16 +1,19 @@
-"""Algorithm 1 of FLYT: a scoring model and a reference model, trained together.
+"""Algorithm 1 of FLYT (section 3.2): train a scoring model together with a reference model.
 
-    s = q_φ(ζ),  w = softmax(s)          over the batch of all ranks
-    θ+ = update(∇_θ ℓ_WCL(f_θ(z), w))    the reference model's step
-    φ+ = update(∇_φ ℓ_DS(f_θ+(ẑ)))       the scoring model's, through dL_down/dw
+    s = q_φ(ζ),  w = softmax(s)          scores and weights of the batch of all ranks
+    θ+ = update(∇_θ ℓ_WCL(f_θ(z), w))    step of the reference model (Eq. 3)
+    φ+ = update(∇_φ ℓ_DS(f_θ+(ẑ)))       step of the scoring model (Eq. 2), through ∂L_down/∂w
 
-Legend: B upstream batch, b rows of it on this rank, B' downstream batch, K classes.
+`metagradient` computes θ+ and ∂L_down/∂w. This module adds the softmax and its Jacobian, the
+optimizers, and what is logged and saved.
+
+Legend: B upstream batch, b rows of it on this rank, B' downstream batch, K classes, ζ [b, k]
+features of the upstream rows, φ parameters of the scoring model, θ of the reference model.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,70 +21,40 @@ from torch import Tensor, nn
 
 from datacomp_flyt.distributed.collectives import gather_rows, rows_of_rank, sum_over_ranks
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.flyt.algorithm_config import AlgorithmConfig, reference_optimizer
 from datacomp_flyt.flyt.data import DownstreamBatch, UpstreamBatch
 from datacomp_flyt.flyt.downstream_loss import (
     INITIAL_LOG_TEMPERATURE,
     CrossEntropy,
     DownstreamClipLoss,
 )
-from datacomp_flyt.flyt.lookahead_adamw import (
-    ClipGradNorm,
-    LookaheadAdamW,
-    LookaheadOptimizer,
-    LookaheadSGD,
-    OptimizerState,
-    decays,
-)
+from datacomp_flyt.flyt.lookahead_adamw import OptimizerState, decays
 from datacomp_flyt.flyt.metagradient import Downstream, Metagradient, weight_metagradient
-from datacomp_flyt.flyt.precision import PRECISIONS, Tangent
+from datacomp_flyt.flyt.precision import PRECISIONS
 from datacomp_flyt.flyt.prompts import Prompts
 from datacomp_flyt.flyt.schedule import learning_rate
 from datacomp_flyt.flyt.scoring_models import ScoringModel
 from datacomp_flyt.flyt.towers import Embedding, Towers
 
 _FIRST_GRADIENT_SCALE = 2.0**16
-_MOST_SKIPPED = 100  # in a row; float16's scale needs about 20 to settle
+_MOST_SKIPPED = 100  # steps in a row; float16's gradient scale needs about 20 to settle
 _STEPS_TO_GROW = 2000  # finite steps after which float16's gradient scale doubles
 
 
-@dataclass(frozen=True)
-class AlgorithmConfig:
-    """Parameters of Algorithm 1; the defaults of the flags are in `presets`."""
-
-    upstream_batch_size: int
-    downstream_batch_size: int
-    num_steps: int
-    warmup: int
-    schedule: str
-    reference_lr: float
-    scoring_lr: float
-    optimizer: str
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    scoring_weight_decay: float
-    grad_clip_norm: float | None
-    downstream_loss: str
-    precision: str
-    tangent: Tangent | None
-    difference_step: float | None
-    micro_batch_size: int | None
-    freeze_reference: bool
-    train_extractor: bool
-
-
 class Algorithm:
-    """The models with their optimizers, and one step of them.
+    """The models with their optimizers; `step` trains them on one pair of batches.
 
-    Where the public code differs from the paper this follows the paper: the reference model is
-    updated unless it is frozen; a step that is not finite changes nothing at all, moments and
-    learned temperature included; each optimizer advances once per step. The logit scale is kept in
-    open_clip's [0, ln 100] (the public code's lower bound is 2; the paper names none).
+    Where FLYT's public code differs from the paper, this follows the paper: the reference model is
+    updated unless it is frozen; a step that is not finite changes nothing, including moments and
+    the learned temperature; each optimizer advances once per step. The log of the logit scale is
+    clamped to open_clip's [0, ln 100] (the public code clamps it to [2, ln 100]; the paper gives no
+    bounds).
 
-    A frozen reference model still takes its moments along: with none, Adam's step is the sign of
-    the gradient, from which hardly anything flows back. For the same reason the first step's dL/dw
-    hangs on the gradient's entries near 0, which 16 bits do not know: in bf16 and amp the scoring
-    model sits that step out, or its own moments would remember the noise for a hundred steps.
+    The optimizer state of a frozen reference model advances, too. Without moments, Adam's update is
+    the sign of the gradient, whose derivative is almost 0. For the same reason, ∂L_down/∂w of the
+    first step depends on entries of the gradient near 0, which 16-bit arithmetic does not resolve.
+    In bf16 and amp the scoring model therefore skips the first step; otherwise its moments would
+    hold that noise for about a hundred steps.
     """
 
     def __init__(
@@ -94,12 +67,12 @@ class Algorithm:
     ) -> None:
         """
         Args:
-            config: see there.
+            config: parameters of the algorithm.
             reference: CLIP model f_θ, on the device to train on.
-            scoring: q_φ, on the same device.
-            extractor: CLIP model Ψ, whose embeddings of the upstream pairs are q_φ's features;
-                None if the batches bring features along.
-            prompts: of the downstream classes.
+            scoring: scoring model q_φ, on the same device.
+            extractor: CLIP model Ψ whose embeddings of the upstream pairs are the features ζ;
+                None if the batches contain features.
+            prompts: prompts of the downstream classes.
         """
         self.config, self.prompts, self.scoring = config, prompts, scoring
         precision = PRECISIONS[config.precision]
@@ -107,7 +80,7 @@ class Algorithm:
         self.towers = Towers(reference, config.micro_batch_size, precision.autocast)
         self.params = self.towers.params()
         self.device = next(iter(self.params.values())).device
-        self.optimizer = _reference_optimizer(config)
+        self.optimizer = reference_optimizer(config)
         self.state = self.optimizer.init(self.params)
         self.extractor = (
             None
@@ -133,22 +106,26 @@ class Algorithm:
         )
         self.scaled = precision.scale_gradients
         self.finite_steps = 0  # since the gradient scale last changed
-        self.number_skipped = self.skipped_in_a_row = 0
+        self.num_skipped = self.skipped_in_a_row = 0
         if self.scaled:
             self.towers.gradient_scale = _FIRST_GRADIENT_SCALE
 
     @property
     def learns_temperature(self) -> bool:
-        """Whether the downstream loss has a temperature of its own (C.7)."""
+        """True if the temperature of the downstream loss is learned (Appendix C.7)."""
         return self.config.downstream_loss != "cross_entropy"
 
     def step(
-        self, number: int, upstream: UpstreamBatch, downstream: DownstreamBatch
+        self, step: int, upstream: UpstreamBatch, downstream: DownstreamBatch
     ) -> dict[str, float]:
-        """One step on this rank's rows; what is worth logging comes back.
+        """Train on one upstream and one downstream batch.
 
         Args:
-            number: 0 is the first; decides learning rates and prompts.
+            step: index of the step, from 0; determines learning rates and prompts.
+            upstream, downstream: rows of this rank.
+
+        Returns:
+            Metrics by name, for the log.
 
         Raises:
             InputError: a hundred steps in a row were not finite.
@@ -158,28 +135,30 @@ class Algorithm:
         features, extracted = self._features(upstream)
         scores = self.scoring(features)
         log_weights = self._log_weights(scores.detach())
-        rate = self._rate(config.reference_lr, number)
-        found = weight_metagradient(
+        reference_lr = self._learning_rate(config.reference_lr, step)
+        metagradient = weight_metagradient(
             self.towers,
             self.params,
-            self.optimizer,
-            self.state,
-            rate,
-            upstream.images,
-            upstream.texts,
-            log_weights,
-            self._downstream(number, downstream),
-            self.tangent,
-            config.difference_step,
+            optimizer=self.optimizer,
+            state=self.state,
+            lr=reference_lr,
+            images=upstream.images,
+            texts=upstream.texts,
+            log_weights=log_weights,
+            downstream=self._downstream(step, downstream),
+            tangent=self.tangent,
+            difference_step=config.difference_step,
         )
-        kept = found.finite and self._backward(found, scores, log_weights, features, extracted)
+        kept = metagradient.finite and self._backward(
+            metagradient, scores, log_weights, features, extracted
+        )
         if kept:
-            self._keep(found, number, rate)
+            self._keep(metagradient, step, reference_lr)
         self._count(kept)
-        return self._metrics(found, log_weights, number)
+        return self._metrics(metagradient, log_weights, step)
 
     def _features(self, upstream: UpstreamBatch) -> tuple[Tensor, Embedding | None]:
-        """ζ [b, k], and what takes gradients in it to the extractor, where that is trained."""
+        """Return ζ [b, k], and the extractor's embedding if the extractor is trained."""
         if self.extractor is None:
             if upstream.features is None:
                 raise InputError("the upstream data brings no features: give --scores_dir")
@@ -192,48 +171,52 @@ class Algorithm:
         return torch.cat(embedding.features, 1).requires_grad_(), embedding
 
     def _log_weights(self, scores: Tensor) -> Tensor:
-        """log softmax over the batch of all ranks [B]."""
+        """Compute log w, the log softmax of the scores of all ranks [B]."""
         gathered = gather_rows(scores, self.config.upstream_batch_size)
         dtype = next(iter(self.params.values())).dtype
         return gathered.double().log_softmax(0).to(dtype)
 
-    def _downstream(self, number: int, batch: DownstreamBatch) -> Downstream:
-        size, classes = self.config.downstream_batch_size, self.prompts.number
+    def _downstream(self, step: int, batch: DownstreamBatch) -> Downstream:
+        """Add the texts and the loss to a downstream batch."""
+        size, num_classes = self.config.downstream_batch_size, self.prompts.num_classes
         labels = gather_rows(batch.labels, size)
         temperature = self.log_temperature.exp()
         if self.config.downstream_loss == "clip":
             texts = batch.captions
             if texts is None:
-                texts = self.prompts.of_step(number, batch.labels.tolist()).to(self.device)
+                texts = self.prompts.of_step(step, batch.labels.tolist()).to(self.device)
             loss: Any = DownstreamClipLoss()
-            number_of_texts = size
+            num_texts = size
         else:
-            share = rows_of_rank(classes)
-            texts = self.prompts.of_step(number, range(share.start, share.stop)).to(self.device)
-            several = len(self.prompts.tasks) > 1
+            share = rows_of_rank(num_classes)
+            texts = self.prompts.of_step(step, range(share.start, share.stop)).to(self.device)
+            several_tasks = len(self.prompts.tasks) > 1
             loss = CrossEntropy(
-                labels, self.prompts.class_tasks.to(self.device) if several else None
+                labels, self.prompts.class_tasks.to(self.device) if several_tasks else None
             )
-            number_of_texts = classes
+            num_texts = num_classes
         if not self.learns_temperature:
             temperature = torch.ones_like(temperature)
-        return Downstream(batch.images, texts, size, number_of_texts, loss, temperature)
+        return Downstream(batch.images, texts, size, num_texts, loss, temperature)
 
     def _backward(
         self,
-        found: Metagradient,
+        metagradient: Metagradient,
         scores: Tensor,
         log_weights: Tensor,
         features: Tensor,
         extracted: Embedding | None,
     ) -> bool:
-        """∇_φ L_down = (∂w/∂φ)^T ∇_w L_down into `.grad`; whether all of it is finite."""
-        own = log_weights[rows_of_rank(len(log_weights))].exp()
-        pulled = own * found.weight_gradient
+        """Set `.grad` to ∇_φ L_down = (∂w/∂φ)^T ∇_w L_down (Appendix A); True if it is finite.
+
+        With r = ∇_w L_down, the Jacobian of the softmax gives ∂L_down/∂s_i = w_i (r_i - <w, r>).
+        """
+        weights = log_weights[rows_of_rank(len(log_weights))].exp()
+        pulled = weights * metagradient.weight_gradient
         total = pulled.sum()
         sum_over_ranks([total])
         self.scoring_optimizer.zero_grad()
-        scores.backward((pulled - own * total).to(scores.dtype))
+        scores.backward((pulled - weights * total).to(scores.dtype))
         if extracted is not None and self.extractor is not None:
             assert features.grad is not None
             halves = features.grad.chunk(2, 1)
@@ -249,25 +232,26 @@ class Algorithm:
         sum_over_ranks(gradients)
         return bool(torch.stack([gradient.norm() for gradient in gradients]).isfinite().all())
 
-    def _keep(self, found: Metagradient, number: int, rate: float) -> None:
-        """Take the step: φ, θ with its moments, and τ_DS, each once."""
+    def _keep(self, metagradient: Metagradient, step: int, reference_lr: float) -> None:
+        """Update φ, θ with its optimizer state, and the learned temperature."""
         for group in self.scoring_optimizer.param_groups:
-            group["lr"] = self._rate(self.config.scoring_lr, number)
+            group["lr"] = self._learning_rate(self.config.scoring_lr, step)
         if self.state.step or self.towers.autocast is None:
             self.scoring_optimizer.step()
-        self.state = self.optimizer.next_state(found.grads, self.state)
+        self.state = self.optimizer.next_state(metagradient.grads, self.state)
         if not self.config.freeze_reference:
-            self.params = found.params
+            self.params = metagradient.params
             if "logit_scale" in self.params:
                 self.params["logit_scale"].clamp_(0, math.log(100))
         if self.learns_temperature:
-            self.log_temperature.grad = found.logit_scale_gradient * self.log_temperature.exp()
-            self.temperature_optimizer.param_groups[0]["lr"] = rate
+            slope = metagradient.logit_scale_gradient * self.log_temperature.exp()
+            self.log_temperature.grad = slope
+            self.temperature_optimizer.param_groups[0]["lr"] = reference_lr
             self.temperature_optimizer.step()
 
     def _count(self, kept: bool) -> None:
         """Count skipped steps, and adapt float16's gradient scale."""
-        self.number_skipped += not kept
+        self.num_skipped += not kept
         self.skipped_in_a_row = 0 if kept else self.skipped_in_a_row + 1
         if self.skipped_in_a_row == _MOST_SKIPPED:
             raise InputError(
@@ -281,22 +265,24 @@ class Algorithm:
             self.towers.gradient_scale *= 2
             self.finite_steps = 0
 
-    def _rate(self, base: float, number: int) -> float:
+    def _learning_rate(self, base: float, step: int) -> float:
         config = self.config
-        return learning_rate(number, base, config.warmup, config.num_steps, config.schedule)
+        return learning_rate(step, base, config.warmup, config.num_steps, config.schedule)
 
-    def _metrics(self, found: Metagradient, log_weights: Tensor, number: int) -> dict[str, float]:
+    def _metrics(
+        self, metagradient: Metagradient, log_weights: Tensor, step: int
+    ) -> dict[str, float]:
         weights = log_weights.exp()
         finite_logs = log_weights.clamp(min=torch.finfo(log_weights.dtype).min)
         metrics = {
-            "upstream_loss": float(found.upstream_loss),
-            "downstream_loss": float(found.downstream_loss),
+            "upstream_loss": float(metagradient.upstream_loss),
+            "downstream_loss": float(metagradient.downstream_loss),
             "weight_entropy": float(-(weights * finite_logs).sum()),
             "effective_batch_size": float(1 / (weights**2).sum()),
             "largest_weight": float(weights.max()),
-            "reference_lr": self._rate(self.config.reference_lr, number),
-            "scoring_lr": self._rate(self.config.scoring_lr, number),
-            "skipped_steps": self.number_skipped,
+            "reference_lr": self._learning_rate(self.config.reference_lr, step),
+            "scoring_lr": self._learning_rate(self.config.scoring_lr, step),
+            "skipped_steps": self.num_skipped,
         }
         if "logit_scale" in self.params:
             metrics["logit_scale"] = float(self.params["logit_scale"].exp())
@@ -307,7 +293,7 @@ class Algorithm:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a step depends on beside its data: tensors, numbers, lists and dicts."""
+        """Return all state beside the data: tensors, numbers, lists and dicts, for a checkpoint."""
         return {
             "params": self.params,
             "first": self.state.first,
@@ -320,18 +306,18 @@ class Algorithm:
             "temperature_optimizer": self.temperature_optimizer.state_dict(),
             "gradient_scale": self.towers.gradient_scale,
             "finite_steps": self.finite_steps,
-            "number_skipped": self.number_skipped,
+            "number_skipped": self.num_skipped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Restore a `state_dict`."""
 
-        def here(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        def on_device(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
-        self.params = here(state["params"])
+        self.params = on_device(state["params"])
         self.state = OptimizerState(
-            state["optimizer_step"], here(state["first"]), here(state["second"])
+            state["optimizer_step"], on_device(state["first"]), on_device(state["second"])
         )
         self.scoring.load_state_dict(state["scoring"])
         if state["extractor"] and self.extractor is not None:
@@ -341,24 +327,13 @@ class Algorithm:
         self.temperature_optimizer.load_state_dict(state["temperature_optimizer"])
         self.towers.gradient_scale = state["gradient_scale"]
         self.finite_steps = state["finite_steps"]
-        self.number_skipped = state["number_skipped"]
+        self.num_skipped = state["number_skipped"]
 
     def reference_state_dict(self) -> dict[str, Tensor]:
-        """The reference model as open_clip reads it."""
+        """Return the reference model in open_clip's layout."""
         return {**self.towers.model.state_dict(), **self.params}
 
     def _trained_extractor(self) -> dict[str, Tensor]:
         if self.extractor is None or not self.config.train_extractor:
             return {}
         return dict(self.extractor.model.state_dict())
-
-
-def _reference_optimizer(config: AlgorithmConfig) -> LookaheadOptimizer:
-    optimizer: LookaheadOptimizer
-    if config.optimizer == "sgd":
-        optimizer = LookaheadSGD(config.betas[0], config.weight_decay)
-    else:
-        optimizer = LookaheadAdamW(config.betas, config.eps, config.weight_decay)
-    if config.grad_clip_norm is not None:
-        optimizer = ClipGradNorm(optimizer, config.grad_clip_norm)
-    return optimizer

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a training run depends on, in one file, whole or not there."""
+"""Checkpoints of FLYT training: one file with the whole state, replaced atomically."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def save_checkpoint(
     """Replace the folder's checkpoint.
 
     Args:
-        step: steps done.
-        settings: of the run, so that nobody goes on with others unawares.
+        directory: output folder of the training.
+        step: number of steps done.
+        settings: settings that determine the result; `load_checkpoint` compares them.
         state: tensors, numbers, lists and dicts.
     """
     content = {"step": step, "settings": json.dumps(settings), "state": state}

@@ -1,6 +1,6 @@
 """Upstream and downstream batches from webdataset tars.
 
-Legend: B rows of a global batch, b of it in this process, S streams, L tokens, k features.
+Legend: B rows of a global batch, b rows of it in this process, S streams, L tokens, k features.
 """
 
 from __future__ import annotations
@@ -29,18 +29,24 @@ from datacomp_flyt.tars.samples import Sample, caption, decode, stored_image
 T = TypeVar("T")
 
 Tokenizer = Callable[[list[str]], Tensor]
-"""From n texts to int64 [n, L]; open_clip's tokenizers, for one."""
+"""Maps n texts to tokens, int64 [n, L], like open_clip's tokenizers."""
 
 TASK_WEIGHTS = ("mixed", "balanced")
 _LABELLED = f"{IMAGE} and a .cls or .label (with --captions txt a .txt, too)"
 
 _DownstreamItem = tuple[bytes, int, str | None]
-"""Image as stored, class among those of all tasks, text of the caption if there is one."""
+"""Encoded image, class index among the classes of all tasks, and caption or None."""
 
 
 @dataclass(frozen=True)
 class UpstreamBatch(Batch):
-    """`images` [b, 3, H, W], `texts` [b, L] int64, `features` [b, k] float32 by uid or None."""
+    """Upstream rows of this process.
+
+    Attributes:
+        images: float32 [b, 3, H, W].
+        texts: captions, int64 [b, L].
+        features: features of the scoring model, float32 [b, k]; None without a feature table.
+    """
 
     images: Tensor
     texts: Tensor
@@ -49,8 +55,13 @@ class UpstreamBatch(Batch):
 
 @dataclass(frozen=True)
 class DownstreamBatch(Batch):
-    """`images` [b', 3, H, W], `labels` [b'] int64 into the classes of all tasks one after the
-    other, `captions` [b', L] int64 or None."""
+    """Downstream rows of this process.
+
+    Attributes:
+        images: float32 [b', 3, H, W].
+        labels: int64 [b'], indices into the concatenated classes of all tasks.
+        captions: int64 [b', L]; None if captions are not read.
+    """
 
     images: Tensor
     labels: Tensor
@@ -64,17 +75,18 @@ def upstream_loader(
     features: UidFeatures | None = None,
     name: str = "upstream shards",
 ) -> StreamLoader[UpstreamBatch]:
-    """Image-text pairs of tars as img2dataset writes them: jpg, png or webp; txt; json with `uid`.
+    """Load image-text pairs from tars of img2dataset (jpg, png or webp; txt; json with `uid`).
 
     Args:
         shards: paths or addresses, see `list_shards`.
-        tokenizer: for captions.
+        tokenizer: tokenizer of the captions.
         settings: batch, streams and randomness.
-        features: joined on the uid in the json; examples without are skipped. None for none.
-        name: what to call the data in messages, such as its flag and folder.
+        features: features by uid, joined on the uid in the json; examples without features are
+            skipped. None to load none.
+        name: name of the data in messages, such as its flag and folder.
 
     Raises:
-        InputError: batch, streams and processes do not divide; and while iterating, see
+        InputError: the batch size is not divisible by streams and processes; while iterating, see
             `ShardReader` and `blocks`.
     """
     settings.check(name)
@@ -89,20 +101,20 @@ def downstream_loader(
     tokenizer: Tokenizer | None = None,
     name: str = "downstream shards",
 ) -> StreamLoader[DownstreamBatch]:
-    """Labelled images of tars: jpg, png or webp; `cls` or `label` with the number of the class.
+    """Load labelled images from tars (jpg, png or webp; `cls` or `label` with the class index).
 
     Args:
-        tasks: one or more; labels go on counting from task to task.
+        tasks: one or more tasks, whose classes are concatenated.
         settings: batch, streams and randomness.
-        task_weights: "mixed" draws from the shards of all tasks together, "balanced" draws the
-            task of each example first, all alike (Appendix C.9). The shuffle buffer is divided
-            among balanced tasks.
-        tokenizer: for the captions in the tars' txt; None to take none.
-        name: what to call the data in messages.
+        task_weights: "mixed" draws from the shards of all tasks together; "balanced" first draws
+            the task of each example, with equal probabilities (Appendix C.9). The shuffle buffer
+            is divided among balanced tasks.
+        tokenizer: tokenizer of the captions in the tars' txt; None to read no captions.
+        name: name of the data in messages.
 
     Raises:
-        InputError: as `upstream_loader`; unknown `task_weights`; and while iterating, a label that
-            is no number or out of the range of its task's class names.
+        InputError: as in `upstream_loader`; `task_weights` is unknown; while iterating, a label is
+            not an integer or out of the range of its task's class names.
     """
     settings.check(name)
     if task_weights not in TASK_WEIGHTS:
@@ -152,7 +164,7 @@ class _UpstreamStreams:
         )
 
     def _select(self, sample: Sample) -> tuple[bytes, str, int]:
-        """The image as stored, its caption, and its row of features or -1."""
+        """Return the encoded image, its caption, and its row in the feature table or -1."""
         row = -1 if self.features is None else feature_row(sample, self.features)
         return stored_image(sample), caption(sample), row
 
@@ -204,10 +216,10 @@ class _DownstreamStreams:
                 "", list(itertools.chain(*shards)), stream, skipped, self.settings.block_size
             )
         sources = [
-            self._read(task.name, of_task, stream, skipped, 1)
-            for task, of_task in zip(self.tasks, shards, strict=True)
+            self._read(task.name, task_shards, stream, skipped, 1)
+            for task, task_shards in zip(self.tasks, shards, strict=True)
         ]
-        return _in_turns(sources, self.settings.random("downstream tasks", stream))
+        return _draw_from(sources, self.settings.random("downstream tasks", stream))
 
     def _read(
         self,
@@ -217,13 +229,13 @@ class _DownstreamStreams:
         skipped: Counter[str],
         needed: int,
     ) -> Iterator[_DownstreamItem]:
-        """Shuffled examples of all tasks, or of one that has a name."""
+        """Yield shuffled examples of the task with this name, or of all tasks if it is ""."""
         settings = self.settings
         draw = settings.random(f"downstream shards {task}", stream)
         name = f"{self.name}, task {task!r}" if task else self.name
         reader = ShardReader(shards, draw, skipped, name, needed, settings.max_bad_share, _LABELLED)
         size, initial = (
-            number // (len(self.tasks) if task else 1) for number in settings.shuffle_buffer
+            capacity // (len(self.tasks) if task else 1) for capacity in settings.shuffle_buffer
         )
         order = settings.random(f"downstream buffer {task}", stream)
         return shuffled(iter(reader), size, initial, order)
@@ -233,8 +245,8 @@ class _DownstreamStreams:
         return stored_image(sample), offset + label(sample, task), text
 
     def _prepare(self, item: _DownstreamItem) -> tuple[Tensor, int, str | None]:
-        image, number, text = item
-        return decode(image, self.settings.transform), number, text
+        image, class_index, text = item
+        return decode(image, self.settings.transform), class_index, text
 
     def _collate(
         self, prepared: list[tuple[Tensor, int, str | None]], skipped: dict[str, int]
@@ -244,6 +256,7 @@ class _DownstreamStreams:
         return DownstreamBatch(torch.stack(images), torch.tensor(labels), captions, skipped=skipped)
 
 
-def _in_turns(sources: list[Iterator[T]], rng: random.Random) -> Iterator[T]:
+def _draw_from(sources: list[Iterator[T]], rng: random.Random) -> Iterator[T]:
+    """Yield without end the next item of a source that is drawn uniformly each time."""
     while True:
         yield next(sources[rng.randrange(len(sources))])

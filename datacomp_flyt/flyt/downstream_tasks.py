@@ -1,4 +1,4 @@
-"""Downstream tasks: labelled tars, and the class names and templates of their prompts."""
+"""Downstream tasks: labelled tars with the class names and templates of their prompts."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ EVALUATION_FOLDER_OF = {
     "svhn": "wds_vtab-svhn_test",
     "voc": "wds_voc2007_test",
 }
-"""FLYT's names of its 22 tasks (Appendix C.9), and the folders of DataComp's evaluation sets."""
+"""Folder of DataComp's evaluation set, by FLYT's name of each of its 22 tasks (Appendix C.9)."""
 
 
 @dataclass(frozen=True)
 class DownstreamTask:
-    """A labelled data set.
+    """A labelled dataset.
 
     Attributes:
-        name: FLYT's, or that of its folder.
+        name: FLYT's name of the task, or the name of its folder.
         shards: paths of its tars.
-        class_names: in the order of the labels.
-        templates: prompts with `{c}` where a class name goes.
+        class_names: class names in the order of the labels.
+        templates: prompts with `{c}` in place of the class name.
     """
 
     name: str
@@ -63,19 +63,20 @@ class DownstreamTask:
 def open_tasks(
     downstream_dir: str, names: Sequence[str] | None = None, eval_dir: str | None = None
 ) -> list[DownstreamTask]:
-    """The tasks of a folder.
+    """Open the tasks of a folder.
 
     Args:
-        downstream_dir: one task's folder, which has tars in itself or in `train/`; or a folder of
+        downstream_dir: the folder of one task, with tars in itself or in `train/`; or a folder of
             such folders.
-        names: those to take, in this order; None for all, sorted. One task's own folder may be
-            given another name this way.
-        eval_dir: DataComp's evaluation sets (`download_evalsets.py`), whose class names and
-            templates are taken where a task's folder has none.
+        names: names of the tasks, in this order; None for all, sorted. If `downstream_dir` is the
+            folder of one task, a name replaces the folder's.
+        eval_dir: DataComp's evaluation sets (`download_evalsets.py`), for class names and templates
+            that a task's folder lacks.
 
     Raises:
-        InputError: no such folder or task; a task without tars, class names or templates; a file
-            with an empty line, or of templates with a repeated one or one without `{c}`.
+        InputError: the folder or a task does not exist; a task lacks tars, class names or
+            templates; one of its text files has an empty line, a repeated template or a template
+            without `{c}`.
     """
     if not os.path.isdir(downstream_dir):
         raise InputError(f"--downstream_dir {downstream_dir} is not a folder: give one with tars")
@@ -88,19 +89,19 @@ def open_tasks(
                 f"{', '.join(chosen)}: give the folder above, or one name"
             )
         return [_open_task(chosen[0], downstream_dir, eval_dir)]
-    there = sorted(
+    available = sorted(
         entry.name
         for entry in os.scandir(downstream_dir)
         if entry.is_dir() and not entry.name.startswith((".", "_"))
     )
-    chosen = there if names is None else list(names)
-    for place, name in enumerate(chosen):
-        if name not in there:
+    chosen = available if names is None else list(names)
+    for position, name in enumerate(chosen):
+        if name not in available:
             raise InputError(
                 f"--downstream_dir {downstream_dir} has no task {name!r}: it has "
-                f"{', '.join(there) or 'no folder'}"
+                f"{', '.join(available) or 'no folder'}"
             )
-        if name in chosen[:place]:
+        if name in chosen[:position]:
             raise InputError(f"task {name!r} is named twice: name each once")
     if not chosen:
         raise InputError(
@@ -111,11 +112,11 @@ def open_tasks(
 
 
 def sample_prompts(tasks: Sequence[DownstreamTask], rng: np.random.Generator) -> list[str]:
-    """One prompt for each class of all tasks, from a uniformly drawn template (Appendix C.8)."""
+    """Return a prompt for each class of all tasks, with a random template (Appendix C.8)."""
     return [
-        task.templates[number].replace("{c}", class_name)
+        task.templates[template].replace("{c}", class_name)
         for task in tasks
-        for class_name, number in zip(
+        for class_name, template in zip(
             task.class_names,
             rng.integers(len(task.templates), size=len(task.class_names)).tolist(),
             strict=True,
@@ -140,21 +141,21 @@ def _tars(folder: str) -> list[str]:
     return tars_in(folder, _FLAG) or (tars_in(inner, _FLAG) if os.path.isdir(inner) else [])
 
 
-def _read(name: str, folder: str, eval_dir: str | None, file: str, what: str) -> tuple[str, ...]:
-    """Lines of a task's file, wherever it is."""
-    looked = []
-    for place in _places(name, folder, eval_dir):
-        path = os.path.join(place, file)
+def _read(name: str, folder: str, eval_dir: str | None, file: str, noun: str) -> tuple[str, ...]:
+    """Read the lines of a task's file in its folder or in that of its evaluation set."""
+    missing = []
+    for candidate in _folders(name, folder, eval_dir):
+        path = os.path.join(candidate, file)
         if os.path.isfile(path):
             return _lines(path, templates=file == TEMPLATES_FILE)
-        looked.append(path)
+        missing.append(path)
     if name == "imagenet" and (known := _imagenet(file)):
         return known
     advice = "write it" if eval_dir else "write it, or give DataComp's --evaluation_dir"
-    raise InputError(f"task {name!r} has no {what} in {' or '.join(looked)}: {advice}")
+    raise InputError(f"task {name!r} has no {noun} in {' or '.join(missing)}: {advice}")
 
 
-def _places(name: str, folder: str, eval_dir: str | None) -> Iterator[str]:
+def _folders(name: str, folder: str, eval_dir: str | None) -> Iterator[str]:
     yield folder
     if eval_dir is not None:
         yield os.path.join(eval_dir, EVALUATION_FOLDER_OF.get(name, name))
@@ -167,7 +168,7 @@ def _lines(path: str, templates: bool) -> tuple[str, ...]:
             lines = [line.strip() for line in file.read().rstrip().split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}): download or write it again") from None
-    first: dict[str, int] = {}
+    first_row: dict[str, int] = {}
     for row, line in enumerate(lines):
         if not line:
             raise InputError(f"{path} line {row + 1} is empty: take it out")
@@ -175,15 +176,17 @@ def _lines(path: str, templates: bool) -> tuple[str, ...]:
             raise InputError(
                 f"{path} line {row + 1} is {line!r}, with no {{c}} for the class name: put it in"
             )
-        # class names may come twice, as two of ImageNet's do
-        if templates and line in first:
-            raise InputError(f"{path} line {row + 1} repeats line {first[line] + 1}: take one out")
-        first[line] = row
+        # class names may be repeated, as in ImageNet
+        if templates and line in first_row:
+            raise InputError(
+                f"{path} line {row + 1} repeats line {first_row[line] + 1}: take one out"
+            )
+        first_row[line] = row
     return tuple(lines)
 
 
 def _imagenet(file: str) -> tuple[str, ...]:
-    """open_clip's own names and templates for ImageNet, none where it has none."""
+    """Return open_clip's class names or templates of ImageNet; none without open_clip."""
     try:
         from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
     except ImportError:

@@ -1,4 +1,4 @@
-"""What training takes from one sample of a tar, and its reason for leaving one out."""
+"""Extract the features and the label of a sample of a tar."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datacomp_flyt.flyt.uid_features import UidFeatures
 from datacomp_flyt.tars.samples import Sample, Skip, stored_uid
 
 Transform = Callable[[Image.Image], Tensor]
-"""From an RGB image to float32 [3, H, W]; open_clip's train transform, for one."""
+"""Maps an RGB image to float32 [3, H, W], like open_clip's training transform."""
 
 NO_LABEL = "no label"
 UNKNOWN_UID = "uid not in the feature table"
@@ -22,10 +22,10 @@ _LABELS = ("cls", "label")
 
 
 def feature_row(sample: Sample, features: UidFeatures) -> int:
-    """Row of the sample's features, found by the uid in its json, never by its key.
+    """Return the row of a sample in the feature table, by the uid in its json.
 
     Raises:
-        Skip: it has no uid, or the table has none like it.
+        Skip: the sample has no uid, or the table lacks it.
     """
     row = features.find(stored_uid(sample))
     if row < 0:
@@ -34,25 +34,26 @@ def feature_row(sample: Sample, features: UidFeatures) -> int:
 
 
 def label(sample: Sample, task: DownstreamTask) -> int:
-    """Number of the sample's class in its task.
+    """Return the class index of a sample in its task.
 
     Raises:
-        Skip: there is no label.
-        InputError: it is no number, or no class has that number.
+        Skip: the sample has no label.
+        InputError: the label is not an integer, or out of range.
     """
     stored = next((sample[name] for name in _LABELS if name in sample), None)
     if stored is None:
         raise Skip(NO_LABEL)
-    where = f"{sample['__url__']} key {sample['__key__']}"
+    location = f"{sample['__url__']} key {sample['__key__']}"
     try:
-        number = int(stored)
+        class_index = int(stored)
     except ValueError:
         raise InputError(
-            f"{where} has label {stored[:40]!r}: a label is the number of a class as text"
+            f"{location} has label {stored[:40]!r}: a label is the number of a class as text"
         ) from None
-    if not 0 <= number < len(task.class_names):
+    if not 0 <= class_index < len(task.class_names):
         raise InputError(
-            f"{where} has label {number}, and task {task.name!r} has {len(task.class_names):,} "
-            "class names: labels count them from 0, so give the class names of these labels"
+            f"{location} has label {class_index}, and task {task.name!r} has "
+            f"{len(task.class_names):,} class names: labels count them from 0, so "
+            "give the class names of these labels"
         )
-    return number
+    return class_index

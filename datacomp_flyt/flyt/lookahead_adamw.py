@@ -1,10 +1,14 @@
-"""AdamW and SGD as pure functions: the step that FLYT looks ahead by, and its pull-back.
+"""AdamW and SGD as pure functions: θ+ = update(g) of FLYT's Eq. 2, and its pull-back.
 
-    θ+ = step(θ, g, state)        v = pull_back(g, state, dL/dθ+) = dL/dg
+    θ+ = step(θ, g, state)        v = pull_back(g, state, ∂L/∂θ+) = (∂θ+/∂g)^T ∂L/∂θ+ = ∂L/∂g
 
-The state changes only by `next_state`, which the trainer calls once for each step that it keeps;
-in the public code it also advances in steps that are thrown away, and once more for each
-downstream task. Every method goes tensor by tensor, and `step` can be differentiated by autograd.
+(Appendix A, the definition of v.) The update is elementwise, so ∂θ+/∂g is diagonal and v has a
+closed form. Only `next_state` advances the state; the trainer calls it once for each step that it
+keeps. FLYT's public code advances it in rejected steps too, and once for each downstream task.
+
+Legend: θ parameters, θ+ stepped parameters, g gradient, m and s running means of g and g², t steps
+done, lr learning rate, λ weight decay. All are dicts of tensors by parameter name, and tensors of
+one name have one shape.
 """
 
 from __future__ import annotations
@@ -17,12 +21,18 @@ import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
-"""By parameter name."""
+"""Tensors by parameter name."""
 
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """Steps done, and running means of the gradient and (AdamW) of its square, by name."""
+    """State of an optimizer.
+
+    Attributes:
+        step: t, the number of steps done.
+        first: m, by name.
+        second: s, by name; empty for SGD.
+    """
 
     step: int
     first: Tensors
@@ -30,40 +40,49 @@ class OptimizerState:
 
 
 class LookaheadOptimizer(Protocol):
-    """What the metagradient asks of an optimizer."""
+    """An optimizer whose update can be pulled back."""
 
     def init(self, params: Mapping[str, Tensor]) -> OptimizerState:
-        """The state before the first step."""
+        """Return the state before the first step."""
 
     def step(
         self, params: Mapping[str, Tensor], grads: Tensors, state: OptimizerState, lr: float
     ) -> Tensors:
-        """θ+: the parameters after one step."""
+        """Return θ+, the parameters after one step."""
 
     def pull_back(
         self, grads: Tensors, state: OptimizerState, lr: float, cotangents: Tensors
     ) -> Tensors:
-        """(∂θ+/∂g)^T cotangents: dL/dg out of dL/dθ+."""
+        """Return (∂θ+/∂g)^T cotangents, which is ∂L/∂g for cotangents ∂L/∂θ+."""
 
     def next_state(self, grads: Tensors, state: OptimizerState) -> OptimizerState:
-        """The state after the step."""
+        """Return the state after the step."""
 
 
 def decays(name: str, param: Tensor) -> bool:
-    """Whether open_clip, and so FLYT, applies weight decay: not to gains, biases and scales."""
+    """Return whether weight decay applies to a parameter: not to gains, biases and scales.
+
+    This is the rule of open_clip's trainer, which FLYT uses.
+    """
     return param.ndim >= 2 and not any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
 
 
 @dataclass(frozen=True)
 class LookaheadAdamW:
-    """AdamW with decoupled weight decay (FLYT, C.1; eps is open_clip's).
+    """AdamW with decoupled weight decay (FLYT, Appendix C.1; the default eps is open_clip's).
 
         m+ = β1 m + (1 - β1) g          s+ = β2 s + (1 - β2) g²
         θ+ = (1 - lr λ) θ - lr (m+ / c1) / (sqrt(s+ / c2) + eps),    c = 1 - β^(t + 1)
 
-    Where s+ = 0 (so g = 0 and s = 0: an embedding row of a token not seen yet), the root has no
-    derivative; it is taken as 0. That makes dθ+/dg = -lr (1 - β1) / (c1 eps) there, which is exact
-    for m = 0. The public code leaves such entries where they are and calls the derivative 0.
+    Where s+ = 0, both g and s are 0, as for the embedding of a token that has not occurred yet. The
+    square root has no derivative there, and 0 is taken for it. This gives
+    ∂θ+/∂g = -lr (1 - β1) / (c1 eps), which is exact for m = 0. FLYT's public code does not update
+    such entries and takes 0 for ∂θ+/∂g.
+
+    Attributes:
+        betas: β1 and β2.
+        eps: see above.
+        weight_decay: λ.
     """
 
     betas: tuple[float, float] = (0.9, 0.98)
@@ -71,7 +90,7 @@ class LookaheadAdamW:
     weight_decay: float = 0.2
 
     def init(self, params: Mapping[str, Tensor]) -> OptimizerState:
-        """Zero moments."""
+        """Return moments of 0."""
         first = {name: torch.zeros_like(param) for name, param in params.items()}
         second = {name: torch.zeros_like(param) for name, param in params.items()}
         return OptimizerState(0, first, second)
@@ -79,7 +98,7 @@ class LookaheadAdamW:
     def step(
         self, params: Mapping[str, Tensor], grads: Tensors, state: OptimizerState, lr: float
     ) -> Tensors:
-        """θ+, differentiable in params, grads and the moments."""
+        """Return θ+, differentiable by autograd in params, grads and the moments."""
         stepped = {}
         for name, param in params.items():
             mean, root = self._corrected(grads[name], name, state)
@@ -90,14 +109,15 @@ class LookaheadAdamW:
     def pull_back(
         self, grads: Tensors, state: OptimizerState, lr: float, cotangents: Tensors
     ) -> Tensors:
-        """(∂θ+/∂g)^T cotangents, in closed form.
+        """Return (∂θ+/∂g)^T cotangents in closed form.
 
         With r = sqrt(s+ / c2), the terms in g² cancel and leave
 
-            dθ+/dg = -lr / c1 (r + eps)^-2
+            ∂θ+/∂g = -lr / c1 (r + eps)^-2
                      ((1 - β1) eps + ((1 - β1) β2 s - (1 - β2) β1 m g) / (c2 r))
 
-        so that a first step (m = s = 0), whose slope is eps alone, is not lost to rounding.
+        In the first step (m = s = 0) only the term of eps remains. Differentiating the formula of
+        θ+ term by term would lose it to rounding.
         """
         (beta1, beta2), (c1, c2) = self.betas, self._corrections(state)
         pulled = {}
@@ -112,7 +132,7 @@ class LookaheadAdamW:
         return pulled
 
     def next_state(self, grads: Tensors, state: OptimizerState) -> OptimizerState:
-        """The moments after the step."""
+        """Return the moments after the step."""
         with torch.no_grad():
             moments = {name: self._moments(grad, name, state) for name, grad in grads.items()}
         first = {name: pair[0] for name, pair in moments.items()}
@@ -120,15 +140,17 @@ class LookaheadAdamW:
         return OptimizerState(state.step + 1, first, second)
 
     def _moments(self, grad: Tensor, name: str, state: OptimizerState) -> tuple[Tensor, Tensor]:
+        """Compute m+ and s+."""
         beta1, beta2 = self.betas
         first = beta1 * state.first[name] + (1 - beta1) * grad
         return first, beta2 * state.second[name] + (1 - beta2) * grad**2
 
     def _corrections(self, state: OptimizerState) -> tuple[float, float]:
+        """Compute c1 and c2."""
         return 1 - self.betas[0] ** (state.step + 1), 1 - self.betas[1] ** (state.step + 1)
 
     def _corrected(self, grad: Tensor, name: str, state: OptimizerState) -> tuple[Tensor, Tensor]:
-        """m+ / c1 and sqrt(s+ / c2)."""
+        """Compute m+ / c1 and sqrt(s+ / c2)."""
         first, second = self._moments(grad, name, state)
         c1, c2 = self._corrections(state)
         zero = second == 0
@@ -138,19 +160,22 @@ class LookaheadAdamW:
 
 @dataclass(frozen=True)
 class LookaheadSGD:
-    """SGD with momentum: m+ = μ m + g; θ+ = (1 - lr λ) θ - lr m+ (decoupled decay, as AdamW's)."""
+    """SGD with momentum μ and decoupled weight decay λ.
+
+    m+ = μ m + g;  θ+ = (1 - lr λ) θ - lr m+
+    """
 
     momentum: float = 0.0
     weight_decay: float = 0.0
 
     def init(self, params: Mapping[str, Tensor]) -> OptimizerState:
-        """Zero momentum."""
+        """Return a momentum of 0."""
         return OptimizerState(0, {name: torch.zeros_like(p) for name, p in params.items()}, {})
 
     def step(
         self, params: Mapping[str, Tensor], grads: Tensors, state: OptimizerState, lr: float
     ) -> Tensors:
-        """θ+, differentiable in params, grads and momentum."""
+        """Return θ+, differentiable by autograd in params, grads and momentum."""
         stepped = {}
         for name, param in params.items():
             decay = lr * self.weight_decay if decays(name, param) else 0.0
@@ -161,11 +186,11 @@ class LookaheadSGD:
     def pull_back(
         self, grads: Tensors, state: OptimizerState, lr: float, cotangents: Tensors
     ) -> Tensors:
-        """(∂θ+/∂g)^T cotangents = -lr cotangents."""
+        """Return (∂θ+/∂g)^T cotangents, which is -lr cotangents."""
         return {name: -lr * cotangent for name, cotangent in cotangents.items()}
 
     def next_state(self, grads: Tensors, state: OptimizerState) -> OptimizerState:
-        """The momentum after the step."""
+        """Return the momentum after the step."""
         with torch.no_grad():
             first = {name: self.momentum * state.first[name] + g for name, g in grads.items()}
         return OptimizerState(state.step + 1, first, {})
@@ -173,28 +198,33 @@ class LookaheadSGD:
 
 @dataclass(frozen=True)
 class ClipGradNorm:
-    """Another optimizer behind clipping of the gradient's global norm, with its exact pull-back.
+    """Clip the global norm of the gradient to c, then step by another optimizer.
 
-    Clipping, g c / |g| where |g| > c, is part of the update, so it is part of v too.
+    The clipped gradient is g c / |g| if |g| > c. Clipping is part of the update, so the pull-back
+    differentiates it.
     """
 
     optimizer: LookaheadOptimizer
     max_norm: float
 
     def init(self, params: Mapping[str, Tensor]) -> OptimizerState:
-        """The other's."""
+        """Return the state of the other optimizer before the first step."""
         return self.optimizer.init(params)
 
     def step(
         self, params: Mapping[str, Tensor], grads: Tensors, state: OptimizerState, lr: float
     ) -> Tensors:
-        """θ+ from the clipped gradient."""
+        """Return θ+ for the clipped gradient."""
         return self.optimizer.step(params, self._clip(grads), state, lr)
 
     def pull_back(
         self, grads: Tensors, state: OptimizerState, lr: float, cotangents: Tensors
     ) -> Tensors:
-        """(∂θ+/∂g)^T cotangents: c / |g| (I - g g^T / |g|²) times the other's, where it clips."""
+        """Return (∂θ+/∂g)^T cotangents.
+
+        If the gradient is clipped, this is c / |g| (I - g g^T / |g|²) times the pull-back of the
+        other optimizer.
+        """
         pulled = self.optimizer.pull_back(self._clip(grads), state, lr, cotangents)
         size = norm(grads)
         if size <= self.max_norm:
@@ -206,7 +236,7 @@ class ClipGradNorm:
         }
 
     def next_state(self, grads: Tensors, state: OptimizerState) -> OptimizerState:
-        """The other's, after the clipped gradient."""
+        """Return the state of the other optimizer after the clipped gradient."""
         return self.optimizer.next_state(self._clip(grads), state)
 
     def _clip(self, grads: Tensors) -> Tensors:
@@ -215,6 +245,6 @@ class ClipGradNorm:
 
 
 def norm(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Euclidean norm [] of all entries together."""
+    """Compute the Euclidean norm [] of all entries of all tensors."""
     total: Tensor = torch.linalg.vector_norm(torch.stack([t.norm() for t in tensors.values()]))
     return total

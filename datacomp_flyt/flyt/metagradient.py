@@ -1,19 +1,30 @@
-"""FLYT's gradient: how the downstream loss after one step depends on the upstream weights.
+"""The gradient of the downstream loss in the weights of the upstream batch (FLYT, Appendix A).
 
-Appendix A of the paper, stage by stage. With f_i the embeddings of upstream example i,
+The reference model f_θ takes one step on the weighted CLIP loss, Eq. 3, and the downstream loss of
+the stepped model, Eq. 2, is differentiated in the weights w of that step:
 
-    g(w) = sum_i (∂ℓ_WCL / ∂f_i) ∇_θ f_i          the weighted loss's gradient
-    θ+   = update(g)                               one look-ahead step
-    v    = ∇_g ℓ_DS(f_θ+(ẑ))                       the downstream gradient, pulled back through it
-    ∇_w L_down = ∂<g, v> / ∂w = ∂/∂w sum_i (∂ℓ_WCL / ∂f_i) (J_i v)
+    g(w) = ∇_θ ℓ_WCL(f_θ(z_1:B), w)         stage 1, `_upstream_gradient`
+    θ+   = update(g)                        stage 2, `LookaheadOptimizer.step`
+    L_down = ℓ_DS(f_θ+(ẑ_1:B'))             Eq. 2
+    v    = ∇_g L_down                       stage 3, `_downstream_gradient` gives ∇_θ+ L_down and
+                                            `LookaheadOptimizer.pull_back` turns it into v
+    ∇_w L_down = ∂<g, v> / ∂w               stage 4, `_gradient_along`; v is constant here
 
-The towers' tangent u_i = J_i v does not depend on w. So it is taken once, with no graph, and what
-is differentiated twice is the loss of B x B similarities alone. The logit scale, which the paper
-leaves out of this sum (its downstream losses have temperatures of their own), is in it like any
-parameter.
+With f_i the embeddings of upstream example i, J_i their Jacobian in θ, and u_i = J_i v,
 
-Legend: B upstream batch, b its rows on this rank, B' downstream batch, D embedding, θ parameters of
-the reference model, w weights.
+    <g, v> = sum_i (∂ℓ_WCL(f_1:B, w) / ∂f_i) u_i
+
+The paper obtains u_i as the derivative of f_θ+ηv(z_i) in η at 0. Neither f_i nor u_i depends on w.
+So `Towers.tangent` computes u_i once, without a graph, and only the loss of the [B, B] similarities
+is differentiated twice, in closed form (`weight_gradient_along`). No second backward pass goes
+through the towers.
+
+The paper leaves the logit scale τ out of <g, v>, which is exact for its downstream losses, because
+they have a temperature of their own. Here τ is treated like any other parameter.
+
+Legend: B upstream batch, b rows of it on this rank, B' downstream batch, b' rows of it on this
+rank, K downstream classes, k class prompts on this rank, L tokens, D embedding, θ parameters of the
+reference model, w weights of the upstream batch, τ logit scale.
 """
 
 from __future__ import annotations
@@ -33,46 +44,48 @@ from datacomp_flyt.flyt.weighted_loss import (
     weighted_clip_loss_of_rows,
 )
 
-_BLOCK = 1024  # rows of similarities that a loss holds at once
+_BLOCK = 1024  # rows of the similarity matrix that are held at once
 
 LossOfRows = Callable[[Tensor, Tensor, Tensor, slice], Tensor]
-"""From all image features, all text features, a logit scale and some rows to their part of a loss.
+"""The part of a loss that some rows contribute.
 
-The parts of a partition of the rows add up to the loss of the batch.
+Arguments: image features and text features of all ranks, logit scale, rows. The parts of a
+partition of the rows add up to the loss of the batch.
 """
 
 
 @dataclass(frozen=True)
 class Downstream:
-    """A downstream batch and its loss.
+    """A downstream batch and its loss ℓ_DS.
 
     Attributes:
-        images: this rank's rows [b', 3, H, W] of B'.
-        texts: this rank's rows [k, L] of K class prompts, or of B' captions.
-        number_of_images, number_of_texts: B' and K on all ranks together.
-        loss: of the features of all ranks.
-        logit_scale: τ_DS []; not the reference model's.
+        images: images of this rank [b', 3, H, W].
+        texts: texts of this rank: class prompts [k, L], or captions [b', L].
+        num_images, num_texts: number of images (B') and texts (K or B') on all ranks together.
+        loss: ℓ_DS, a function of the features of all ranks.
+        logit_scale: τ_DS [], which is not a parameter of the reference model.
     """
 
     images: Tensor
     texts: Tensor
-    number_of_images: int
-    number_of_texts: int
+    num_images: int
+    num_texts: int
     loss: LossOfRows
     logit_scale: Tensor
 
 
 @dataclass(frozen=True)
 class Metagradient:
-    """What one FLYT step finds.
+    """The result of `weight_metagradient`.
 
     Attributes:
-        weight_gradient: ∂L_down/∂w of this rank's rows [b].
+        weight_gradient: ∂L_down/∂w for this rank's rows [b].
         params: θ+, by name; the same on all ranks.
-        grads: g, by name: what `next_state` of the optimizer wants if the step is kept.
-        upstream_loss, downstream_loss: L_up at θ and L_down at θ+ [].
+        grads: g, by name; the argument of the optimizer's `next_state` if the step is kept.
+        upstream_loss: L_up at θ [].
+        downstream_loss: L_down at θ+ [].
         logit_scale_gradient: ∂L_down/∂τ_DS [].
-        finite: whether all of it is; on all ranks or on none.
+        finite: true if all of the above is finite; the same on all ranks.
     """
 
     weight_gradient: Tensor
@@ -87,6 +100,7 @@ class Metagradient:
 def weight_metagradient(
     towers: Towers,
     params: Tensors,
+    *,
     optimizer: LookaheadOptimizer,
     state: OptimizerState,
     lr: float,
@@ -97,146 +111,213 @@ def weight_metagradient(
     tangent: Tangent = "exact",
     difference_step: float | None = None,
 ) -> Metagradient:
-    """∂L_down/∂w and the stepped reference model (Appendix A).
+    """Compute ∂L_down/∂w and the stepped reference model (FLYT, Appendix A).
 
-    Nothing given is changed; a step is kept by taking on `params` and
-    `optimizer.next_state(grads, state)`. Beside θ, the state and g it holds two sets of numbers as
-    large as θ (θ+ and v), three while it takes differences.
+    No argument is modified. To keep the step, replace θ by `params` of the result and the state by
+    `optimizer.next_state(grads, state)`. Memory beside θ, the optimizer's state and g: two tensors
+    for each parameter (θ+ and v), three while differences are taken.
 
     Args:
         towers: the reference model.
         params: θ, by name.
-        optimizer, state, lr: the update.
-        images, texts: this rank's upstream rows [b, 3, H, W], [b, L]; as many on each rank.
-        log_weights: log w of all ranks' rows [B], in the order of ranks, adding up to 1.
-        downstream: the downstream batch and loss.
-        tangent: how J_i v is found; see `Towers.tangent`.
-        difference_step: |hv| / |θ| of the differences; by default one for the parameters' type.
+        optimizer, state, lr: the update rule, its state, and its learning rate.
+        images, texts: upstream rows of this rank [b, 3, H, W], [b, L]; b is the same on all ranks.
+        log_weights: log w of the rows of all ranks [B], in rank order; the weights sum to 1.
+        downstream: the downstream batch and its loss.
+        tangent: the method by which u_i = J_i v is computed; see `Towers.tangent`.
+        difference_step: |hv| / |θ| of finite differences; the default depends on the dtype.
 
     Returns:
-        See `Metagradient`. Where g or v is not finite the later stages are left out.
+        See `Metagradient`. If g or v is not finite, the later stages are skipped.
     """
-    number = len(log_weights)
-    upstream = towers.embed(params, images, texts)
-    leaf = {name: value.detach().requires_grad_() for name, value in params.items()}
-    scale = towers.logit_scale(leaf)
+    upstream = _upstream_gradient(towers, params, images, texts, log_weights)
+    grads, local_rows = upstream.grads, rows_of_rank(len(log_weights))
+    result = _not_finite(upstream, params, log_weights[local_rows])
+    if not _is_finite(grads, upstream.loss):
+        return result
+    stepped = {k: p.detach() for k, p in optimizer.step(params, grads, state, lr).items()}
+    downstream_loss, cotangents, scale_gradient = _downstream_gradient(towers, stepped, downstream)
+    result = replace(result, params=stepped, downstream_loss=downstream_loss)
+    direction = optimizer.pull_back(grads, state, lr, cotangents)
+    del cotangents  # as large as θ
+    if not _is_finite(direction, downstream_loss):
+        return result
+    gradient = _gradient_along(
+        direction, upstream, towers, params, images, texts, log_weights,
+        tangent=tangent, difference_step=difference_step,
+    )  # fmt: skip
+    return replace(
+        result,
+        weight_gradient=gradient[local_rows],
+        logit_scale_gradient=scale_gradient,
+        finite=bool(gradient.isfinite().all()),
+    )
 
-    def upstream_loss(images: Tensor, texts: Tensor, scale: Tensor, rows: slice) -> Tensor:
+
+@dataclass(frozen=True)
+class _Upstream:
+    """Stage 1.
+
+    Attributes:
+        loss: L_up [].
+        grads: g, by name.
+        local_features: image and text embeddings f_i of this rank [b, D].
+        features: image and text embeddings f_i of all ranks [B, D].
+        logit_scale: τ [], without a graph.
+    """
+
+    loss: Tensor
+    grads: Tensors
+    local_features: Features
+    features: Features
+    logit_scale: Tensor
+
+
+def _upstream_gradient(
+    towers: Towers, params: Tensors, images: Tensor, texts: Tensor, log_weights: Tensor
+) -> _Upstream:
+    """Compute stage 1: L_up and its gradient g in θ, both the same on all ranks."""
+    num_rows = len(log_weights)
+    embedding = towers.embed(params, images, texts)
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    scale = towers.logit_scale(leaves)
+
+    def loss_of_rows(images: Tensor, texts: Tensor, scale: Tensor, rows: slice) -> Tensor:
         return weighted_clip_loss_of_rows(images, texts, scale, log_weights, rows)
 
-    loss, features, gradients, scale_gradient = _loss_and_gradients(
-        upstream, (number, number), scale.detach(), upstream_loss
+    loss, features, feature_gradients, scale_gradient = _loss_and_gradients(
+        embedding, (num_rows, num_rows), scale.detach(), loss_of_rows
     )
-    grads = upstream.pull_back(gradients)
-    _add_gradient_of(scale, leaf, scale_gradient, grads)
+    grads = embedding.pull_back(feature_gradients)
+    _add_logit_scale_gradient(scale, leaves, scale_gradient, grads)
     sum_over_ranks([*grads.values(), loss])
-    none = Metagradient(
-        torch.full_like(log_weights[rows_of_rank(number)], torch.nan),
-        params, grads, loss, torch.full_like(loss, torch.nan), torch.zeros_like(loss), False,
-    )  # fmt: skip
-    if not _finite(grads, loss):
-        return none
+    return _Upstream(loss, grads, embedding.features, features, scale.detach())
 
-    stepped = {k: p.detach() for k, p in optimizer.step(params, grads, state, lr).items()}
-    stepped_loss, cotangents, downstream_scale_gradient = _downstream_gradient(
-        towers, stepped, downstream
-    )
-    none = replace(none, params=stepped, downstream_loss=stepped_loss)
-    direction = optimizer.pull_back(grads, state, lr, cotangents)
-    del cotangents
-    if not _finite(direction, stepped_loss):
-        return none
 
-    if tangent != "exact":
-        _drop_idle(direction, grads)
-    dtype = next(iter(params.values())).dtype
-    step = difference_step or DIFFERENCE_STEPS.get((tangent, dtype), torch.nan)
-    local_tangents = towers.tangent(
-        params, direction, images, texts, upstream.features, tangent, step
-    )
-    tangents = (
-        gather_rows(local_tangents[0], number),
-        gather_rows(local_tangents[1], number),
-        towers.logit_scale_tangent(params, direction),
-    )
-    weight_gradient = weight_gradient_along(
-        (*features, scale.detach()), tangents, log_weights, rows_of_rank(number)
-    )
-    sum_over_ranks([weight_gradient])
+def _not_finite(upstream: _Upstream, params: Tensors, local_log_weights: Tensor) -> Metagradient:
+    """Make the result if g is not finite: no step and no gradient."""
     return Metagradient(
-        weight_gradient[rows_of_rank(number)],
-        stepped,
-        grads,
-        loss,
-        stepped_loss,
-        downstream_scale_gradient,
-        bool(weight_gradient.isfinite().all()),
+        weight_gradient=torch.full_like(local_log_weights, torch.nan),
+        params=params,
+        grads=upstream.grads,
+        upstream_loss=upstream.loss,
+        downstream_loss=torch.full_like(upstream.loss, torch.nan),
+        logit_scale_gradient=torch.zeros_like(upstream.loss),
+        finite=False,
     )
 
 
 def _downstream_gradient(
     towers: Towers, params: Tensors, downstream: Downstream
 ) -> tuple[Tensor, Tensors, Tensor]:
-    """L_down at θ+, its gradient in θ+ and that in τ_DS; the same on all ranks."""
+    """Compute L_down at θ+ with its gradients in θ+ and τ_DS, all the same on all ranks."""
     embedding = towers.embed(params, downstream.images, downstream.texts)
-    numbers = (downstream.number_of_images, downstream.number_of_texts)
-    loss, _, gradients, scale_gradient = _loss_and_gradients(
-        embedding, numbers, downstream.logit_scale, downstream.loss
+    loss, _, feature_gradients, scale_gradient = _loss_and_gradients(
+        embedding,
+        (downstream.num_images, downstream.num_texts),
+        downstream.logit_scale,
+        downstream.loss,
     )
-    grads = embedding.pull_back(gradients)
+    grads = embedding.pull_back(feature_gradients)
     sum_over_ranks([*grads.values(), loss, scale_gradient])
     return loss, grads, scale_gradient
 
 
+def _gradient_along(
+    direction: Tensors,
+    upstream: _Upstream,
+    towers: Towers,
+    params: Tensors,
+    images: Tensor,
+    texts: Tensor,
+    log_weights: Tensor,
+    *,
+    tangent: Tangent,
+    difference_step: float | None,
+) -> Tensor:
+    """Compute stage 4: ∂<g, v>/∂w for all rows [B]; `direction` is v, and may be modified."""
+    num_rows = len(log_weights)
+    if tangent != "exact":
+        _drop_unused_entries(direction, upstream.grads)
+    dtype = next(iter(params.values())).dtype
+    step = difference_step or DIFFERENCE_STEPS.get((tangent, dtype), torch.nan)
+    image_tangents, text_tangents = towers.tangent(
+        params, direction, images, texts, upstream.local_features, tangent, step
+    )
+    tangents = (
+        gather_rows(image_tangents, num_rows),
+        gather_rows(text_tangents, num_rows),
+        towers.logit_scale_tangent(params, direction),
+    )
+    gradient = weight_gradient_along(
+        (*upstream.features, upstream.logit_scale), tangents, log_weights, rows_of_rank(num_rows)
+    )
+    sum_over_ranks([gradient])
+    return gradient
+
+
 def _loss_and_gradients(
-    embedding: Embedding, numbers: tuple[int, int], logit_scale: Tensor, loss_of_rows: LossOfRows
+    embedding: Embedding,
+    num_features: tuple[int, int],
+    logit_scale: Tensor,
+    loss_of_rows: LossOfRows,
 ) -> tuple[Tensor, Features, Features, Tensor]:
-    """A loss of all ranks' features, by blocks of this rank's rows.
+    """Compute a loss of the features of all ranks, in blocks of this rank's rows.
+
+    Args:
+        embedding: image and text features of this rank.
+        num_features: number of image and text features on all ranks together.
+        logit_scale: temperature of the loss [].
+        loss_of_rows: the loss.
 
     Returns:
-        This rank's part of the loss []; the features of all ranks; the loss's gradients in the
-        features of this rank (of the whole loss); this rank's part of the gradient in the scale [].
+        This rank's part of the loss []; the features of all ranks; the gradient of the whole loss
+        in the features of this rank; this rank's part of the gradient in the logit scale [].
     """
     images, texts = (
-        gather_rows(local, number).detach().requires_grad_()
-        for local, number in zip(embedding.features, numbers, strict=True)
+        gather_rows(local, num_rows).detach().requires_grad_()
+        for local, num_rows in zip(embedding.features, num_features, strict=True)
     )
     scale = logit_scale.detach().clone().requires_grad_()
     leaves = (images, texts, scale)
     totals = [torch.zeros_like(leaf) for leaf in leaves]
     loss = torch.zeros_like(scale)
-    share = rows_of_rank(numbers[0])
-    for start in range(share.start, share.stop, _BLOCK):
-        part = loss_of_rows(images, texts, scale, slice(start, min(start + _BLOCK, share.stop)))
+    local_rows = rows_of_rank(num_features[0])
+    for start in range(local_rows.start, local_rows.stop, _BLOCK):
+        block = slice(start, min(start + _BLOCK, local_rows.stop))
+        part = loss_of_rows(images, texts, scale, block)
         loss += part.detach()
         gradients = torch.autograd.grad(part, leaves, allow_unused=True)
         for total, gradient in zip(totals, gradients, strict=True):
             if gradient is not None:
                 total += gradient
     sum_over_ranks(totals[:2])
-    local = (totals[0][rows_of_rank(numbers[0])], totals[1][rows_of_rank(numbers[1])])
+    local = (totals[0][local_rows], totals[1][rows_of_rank(num_features[1])])
     return loss, (images.detach(), texts.detach()), local, totals[2]
 
 
-def _add_gradient_of(scale: Tensor, leaves: Tensors, gradient: Tensor, grads: Tensors) -> None:
-    """Add to `grads` what the loss's gradient in τ makes of the parameters behind τ."""
-    if not scale.requires_grad:  # it is frozen
+def _add_logit_scale_gradient(
+    scale: Tensor, leaves: Tensors, gradient: Tensor, grads: Tensors
+) -> None:
+    """Pull the gradient in τ back to the parameters that τ depends on, and add it to `grads`."""
+    if not scale.requires_grad:  # its parameter is frozen
         return
-    slopes = torch.autograd.grad(scale, list(leaves.values()), gradient, allow_unused=True)
-    for name, slope in zip(leaves, slopes, strict=True):
-        if slope is not None:
-            grads[name] += slope
+    pulled = torch.autograd.grad(scale, list(leaves.values()), gradient, allow_unused=True)
+    for name, value in zip(leaves, pulled, strict=True):
+        if value is not None:
+            grads[name] += value
 
 
-def _drop_idle(direction: Tensors, grads: Tensors) -> None:
-    """Set v to 0 where g is 0: no upstream embedding depends on such an entry.
+def _drop_unused_entries(direction: Tensors, grads: Tensors) -> None:
+    """Set v to 0 where g is 0: no upstream embedding depends on these entries.
 
-    They are rows of tokens that the batch lacks. Exact differentiation multiplies them by nothing;
-    but v can be large there (1 / eps of Adam), and would dictate how small the differences get.
+    They are the embeddings of tokens that do not occur in the batch. Exact differentiation
+    multiplies them by 0. But v can be large there (Adam divides by eps), and the length of v
+    decides how small the differences of the other entries become.
     """
     for name, grad in grads.items():
         direction[name].masked_fill_(grad == 0, 0.0)
 
 
-def _finite(tensors: Tensors, loss: Tensor) -> bool:
+def _is_finite(tensors: Tensors, loss: Tensor) -> bool:
     return bool((norm(tensors) + loss).isfinite())

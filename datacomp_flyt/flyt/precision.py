@@ -1,4 +1,4 @@
-"""Number formats of training, and by which way each takes the towers' tangent."""
+"""Precisions of training, and how the towers' Jacobian-vector product is computed in each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ TANGENTS: tuple[Tangent, ...] = ("exact", "central", "one_sided")
 
 @dataclass(frozen=True)
 class Precision:
-    """How the towers compute. Parameters, optimizer and losses stay in float32 (or float64).
+    """Arithmetic of the towers. Parameters, optimizer and losses stay in float32 (or float64).
 
     Attributes:
-        autocast: what matrix products are done in; None for the parameters' own type.
-        scale_gradients: whether gradients need a scale, lest they vanish in float16.
-        tangent: the default way to the tangent.
+        autocast: dtype of matrix products; None for the dtype of the parameters.
+        scale_gradients: scale gradients inside the towers, since float16 underflows.
+        tangent: default method for Jacobian-vector products; see `Towers.tangent`.
     """
 
     autocast: torch.dtype | None
@@ -31,12 +31,12 @@ PRECISIONS = {
     "bf16": Precision(torch.bfloat16, False, "exact"),
     "amp": Precision(torch.float16, True, "exact"),
 }
-"""Relative errors of dL/dw against float64, on small towers: float32 exact 2e-6 to 2e-5, central
-6e-5 to 3e-4, one-sided 1e-3 to 3e-3; autocast to bfloat16 3e-2 to 7e-2, to float16 4e-3 to 1e-2,
-whatever the tangent, since the gradients are as wrong. All that is far below the gradient's change
-from batch to batch, so float32 takes the cheapest way. In 16 bits differences would be noise; there
-they are taken with float32 passes, which costs more than the exact way.
-(`benchmarks/flyt_step.py --errors` measures them.)"""
+"""The default method is the cheapest one whose error is far below the change of the gradient from
+batch to batch. Relative errors of ∂L_down/∂w against float64, on small towers
+(`python -m benchmarks.flyt_step --errors`): float32 exact 2e-6 to 2e-5, central 6e-5 to 3e-4,
+one-sided 1e-3 to 3e-3; autocast to bfloat16 3e-2 to 7e-2, to float16 4e-3 to 1e-2 with each method,
+because the gradients have the same error. With autocast, differences are taken of float32 passes,
+which cost more than the exact method; differences of 16-bit passes would be noise."""
 
 DIFFERENCE_STEPS = {
     ("central", torch.float64): 1e-6,
@@ -44,4 +44,5 @@ DIFFERENCE_STEPS = {
     ("central", torch.float32): 1e-4,
     ("one_sided", torch.float32): 3e-5,
 }
-"""|hv| / |θ| with the smallest error, between rounding (too small) and curvature (too large)."""
+"""|hv| / |θ| with the smallest error, by method and dtype. Smaller steps increase the rounding
+error, larger ones the error of curvature."""

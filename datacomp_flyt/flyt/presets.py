@@ -1,7 +1,8 @@
-"""The paper's configurations (FLYT, Table 7), and a small one for a CPU.
+"""The training configurations of FLYT's Table 7, and a small one for a CPU.
 
-AdamW (0.9, 0.98), weight decay 0.2, warm-up and cosine for both models are the same in all of them.
-Where the paper writes "Variable" (E-FLYT-LR) the learning rates are those that Table 11 found best.
+All of them share AdamW with betas (0.9, 0.98), weight decay 0.2, warm-up and cosine schedule, for
+both models. The table gives "Variable" as the learning rates of E-FLYT-LR; the preset has the best
+ones of Table 11.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Preset:
-    """Values of the flags of the same names; each can be given on its own too."""
+    """Values of the fields of `TrainingConfig` that presets set."""
 
     features: str
     downstream_loss: str
@@ -36,12 +37,13 @@ class Preset:
 
 PRESETS = {
     "e_flyt_base": Preset("images", "cross_entropy_temperature"),
-    # all of DataComp's 22 training sets, mixed; the deep buffer mixes tars of one task each (C.9)
+    # All of DataComp's 22 training sets, mixed. A tar holds a single task, so the shuffle buffer is
+    # large enough to mix tars (Appendix C.9).
     "e_flyt_22": Preset("images", "clip", downstream_batch_size=768, downstream_shuffle=50_000),
     "e_flyt_lr": Preset("images", "cross_entropy", downstream_batch_size=1536),
-    # the reference is a ViT-B/32 trained on the unfiltered medium pool: --reference_init FILE
+    # reference_init has no default: the paper's is a ViT-B/32 trained on the unfiltered medium pool
     "m_flyt_base": Preset("scores", "cross_entropy", reference_init=None),
-    # what tells swapped captions from true ones on the demo pool (benchmarks/learning.py)
+    # tuned to separate swapped captions from true ones on the demo pool (benchmarks/learning.py)
     "tiny": Preset(
         "scores",
         "cross_entropy",

@@ -1,4 +1,4 @@
-"""Learning rates: linear warm-up, then half a cosine down to 0 (FLYT, C.1; open_clip's)."""
+"""Learning rate schedules: linear warm-up, then a half cosine to 0 (FLYT, Appendix C.1)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ SCHEDULES = ("cosine", "constant")
 def learning_rate(
     step: int, base: float, warmup: int, num_steps: int, schedule: str = "cosine"
 ) -> float:
-    """The rate of a step (0 is the first); `constant` stays at `base` after the warm-up."""
+    """Compute the learning rate of a step.
+
+    Args:
+        step: index of the step, from 0.
+        base: learning rate after the warm-up.
+        warmup: number of steps of linear warm-up.
+        num_steps: number of steps of the training.
+        schedule: `cosine`, or `constant` to stay at `base`.
+    """
     if step < warmup:
         return base * (step + 1) / warmup
     if schedule == "constant":

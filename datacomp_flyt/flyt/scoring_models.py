@@ -1,8 +1,8 @@
 """FLYT's scoring models q_φ, and their files.
 
-Legend: b rows, k score columns, d width of one embedding, h hidden units, ζ features.
+Legend: b rows, k score columns, d width of one embedding, h hidden units.
 
-| model | features | paper | ours | published layout |
+| model | features ζ | paper | file format | published file |
 |---|---|---|---|---|
 | `MixingModel` | k standardised scores | 3.4, M-FLYT | safetensors | `mflyt.pt` |
 | `GluHead` | image and text embedding | 3.4, C.7, E-FLYT | safetensors | `flyt.pt` |
@@ -29,7 +29,7 @@ from datacomp_flyt.scorers.e_flyt.glu_head_file import load_glu_head, save_glu_h
 class MixingModel(nn.Module):
     """M-FLYT: s = W (x - mean) / std + b.
 
-    The statistics belong to the model: what is standardised by others is another score.
+    The means and standard deviations are part of the model: other ones give other scores.
     """
 
     means: Tensor
@@ -40,9 +40,9 @@ class MixingModel(nn.Module):
     ) -> None:
         """
         Args:
-            columns: names [k].
+            columns: names of the score columns [k].
             statistics: means and standard deviations over the whole pool, [k] each; None to mix
-                raw scores (Table 8 shows what that costs).
+                raw scores (Table 8).
         """
         super().__init__()
         self.columns = tuple(columns)
@@ -54,7 +54,7 @@ class MixingModel(nn.Module):
         self.register_buffer("stds", torch.tensor(stds, dtype=torch.float64), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Scores [b] of raw columns [b, k]."""
+        """Compute scores [b] from raw columns [b, k]."""
         standardized = (features.double() - self.means) / self.stds
         scores: Tensor = self.layers(standardized.to(self.weight.dtype))
         return scores[:, 0]
@@ -66,17 +66,20 @@ class MixingModel(nn.Module):
 
     @property
     def bias(self) -> Tensor:
-        """b [1]; changes neither ranking nor sampling."""
+        """b [1]; has no effect on ranking and sampling."""
         return self.get_parameter("layers.0.bias")
 
     def named_weights(self) -> dict[str, float]:
-        """Weight of each column: comparable, as all have unit standard deviation (Table 2)."""
+        """Return the weight of each column; all have unit standard deviation (Table 2)."""
         return dict(zip(self.columns, self.weight[0].tolist(), strict=True))
 
     def load(self, source: str) -> None:
-        """Start from a model's weights: `paper`, a safetensors file of ours, or `mflyt.pt`.
+        """Load weights: `paper`, a safetensors file that `save` wrote, or `mflyt.pt`.
 
-        The statistics stay those of the pool at hand.
+        Means and standard deviations are not loaded.
+
+        Raises:
+            InputError: the file mixes other columns, or columns that are standardised otherwise.
         """
         if source != "paper":
             _check_is_file(source)
@@ -110,7 +113,7 @@ class MixingModel(nn.Module):
         save_mixing_model(model, path)
 
     def save_published(self, path: Path) -> None:
-        """Write the layout of `mflyt.pt`: weight and bias alone, in the published columns' order.
+        """Write the layout of `mflyt.pt`: weight and bias, in the order of the published columns.
 
         Raises:
             InputError: the columns are not the published twelve.
@@ -127,7 +130,7 @@ class MixingModel(nn.Module):
 
 
 class GluLayer(nn.Module):
-    """w2 (silu(w1 z + b1) * (w3 z + b3)) + b2, from `width` over h to `outputs`."""
+    """Gated linear unit w2 (silu(w1 z + b1) * (w3 z + b3)) + b2."""
 
     def __init__(self, width: int, hidden: int, outputs: int) -> None:
         super().__init__()
@@ -136,13 +139,13 @@ class GluLayer(nn.Module):
         self.w2 = nn.Linear(hidden, outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[b, width] -> [b, outputs]."""
+        """Map [b, width] to [b, outputs]."""
         outputs: Tensor = self.w2(F.silu(self.w1(inputs)) * self.w3(inputs))
         return outputs
 
 
 class GluHead(nn.Module):
-    """E-FLYT: a gated feed-forward head over unit image and text embedding, image first."""
+    """E-FLYT: a gated feed-forward head over image and text embeddings of unit norm."""
 
     def __init__(
         self,
@@ -154,11 +157,15 @@ class GluHead(nn.Module):
     ) -> None:
         """
         Args:
-            width: 2d, of both embeddings together.
-            arrays: names of the npz arrays that hold them; None if made from images.
-            num_layers: all but the last map back to `width`.
+            width: 2d, the width of both embeddings together.
+            arrays: names of the npz arrays with the embeddings, image first; None if a CLIP model
+                computes them.
+            num_layers: number of layers; all but the last have `width` outputs.
             hidden_ratio: h / 2d.
-            cosine_start: begin near the CLIP score instead of at random (not in the paper).
+            cosine_start: initialize near the CLIP score instead of at random (not in the paper).
+
+        Raises:
+            InputError: there are no hidden units, or `cosine_start` does not fit the layers.
         """
         super().__init__()
         self.arrays = None if arrays is None else tuple(arrays)
@@ -168,7 +175,7 @@ class GluHead(nn.Module):
                 f"--glu_hidden_ratio {hidden_ratio} of {width} inputs is no hidden unit: raise it"
             )
         outputs = [width] * (num_layers - 1) + [1]
-        layers = [GluLayer(width, hidden, number) for number in outputs]
+        layers = [GluLayer(width, hidden, num_outputs) for num_outputs in outputs]
         self.layers = nn.Sequential(*layers)
         if cosine_start:
             if len(layers) != 1 or hidden != width:
@@ -180,33 +187,37 @@ class GluHead(nn.Module):
             _start_at_cosine(layers[0])
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Scores [b] of [b, 2d]."""
+        """Compute scores [b] from embeddings [b, 2d]."""
         scores: Tensor = self.layers(embeddings)
         return scores[:, 0]
 
     def load(self, source: str) -> None:
-        """Start from a head's weights: a safetensors file of ours, or `flyt.pt`."""
+        """Load weights: a safetensors file that `save` wrote, or `flyt.pt`.
+
+        Raises:
+            InputError: the file holds layers of other shapes.
+        """
         _check_is_file(source)
         state = {
             name: torch.from_numpy(np.array(value))
             for name, value in load_glu_head(source).tensors().items()
         }
-        wanted = {name: value.shape for name, value in self.state_dict().items()}
-        if wanted != {name: value.shape for name, value in state.items()}:
+        shapes = {name: value.shape for name, value in self.state_dict().items()}
+        if shapes != {name: value.shape for name, value in state.items()}:
             raise InputError(
                 f"--scoring_init {source} has {len(state) // 6} layers of "
                 f"{list(state['layers.0.w1.weight'].shape)}, wanted {len(self.layers)} of "
-                f"{list(wanted['layers.0.w1.weight'])}: see --glu_layers and --glu_hidden_ratio"
+                f"{list(shapes['layers.0.w1.weight'])}: see --glu_layers and --glu_hidden_ratio"
             )
         self.load_state_dict(state)
 
     def save(self, path: Path) -> None:
-        """Write our format, which `--name flyt --scoring_model FILE` reads."""
+        """Write the safetensors file that `--name e_flyt --scoring_model FILE` reads."""
         state = {name: value.float().cpu().numpy() for name, value in self.state_dict().items()}
         save_glu_head(GluHeadArrays.from_tensors(state, self.arrays, "the head"), path)
 
     def save_published(self, path: Path, clip_state: dict[str, Tensor]) -> None:
-        """Write the layout of `flyt.pt`: `glu_model.*`, and `clip_model.*` that makes its features.
+        """Write the layout of `flyt.pt`: `glu_model.*`, and the extractor as `clip_model.*`.
 
         Args:
             clip_state: state dict of the feature extractor.
@@ -226,14 +237,15 @@ def _check_is_file(source: str) -> None:
 
 
 def _start_at_cosine(layer: GluLayer, noise: float = 0.01) -> None:
-    """Gate i_r by t_r and -t_r by -i_r: sum_r i_r t_r (σ(i_r) + σ(-t_r)), about the cosine.
+    """Initialize a layer so that its output is near the cosine of image and text embedding.
 
-    As the public code does it, with noise on every number.
+    The gates are i_r and -t_r and the values t_r and -i_r, which gives
+    sum_r i_r t_r (σ(i_r) + σ(-t_r)). As in FLYT's public code, noise is added to all parameters.
     """
     width = layer.w1.in_features
-    one, nothing = torch.eye(width // 2), torch.zeros(width // 2, width // 2)
-    gate = torch.cat([torch.cat([one, nothing], 1), torch.cat([nothing, -one], 1)])
-    value = torch.cat([torch.cat([nothing, one], 1), torch.cat([-one, nothing], 1)])
+    one, zero = torch.eye(width // 2), torch.zeros(width // 2, width // 2)
+    gate = torch.cat([torch.cat([one, zero], 1), torch.cat([zero, -one], 1)])
+    value = torch.cat([torch.cat([zero, one], 1), torch.cat([-one, zero], 1)])
     starts = (gate, value, torch.ones(1, width))
     with torch.no_grad():
         for part, start in zip((layer.w1, layer.w3, layer.w2), starts, strict=True):

@@ -1,4 +1,4 @@
-"""Examples of tar shards that are drawn with replacement, without end; and when to give up."""
+"""Endless reading of tar shards that are drawn with replacement, with checks of their content."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from datacomp_flyt.tars.samples import Sample, Skip, UnreadableShard, read_tar
 T = TypeVar("T")
 
 Select = Callable[[Sample], T]
-"""Takes what is needed of a sample, without decoding its image; raises Skip to leave it out."""
+"""Extracts the parts of a sample without decoding its image; raises Skip to skip the sample."""
 
 UNREADABLE_SHARD = "shard unreadable"
 
-_FIRST_LOOK = 20  # shards after which the share of unreadable ones says something
+_MIN_OPENED = 20  # shards that are opened before the share of unreadable ones is checked
 _WAY_OUT = "mend the tars, or give shards and features of the same pool"
 _MAX_EMPTY = 200  # shards in a row without a usable example
 
 
 class ShardReader(Generic[T]):
-    """Iterates for ever over what `select` takes of shards drawn with replacement.
+    """Iterates without end over the examples of shards that are drawn with replacement.
 
-    A shard that cannot be read is skipped and counted, and so is what `select` leaves out.
+    Shards that cannot be read, and samples that `select` skips, are counted.
 
     Raises (while iterating):
         InputError: too many shards are unreadable, or the shards hold too few usable examples.
@@ -65,26 +65,26 @@ class ShardReader(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         while True:
-            number = self._rng.randrange(len(self._shards))
+            shard_index = self._rng.randrange(len(self._shards))
             usable, failure = 0, None
             try:
-                for item in self._read(number):
+                for item in self._read(shard_index):
                     usable += 1
                     yield item
             except UnreadableShard as error:
-                failure = f"{self._shards[number][0]} ({error})"
-            self._usable[number] = usable
+                failure = f"{self._shards[shard_index][0]} ({error})"
+            self._usable[shard_index] = usable
             if failure is None:
-                self._bad.discard(number)
+                self._bad.discard(shard_index)
             else:
-                self._bad.add(number)
+                self._bad.add(shard_index)
                 self._skip(UNREADABLE_SHARD)
                 self._check_bad(failure)
             self._empty = 0 if usable else self._empty + 1
             self._check_usable()
 
-    def _read(self, number: int) -> Iterator[T]:
-        url, select = self._shards[number]
+    def _read(self, shard_index: int) -> Iterator[T]:
+        url, select = self._shards[shard_index]
         with contextlib.closing(read_tar(url, self._seen)) as samples:
             for sample in samples:
                 try:
@@ -99,23 +99,23 @@ class ShardReader(Generic[T]):
         self._reasons[reason] += 1
 
     def _check_bad(self, last: str) -> None:
-        """Raise where more shards are unreadable than allowed, beyond the luck of the draw."""
+        """Raise InputError if significantly more shards are unreadable than allowed."""
         bad, opened, share = len(self._bad), len(self._usable), self._max_bad_share
         if opened < len(self._shards):
-            if opened < _FIRST_LOOK:
+            if opened < _MIN_OPENED:
                 return
-            luck = 3 * math.sqrt(share * (1 - share) * opened)
+            tolerance = 3 * math.sqrt(share * (1 - share) * opened)  # three standard deviations
         else:
-            luck = 0.0
-        if bad > share * opened + luck:
+            tolerance = 0.0
+        if bad > share * opened + tolerance:
             raise InputError(
                 f"{self._name}: {bad:,} of the {opened:,} shards opened so far cannot be read, the "
                 f"last is {last}: download them again, or raise --max_bad_share above {share:g}"
             )
 
     def _check_usable(self) -> None:
-        """Raise where all shards together, or many in a row, hold too little."""
-        number = len(self._shards)
+        """Raise InputError if all shards together, or many in a row, hold too few examples."""
+        num_shards = len(self._shards)
         if self._empty >= _MAX_EMPTY:
             raise self._nothing(
                 f"the last {self._empty:,} shards read hold no example that can be used"
@@ -124,14 +124,14 @@ class ShardReader(Generic[T]):
             return
         held = sum(self._usable.values())
         self._enough = held >= self._needed
-        if self._enough or len(self._usable) < number:
+        if self._enough or len(self._usable) < num_shards:
             return
         if not held:
-            raise self._nothing(f"no example of its {number:,} shards can be used")
+            raise self._nothing(f"no example of its {num_shards:,} shards can be used")
         raise InputError(
-            f"{self._name}: its {number:,} shards hold {held:,} usable examples, fewer than the "
-            f"{self._needed:,} that one stream puts into a batch: lower the batch size or raise "
-            "--num_streams"
+            f"{self._name}: its {num_shards:,} shards hold {held:,} usable examples, fewer than "
+            f"the {self._needed:,} that one stream puts into a batch: lower the batch size or "
+            "raise --num_streams"
         )
 
     def _nothing(self, clause: str) -> InputError:

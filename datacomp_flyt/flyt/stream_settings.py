@@ -1,4 +1,4 @@
-"""What upstream and downstream data have in common: batch, streams, randomness, images."""
+"""Settings shared by upstream and downstream data: batch, streams, randomness, images."""
 
 from __future__ import annotations
 
@@ -10,25 +10,22 @@ from datacomp_flyt.flyt.examples import Transform
 from datacomp_flyt.flyt.streams import stream_random
 
 SHUFFLE_BUFFER = (5000, 1000)
-"""Examples that the buffer of a stream holds, and how many before the first leaves it."""
-
-CLIP_LOSS_SHUFFLE_BUFFER = (50_000, 10_000)
-"""The same for downstream data where the downstream loss is the CLIP loss (FLYT, C.9)."""
+"""Capacity of each stream's shuffle buffer, and its fill before the first example is drawn."""
 
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """How batches are drawn.
+    """Settings by which batches are drawn.
 
     Attributes:
-        transform: for images.
-        batch_size: global, B.
-        num_streams: S; divides B.
-        seed, epoch: decide all randomness, together with the number of a stream.
-        rank, world_size: this process and how many there are; they divide S.
-        num_workers: worker processes of each process, 0 for none.
-        shuffle_buffer: capacity of each stream's buffer and its initial fill.
-        max_bad_share: share of shards that may be unreadable.
+        transform: transform of the images.
+        batch_size: B, of all processes together.
+        num_streams: S, a divisor of B.
+        seed, epoch: determine all randomness, together with the index of a stream.
+        rank, world_size: rank of this process, and number of processes, a divisor of S.
+        num_workers: number of worker processes of each process, 0 for none.
+        shuffle_buffer: capacity of each stream's shuffle buffer, and its initial fill.
+        max_bad_share: greatest share of shards that may be unreadable.
     """
 
     transform: Transform
@@ -44,7 +41,7 @@ class StreamSettings:
 
     @property
     def block_size(self) -> int:
-        """Rows of a batch that come from one stream."""
+        """Number of rows of a batch that come from one stream."""
         return self.batch_size // self.num_streams
 
     def check(self, name: str) -> None:
@@ -56,5 +53,5 @@ class StreamSettings:
             )
 
     def random(self, purpose: str, stream: int) -> random.Random:
-        """Random numbers of a stream for a purpose."""
+        """Return the random generator of a stream for a purpose."""
         return stream_random(purpose, self.seed, self.epoch, stream)

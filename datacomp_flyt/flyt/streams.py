@@ -1,8 +1,8 @@
-"""Streams of batches whose content depends on nothing but (seed, epoch, stream).
+"""Streams of batches whose content depends on (seed, epoch, stream) alone.
 
-A run has S streams. A global batch is one block of each, in their order; process r of W takes
-streams [r S/W, (r+1) S/W), and each of its workers every n-th of these. So one process and
-many see the same batches.
+A run has S streams, and a global batch is one block of each, in order. Process r of W reads streams
+[r S/W, (r+1) S/W), and each of its n workers every n-th of these. Therefore the batches do not
+depend on the number of processes and workers.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _MAX_FAILURES = 1000  # examples in a row that cannot be decoded
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows of a batch: fields are tensors [b, ...] or None.
+    """Rows of a batch; the fields of subclasses are tensors [b, ...] or None.
 
     Attributes:
-        skipped: how many examples and shards were left out on the way, by reason.
+        skipped: number of examples and shards that were skipped since the last batch, by reason.
     """
 
     skipped: dict[str, int] = dataclasses.field(default_factory=dict, kw_only=True)
 
     def to(self: B, device: torch.device | str) -> B:
-        """The same with its tensors on a device."""
+        """Return a copy with all tensors on a device."""
         moved: dict[str, Any] = {
             field.name: value.to(device)
             for field in dataclasses.fields(self)
@@ -54,11 +54,11 @@ class Batch:
 
 
 Stream = Generator[B, None, None]
-"""Blocks without end; closing it closes what it reads."""
+"""Yields blocks without end; closing it closes the files that it reads."""
 
 
 def concatenate(parts: Sequence[B]) -> B:
-    """One batch of several: rows one below the other, counts added."""
+    """Concatenate the rows of several batches, and add their counts."""
     if len(parts) == 1:
         return parts[0]
     joined: dict[str, Any] = {}
@@ -72,30 +72,30 @@ def concatenate(parts: Sequence[B]) -> B:
 
 
 def stream_random(purpose: str, seed: int, epoch: int, stream: int) -> random.Random:
-    """The random numbers of one stream for one purpose."""
+    """Return the random generator of one stream for one purpose."""
     return random.Random(f"{purpose}/{seed}/{epoch}/{stream}")
 
 
 def shuffled(items: Iterator[Item], size: int, initial: int, rng: random.Random) -> Iterator[Item]:
-    """Endless items through a buffer from which the next one is drawn.
+    """Shuffle endless items through a buffer.
 
-    The first comes when the buffer holds `initial` items; after that two go in for one that goes
-    out, until it holds `size`.
+    The first item is drawn when the buffer holds `initial` items. After that, two items are added
+    for each that is drawn, until the buffer holds `size`.
     """
     size = max(size, 1)
     buffer = list(itertools.islice(items, min(max(initial, 1), size)))
     while True:
-        place = rng.randrange(len(buffer))
-        buffer[place], buffer[-1] = buffer[-1], buffer[place]
+        index = rng.randrange(len(buffer))
+        buffer[index], buffer[-1] = buffer[-1], buffer[index]
         yield buffer.pop()
         buffer.extend(itertools.islice(items, min(2, size - len(buffer))))
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, the generators of torch (CPU), `random` and numpy start from a seed.
+    """Seed the global generators of torch (CPU), `random` and NumPy inside the block.
 
-    Image transforms draw from all three. They go on as if nothing had happened afterwards.
+    Image transforms draw from all three. Their states are restored at the end of the block.
     """
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
@@ -118,16 +118,17 @@ def blocks(
     skipped: Counter[str],
     name: str,
 ) -> Stream[B]:
-    """Blocks of `size` examples, without end.
+    """Yield blocks of `size` examples, without end.
 
     Args:
         items: the examples.
-        prepare: decodes one; may raise Skip and draw from the usual generators.
-        collate: makes a batch of prepared examples and the counts of what was left out.
-        size: examples in a block.
-        rng: seeds those generators for each block.
-        skipped: where `items` counts what it leaves out; emptied for each block.
-        name: what to call the data in messages.
+        prepare: decodes an example; may raise Skip, and may draw from the global generators.
+        collate: makes a batch of prepared examples and of counts of skipped examples.
+        size: number of examples in a block.
+        rng: draws the seed of the global generators for each block.
+        skipped: counter in which `items` counts the examples that it skips; cleared after each
+            block.
+        name: name of the data in messages.
 
     Raises:
         InputError: a thousand examples in a row cannot be prepared.
@@ -157,8 +158,8 @@ def blocks(
 class StreamLoader(Generic[B]):
     """Iterates without end over one process's rows of the global batches.
 
-    Each iterator starts the streams afresh. Close it, or leave its `with` block, to end its
-    worker processes at once; they also end with the iterator and with the process.
+    Each iterator starts the streams from their beginning. Closing the loader, or leaving its `with`
+    block, ends the worker processes at once; they also end with the iterator and the process.
     """
 
     def __init__(
@@ -171,11 +172,11 @@ class StreamLoader(Generic[B]):
     ) -> None:
         """
         Args:
-            make_stream: the endless blocks of a stream, by its number.
-            num_streams: of all processes together.
-            rank, world_size: this process and how many there are.
-            num_workers: worker processes, 0 for none. The greatest number up to it that divides
-                this process's streams is used.
+            make_stream: opens a stream, given its index.
+            num_streams: number of streams of all processes together.
+            rank, world_size: rank of this process, and number of processes.
+            num_workers: number of worker processes, 0 for none; reduced to the largest number that
+                divides the number of this process's streams.
 
         Raises:
             InputError: the processes do not divide the streams.
@@ -185,10 +186,10 @@ class StreamLoader(Generic[B]):
                 f"--num_streams {num_streams} cannot be shared out to {world_size} processes: "
                 "give a multiple of their number"
             )
-        number = num_streams // world_size
-        self.streams = range(rank * number, (rank + 1) * number)
+        num_local = num_streams // world_size
+        self.streams = range(rank * num_local, (rank + 1) * num_local)
         self.num_workers = next(
-            (n for n in range(min(num_workers, number), 0, -1) if number % n == 0), 0
+            (n for n in range(min(num_workers, num_local), 0, -1) if num_local % n == 0), 0
         )
         self._make_stream = make_stream
         self._running: Stream[B] | None = None
@@ -210,16 +211,16 @@ class StreamLoader(Generic[B]):
         self.close()
 
     def close(self) -> None:
-        """End the last iterator and its workers."""
+        """Close the last iterator, and end its workers."""
         running, self._running = self._running, None
         if running is not None:
             running.close()
 
     def _batches(self) -> Stream[B]:
-        found = self._worker_blocks() if self.num_workers else self._own_blocks()
-        with contextlib.closing(found):
+        blocks = self._worker_blocks() if self.num_workers else self._own_blocks()
+        with contextlib.closing(blocks):
             while True:
-                yield concatenate([next(found) for _ in self.streams])
+                yield concatenate([next(blocks) for _ in self.streams])
 
     def _own_blocks(self) -> Stream[B]:
         streams = [self._make_stream(stream) for stream in self.streams]
@@ -234,7 +235,7 @@ class StreamLoader(Generic[B]):
     def _worker_blocks(self) -> Stream[B]:
         dataset: Any = _BlockOfTurn(self._make_stream, self.streams)
         with warnings.catch_warnings():
-            # that there are fewer cores than workers, and that a process with threads is forked
+            # torch warns of more workers than cores, and of forking a process with threads
             warnings.simplefilter("ignore")
             loader: DataLoader[Any] = DataLoader(
                 dataset,
@@ -242,11 +243,11 @@ class StreamLoader(Generic[B]):
                 batch_size=None,
                 collate_fn=_unchanged,
                 num_workers=self.num_workers,
-                # a step ahead, and at least something for each worker to do meanwhile
+                # one step ahead, and at least two blocks for each worker
                 prefetch_factor=max(2, len(self.streams) // self.num_workers),
                 # forked workers share the feature table
                 multiprocessing_context="fork" if sys.platform == "linux" else None,
-                generator=torch.Generator(),  # or else it would draw from the trainer's
+                generator=torch.Generator(),  # otherwise it draws from the global generator
             )
             turns = iter(loader)
         try:
@@ -255,21 +256,22 @@ class StreamLoader(Generic[B]):
                     raise InputError(block.sentence)
                 yield block
         finally:
-            del turns  # its workers end now, even while a traceback holds this frame
+            del turns  # ends its workers now, even if a traceback holds this frame
 
 
 @dataclasses.dataclass(frozen=True)
 class _Failure:
-    """An InputError on its way out of a worker: torch would add the worker's traceback to it."""
+    """The message of an InputError in a worker, to which torch would add a traceback."""
 
     sentence: str
 
 
 class _BlockOfTurn(Generic[B]):
-    """What a worker process reads: number t is the next block of local stream t modulo their count.
+    """Dataset of a worker process: item t is the next block of local stream t modulo their number.
 
-    DataLoader hands numbers to its workers in turn and returns blocks in the order of the numbers;
-    a worker's numbers therefore always fall to the same streams, whose count it divides.
+    DataLoader gives indices to its workers in turn, and returns blocks in the order of the indices.
+    Since the number of workers divides the number of local streams, each stream is read by one
+    worker.
     """
 
     def __init__(self, make_stream: Callable[[int], Stream[B]], streams: Sequence[int]) -> None:

@@ -1,10 +1,16 @@
-"""The two towers of a CLIP model as functions of their parameters, some rows at a time.
+"""The two towers of a CLIP model as functions of their parameters (for FLYT, Appendix A).
 
-What Appendix A of FLYT needs of a model: the embeddings f(z), the pull-back of a gradient in the
-embeddings to one in the parameters, and the tangent of the embeddings along a direction of the
-parameters. Each goes over micro-batches, and keeps nothing of one but its [b, D] embeddings.
+`Towers` has three operations on a batch of images and texts, all at parameters θ:
 
-Legend: b rows at hand, D embedding, θ parameters, J_i Jacobian of the embedding f_i in θ.
+- `embed`: the embeddings f_i, with a function that pulls a gradient in them back to θ (the
+  vector-Jacobian product sum_i ḡ_i J_i)
+- `features`: the embeddings alone
+- `tangent`: the Jacobian-vector products u_i = J_i v for a direction v in parameter space
+
+Each runs in micro-batches, and keeps only the [b, D] results of those that it has finished.
+
+Legend: b images and k texts of this rank, D embedding, L tokens, θ parameters, f_i embedding of
+row i, J_i Jacobian of f_i in θ, τ logit scale.
 """
 
 from __future__ import annotations
@@ -25,21 +31,21 @@ from datacomp_flyt.flyt.precision import Tangent
 from datacomp_flyt.flyt.weighted_loss import full_precision
 
 Inputs = tuple[Tensor | None, Tensor | None]
-"""Images [b, 3, H, W] and tokens [k, L]; None for none."""
+"""Images [b, 3, H, W] and tokens [k, L]; None for a tower that is not run."""
 
 Features = tuple[Tensor, Tensor]
-"""Unit image embeddings [b, D] and text embeddings [k, D], in float32 or float64."""
+"""Image embeddings [b, D] and text embeddings [k, D] of unit norm, in float32 or float64."""
 
 
 def _functional_call(model: nn.Module, params: Mapping[str, Tensor], inputs: Inputs) -> Any:
-    """`torch.func.functional_call`, which PyTorch 1.13 lacks: this module can be imported there."""
+    """Call `torch.func.functional_call`, imported here because PyTorch 1.13 lacks it."""
     from torch.func import functional_call
 
     return functional_call(model, dict(params), inputs)
 
 
 def _math_attention() -> AbstractContextManager[None]:
-    """Use the attention kernel that has a forward-mode rule (named so since PyTorch 2.3)."""
+    """Select the only attention kernel with a forward-mode rule. Needs PyTorch 2.3."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     kernel: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
@@ -48,17 +54,23 @@ def _math_attention() -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Embedding:
-    """Embeddings without a graph, and what takes gradients in them to the parameters, once."""
+    """Embeddings at θ.
+
+    Attributes:
+        features: the embeddings, without a graph.
+        pull_back: maps gradients in the features to gradients in θ, by name. It frees the graph,
+            so it can be called once.
+    """
 
     features: Features
     pull_back: Callable[[Features], Tensors]
 
 
 class Towers:
-    """A CLIP model with its parameters as an argument.
+    """A CLIP model whose parameters are an argument of each call.
 
-    The model computes as in evaluation: dropout and batch statistics would make f another function
-    in each pass, and Appendix A takes all passes to be of one.
+    The model is in evaluation mode. Dropout and batch statistics would change f from pass to pass,
+    but Appendix A differentiates one function f in several passes.
     """
 
     def __init__(
@@ -70,11 +82,11 @@ class Towers:
     ) -> None:
         """
         Args:
-            model: `model(images, texts)` gives unit image embeddings, unit text embeddings and
-                the logit scale, as open_clip.CLIP does; a None among its inputs gives None.
-            micro_batch_size: rows that go through a tower at once; None for all.
-            autocast: type of the matrix products; None for the parameters' own.
-            gradient_scale: the factor that gradients carry on their way through the towers.
+            model: `model(images, texts)` returns image and text embeddings of unit norm and the
+                logit scale, as open_clip.CLIP does; an input of None gives an output of None.
+            micro_batch_size: rows that go through a tower at once; None for all rows.
+            autocast: dtype of the matrix products; None for the dtype of the parameters.
+            gradient_scale: factor on gradients inside the towers, against float16 underflow.
         """
         self.model = model.eval()
         self.micro_batch_size = micro_batch_size
@@ -82,7 +94,7 @@ class Towers:
         self.gradient_scale = gradient_scale
 
     def params(self) -> Tensors:
-        """The trainable parameters, by name, without a graph."""
+        """Return the trainable parameters, by name, without a graph."""
         return {
             name: param.detach()
             for name, param in self.model.named_parameters()
@@ -90,13 +102,13 @@ class Towers:
         }
 
     def logit_scale(self, params: Tensors) -> Tensor:
-        """τ [], differentiable in the parameters."""
+        """Compute τ [], differentiable in the parameters."""
         return full_precision(_functional_call(self.model, params, (None, None))[2])
 
     def features(
         self, params: Tensors, images: Tensor, texts: Tensor, rounded: bool = True
     ) -> Features:
-        """Embeddings at θ, and nothing to differentiate; `rounded` as autocast says."""
+        """Compute embeddings without a graph. `rounded`: under autocast, if it is set."""
         with torch.no_grad():
             parts = [
                 torch.cat([self._tower(params, chunk, rounded) for chunk in self._split(inputs)])
@@ -105,11 +117,12 @@ class Towers:
         return parts[0], parts[1]
 
     def embed(self, params: Tensors, images: Tensor, texts: Tensor) -> Embedding:
-        """Embeddings at θ.
+        """Compute embeddings and their pull-back.
 
-        What is one micro-batch keeps its graph for the pull-back; what is more is computed again.
+        If a tower's rows fit into one micro-batch, its graph is kept for the pull-back. Otherwise
+        the pull-back computes each micro-batch again.
         """
-        kept: list[tuple[Tensors, Tensor]] = []
+        kept: list[tuple[Tensors, Tensor]] = []  # leaves and output of each tower with a graph
         features = []
         for inputs in (images, texts):
             chunks = self._split(inputs)
@@ -153,16 +166,19 @@ class Towers:
         method: Tangent,
         step: float,
     ) -> Features:
-        """J_i v for all rows: what the embeddings do as θ moves along v.
+        """Compute the Jacobian-vector products u_i = J_i v of all rows.
 
         Args:
-            params: θ.
+            params: θ, by name.
             direction: v, by name.
-            images, texts: the rows.
-            features: f at θ, which the one-sided difference does not compute again.
-            method: `exact` is forward-mode differentiation, about 3 forward passes and no graph;
+            images, texts: the rows [b, 3, H, W], [k, L].
+            features: the embeddings f at θ, used by the one-sided difference.
+            method: `exact` is forward-mode differentiation, which costs about 3 forward passes;
                 `central` is (f(θ + hv) - f(θ - hv)) / 2h; `one_sided` is (f(θ + hv) - f(θ)) / h.
-            step: of the differences: |hv| / |θ|.
+            step: |hv| / |θ| of the differences.
+
+        Returns:
+            Tangents of the image embeddings [b, D] and of the text embeddings [k, D].
         """
         if method == "exact":
             return self._forward_mode(params, direction, images, texts)
@@ -178,11 +194,11 @@ class Towers:
         return (ahead[0] - behind[0]) / width, (ahead[1] - behind[1]) / width
 
     def logit_scale_tangent(self, params: Tensors, direction: Tensors) -> Tensor:
-        """The derivative of τ along v []."""
+        """Compute the derivative of τ along v []."""
         leaves = _leaves(params)
         scale = self.logit_scale(leaves)
         tangent = torch.zeros_like(scale)
-        if not scale.requires_grad:  # it is frozen
+        if not scale.requires_grad:  # its parameter is frozen
             return tangent
         gradients = torch.autograd.grad(scale, list(leaves.values()), allow_unused=True)
         for name, gradient in zip(leaves, gradients, strict=True):
@@ -193,9 +209,10 @@ class Towers:
     def _forward_mode(
         self, params: Tensors, direction: Tensors, images: Tensor, texts: Tensor
     ) -> Features:
-        """J v by dual numbers, in the attention kernel that has a rule for them."""
+        """Compute J_i v by forward-mode differentiation (dual numbers)."""
         scale = torch.ones(())
-        if self.autocast is not None:  # float16 has little room: as long as θ; J v is linear in v
+        if self.autocast is not None:
+            # Scale v to the length of θ, since float16 has a small range; J_i v is linear in v.
             length = norm(direction)
             scale = torch.where(length > 0, norm(params) / length, 1.0)
             direction = {name: v * scale for name, v in direction.items()}
@@ -215,13 +232,13 @@ class Towers:
     def _moved(
         self, params: Tensors, direction: Tensors, h: Tensor, images: Tensor, texts: Tensor
     ) -> Features:
-        """f at θ + hv, in the parameters' own type: differences drown in rounding to 16 bits."""
+        """Compute f at θ + hv without autocast, whose rounding would exceed the difference."""
         moved = {name: torch.addcmul(p, direction[name], h) for name, p in params.items()}
         return self.features(moved, images, texts, rounded=False)
 
     def _tower(self, params: Mapping[str, Tensor], chunk: Tensor, rounded: bool = True) -> Tensor:
-        """Embeddings of images (floating) or of texts (tokens); `rounded` as autocast says."""
-        if not len(chunk):  # a rank may have no class prompt
+        """Embed one micro-batch of images (floating point) or of texts (integer tokens)."""
+        if not len(chunk):  # a rank may hold no class prompt
             return self._tower(params, chunk.new_zeros((1, *chunk.shape[1:])), rounded)[:0]
         is_image = chunk.is_floating_point()
         inputs: Inputs = (chunk, None) if is_image else (None, chunk)
@@ -232,8 +249,8 @@ class Towers:
     @staticmethod
     @contextlib.contextmanager
     def _arithmetic(device: str, autocast: torch.dtype | None) -> Iterator[None]:
-        # PyTorch's fused inference path rounds otherwise than the one that has a graph, and has no
-        # forward-mode rule.
+        # The fused inference path of PyTorch rounds differently from the path with a graph, and
+        # it has no forward-mode rule.
         fused = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
@@ -245,6 +262,7 @@ class Towers:
     def _accumulate(
         self, total: Tensors, leaves: Tensors, output: Tensor, gradient: Tensor
     ) -> None:
+        """Add the gradient of one micro-batch in the parameters to `total`."""
         if not output.requires_grad:  # the tower is frozen
             return
         gradients = torch.autograd.grad(
@@ -265,7 +283,7 @@ class Towers:
 
 @contextlib.contextmanager
 def _quiet_jit() -> Iterator[None]:
-    """Without the warning that torch's own forward-mode rules are still compiled by torch.jit."""
+    """Ignore the warning that PyTorch's own forward-mode rules use the deprecated torch.jit."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)

@@ -1,7 +1,7 @@
-"""The loop around Algorithm 1: batches, checkpoints, log, results.
+"""The training loop around Algorithm 1: batches, checkpoints, log and results.
 
-An epoch is as many steps as lie between two checkpoints. Its data depends on (seed, epoch) alone,
-so a run that was killed goes on from its last checkpoint with the batches it would have seen.
+An epoch is the steps between two checkpoints. Its data depends on (seed, epoch) alone, so a killed
+run resumes from its last checkpoint with the batches that it would have seen.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ EXTRACTOR = "extractor.pt"
 
 EpochLoaders = tuple[StreamLoader[UpstreamBatch], StreamLoader[DownstreamBatch]]
 Loaders = Callable[[int], EpochLoaders]
-"""From the number of an epoch to its upstream and downstream batches."""
+"""Makes the upstream and downstream batches of an epoch, given its index."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where and how long.
+    """The output of a training.
 
     Attributes:
-        output_dir: of checkpoint, log and results.
-        checkpoint_every: steps of an epoch.
-        log_every: steps between lines of the log.
-        report_to: see `training_log.DESTINATIONS`.
+        output_dir: folder of checkpoint, log and results.
+        checkpoint_every: number of steps of an epoch.
+        log_every: number of steps between lines of the log.
+        report_to: further destinations of the log, out of `training_log.DESTINATIONS`.
     """
 
     output_dir: Path
@@ -52,13 +52,19 @@ class RunConfig:
     report_to: tuple[str, ...]
 
 
-def train(
+def run_epochs(
     algorithm: Algorithm, loaders: Loaders, config: RunConfig, settings: dict[str, Any]
-) -> None:
+) -> dict[str, float]:
     """Train from the folder's checkpoint, or from the start, to the last step; write the models.
 
     Args:
-        settings: all flags that decide the result; a checkpoint of others is refused.
+        algorithm: the models, which are trained in place.
+        loaders: makes the batches of each epoch.
+        config: output folder and intervals.
+        settings: options that decide the result; a checkpoint with other settings is refused.
+
+    Returns:
+        Metrics of the last step, by name; empty if the checkpoint was of a finished training.
 
     Raises:
         InputError: see `load_checkpoint`, `TrainingLog` and the loaders.
@@ -68,20 +74,10 @@ def train(
         for name in (NAME, METRICS, SCORING_MODEL, REFERENCE_MODEL, EXTRACTOR):
             remove_unfinished(config.output_dir / name)
     settings = {**settings, **asdict(algorithm.config)}
-    found = load_checkpoint(config.output_dir, settings)
-    first = 0
     skipped: Counter[str] = Counter()
-    if found is not None:
-        first, state = found
-        try:
-            skipped.update(state.pop("data_skipped"))
-            algorithm.load_state_dict(state)
-        except (AttributeError, LookupError, TypeError) as error:  # it is of another layout
-            raise InputError(
-                f"{config.output_dir / NAME} has no state of this training ({error!r}): start "
-                "again in another --output_dir"
-            ) from None
+    first = _resume(algorithm, config.output_dir, settings, skipped)
     num_steps = algorithm.config.num_steps
+    metrics: dict[str, float] = {}
     with TrainingLog(
         config.output_dir,
         num_steps,
@@ -93,11 +89,11 @@ def train(
         enabled=rank == 0,
     ) as log:
         if first:
-            log.say(f"going on after step {first}")
+            log.say(f"resuming after step {first}")
         while first < num_steps:
             last = min(first + config.checkpoint_every, num_steps)
             epoch = first // config.checkpoint_every
-            _run_epoch(algorithm, loaders, epoch, range(first, last), skipped, log)
+            metrics = _run_epoch(algorithm, loaders(epoch), range(first, last), skipped, log)
             first = last
             if rank == 0:
                 state = {**algorithm.state_dict(), "data_skipped": dict(skipped)}
@@ -105,31 +101,52 @@ def train(
             _wait_for_all()
     if rank == 0:
         save_results(algorithm, config.output_dir)
+    return metrics
+
+
+def _resume(
+    algorithm: Algorithm, output_dir: Path, settings: dict[str, Any], skipped: Counter[str]
+) -> int:
+    """Restore the folder's checkpoint, if there is one; return the number of steps done."""
+    checkpoint = load_checkpoint(output_dir, settings)
+    if checkpoint is None:
+        return 0
+    steps_done, state = checkpoint
+    try:
+        skipped.update(state.pop("data_skipped"))
+        algorithm.load_state_dict(state)
+    except (AttributeError, LookupError, TypeError) as error:  # the state has another layout
+        raise InputError(
+            f"{output_dir / NAME} has no state of this training ({error!r}): start again in "
+            "another --output_dir"
+        ) from None
+    return steps_done
 
 
 def _run_epoch(
     algorithm: Algorithm,
-    loaders: Loaders,
-    epoch: int,
+    loaders: EpochLoaders,
     steps: range,
     skipped: Counter[str],
     log: TrainingLog,
-) -> None:
+) -> dict[str, float]:
+    """Train for one epoch, and return the metrics of its last step."""
+    metrics: dict[str, float] = {}
     with ExitStack() as stack:
-        upstream_loader, downstream_loader = loaders(epoch)
-        upstream = iter(stack.enter_context(upstream_loader))
-        downstream = iter(stack.enter_context(downstream_loader))
-        for number in steps:
-            up, down = next(upstream), next(downstream)
-            skipped.update(up.skipped)
-            skipped.update(down.skipped)
-            metrics = algorithm.step(number, up, down)
+        upstream = iter(stack.enter_context(loaders[0]))
+        downstream = iter(stack.enter_context(loaders[1]))
+        for step in steps:
+            upstream_batch, downstream_batch = next(upstream), next(downstream)
+            skipped.update(upstream_batch.skipped)
+            skipped.update(downstream_batch.skipped)
+            metrics = algorithm.step(step, upstream_batch, downstream_batch)
             if isinstance(algorithm.scoring, MixingModel):
                 weights = algorithm.scoring.named_weights()
                 metrics |= {f"weight/{name}": value for name, value in weights.items()}
-            # of rank 0's streams
+            # counts of rank 0's streams
             metrics |= {f"left_out/{reason}": count for reason, count in sorted(skipped.items())}
-            log.step(number, metrics)
+            log.step(step, metrics)
+    return metrics
 
 
 def save_results(algorithm: Algorithm, output_dir: Path) -> None:
@@ -146,6 +163,6 @@ def _save_clip(state: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def _wait_for_all() -> None:
-    """No rank may go ahead of a checkpoint that is not written yet."""
+    """Wait until rank 0 has written the checkpoint."""
     if rank_and_world_size()[1] > 1:
         dist.barrier()

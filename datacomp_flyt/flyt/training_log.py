@@ -1,4 +1,4 @@
-"""What training tells: a progress bar, lines, `metrics.jsonl`, TensorBoard, Weights & Biases."""
+"""The log of training: progress, `metrics.jsonl`, TensorBoard, and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METRICS = "metrics.jsonl"
 
 
 class TrainingLog:
-    """The log of one process; of several ranks only the first has one that says anything."""
+    """The log of one process. Of several ranks, only rank 0 has one that is enabled."""
 
     def __init__(
         self,
@@ -31,17 +31,20 @@ class TrainingLog:
         pairs_per_step: int,
         destinations: Sequence[str],
         settings: dict[str, Any],
+        *,
         enabled: bool = True,
     ) -> None:
         """
         Args:
-            directory: of `metrics.jsonl` and TensorBoard's files; lines of later steps than
-                `first_step`, which a killed run left, are taken out.
-            every: steps between lines.
-            pairs_per_step: upstream pairs of all ranks.
-            destinations: out of `DESTINATIONS`.
-            settings: of the run, for W&B.
-            enabled: False to say nothing.
+            directory: folder of `metrics.jsonl` and TensorBoard's files. Lines of steps after
+                `first_step`, left by a killed run, are removed.
+            num_steps: number of steps of the training.
+            first_step: number of steps done before.
+            every: number of steps between lines.
+            pairs_per_step: upstream batch size of all ranks together.
+            destinations: further destinations, out of `DESTINATIONS`.
+            settings: settings of the run, for Weights & Biases.
+            enabled: False to log nothing.
 
         Raises:
             InputError: a destination is not installed.
@@ -58,12 +61,12 @@ class TrainingLog:
             self._sinks.append(_SINKS[name](directory, first_step, settings))
         self._bar = Progress("training", num_steps, "step", initial=first_step)
 
-    def step(self, number: int, metrics: dict[str, float]) -> None:
-        """After step `number` (0 is the first)."""
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Log the metrics of a finished step, given its index from 0."""
         if not self.enabled:
             return
         self._bar.update()
-        done = number + 1
+        done = step + 1
         if done % self.every and done != self._num_steps:
             return
         now = time.perf_counter()
@@ -82,7 +85,7 @@ class TrainingLog:
         self._bar.write(f"step {done}/{self._num_steps}  {values}")
 
     def say(self, text: str) -> None:
-        """A line between the progress."""
+        """Print a line above the progress bar."""
         if self.enabled:
             self._bar.write(text)
 
@@ -109,7 +112,7 @@ class TrainingLog:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-            # the last line of a killed run, or what is no line of ours
+            # the last line of a killed run, or a line that this log did not write
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue
         with atomic_write(self._path) as file:
@@ -117,7 +120,7 @@ class TrainingLog:
 
 
 def _rounded(value: float) -> float | None:
-    """Six digits; None, null in JSON, where there is no number."""
+    """Round to six digits; None, which JSON writes as null, if the value is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
@@ -150,7 +153,7 @@ class _Wandb:
         self._run = wandb.init(
             project="datacomp_flyt",
             dir=str(directory),
-            # the same when resumed, and another for a folder of the same name elsewhere
+            # equal after resuming, and different for another folder of the same name
             id=f"{directory.resolve().name}-{zlib.crc32(str(directory.resolve()).encode()):08x}",
             resume="allow",
             config=settings,

@@ -1,4 +1,4 @@
-"""What a scoring model reads of each example besides its pixels: score columns or embeddings.
+"""Features of the scoring model that come from tables: score columns or embeddings, by uid.
 
 Legend: M examples, k features of each.
 """
@@ -25,10 +25,10 @@ from datacomp_flyt.threads import map_threads
 
 @dataclass(frozen=True)
 class UidFeatures(UidIndex):
-    """Rows of features by uid.
+    """Features by uid.
 
     Attributes:
-        values: float32 [M, k].
+        values: features, float32 [M, k].
     """
 
     values: NDArray[np.float32]
@@ -36,11 +36,11 @@ class UidFeatures(UidIndex):
 
 @dataclass(frozen=True)
 class ScoreFeatures:
-    """Score columns as features, as they are on disk: standardising is the scoring model's part.
+    """Score columns as features, not standardised; the scoring model does that.
 
     Attributes:
         features: the columns [M, k].
-        mean, std: of each column over all M examples, float64 [k].
+        mean, std: mean and standard deviation of each column over all M examples, float64 [k].
     """
 
     features: UidFeatures
@@ -57,17 +57,18 @@ def score_features(
     drop_nonfinite: bool = False,
     progress: bool = True,
 ) -> ScoreFeatures:
-    """Columns of score tables, and of DataComp metadata under their published names.
+    """Read columns of score tables, and of DataComp metadata under their published names.
 
     Args:
-        scores_dir: parquet files of `uid` and scores, in sub-folders too; None for none.
-        columns: names, in the order that the scoring model has them.
-        num_workers: threads.
-        metadata_dir: DataComp metadata, whose rows are the pool; without it, the pool is every uid
-            in the files that have one of the columns.
+        scores_dir: folder of parquet files with `uid` and scores, searched recursively; None for
+            no score tables.
+        columns: names of the columns, in the order of the scoring model.
+        num_workers: number of threads.
+        metadata_dir: DataComp metadata, whose rows are the pool. Without it, the pool is the uids
+            of all files that have one of the columns.
         allow_partial: leave out examples that lack one of the scores.
         drop_nonfinite: leave out examples with a score that is NaN, infinite or null.
-        progress: print which files columns are read from, and show bars on a terminal.
+        progress: print the files that columns are read from, and show bars on a terminal.
 
     Raises:
         InputError: a folder or column does not exist; a column is named twice, is not numeric or is
@@ -85,12 +86,12 @@ def score_features(
     )
     table.find(columns, otherwise="name fewer columns")
     values = np.empty((len(pool), len(columns)), np.float32)
-    for number, column in enumerate(table.read(columns)):
-        values[:, number] = to_float32(column, f"column {columns[number]!r}")
+    for index, column in enumerate(table.read(columns)):
+        values[:, index] = to_float32(column, f"column {columns[index]!r}")
     features = _finite(pool, values, f"all of {', '.join(columns)}")
     statistics = [
-        mean_and_std(features.values[:, number], column, num_workers)
-        for number, column in enumerate(columns)
+        mean_and_std(features.values[:, index], column, num_workers)
+        for index, column in enumerate(columns)
     ]
     mean, std = np.array(statistics, np.float64).T
     return ScoreFeatures(features, mean, std)
@@ -103,30 +104,30 @@ def embedding_features(
     drop_nonfinite: bool = False,
     progress: bool = True,
 ) -> UidFeatures:
-    """Embeddings of the npz files beside DataComp metadata, joined side by side.
+    """Read embeddings from the npz files beside DataComp metadata, and concatenate them.
 
-    All of them are held in memory: 4 kB for each example of 2 x 512.
+    All embeddings are held in memory: 4 kB for each example with two embeddings of width 512.
 
     Args:
         metadata_dir: DataComp metadata with npz files.
-        arrays: names of arrays in these; each array's part of a row gets length 1.
-        num_workers: threads.
-        drop_nonfinite: leave out examples whose embedding has no direction.
+        arrays: names of arrays in the npz files; the embeddings of each are scaled to unit norm.
+        num_workers: number of threads.
+        drop_nonfinite: leave out examples with an embedding that is not finite or all 0.
         progress: show bars on a terminal.
 
     Raises:
-        InputError: no such folder, npz or array; arrays of different widths in different files;
-            an embedding that is not finite or all 0, where that is not allowed.
+        InputError: a folder, npz file or array does not exist; an array has different widths in
+            different files; an embedding is not finite or all 0, and that is not allowed.
     """
     pool = read_pool(metadata_dir, num_workers, progress)
     widths = embedding_widths(pool.shards[0], arrays)
     values = np.empty((len(pool), sum(widths)), np.float32)
 
-    def place(number: int) -> None:
-        shard, positions = pool.shards[number], pool.positions[number]
-        if (found := embedding_widths(shard, arrays)) != widths:
+    def read_shard(shard_index: int) -> None:
+        shard, positions = pool.shards[shard_index], pool.positions[shard_index]
+        if (shard_widths := embedding_widths(shard, arrays)) != widths:
             raise InputError(
-                f"{shard.npz} has embeddings {list(found)} wide and "
+                f"{shard.npz} has embeddings {list(shard_widths)} wide and "
                 f"{pool.shards[0].npz} {list(widths)}: take a pool from one source"
             )
         row = 0
@@ -143,22 +144,22 @@ def embedding_features(
             row += len(block)
 
     text = "reading embeddings" if progress else None
-    map_threads(place, range(len(pool.shards)), num_workers, text)
+    map_threads(read_shard, range(len(pool.shards)), num_workers, text)
     return _finite(pool, values, f"a usable {' and '.join(arrays)}")
 
 
-def _finite(pool: Pool, values: NDArray[np.float32], what: str) -> UidFeatures:
-    """The examples whose features are all there."""
+def _finite(pool: Pool, values: NDArray[np.float32], noun: str) -> UidFeatures:
+    """Keep the examples whose features are all finite."""
     usable = np.isfinite(values).all(axis=1)
     if usable.all():
         return UidFeatures(pool.high, pool.low, values)
     if not usable.any():
-        raise InputError(f"no example has {what}: give tables of one pool")
+        raise InputError(f"no example has {noun}: give tables of one pool")
     return UidFeatures(pool.high[usable], pool.low[usable], values[usable])
 
 
 def _pool_of_tables(scores_dir: str, columns: Sequence[str], num_workers: int) -> Pool:
-    """All uids of the score tables that have one of the columns, or of all if none has."""
+    """Return the uids of the score tables that have one of the columns; of all if none has."""
     shards = open_shards(scores_dir, "--scores_dir", num_workers, recursive=True)
     names = {*columns, *(METADATA_COLUMN_OF.get(column, column) for column in columns)}
     shards = [shard for shard in shards if not shard.types.keys().isdisjoint(names)] or shards

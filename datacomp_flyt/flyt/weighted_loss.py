@@ -1,11 +1,11 @@
-"""The weighted CLIP loss (FLYT, Eq. 3), in log space, and the one derivative of it that FLYT needs.
+"""The weighted CLIP loss (FLYT, Eq. 3), in log space, and the derivative of it that FLYT needs.
 
-Legend: B upstream batch, b rows of it at hand, D embedding, τ logit scale (exponentiated, as
-open_clip's ClipLoss takes it), w weights; a_ij = τ <u_i, v_j>; p_ij = w_j exp(a_ij) / Z_i with
-Z_i = sum_j w_j exp(a_ij).
+Each function sums over some rows of the batch; row i stands for image i and text i. The results of
+a partition of the rows, on one rank or on many, add up to the result of the batch.
 
-Every function sums over some rows of the batch, an image row and a text row each; the sum over a
-partition of the rows, on one rank or on many, is the loss of the batch.
+Legend: B upstream batch, b rows of it, D embedding, u_i and v_j image and text embeddings (or text
+and image embeddings), τ logit scale (exponentiated, as open_clip's ClipLoss takes it), w weights,
+a_ij = τ <u_i, v_j> logits, Z_i = sum_j w_j exp(a_ij), p_ij = w_j exp(a_ij) / Z_i.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from torch import Tensor
 
 _ALL = slice(None)
 _BLOCK = 1024  # rows of the [B, B] logits that `weight_gradient_along` holds at once
-_LARGEST_EXPONENT = 80.0  # exp of it is a float32; beyond lie only weights below 1e-34
+_LARGEST_EXPONENT = 80.0  # its exp fits float32; only weights below 1e-34 need a larger one
 
 
 def weighted_clip_loss(
     image_features: Tensor, text_features: Tensor, logit_scale: Tensor, log_weights: Tensor
 ) -> Tensor:
-    """Weighted CLIP loss, Eq. 3: a weight counts both as a positive and as a negative.
+    """Compute the weighted CLIP loss, Eq. 3.
 
-    Uniform weights 1/B give open_clip's ClipLoss (a mean over the batch; the paper's Eq. 1 is the
-    sum); weight 0 (log weight -inf) gives the loss of the batch without that example. Computed in
-    float32 at least, whatever the features' type or autocast.
+    The weight of an example counts both as a positive and as a negative. Uniform weights 1/B give
+    open_clip's ClipLoss, which is the mean over the batch (the paper's Eq. 1 is the sum). Weight 0
+    (log weight -inf) gives the loss of the batch without that example. The arithmetic is in float32
+    at least, whatever the dtype of the features and autocast.
 
     Args:
-        image_features: unit rows [B, D].
-        text_features: unit rows [B, D].
+        image_features: image embeddings of unit norm [B, D].
+        text_features: text embeddings of unit norm [B, D].
         logit_scale: τ [].
-        log_weights: log w [B], by rights those of weights that add up to 1; -inf for weight 0.
+        log_weights: log w [B]; -inf for weight 0. The weights should sum to 1.
 
     Returns:
-        The loss [], differentiable in all four.
+        The loss [], differentiable in all four arguments.
     """
     return weighted_clip_loss_of_rows(image_features, text_features, logit_scale, log_weights, _ALL)
 
@@ -46,7 +47,7 @@ def weighted_clip_loss_of_rows(
     log_weights: Tensor,
     rows: slice,
 ) -> Tensor:
-    """The part of `weighted_clip_loss` in which `rows` of the batch are the positives."""
+    """Compute the part of `weighted_clip_loss` in which `rows` of the batch are the positives."""
     with torch.autocast(image_features.device.type, enabled=False):
         images, texts = full_precision(image_features), full_precision(text_features)
         log_weights = full_precision(log_weights)
@@ -61,23 +62,24 @@ def weight_gradient_along(
     log_weights: Tensor,
     rows: slice = _ALL,
 ) -> Tensor:
-    """d/dw of the derivative of the weighted CLIP loss along a direction of the features.
+    """Compute ∂/∂w of the directional derivative of the weighted CLIP loss (Appendix A).
 
-    With a' the derivative of a, E_i the mean of a'_i under p_i, the directional derivative is
-    sum_i w_i (E_i - a'_ii) / 2 plus the same with images and texts exchanged, and
+    If the features move along the tangents u_i, the loss changes at the rate <g, v>. Write a'_ij
+    for the derivative of the logits along the tangents, and E_i = sum_j p_ij a'_ij. Then the rate
+    is sum_i w_i (E_i - a'_ii) / 2 plus the same with images and texts exchanged, and
 
-        d/dw_k = (E_k - a'_kk + sum_i w_i exp(a_ik) / Z_i (a'_ik - E_i)) / 2 + ...
+        ∂/∂w_k = (E_k - a'_kk + sum_i w_i exp(a_ik) / Z_i (a'_ik - E_i)) / 2 + ...
 
-    which needs no graph and is finite where w_k = 0.
+    This needs no graph, and is finite where w_k = 0.
 
     Args:
         features: image features [B, D], text features [B, D], τ [].
-        tangents: their derivatives, of the same shapes.
-        log_weights: [B].
-        rows: the sum over i (and the term of k itself) is taken over these rows.
+        tangents: derivatives of the features along the direction, of the same shapes.
+        log_weights: log w [B].
+        rows: the sum over i, and the first two terms of k, are restricted to these rows.
 
     Returns:
-        [B]; over a partition of the rows they add up to the whole derivative.
+        [B]; the results of a partition of the rows add up to the whole derivative.
     """
     images, texts, logit_scale = (full_precision(value) for value in features)
     image_tangents, text_tangents, scale_tangent = (full_precision(value) for value in tangents)
@@ -99,23 +101,24 @@ def weight_gradient_along(
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32; float32 and float64 as they are."""
+    """Convert float16 and bfloat16 to float32; return float32 and float64 unchanged."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _contrast(
     u: Tensor, v: Tensor, logit_scale: Tensor, log_weights: Tensor, rows: slice
 ) -> Tensor:
-    """sum_i -w_i log(w_i exp(a_ii) / Z_i) over the rows."""
+    """Compute ℓ_contrast of Eq. 3 for some rows: sum_i -w_i log(w_i exp(a_ii) / Z_i)."""
     logits = logit_scale * u[rows] @ v.T
     log_normalizers = torch.logsumexp(logits + log_weights, dim=1)
     own = log_weights[rows]
-    finite = own.masked_fill(own == -torch.inf, 0.0)  # else weight 0 times log 0 is NaN
+    finite = own.masked_fill(own == -torch.inf, 0.0)  # otherwise 0 * log 0 is NaN
     losses = log_normalizers - _positives(logits, rows) - finite
     return own.exp() @ losses
 
 
 def _weight_gradient(logits: Tensor, slopes: Tensor, log_weights: Tensor, rows: slice) -> Tensor:
+    """Compute one of the two terms of `weight_gradient_along`, times 2; `slopes` is a' [b, B]."""
     weighted = logits + log_weights
     log_normalizers = torch.logsumexp(weighted, dim=1, keepdim=True)
     means = ((weighted - log_normalizers).exp() * slopes).sum(1, keepdim=True)
@@ -126,6 +129,6 @@ def _weight_gradient(logits: Tensor, slopes: Tensor, log_weights: Tensor, rows: 
 
 
 def _positives(matrix: Tensor, rows: slice) -> Tensor:
-    """Of rows [b, B] of a square matrix, the entries on its diagonal [b]."""
+    """Return the diagonal entries [b] of some rows [b, B] of a square matrix."""
     start, _, _ = rows.indices(matrix.shape[1])
     return matrix.diagonal(offset=start)

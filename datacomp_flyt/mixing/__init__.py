@@ -1,17 +1,16 @@
-"""Score columns -> one score."""
+"""Linear mixing models: several score columns -> one score."""
 
 from datacomp_flyt.mixing.in_weighted_sum import in_weighted_sum
 from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel, mix
 from datacomp_flyt.mixing.m_flyt import load_mixing_model, save_mixing_model
-from datacomp_flyt.mixing.standardized_sum import standardized_sum
-from datacomp_flyt.mixing.sum import sum_of
+from datacomp_flyt.mixing.sums import plain_sum, standardized_sum
 
 __all__ = [
     "LinearMixingModel",
     "in_weighted_sum",
     "load_mixing_model",
     "mix",
+    "plain_sum",
     "save_mixing_model",
     "standardized_sum",
-    "sum_of",
 ]

@@ -1,4 +1,4 @@
-"""Score columns by name: those of a job's score tables, and those of its metadata."""
+"""Score columns by name: those of score tables, and those of the metadata."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.published import METADATA_COLUMN_OF, SCORER_OF
-from datacomp_flyt.pool.parquet import ParquetShard, open_shards
+from datacomp_flyt.pool.parquet import check_shards, open_shards
 from datacomp_flyt.pool.pool import FilePool, Pool
 from datacomp_flyt.pool.score_table import ScoreTable
 from datacomp_flyt.streams import say
@@ -21,11 +21,16 @@ Source = tuple[ScoreTable, str]
 
 
 class Columns:
-    """Columns by name. Score tables take precedence over the metadata.
+    """A pool's score columns, found by name. Score tables take precedence over the metadata.
 
     DataComp's metadata holds the CLIP scores that FLYT calls vit-b-32 and vit-l-14: they are
-    found under those names too. A table that has a name is read, whatever the type of the column:
-    one that is no number is refused, never replaced by the metadata's.
+    found under those names too. If a table has a name, that column is read, whatever its type: a
+    column that is not numeric is refused, never replaced by the metadata's.
+
+    Attributes:
+        pool: the examples that columns are joined to.
+        num_workers: threads.
+        drop_nonfinite: whether examples with a score that is not finite are accepted, and left out.
     """
 
     def __init__(
@@ -37,23 +42,29 @@ class Columns:
         allow_partial: bool,
         drop_nonfinite: bool,
         say: bool = True,
+        *,
         keys: DownloadKeys | None = None,
+        single_use: bool = False,
     ) -> None:
         """
         Args:
             pool: the examples to join to, read from `metadata_dir` if that is given.
-            metadata_dir: DataComp metadata; None to look in score tables alone.
-            scores_dir: parquet files, in sub-folders too; None for none.
+            metadata_dir: folder of DataComp metadata; None to search only score tables.
+            scores_dir: folder of parquet files, sub-folders included; None for no score table.
             num_workers: threads.
-            allow_partial, drop_nonfinite: accept examples without a score, or without a finite one.
+            allow_partial: accept examples without a score.
+            drop_nonfinite: accept examples with a score that is NaN, infinite or null.
             say: print the files that each column is read from.
             keys: looks up the uids of score tables that have img2dataset's keys instead.
+            single_use: free the memory that reading needs (4 bytes an example) once `uids` is
+                called; no column can be read after that.
         """
         self._say, self._said = say, set[str]()
-        self.pool, self.num_workers = pool, num_workers
-        self._allow_partial, self._drop_nonfinite = allow_partial, drop_nonfinite
+        self.pool, self.num_workers, self.drop_nonfinite = pool, num_workers, drop_nonfinite
+        self._allow_partial, self._single_use, self._released = allow_partial, single_use, False
         self._tables: list[ScoreTable] = []
         self._files = list(pool.shards)
+        self._metadata_dir = metadata_dir
         if scores_dir is not None:
             shards = open_shards(scores_dir, "--scores_dir", num_workers, True, keys)
             self._files += shards
@@ -63,13 +74,28 @@ class Columns:
                 ScoreTable(pool.shards, f"--metadata_dir {metadata_dir}", pool.positions)
             )
 
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.pool)
+
+    def __repr__(self) -> str:
+        return (
+            f"<pool of {self.pool.num_listed:,} rows in {len(self.pool.shards):,} files of "
+            f"{self._metadata_dir}, {len(self.columns)} score columns>"
+        )
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all numeric columns of the score tables and the metadata, sorted."""
+        return sorted({column for table in self._tables for column in table.columns})
+
     def find(
         self,
         names: Sequence[str],
         allow_missing: bool = False,
         otherwise: str = "mix the rest with --allow_missing_scores",
     ) -> list[str]:
-        """The columns of `names` that exist.
+        """Return those of `names` that exist.
 
         Args:
             names: published names, or others.
@@ -88,30 +114,30 @@ class Columns:
                 f"{name!r}" + (f" (made by scorer {SCORER_OF[name]})" if name in SCORER_OF else "")
                 for name in missing
             ]
-            there = sorted({column for table in self._tables for column in table.columns})
             raise InputError(
                 f"no column {', '.join(wanted)} in the score tables or the metadata, which have "
-                f"{', '.join(there) or 'no numeric columns'}: add it to --scores_dir"
+                f"{', '.join(self.columns) or 'no numeric columns'}: add it to --scores_dir"
                 + (f", or {otherwise}" if len(names) > 1 else "")
             )
-        found: dict[Source, str] = {}
+        existing: dict[Source, str] = {}
         for name, source in sources.items():
             if source is None:
                 continue
             table, column = source
-            if source in found:
+            if source in existing:
                 raise InputError(
-                    f"{found[source]!r} and {name!r} are one column, {column!r} of {table.name}, "
-                    "which would count twice: name it once"
+                    f"{existing[source]!r} and {name!r} are one column, {column!r} of "
+                    f"{table.name}, which would count twice: name it once"
                 )
-            found[source] = name
+            existing[source] = name
             table.dtype(column)
         if missing:
             say(f"mixing without {', '.join(missing)}: there are no such columns")
-        return list(found.values())
+        return list(existing.values())
 
     def read(self, names: Sequence[str]) -> Iterator[NDArray[np.floating]]:
-        """Columns [M] in the order of the pool, one after the other."""
+        """Yield columns [M] in the order of the pool, one after the other."""
+        assert not self._released, "columns of single use are read before uids() is called"
         sources = self._sources(names)
         readers: dict[int, Iterator[NDArray[np.floating]]] = {}
         for table, _ in sources:
@@ -122,7 +148,7 @@ class Columns:
                     self.pool_in_memory(),
                     self.num_workers,
                     self._allow_partial,
-                    self._drop_nonfinite,
+                    self.drop_nonfinite,
                 )
             yield next(readers[id(table)])
 
@@ -143,21 +169,33 @@ class Columns:
         return sources
 
     def pool_in_memory(self) -> Pool:
-        """The pool, for those who read more than columns: they are refused where it is in files."""
-        assert isinstance(self.pool, Pool), "Method.reads_pool"
+        """The pool, for methods that read more of it than columns.
+
+        Raises:
+            InputError: the pool is in files.
+        """
+        if not isinstance(self.pool, Pool):
+            raise InputError(
+                "this method reads more than score columns, and --work_dir holds only columns: "
+                "leave --work_dir out, or make a column first (datacomp-flyt score)"
+            )
         return self.pool
 
-    def files(self) -> list[ParquetShard]:
-        """All that the columns may have been read of."""
-        return self._files
+    def check_unchanged(self) -> None:
+        """Raise InputError if a file that the columns may have been read from has changed."""
+        check_shards(self._files)
+        if self.pool.available is not None:
+            self.pool.available.check_unchanged()
 
     def uids(self) -> NDArray[np.void]:
-        """uids [M] in the order of the columns, once these have been read: no more can be."""
-        self.pool.positions.clear()
+        """Uids [M] in the order of the columns; of a pool in files, once these have been read."""
+        if self._single_use:
+            self._released = True
+            self.pool.positions.clear()
         return self.pool.uids
 
     def _locate(self, name: str) -> Source | None:
-        """The first table that has a column of this name, or of the metadata's name for it.
+        """Return the first table that has a column of this name, or of the metadata's name for it.
 
         Raises:
             InputError: a table of higher precedence has a name that differs in spelling only.
@@ -191,6 +229,6 @@ class _EachTime:
 
 def check_named_once(names: Sequence[str], flag: str) -> None:
     """Raise InputError if a list has a name twice; `flag` is the flag that gives the list."""
-    for number, name in enumerate(names):
-        if name in names[:number]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
             raise InputError(f"{flag} has {name!r} twice, which would count twice: name it once")

@@ -15,7 +15,7 @@ PAPER_ACCURACIES = {score.column: score.imagenet_accuracy for score in PUBLISHED
 def in_weighted_sum(
     ratio: float, imagenet_accuracies: Mapping[str, float] | None = None
 ) -> LinearMixingModel:
-    """Weights that grow with the ImageNet accuracy that a score alone leads to.
+    """Return the model whose weights grow with the ImageNet accuracy that a score alone leads to.
 
         w_i = (IN_i - min IN) / (max IN - min IN) + 1 / (r - 1),  so that max w / min w = r
 

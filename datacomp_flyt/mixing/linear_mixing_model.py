@@ -1,4 +1,4 @@
-"""Linear mixing model: one score out of several columns (FLYT, section 3.4).
+"""Linear mixing model: several columns -> one score (FLYT, section 3.4).
 
     s = sum_c weight_c * (x_c - mean_c) / std_c + bias
 
@@ -42,17 +42,17 @@ class LinearMixingModel:
     stds: tuple[float, ...] | None = None
 
     def restricted_to(self, columns: Iterable[str]) -> LinearMixingModel:
-        """The same model without the columns that are not in `columns`."""
+        """Return the same model without the columns that are not in `columns`."""
         kept = set(columns)
-        chosen = [number for number, column in enumerate(self.columns) if column in kept]
+        chosen = [index for index, column in enumerate(self.columns) if column in kept]
 
         def pick(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-            return None if values is None else tuple(values[number] for number in chosen)
+            return None if values is None else tuple(values[index] for index in chosen)
 
         return replace(
             self,
-            columns=tuple(self.columns[number] for number in chosen),
-            weights=tuple(self.weights[number] for number in chosen),
+            columns=tuple(self.columns[index] for index in chosen),
+            weights=tuple(self.weights[index] for index in chosen),
             means=pick(self.means),
             stds=pick(self.stds),
         )
@@ -61,7 +61,7 @@ class LinearMixingModel:
 def mix(
     model: LinearMixingModel, columns: Iterable[NDArray[np.floating]], num_workers: int = 1
 ) -> tuple[NDArray[np.float64], LinearMixingModel]:
-    """Scores of all examples, and the model with the statistics that standardised them.
+    """Return scores of all examples, and the model with the statistics that standardised them.
 
     Statistics are computed over the examples that have a score in every column; other examples
     have no influence.
@@ -99,23 +99,23 @@ def _mix_once(
     scores: NDArray[np.float64] | None = None
     means, stds = [], []
     complete = True
-    for number, values in enumerate(columns):
+    for index, values in enumerate(columns):
         if not model.standardize:
             mean, std = 0.0, 1.0
         elif model.means is None or model.stds is None:
-            if kept.leave_out(values, model.columns[number], num_workers) and number:
+            if kept.leave_out(values, model.columns[index], num_workers) and index:
                 complete = False
             if not complete:
                 continue  # the other columns are only read for the examples that they lack
-            mean, std = mean_and_std(kept.rows(values), model.columns[number], num_workers)
+            mean, std = mean_and_std(kept.rows(values), model.columns[index], num_workers)
         else:
-            mean, std = model.means[number], model.stds[number]
+            mean, std = model.means[index], model.stds[index]
         means.append(mean)
         stds.append(std)
         if scores is None:
             scores = zeros_like_storage(values, np.float64)
-        start = 0.0 + model.bias if number == 0 else None
-        _add(scores, start, values, mean, model.weights[number] / std, num_workers)
+        start = 0.0 + model.bias if index == 0 else None
+        _add(scores, start, values, mean, model.weights[index] / std, num_workers)
         del values  # before the next column is read
     if not complete:
         return None
@@ -132,7 +132,7 @@ class Kept:
         self._mask: NDArray[np.bool_] | None = None  # None: all
 
     def leave_out(self, values: NDArray[np.floating], column: str, num_workers: int) -> bool:
-        """Leave out the examples without a finite value [M]; return whether this left out any.
+        """Leave out the examples without a finite value [M]; return whether any was left out.
 
         Raises:
             InputError: no example is left.
@@ -142,9 +142,9 @@ class Kept:
             return not np.isfinite(values[block]).all()
 
         parts = blocks(len(values), _BLOCK)
-        found = map_threads(incomplete, parts, num_workers)
+        incomplete_blocks = map_threads(incomplete, parts, num_workers)
         more = False
-        for block in itertools.compress(parts, found):
+        for block in itertools.compress(parts, incomplete_blocks):
             if self._mask is None:
                 self._mask = zeros_like_storage(values, np.bool_)
                 self._mask[:] = True
@@ -159,7 +159,7 @@ class Kept:
         return more
 
     def rows(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
-        """The values [M] of these examples."""
+        """Return the values of these examples, of an array [M]."""
         if self._mask is None:
             return values
         return filter_rows((self._mask, values), lambda some: some)[1]
@@ -173,7 +173,7 @@ def _add(
     scale: float,
     num_workers: int,
 ) -> None:
-    """scores += (values - mean) * scale, in place; from `start` instead, where it is given."""
+    """scores += (values - mean) * scale, in place; scores are `start` before if that is given."""
 
     def add(block: slice) -> None:
         part = values[block].astype(np.float64)

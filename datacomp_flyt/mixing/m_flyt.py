@@ -46,10 +46,10 @@ def load_mixing_model(source: str) -> LinearMixingModel:
         raise InputError(
             f"--scoring_model {source} is not a file: give 'paper', a .safetensors or a .pt file"
         )
-    found = read_checkpoint(path, str(path), lambda name: not name.startswith("clip_model."))
-    if found.metadata is None:
-        return _from_published(found.tensors, path)
-    return _from_own(found.tensors, found.metadata, path)
+    checkpoint = read_checkpoint(path, str(path), lambda name: not name.startswith("clip_model."))
+    if checkpoint.metadata is None:
+        return _from_published(checkpoint.tensors, path)
+    return _from_own(checkpoint.tensors, checkpoint.metadata, path)
 
 
 def save_mixing_model(model: LinearMixingModel, path: Path) -> None:
@@ -127,5 +127,5 @@ def _from_published(tensors: dict[str, NDArray[Any]], path: Path) -> LinearMixin
 
 def _e_flyt(path: Path) -> InputError:
     return InputError(
-        f"{path} is a scoring model of E-FLYT, which scores embeddings: use it with --name flyt"
+        f"{path} is a scoring model of E-FLYT, which scores embeddings: use it with --name e_flyt"
     )

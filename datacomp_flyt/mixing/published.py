@@ -1,4 +1,4 @@
-"""The twelve input scores that FLYT's authors published, and what the paper says of each."""
+"""The twelve input scores that FLYT's authors published, with their figures of Table 2."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class ScoringModelWeights(LogWeights):
         """
         from datacomp_flyt.scorers.e_flyt.images import EFlytImages
 
-        self._scorer = EFlytImages(scoring_model, model, checkpoint)
+        self._scorer = EFlytImages(scoring_model, model=model, checkpoint=checkpoint)
         self._name = f"--scoring_model {scoring_model}"
 
     def load(self, device: str, tokenize: Any, transform: Any) -> None:

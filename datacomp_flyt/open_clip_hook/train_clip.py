@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from datacomp_flyt.distributed.torchrun_ranks import place_of_torchrun
+from datacomp_flyt.distributed.torchrun_ranks import torchrun_environment
 from datacomp_flyt.open_clip_hook.hook import install_hook
 from datacomp_flyt.open_clip_hook.run_script import run_script
 
@@ -45,7 +45,7 @@ def train_clip(
         SystemExit: the script ended with an exit code other than 0.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        place_of_torchrun()  # the trainer's own message would be less clear
+        torchrun_environment()  # the trainer's own message would be less clear
     hook = install_hook(
         weights=weights,
         scores=scores,

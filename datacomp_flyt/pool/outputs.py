@@ -29,7 +29,8 @@ _FOLDERS: dict[str, tuple[tuple[str, ...], bool]] = {
     "shards": ((".tar", ".parquet"), False),
 }
 _OTHERS = (".parquet", ".npz", ".tar"), True
-_FILES = {"run_dir": ("mix.npy", "finished.json")}  # single files that a command reads in a folder
+# Single files that a command reads in a folder; version 0.1.0 called the subset mix.npy.
+_FILES = {"run_dir": ("subset.npy", "mix.npy", "finished.json")}
 _NO_PATHS = {
     "arch", "argv", "arrays", "column", "command", "device", "engine", "fraction_of", "name",
     "preset", "sampling", "scale", "score", "score_columns", "scorer", "source",

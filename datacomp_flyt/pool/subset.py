@@ -29,7 +29,7 @@ def write_subset(
     Args:
         path: a local file; replaced only when all is written.
         uids: `u8,u8` array [M], sorted.
-        counts: how often [M]; once each if None.
+        counts: the number of times that each is drawn [M]; 1 if None.
     """
     if counts is None:
         counts = np.ones(len(uids), np.int32)
@@ -48,10 +48,10 @@ def write_subset(
 
 
 def read_subset(path: str | Path) -> tuple[NDArray[np.void], NDArray[np.integer]]:
-    """The examples of a subset: distinct uids [n], sorted, and how often each is drawn [n].
+    """Read a subset: distinct uids [n], sorted, and the number of draws of each [n].
 
     Raises:
-        InputError: it is no subset that the resharder would take.
+        InputError: the file is not a subset that the resharder would take.
     """
     subset = _open(path)
     if problems := _check(subset).problems:
@@ -139,9 +139,9 @@ def _check(
     if available is not None:
         _check_images(report, distinct, repeats, available)
     if pool_uids is not None:
-        places = np.searchsorted(np.ascontiguousarray(pool_uids["f0"]), high[starts])
-        places = np.minimum(places, len(pool_uids) - 1)
-        unknown_uids = distinct[pool_uids[places] != distinct]
+        rows = np.searchsorted(np.ascontiguousarray(pool_uids["f0"]), high[starts])
+        rows = np.minimum(rows, len(pool_uids) - 1)
+        unknown_uids = distinct[pool_uids[rows] != distinct]
         unknown_uids = (
             unknown_uids[~np.isin(unknown_uids, pool_uids)] if len(unknown_uids) else unknown_uids
         )
@@ -188,10 +188,10 @@ def _check_images(
 
 
 def describe_training(repeats: NDArray[np.integer], num_samples: int) -> str:
-    """How often training sees the examples of a subset, in expectation: it samples shards anew.
+    """Describe the expected number of times that training sees an example: it resamples shards.
 
     Args:
-        repeats: how often each example is drawn [n].
+        repeats: the number of draws of each example [n].
         num_samples: samples that training sees.
     """
     passes = num_samples / int(repeats.sum(dtype=np.int64))
@@ -203,31 +203,31 @@ def describe_training(repeats: NDArray[np.integer], num_samples: int) -> str:
     )
 
 
-def _times(number: float) -> str:
-    """Three digits that count, or the whole number."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+def _times(value: float) -> str:
+    """Format with three significant digits, or as an integer from 100 on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def describe_counts(repeats: NDArray[np.integer]) -> list[str]:
-    """Facts about how often each example of a subset is drawn [n]; those with 0 are not in it."""
+    """Describe the draws of each example of a subset [n]; examples with 0 are not in it."""
     tally: Counter[int] = Counter()
     for block in blocks(len(repeats), _BLOCK):
         values, numbers = np.unique(repeats[block], return_counts=True)
         tally.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
     del tally[0]
     distinct, most = sum(tally.values()), max(tally)
-    draws = sum(times * number for times, number in tally.items())
-    effective = draws**2 / sum(times**2 * number for times, number in tally.items())
+    draws = sum(times * examples for times, examples in tally.items())
+    effective = draws**2 / sum(times**2 * examples for times, examples in tally.items())
     edges = [1, 2, 3, 4, 5, 10, 20, 50, 100, 1000]
     edges = [edge for edge in edges if edge <= most] + [most + 1]
     histogram = [
-        sum(number for times, number in tally.items() if low <= times < high)
+        sum(examples for times, examples in tally.items() if low <= times < high)
         for low, high in itertools.pairwise(edges)
     ]
     spans = [
-        (f"{low}" if high == low + 1 else f"{low}-{high - 1}") + f" times: {number:,}"
-        for low, high, number in zip(edges, edges[1:], histogram, strict=False)
-        if number
+        (f"{low}" if high == low + 1 else f"{low}-{high - 1}") + f" times: {examples:,}"
+        for low, high, examples in zip(edges, edges[1:], histogram, strict=False)
+        if examples
     ]
     return [
         f"{draws:,} draws of {distinct:,} examples, each at most {most:,} times",

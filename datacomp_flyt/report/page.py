@@ -27,7 +27,7 @@ def render(page: dict[str, Any]) -> str:
 
 
 def render_rounds(page: dict[str, Any]) -> str:
-    """The same of a run of rounds (`self_filtering.page`)."""
+    """The same of a run of rounds (`self_filtering.rounds_page`)."""
     return _render(_ROUNDS, page)
 
 

@@ -1,4 +1,4 @@
-"""What every sampler asks of its arguments."""
+"""Checks of the arguments that all samplers have."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from datacomp_flyt.pool.uids import UID_DTYPE
 from datacomp_flyt.threads import blocks
 
 MOST_DRAWS = 2**31 - 1
-"""Of one example."""
+"""The most draws of one example, which are counted in 32 bits."""
 
-_DRAWS_OF_EACH = 100  # on average, where all together are more than that
+_DRAWS_OF_EACH = 100  # draws per example, on average, that are always allowed
 _BLOCK = 1 << 20
 
 
 def check_pool(
     scores: ArrayLike, uids: NDArray[np.void]
 ) -> tuple[NDArray[np.floating], NDArray[np.void]]:
-    """Scores as a float array [M] and uids as a contiguous `u8,u8` array [M].
+    """Return scores as a float array [M] and uids as a contiguous `u8,u8` array [M].
 
     Raises:
         InputError: the lengths differ, the pool is empty, the dtype of uids is another, or a score
@@ -46,7 +46,7 @@ def check_pool(
 
 
 def check_num_samples(num_samples: int, pool_size: int) -> None:
-    """Raises InputError unless `num_samples` can be drawn of so many examples.
+    """Raise InputError unless `num_samples` can be drawn from this number of examples.
 
     The draws of one example are counted in 32 bits, all of them in 64.
     """

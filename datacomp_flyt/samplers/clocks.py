@@ -1,4 +1,4 @@
-"""Examples as clocks. How far they have run is up to (seed, uid, draw), see `uid_randomness`."""
+"""Examples as exponential clocks, whose randomness comes from (seed, uid, draw)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Clocks:
-    """Examples as clocks: log rates [m] (float64), stream keys [m], and their law."""
+    """Examples as clocks.
+
+    Attributes:
+        log_rates: float64 [m].
+        keys: keys of the streams of random numbers [m], see `uid_randomness`.
+        penalty: alpha, subtracted from the log rate at each ring.
+        limit: the number of rings after which a clock stops.
+    """
 
     log_rates: Floats
     keys: NDArray[np.uint64]
@@ -36,18 +43,18 @@ class Clocks:
         return Clocks(self.log_rates[part], self.keys[part], self.penalty, self.limit)
 
     def log_rate_of_rank(self, rank: int) -> float:
-        """The log rate of a rank, from 0 for the smallest."""
+        """Return the log rate of a rank, from 0 for the smallest."""
         return order_statistic(self.log_rates, rank)
 
     def fastest_below(self, end: float) -> float:
-        """The largest log rate below `end`; -infinity if there is none."""
+        """Return the largest log rate below `end`; -infinity if there is none."""
         rates = self.log_rates
         return float(rates.max(initial=-math.inf, where=rates < end))
 
 
 @dataclass(frozen=True)
 class ClockPool:
-    """All examples of a pool as clocks, made part by part. Log rates count from `origin`."""
+    """All examples of a pool; slices of it are `Clocks`. Log rates are relative to `origin`."""
 
     scores: NDArray[np.floating]
     uids: NDArray[np.void]
@@ -69,11 +76,11 @@ class ClockPool:
         return Clocks(log_rates, keys, self.penalty, self.limit)
 
     def log_rate_of_rank(self, rank: int) -> float:
-        """As of Clocks, some examples at a time."""
+        """See `Clocks.log_rate_of_rank`."""
         return order_statistic(self.scores, rank) - self.origin
 
     def fastest_below(self, end: float) -> float:
-        """As of Clocks, some examples at a time."""
+        """See `Clocks.fastest_below`; some examples are read at a time."""
         return max(self[part].fastest_below(end) for part in blocks(len(self), BLOCK))
 
     def sample(self) -> Clocks:

@@ -19,12 +19,12 @@ def hard_cap_counts(
     *,
     num_workers: int = 1,
 ) -> NDArray[np.int32]:
-    """How often each example is drawn when its probability is set to 0 at the frequency limit.
+    """Count draws when the probability of an example is 0 once it has reached the frequency limit.
 
     Args:
         scores: finite floats [M], log probabilities up to a constant.
         uids: `u8,u8` array [M], no uid twice.
-        num_samples: N, draws in all.
+        num_samples: N, the number of draws.
         frequency_limit: beta >= 1 (paper: 5 to 25), most draws of one example.
         seed: any integer.
         num_workers: threads.

@@ -17,12 +17,12 @@ def no_cap_counts(
     *,
     num_workers: int = 1,
 ) -> NDArray[np.int32]:
-    """How often each example is drawn from softmax(scores) with replacement.
+    """Count draws from softmax(scores) with replacement.
 
     Args:
         scores: finite floats [M], log probabilities up to a constant.
         uids: `u8,u8` array [M], no uid twice.
-        num_samples: N, draws in all.
+        num_samples: N, the number of draws.
         seed: any integer.
         num_workers: threads.
 

@@ -82,7 +82,7 @@ class Rings:
         return cls(rings["log_time"].copy(), rings["remainder"].copy(), rings["example"].copy())
 
     def packed(self) -> NDArray[np.void]:
-        """As one array, to be put aside."""
+        """Return the rings as one structured array, for a `SpillFile`."""
         rings = np.empty(len(self), _RING)
         rings["log_time"], rings["remainder"] = self.log_times, self.remainders
         rings["example"] = self.examples
@@ -91,20 +91,20 @@ class Rings:
     def __len__(self) -> int:
         return len(self.log_times)
 
-    def earliest(self, number: int, uids: NDArray[np.void]) -> Indices:
-        """Examples [number] of the earliest rings; where times are equal, smaller uids first."""
-        if number == 0 or number == len(self):
-            return self.examples[:number]
-        last = np.partition(self.log_times, number - 1)[number - 1]
+    def earliest(self, num_rings: int, uids: NDArray[np.void]) -> Indices:
+        """Return the examples of the `num_rings` earliest rings; of equal ones, smaller uids."""
+        if num_rings == 0 or num_rings == len(self):
+            return self.examples[:num_rings]
+        last = np.partition(self.log_times, num_rings - 1)[num_rings - 1]
         sure = self.examples[self.log_times < last]
         tied = np.flatnonzero(self.log_times == last)
         names = uids[self.examples[tied]]
         order = np.lexsort((names["f1"], names["f0"], self.remainders[tied]))
-        return np.concatenate([sure, self.examples[tied[order[: number - len(sure)]]]])
+        return np.concatenate([sure, self.examples[tied[order[: num_rings - len(sure)]]]])
 
 
 class _Missed(Exception):
-    """The bracket does not hold the N-th ring, or holds too much besides."""
+    """The bracket does not hold the N-th ring, or holds too many other rings."""
 
 
 def race_counts(
@@ -116,15 +116,15 @@ def race_counts(
     seed: int,
     num_workers: int = 1,
 ) -> NDArray[np.int32]:
-    """How often each example is among the `num_samples` earliest rings.
+    """Count the rings of each example among the `num_samples` earliest of all.
 
     Args:
         scores: finite log rates [M], any offset and range.
         uids: `u8,u8` array [M].
         num_samples: N, at most M * frequency_limit.
-        repetition_penalty: alpha >= 0, taken off the score at each ring.
+        repetition_penalty: alpha >= 0, subtracted from the score at each ring.
         frequency_limit: beta, rings after which a clock stops; None for no limit.
-        seed: names the random clocks together with the uids.
+        seed: selects the random numbers together with the uids.
         num_workers: threads; they do not change the result.
 
     Returns:
@@ -171,7 +171,7 @@ def _counts(
 
 
 def _bracket(sample: Clocks, expected: float) -> tuple[float, float]:
-    """Log times 4.5 standard errors before and after `expected` rings of a sample."""
+    """Return the log times 4.5 standard errors before and after `expected` rings of a sample."""
     _, last = search_log_time(sample, 1.3 * expected + 30, 2 * expected + 60)
     _, rings = _ring(sample, -math.inf, last, math.inf)
     times = np.sort(rings.log_times)
@@ -186,10 +186,10 @@ def _bracket(sample: Clocks, expected: float) -> tuple[float, float]:
 def search_log_time(
     clocks: Clocks | ClockPool, at_least: float, at_most: float
 ) -> tuple[float, float]:
-    """A log time, twice, by which `at_least` to `at_most` rings of `clocks` have happened.
+    """Return a log time, twice, by which `at_least` to `at_most` rings of `clocks` have happened.
 
-    Where too many rings share one float time there is none: then two neighbours among the
-    floats, by the first of which fewer have happened and by the second of which more have.
+    If too many rings share one float time, no such time exists. Then the result is two neighbouring
+    floats: fewer rings have happened by the first, and more by the second.
     """
 
     def count(log_time: float) -> int:
@@ -230,7 +230,7 @@ def search_log_time(
 
 
 def _between(low: float, high: float) -> float:
-    """The middle of two floats; of distant ones on the scale of sign(x) * log(1 + |x|)."""
+    """Return the middle of two floats; of distant ones, on the scale of sign(x) * log(1 + |x|)."""
     if high / 2 - low / 2 < 64:
         return low / 2 + high / 2
     ends = [math.copysign(math.log1p(abs(end)), end) for end in (low, high)]
@@ -241,9 +241,9 @@ def _between(low: float, high: float) -> float:
 def _race(
     pool: ClockPool, num_samples: int, low: float, high: float, most_inside: int, num_workers: int
 ) -> NDArray[np.int32]:
-    """Counts [M] of the `num_samples` earliest rings, the last of which is in (low, high]."""
+    """Count [M] the `num_samples` earliest rings, the last of which is in (low, high]."""
     counts = zeros_like_storage(pool.scores, np.int32)
-    shelf = SpillFile(pool.scores, _RING)
+    spill_file = SpillFile(pool.scores, _RING)
     below, inside, lock = 0, 0, threading.Lock()
 
     def run(block: slice) -> Chunk:
@@ -255,31 +255,31 @@ def _race(
             inside += len(rings)
             if below > num_samples or inside > most_inside:
                 raise _Missed
-            return shelf.put(rings.packed())
+            return spill_file.put(rings.packed())
 
     progress = "drawing" if len(pool) > 512 * BLOCK else None
-    pieces = map_threads(run, blocks(len(pool), BLOCK), num_workers, progress, "block")
+    chunks = map_threads(run, blocks(len(pool), BLOCK), num_workers, progress, "block")
     if below + inside < num_samples:
         raise _Missed
-    _count_earliest(counts, shelf, pieces, num_samples - below, pool.uids)
+    _count_earliest(counts, spill_file, chunks, num_samples - below, pool.uids)
     return counts
 
 
 def _count_earliest(
     counts: NDArray[np.int32],
-    shelf: SpillFile,
-    pieces: Sequence[Chunk],
-    number: int,
+    spill_file: SpillFile,
+    chunks: Sequence[Chunk],
+    num_rings: int,
     uids: NDArray[np.void],
 ) -> None:
-    """Add 1 to the counts [M] of each of the `number` earliest of all rings put aside.
+    """Add 1 to the counts [M] for each of the `num_rings` earliest rings in a spill file.
 
-    A histogram of their times says in which bin the last of them is.
+    A histogram of their times finds the bin that holds the last of them.
     """
-    pieces = [piece for piece in pieces if piece.length]
-    if not number or not pieces:
+    chunks = [chunk for chunk in chunks if chunk.length]
+    if not num_rings or not chunks:
         return
-    ends = [(times.min(), times.max()) for times in (shelf.get(p)["log_time"] for p in pieces)]
+    ends = [(times.min(), times.max()) for times in (spill_file.get(p)["log_time"] for p in chunks)]
     start, stop = float(min(ends)[0]), float(max(end for _, end in ends))
     # halves, so that no difference of two times overflows
     width = stop / 2 - start / 2
@@ -292,35 +292,35 @@ def _count_earliest(
         )
 
     sizes = np.zeros(_BINS, np.int64)
-    for piece in pieces:
-        sizes += np.bincount(bins(shelf.get(piece)), minlength=_BINS)
-    last = int(np.searchsorted(np.cumsum(sizes), number))
+    for chunk in chunks:
+        sizes += np.bincount(bins(spill_file.get(chunk)), minlength=_BINS)
+    last = int(np.searchsorted(np.cumsum(sizes), num_rings))
     undecided = []
-    for piece in pieces:
-        rings = shelf.get(piece)
+    for chunk in chunks:
+        rings = spill_file.get(chunk)
         numbers = bins(rings)
         np.add.at(counts, rings["example"][numbers < last], np.int32(1))
         undecided.append(rings[numbers == last])
     rest = Rings.unpacked(np.concatenate(undecided))
-    chosen = rest.earliest(number - int(sizes[:last].sum()), uids)
+    chosen = rest.earliest(num_rings - int(sizes[:last].sum()), uids)
     np.add.at(counts, np.sort(chosen), np.int32(1))
 
 
 def _ring(
     clocks: Clocks, low: float, high: float, stop_after: float
 ) -> tuple[NDArray[np.int32], Rings]:
-    """Rings of a block of clocks: how many by log time `low` [m], and each one in (low, high].
+    """Ring a block of clocks: count rings by log time `low` [m], and return those in (low, high].
 
-    Gives up, with more than `stop_after` rings, once there are that many.
+    It stops once there are more than `stop_after` rings.
     """
     counts = np.zeros(len(clocks), np.int32)
     inside: list[Rings] = []
     examples, log_rates, keys = np.arange(len(clocks)), clocks.log_rates, clocks.keys
     residuals, decay = exponentials(keys, 0), math.exp(-clocks.penalty)
-    number, total = 0, 0
-    while len(examples) > _FEW and number < clocks.limit:
+    num_rung, total = 0, 0
+    while len(examples) > _FEW and num_rung < clocks.limit:
         log_residuals = np.log(residuals)
-        log_residuals += clocks.penalty * number
+        log_residuals += clocks.penalty * num_rung
         log_times = log_residuals - log_rates
         ringing = np.flatnonzero(log_times <= high)
         if len(ringing) < len(examples):
@@ -333,16 +333,16 @@ def _ring(
             log_residuals = log_residuals[ringing[late]]
             inside.append(Rings.of(log_residuals, log_rates[late], examples[late]))
             counts[examples[late]] -= 1
-        number += 1
+        num_rung += 1
         total += len(examples)
         if total > stop_after:
             return counts, Rings.concatenate(inside)
         residuals *= decay
-        residuals += exponentials(keys, number)
+        residuals += exponentials(keys, num_rung)
     ahead = 4
-    while len(examples) and number < clocks.limit and total <= stop_after:
+    while len(examples) and num_rung < clocks.limit and total <= stop_after:
         few = Clocks(log_rates, keys, clocks.penalty, clocks.limit)
-        log_residuals, following = _rings_ahead(few, residuals, number, ahead)
+        log_residuals, following = _rings_ahead(few, residuals, num_rung, ahead)
         ahead = 2 * ahead
         log_times = log_residuals - log_rates
         ringing = np.logical_and.accumulate(log_times <= high)
@@ -353,7 +353,7 @@ def _ring(
             rings = Rings.of(log_residuals[numbers, columns], log_rates[columns], examples[columns])
             inside.append(rings)
         total += int(np.count_nonzero(ringing))
-        number += len(log_residuals)
+        num_rung += len(log_residuals)
         left = np.flatnonzero(ringing[-1])
         examples, log_rates, keys = examples[left], log_rates[left], keys[left]
         residuals = following[left]
@@ -361,16 +361,16 @@ def _ring(
 
 
 def _rings_ahead(
-    clocks: Clocks, residuals: Floats, number: int, ahead: int
+    clocks: Clocks, residuals: Floats, num_rung: int, ahead: int
 ) -> tuple[Floats, Floats]:
-    """The next `ahead` rings of few clocks that have rung `number` times and have residuals R.
+    """Compute the next `ahead` rings of a few clocks that have rung `num_rung` times, residuals R.
 
     Returns:
         log R + alpha * k of their next rings [rings, clocks], and the R [clocks] after these.
     """
-    ahead = min(ahead, max(_MOST_AHEAD // len(clocks), 4), clocks.limit - number)
+    ahead = min(ahead, max(_MOST_AHEAD // len(clocks), 4), clocks.limit - num_rung)
     decay = math.exp(-clocks.penalty)
-    numbers = np.arange(number, number + ahead + 1, dtype=np.uint64)[:, np.newaxis]
+    numbers = np.arange(num_rung, num_rung + ahead + 1, dtype=np.uint64)[:, np.newaxis]
     rows = exponentials(clocks.keys, numbers)
     rows[0] = residuals
     if len(clocks) < 16:  # Python's floats round as NumPy's do, and start faster

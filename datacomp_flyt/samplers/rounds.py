@@ -28,7 +28,7 @@ from datacomp_flyt.samplers.race import Rings, search_log_time
 from datacomp_flyt.threads import blocks, map_threads
 
 Timers = NDArray[np.void]
-"""Clocks that wait for their next ring: its log time, and what the ring after needs."""
+"""Clocks that wait for their next ring: its log time, and the state for the ring after it."""
 
 _TIMER = np.dtype(
     [("time", "f8"), ("log_rate", "f8"), ("key", "u8"), ("example", "u4"), ("rings", "u4")]
@@ -36,10 +36,10 @@ _TIMER = np.dtype(
 _RAW = np.dtype(f"V{_TIMER.itemsize}")
 _COUNT = np.dtype([("example", "u4"), ("rings", "u4")])
 _RANGE_BITS = 24
-_SLAB = 16 * BLOCK  # examples whose first timers are found at once
-_AT_ONCE = 8 * BLOCK  # timers that are collected before they are put aside
+_SLAB = 16 * BLOCK  # examples whose first timers are computed at once
+_AT_ONCE = 8 * BLOCK  # timers that are collected before they are spilled
 _MOST = float(np.finfo(np.float64).max)
-_LEAST_IN_BUCKET = 1 << 12  # rings; fewer are not worth a look at every run
+_LEAST_IN_BUCKET = 1 << 12  # rings; fewer are not worth reading every run
 
 
 def round_counts(
@@ -51,7 +51,7 @@ def round_counts(
     seed: int,
     num_workers: int = 1,
 ) -> NDArray[np.int32]:
-    """How often Algorithm 2 draws each example, G at a time; the last round is cut at N.
+    """Count the draws of each example by Algorithm 2, G at a time; the last round is cut at N.
 
     Args:
         scores: finite scores [M], any offset and range.
@@ -59,7 +59,7 @@ def round_counts(
         num_samples: N.
         repetition_penalty: alpha >= 0.
         batch_size: G, 1 <= G <= M.
-        seed: names the random clocks together with the uids.
+        seed: selects the random numbers together with the uids.
         num_workers: threads; they do not change the result.
 
     Returns:
@@ -77,8 +77,8 @@ def round_counts(
 
     start = min(max(start, -_MOST), stop)  # the same number of rings has a first and a last time
     width = stop - start
-    shelf, at_once = SpillFile(scores, _RAW), min(_AT_ONCE, len(pool) + num_samples)
-    calendar = _Calendar(start, stop, num_buckets, shelf, at_once)
+    spill_file, at_once = SpillFile(scores, _RAW), min(_AT_ONCE, len(pool) + num_samples)
+    calendar = _Calendar(start, stop, num_buckets, spill_file, at_once)
     due = calendar.put_all(_first_timers(pool, -math.inf, stop, num_workers))
     drawn = 0
     bar = Progress("drawing", num_samples, "draw", leave=False)
@@ -92,7 +92,7 @@ def round_counts(
             before, stop = stop, min(start + width, _MOST)
             waking = _first_timers(pool, before, stop, num_workers)
             waking = itertools.chain(calendar.waiting(), waking)
-            calendar = _Calendar(start, stop, num_buckets, shelf, at_once)
+            calendar = _Calendar(start, stop, num_buckets, spill_file, at_once)
             due = _concatenate([due, calendar.put_all(waking)])
             due = calendar.fill(due, wanted)
         ringing, due = _earliest(due, wanted, repetition_penalty, uids)
@@ -111,38 +111,38 @@ def round_counts(
 
 
 def _write_counts(counts: NDArray[np.int32], parts: Iterable[Timers]) -> None:
-    """How often clocks have rung; in a file range by range, for pages in any order are slow."""
-    shelf = SpillFile(counts, _COUNT)
+    """Write the rings of each clock; to a file by ranges, since random access to pages is slow."""
+    spill_file = SpillFile(counts, _COUNT)
     ranges: dict[int, list[Chunk]] = {}
     for timers in parts:
-        if shelf.in_memory:
+        if spill_file.in_memory:
             counts[timers["example"]] = timers["rings"]
             continue
-        found = np.empty(len(timers), _COUNT)
-        found["example"], found["rings"] = timers["example"], timers["rings"]
-        found = found[np.argsort(found["example"])]  # `sort` by a field is ten times slower
-        numbers = found["example"] >> np.uint32(_RANGE_BITS)
-        ends = np.flatnonzero(np.diff(numbers.astype(np.int64), append=-1)) + 1
+        rung = np.empty(len(timers), _COUNT)
+        rung["example"], rung["rings"] = timers["example"], timers["rings"]
+        rung = rung[np.argsort(rung["example"])]  # `sort` by a field is ten times slower
+        range_of = rung["example"] >> np.uint32(_RANGE_BITS)
+        ends = np.flatnonzero(np.diff(range_of.astype(np.int64), append=-1)) + 1
         for begin, end in itertools.pairwise([0, *ends.tolist()]):
-            ranges.setdefault(int(numbers[begin]), []).append(shelf.put(found[begin:end]))
-    for _, pieces in sorted(ranges.items()):
-        for piece in pieces:
-            found = shelf.get(piece)
-            counts[found["example"]] = found["rings"]
+            ranges.setdefault(int(range_of[begin]), []).append(spill_file.put(rung[begin:end]))
+    for _, chunks in sorted(ranges.items()):
+        for chunk in chunks:
+            rung = spill_file.get(chunk)
+            counts[rung["example"]] = rung["rings"]
 
 
 def _first_timers(pool: ClockPool, low: float, high: float, num_workers: int) -> Iterator[Timers]:
-    """Timers of the examples whose first ring is in (low, high], some at a time."""
+    """Yield the timers of examples whose first ring is in (low, high], some at a time."""
 
     def find(block: slice) -> Timers:
         clocks = pool[block]
         times = _first_times(clocks)
-        found = np.flatnonzero((times > low) & (times <= high))
-        timers = np.zeros(len(found), _TIMER)
-        timers["time"] = times[found]
-        timers["log_rate"] = clocks.log_rates[found]
-        timers["key"] = clocks.keys[found]
-        timers["example"] = found + block.start
+        rows = np.flatnonzero((times > low) & (times <= high))
+        timers = np.zeros(len(rows), _TIMER)
+        timers["time"] = times[rows]
+        timers["log_rate"] = clocks.log_rates[rows]
+        timers["key"] = clocks.keys[rows]
+        timers["example"] = rows + block.start
         return timers
 
     for slab in blocks(len(pool), _SLAB):
@@ -150,7 +150,7 @@ def _first_timers(pool: ClockPool, low: float, high: float, num_workers: int) ->
 
 
 def _next_first_time(pool: ClockPool, low: float, num_workers: int) -> float:
-    """The earliest first ring after log time `low`; infinity if there is none."""
+    """Return the earliest first ring after log time `low`; infinity if there is none."""
 
     def find(block: slice) -> float:
         times = _first_times(pool[block])
@@ -160,19 +160,19 @@ def _next_first_time(pool: ClockPool, low: float, num_workers: int) -> float:
 
 
 def _first_times(clocks: Clocks) -> Floats:
-    """Log times of the first rings."""
+    """Return the log times of the first rings."""
     times = np.log(exponentials(clocks.keys, 0))
     times -= clocks.log_rates
     return times
 
 
 def _concatenate(parts: list[Timers]) -> Timers:
-    """As NumPy's, which would compare the fields of every part to every other's."""
+    """Concatenate; NumPy would compare the fields of each part with those of each other part."""
     return np.concatenate([part.view(_RAW) for part in parts]).view(_TIMER)
 
 
 def _log_residuals(timers: Timers, penalty: float) -> Floats:
-    """log E_k + alpha * k of each timer's next ring."""
+    """Return log E_k + alpha * k of each timer's next ring."""
     rings = timers["rings"].astype(np.uint64)
     log_residuals = np.log(exponentials(timers["key"].copy(), rings))
     log_residuals += penalty * rings
@@ -180,17 +180,17 @@ def _log_residuals(timers: Timers, penalty: float) -> Floats:
 
 
 def _earliest(
-    timers: Timers, number: int, penalty: float, uids: NDArray[np.void]
+    timers: Timers, num_timers: int, penalty: float, uids: NDArray[np.void]
 ) -> tuple[Timers, Timers]:
-    """The `number` earliest timers, and the others.
+    """Return the `num_timers` earliest timers, and the others.
 
-    Times may be equal where a clock is so fast that log T swallows it, or a score so large:
-    then the time since the clock was started decides, to double the precision, then the uid.
+    Times may be equal if a clock is so fast, or a score so large, that it vanishes beside log T:
+    then the time since the clock was started decides, with twice the precision, then the uid.
     """
     times = timers["time"].copy()
-    order = np.argpartition(times, number - 1)
-    last = times[order[number - 1]]
-    if len(timers) > number and times[order[number:]].min() == last:
+    order = np.argpartition(times, num_timers - 1)
+    last = times[order[num_timers - 1]]
+    if len(timers) > num_timers and times[order[num_timers:]].min() == last:
         tied = np.flatnonzero(times == last)
         names = uids[timers["example"][tied]]
         since = Rings.of(
@@ -198,32 +198,32 @@ def _earliest(
         )
         tied = tied[np.lexsort((names["f1"], names["f0"], since.remainders, since.log_times))]
         order = np.concatenate([np.flatnonzero(times < last), tied, np.flatnonzero(times > last)])
-    return timers.take(order[:number]), timers.take(order[number:])
+    return timers.take(order[:num_timers]), timers.take(order[num_timers:])
 
 
 class _Calendar:
     """Timers in buckets of equal width in log time from `start` to `stop`, and those beyond.
 
-    They are collected in a buffer. When it is full, it is put aside as a run: in the order of the
+    They are collected in a buffer. When it is full, it is spilled as a run, in the order of the
     buckets, so that a bucket is a slice of each run.
     """
 
     def __init__(
-        self, start: float, stop: float, num_buckets: int, shelf: SpillFile, at_once: int
+        self, start: float, stop: float, num_buckets: int, spill_file: SpillFile, at_once: int
     ) -> None:
         self._start, self._stop, self._num_buckets = start, stop, num_buckets
-        self._shelf = shelf
+        self._spill_file = spill_file
         self._runs: list[tuple[Chunk, NDArray[np.integer]]] = []  # and where each bucket starts
         self._buffer, self._numbers = np.empty(at_once, _RAW), np.empty(at_once, np.int16)
         self._length = 0  # of the buffer
         self._next = 0
 
     def put_all(self, parts: Iterable[Timers]) -> Timers:
-        """As `put`."""
+        """Put several parts; see `put`."""
         return _concatenate([np.empty(0, _RAW), *map(self.put, parts)])
 
     def put(self, timers: Timers) -> Timers:
-        """Lay timers into their buckets; those whose bucket was taken out already come back."""
+        """Put timers into their buckets; return those whose bucket was taken out already."""
         times = timers["time"].copy()
         # halves, so that no difference of two times overflows
         scale = self._num_buckets / (self._stop / 2 - self._start / 2 or 1.0)
@@ -236,7 +236,7 @@ class _Calendar:
         for part in blocks(len(stay), len(self._buffer)):
             rows = stay[part]
             if self._length + len(rows) > len(self._buffer):
-                self._put_aside()
+                self._spill()
             end = self._length + len(rows)
             # by default NumPy would take a copy first, so as to raise before it writes
             raw.take(rows, out=self._buffer[self._length : end], mode="clip")
@@ -245,7 +245,7 @@ class _Calendar:
         return raw.take(np.flatnonzero(late)).view(_TIMER)
 
     def fill(self, due: Timers, wanted: int) -> Timers:
-        """`due` and the timers of the next buckets, until there are `wanted` or no more."""
+        """Return `due` and the timers of the next buckets, until there are `wanted` or no more."""
         taken, length = [due.view(_RAW)], len(due)
         while length < wanted and self._next < self._num_buckets:
             here = np.flatnonzero(self._numbers[: self._length] == self._next)
@@ -253,30 +253,30 @@ class _Calendar:
             for run, starts in self._runs:
                 begin, end = starts[self._next : self._next + 2].tolist()
                 if begin < end:
-                    bucket.append(self._shelf.get(run, begin, end))
+                    bucket.append(self._spill_file.get(run, begin, end))
             taken += bucket
             length += sum(map(len, bucket))
             self._next += 1
         return np.concatenate(taken).view(_TIMER)
 
     def waiting(self) -> Iterator[Timers]:
-        """All timers inside, run by run."""
+        """Yield all timers inside, run by run."""
         here = np.flatnonzero(self._numbers[: self._length] >= self._next)
         yield self._buffer.take(here).view(_TIMER)
         for run, starts in self._runs:
-            yield self._shelf.get(run, int(starts[self._next])).view(_TIMER)
+            yield self._spill_file.get(run, int(starts[self._next])).view(_TIMER)
 
-    def _put_aside(self) -> None:
-        """The buffer as a run. In memory, room of what was taken out of others is free again."""
-        for place, (run, starts) in enumerate(self._runs):
+    def _spill(self) -> None:
+        """Spill the buffer as a run. In memory, free the timers that were taken out of others."""
+        for index, (run, starts) in enumerate(self._runs):
             gone = starts[self._next]
             if 4 * gone > run.length:
-                self._runs[place] = self._shelf.rest(run, int(gone)), starts - gone
+                self._runs[index] = self._spill_file.rest(run, int(gone)), starts - gone
         order = np.argsort(self._numbers[: self._length], kind="stable")
         # those that were taken out of the buffer come first
         order = order[np.count_nonzero(self._numbers[: self._length] < self._next) :]
         buckets = np.arange(self._num_buckets + 2, dtype=np.int16)
         starts = np.searchsorted(self._numbers.take(order), buckets)
-        run = self._shelf.put(self._buffer.take(order))
+        run = self._spill_file.put(self._buffer.take(order))
         self._runs.append((run, starts.astype(np.int32)))
         self._length = 0

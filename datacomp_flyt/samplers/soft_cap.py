@@ -23,17 +23,17 @@ def soft_cap_counts(
     *,
     num_workers: int = 1,
 ) -> NDArray[np.int32]:
-    """How often Soft Cap Sampling draws each example.
+    """Count the draws of each example by Soft Cap Sampling.
 
-    An example is drawn with probability softmax(scores); each draw takes `repetition_penalty`
-    off its score. With `batch_size` G, draws come in rounds of G different examples and the
-    penalty is taken at the end of the round: exactly Algorithm 2, for any G. The result depends
-    on (seed, uid, draw) alone: permuting or splitting the pool permutes or splits it.
+    An example is drawn with probability softmax(scores); each draw subtracts `repetition_penalty`
+    from its score. With `batch_size` G, draws come in rounds of G different examples and the
+    penalty is subtracted at the end of the round: exactly Algorithm 2, for any G. Randomness comes
+    from (seed, uid, draw) alone: permuting or splitting the pool permutes or splits the result.
 
     Args:
         scores: finite floats [M], log probabilities up to a constant.
         uids: `u8,u8` array [M], no uid twice.
-        num_samples: N, draws in all.
+        num_samples: N, the number of draws.
         repetition_penalty: alpha >= 0 (paper: 0.15 at medium scale, 0.5 at small).
         seed: any integer.
         batch_size: G, from 1 to M (paper: 100,000 at medium scale, 10,000 at small, to be fast).

@@ -22,7 +22,7 @@ def top_fraction_counts(
     keep_ties: bool = False,
     pool_size: int | None = None,
 ) -> NDArray[np.int32]:
-    """1 for each example of the top fraction, 0 for the others.
+    """Return 1 for each example of the top fraction, 0 for the others.
 
     Exactly n = int(fraction * M) examples are kept; of those that share the last score, the ones
     with the smallest uids.
@@ -45,21 +45,21 @@ def top_fraction_counts(
     if not 0 < fraction <= 1:
         raise InputError(f"fraction is {fraction}, wanted more than 0 and at most 1")
     pool_size = len(scores) if pool_size is None else pool_size
-    number = int(fraction * pool_size)
-    if number > len(scores):
+    num_kept = int(fraction * pool_size)
+    if num_kept > len(scores):
         raise InputError(
-            f"fraction {fraction} of {pool_size:,} examples is {number:,} and only "
+            f"fraction {fraction} of {pool_size:,} examples is {num_kept:,} and only "
             f"{len(scores):,} of them can be kept: lower --fraction"
         )
     if keep_ties:
-        number = min(number + 1, len(scores))
-    if number == 0:
+        num_kept = min(num_kept + 1, len(scores))
+    if num_kept == 0:
         raise InputError(
             f"fraction {fraction} of {pool_size:,} examples keeps none: raise --fraction"
         )
-    threshold = order_statistic(scores, len(scores) - number)
+    threshold = order_statistic(scores, len(scores) - num_kept)
     counts, parts = zeros_like_storage(scores, np.int32), blocks(len(scores), _BLOCK)
-    left, num_tied = number, 0
+    left, num_tied = num_kept, 0
     for part in parts:
         counts[part] = scores[part] >= threshold if keep_ties else scores[part] > threshold
         left -= int(np.count_nonzero(counts[part]))
@@ -69,16 +69,16 @@ def top_fraction_counts(
     tied: Iterable[NDArray[np.int64]]
     tied = (np.flatnonzero(scores[part] == threshold) + part.start for part in parts)
     if left < num_tied and not _in_order(uids):
-        places = np.concatenate(list(tied))
-        tied = [places[np.lexsort((uids["f1"][places], uids["f0"][places]))]]
-    for places in tied:  # of a sorted pool, which may be larger than memory, block by block
-        counts[places[:left]] = 1
-        left -= len(places[:left])
+        rows = np.concatenate(list(tied))
+        tied = [rows[np.lexsort((uids["f1"][rows], uids["f0"][rows]))]]
+    for rows in tied:  # block by block if the pool is sorted, since it may exceed memory
+        counts[rows[:left]] = 1
+        left -= len(rows[:left])
     return counts
 
 
 def _in_order(uids: NDArray[np.void]) -> bool:
-    """Whether uids are sorted, as those of a pool are."""
+    """Return whether uids are sorted, as those of a pool are."""
     for part in blocks(len(uids) - 1, _BLOCK):
         high, low = uids["f0"][part.start : part.stop + 1], uids["f1"][part.start : part.stop + 1]
         rises = (high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] > low[:-1]))

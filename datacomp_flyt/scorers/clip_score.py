@@ -21,10 +21,11 @@ _PUBLISHED = {"b32": "vit-b-32", "l14": "vit-l-14"}
 
 
 class ClipScore(MetadataScorer):
-    """CLIP score of a pool's pairs: DataComp's metadata column, or made of its npz embeddings."""
+    """CLIP score of pairs: DataComp's metadata column, or the cosine of their npz embeddings."""
 
     def __init__(
         self,
+        *,
         arch: str = "b32",
         source: str = "metadata",
         renormalize: bool = False,
@@ -34,6 +35,11 @@ class ClipScore(MetadataScorer):
         Args:
             arch: `b32` or `l14` in the metadata; with npz, the prefix of any two arrays.
             source: `metadata` or `npz`.
+            renormalize: scale embeddings to unit norm.
+            column: the name of the score; None for the published one.
+
+        Raises:
+            InputError: the metadata has no such score.
         """
         if source == "metadata" and (arch not in _PUBLISHED or renormalize):
             raise InputError(
@@ -62,13 +68,13 @@ class ClipScore(MetadataScorer):
         self, shard: ParquetShard, state: Arrays, counts: Counter[str]
     ) -> NDArray[np.floating]:
         if self.source == "metadata":
-            return self._of_metadata(shard)
+            return self._read_column(shard)
         check_one_width(shard, self.arrays)
         blocks = iter_embedding_blocks(shard, self.arrays, self.renormalize, counts)
         parts = [np.einsum("ij,ij->i", images, texts) for images, texts in blocks]
         return np.concatenate(parts) if parts else np.empty(0)
 
-    def _of_metadata(self, shard: ParquetShard) -> NDArray[np.floating]:
+    def _read_column(self, shard: ParquetShard) -> NDArray[np.floating]:
         column = METADATA_COLUMN_OF[_PUBLISHED[self.arch]]
         if column not in shard.types:
             raise InputError(

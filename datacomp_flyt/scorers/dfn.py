@@ -1,8 +1,8 @@
 """DFN: the CLIP score of a model that was trained to filter (Fang et al., 2023).
 
-The score is the cosine of an image's and its caption's feature. FLYT uses two such models, one
-trained on CC12M (`DFN-Base`) and then fine-tuned on ImageNet, COCO and Flickr30k (`DFN-FT`; FLYT,
-appendix B.1); docs/dfn.md says how to train them.
+The score is the cosine of the features of an image and its caption. FLYT uses two such models: one
+trained on CC12M (`DFN-Base`), and the same fine-tuned on ImageNet, COCO and Flickr30k (`DFN-FT`;
+FLYT, appendix B.1). docs/dfn.md describes how to train them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import argparse
 from torch import Tensor
 
 from datacomp_flyt.clip.encoder import ClipEncoder, LoadedEncoder
-from datacomp_flyt.scorers.base.image_scorer import BATCH_SIZE, ImageScorer, add_image_arguments
+from datacomp_flyt.clip.flags import BATCH_SIZE, add_image_arguments
+from datacomp_flyt.scorers.base.image_scorer import ImageScorer
 
 MODEL = "ViT-B-32"
-"""The configuration with GELU, in which FLYT trained its models from OpenAI's weights."""
+"""The configuration with GELU in which FLYT trained its models from OpenAI's weights."""
 
 COLUMN = "DFN-FT"
 
@@ -28,6 +29,7 @@ class Dfn(ImageScorer):
     def __init__(
         self,
         checkpoint: str,
+        *,
         model: str = MODEL,
         column: str | None = None,
         batch_size: int = BATCH_SIZE,
@@ -37,13 +39,14 @@ class Dfn(ImageScorer):
         """
         Args:
             checkpoint: a file with weights, or a weights tag of open_clip.
-            model: of open_clip, or a JSON file with its configuration.
+            model: a model of open_clip, or a JSON file with its configuration.
+            column: the name of the score; None for `DFN-FT`.
             batch_size, decode_threads, precision: see `ImageScorer`.
 
         Raises:
-            InputError: no such model or weights, or weights of another model.
+            InputError: the model or the weights do not exist, or they do not belong together.
         """
-        super().__init__(batch_size, decode_threads, precision)
+        super().__init__(batch_size=batch_size, decode_threads=decode_threads, precision=precision)
         self.columns = (column or COLUMN,)
         self._source = ClipEncoder(model, checkpoint)
         _, source = self._source.check()
@@ -51,7 +54,7 @@ class Dfn(ImageScorer):
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """Add --model and --checkpoint, and those of all image scorers."""
+        """Add `--model`, `--checkpoint` and the flags of all image scorers."""
         parser.add_argument(
             "--model",
             default=MODEL,
@@ -68,7 +71,7 @@ class Dfn(ImageScorer):
         add_image_arguments(parser)
 
     def load(self, device: str) -> None:
-        """The model, to `device`."""
+        """Load the model to `device`."""
         super().load(device)
         self._encoder = self._source.load(device)
         self.transform, self.tokenize = self._encoder.transform, self._encoder.tokenize

@@ -1,4 +1,4 @@
-"""M-FLYT: a learned linear mix of score columns, as one more column (FLYT, section 3.4)."""
+"""M-FLYT: a learned linear mix of score columns, as another column (FLYT, section 3.4)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from datacomp_flyt.threads import default_num_workers
 
 
 class MFlyt(PoolScorer):
-    """The mix of the columns that lie in `--scores_dir` and the metadata, joined on the uid.
+    """A mix of the columns in `--scores_dir` and the metadata, joined on the uid.
 
-    Columns are standardised over the pool, unless the model brings its statistics. The join and
-    the statistics are of the whole pool, so the reduction makes them, one column in memory at a
-    time, and the shards only take their part.
+    Columns are standardised over the pool, unless the model holds its statistics. The reduction
+    joins and mixes the columns of the whole pool, one column in memory at a time; a shard only
+    takes its rows of the result.
     """
 
     summarizes = False
 
     def __init__(
         self,
+        *,
         scoring_model: str | None,
         metadata_dir: str | None,
         scores_dir: str | None = None,
@@ -45,8 +46,12 @@ class MFlyt(PoolScorer):
         Args:
             scoring_model: `paper`, a .safetensors file of ours, or the published mflyt.pt.
             metadata_dir: the pool.
-            scores_dir: score tables, in sub-folders too.
-            allow_missing_scores: mix the columns that there are.
+            scores_dir: the folder of score tables, in sub-folders too.
+            allow_missing_scores: mix the columns that exist where the model has more.
+            column: the name of the score; None for `m_flyt`.
+
+        Raises:
+            InputError: the model cannot be read, or an argument is missing.
         """
         if scoring_model is None or metadata_dir is None:
             missing = "--scoring_model" if scoring_model is None else "--metadata_dir"
@@ -69,7 +74,7 @@ class MFlyt(PoolScorer):
             help="'paper' for Table 2, a .safetensors file of ours, or the published mflyt.pt",
         )
         parser.add_argument(
-            "--allow_missing_scores", action="store_true", help="mix the columns that there are"
+            "--allow_missing_scores", action="store_true", help="mix the columns that exist"
         )
 
     def summarize(self, shard: ParquetShard, state: Arrays) -> Arrays:
@@ -95,18 +100,18 @@ class MFlyt(PoolScorer):
         return PoolState({}, by_shard, final=True)
 
     def _tables(self) -> list[Path]:
-        """The files of the columns, without those of earlier mixes."""
+        """List the files of the columns, without those of earlier mixes."""
         if self.scores_dir is None:
             return []
         folder = Path(self.scores_dir)
         if not folder.is_dir():
             return []
-        found = list_folder(self.scores_dir, "--scores_dir", (".parquet",), recursive=True)
-        paths = [folder / found.name(path) for path in found.versions]
+        files = list_folder(self.scores_dir, "--scores_dir", (".parquet",), recursive=True)
+        paths = [folder / files.name(path) for path in files.versions]
         return [path for path in paths if path.parent.name != self.columns[0]]
 
     def _state_of_tables(self) -> str:
-        """A hash that changes with the files: mixes of before and after do not go together."""
+        """Hash the state of the files, so that mixes of different states are never combined."""
         digest = hashlib.sha256()
         for path in self._tables():
             stat = path.stat()

@@ -1,4 +1,4 @@
-"""negCLIPLoss: a pair's CLIP score less what its images and captions score with others.
+"""negCLIPLoss: a pair's CLIP score less the log-sum-exp of its scores with the batch.
 
 Wang et al., "CLIPLoss and Norm-Based Data Selection Methods for Multimodal Contrastive Learning",
 NeurIPS 2024. Of a batch B that holds pair i, with unit image and text embeddings f and g,
@@ -6,8 +6,8 @@ NeurIPS 2024. Of a batch B that holds pair i, with unit image and text embedding
     R_B(i) = T/2 (log sum_j exp(<f_i, g_j> / T) + log sum_j exp(<f_j, g_i> / T))
     score(i) = mean over K random partitions into batches of <f_i, g_i> - R_B(i)
 
-which is -T times pair i's part of the CLIP loss. Batches lie within a metadata file, as in the
-public code.
+which is -T times pair i's part of the CLIP loss. A batch holds pairs of one metadata file, as in
+the public code.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from datacomp_flyt.clip.flags import add_precision
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
 from datacomp_flyt.scorers.base.embedding_blocks import check_one_width, read_embeddings
-from datacomp_flyt.scorers.base.flags import add_arch, add_precision, add_renormalize
+from datacomp_flyt.scorers.base.flags import add_arch, add_renormalize
 from datacomp_flyt.scorers.base.matrix_products import Compute, products
 from datacomp_flyt.scorers.base.scorer import Arrays, MetadataScorer, read_uids
 
 TEMPERATURE = 0.01
 """The temperature of OpenAI's models."""
 
-_LARGEST_EXPONENT = 87.0  # e to this is a float32, and e to minus this a normal one
-_LEAST_SURE = math.exp(-60)  # sums below may have lost terms, and are taken again with care
+_LARGEST_EXPONENT = 87.0  # exp(87) is a float32, and exp(-87) a normal one
+_LEAST_SURE = math.exp(-60)  # smaller sums may have lost terms and are computed again
 
 
 class NegClipLoss(MetadataScorer):
@@ -43,7 +44,9 @@ class NegClipLoss(MetadataScorer):
 
     def __init__(
         self,
+        *,
         arch: str = "b32",
+        temperature_of: str | None = None,
         temperature: float | None = None,
         batch_size: int = 32768,
         num_partitions: int = 10,
@@ -52,18 +55,17 @@ class NegClipLoss(MetadataScorer):
         precision: str = "fp32",
         renormalize: bool = False,
         column: str | None = None,
-        temperature_of: str | None = None,
     ) -> None:
         """
         Args:
-            arch: prefix of the arrays: `b32`, `l14`.
+            arch: the prefix of the arrays: `b32`, `l14`.
             temperature: T; None for that of `temperature_of`, or 0.01, the one of OpenAI's models
                 (the public code has 0.07 for DFN-P).
             batch_size: |B|; a smaller file is one batch.
             num_partitions: K.
-            partial_batches: cut off batches of |B| and let the last one be smaller, as the public
-                code does. A batch of b pairs shifts scores by T log(|B| / b), so batches are of
-                nearly one size by default.
+            partial_batches: make batches of |B| and a smaller last one, as the public code does. A
+                batch of b pairs shifts scores by T log(|B| / b), so batches are of nearly equal
+                size by default.
             seed: the seed of the partitions, which depend on the uids and not on the order of rows.
             temperature_of: an open_clip checkpoint of the model that made the embeddings; T is then
                 the temperature that it has learned.
@@ -137,8 +139,8 @@ class NegClipLoss(MetadataScorer):
         usable = np.flatnonzero(np.isfinite(images[:, 0]))
         keys = stream_keys(read_uids(shard)[usable], self.seed)
         totals = np.zeros(len(usable))
-        for number in range(self.num_partitions if len(usable) else 0):
-            order = np.argsort(random_bits(keys, number))
+        for partition in range(self.num_partitions if len(usable) else 0):
+            order = np.argsort(random_bits(keys, partition))
             for batch in self._batches(order):
                 rows = usable[batch]
                 totals[batch] += neg_clip_loss_of_batch(
@@ -160,21 +162,22 @@ def neg_clip_loss_of_batch(
     temperature: float,
     compute: Compute,
 ) -> NDArray[np.float64]:
-    """-T times each pair's part of the CLIP loss of a batch.
+    """Return -T times each pair's part of the CLIP loss of a batch.
 
     Args:
         images, texts: float32 [b, d], pair by pair.
         temperature: T.
+        compute: the device and precision of the products.
 
     Returns:
         float64 array [b].
     """
-    logits_of = compute.put(images) / temperature
-    texts_there = compute.put(texts)
-    positives = (logits_of * texts_there).sum(1).double()
-    bound = float(logits_of.norm(dim=1).max() * texts_there.norm(dim=1).max())
+    scaled_images = compute.put(images) / temperature
+    device_texts = compute.put(texts)
+    positives = (scaled_images * device_texts).sum(1).double()
+    bound = float(scaled_images.norm(dim=1).max() * device_texts.norm(dim=1).max())
     by_image, by_text = _log_sums(
-        compute.factor(logits_of), compute.factor(texts_there), bound, compute.tile
+        compute.factor(scaled_images), compute.factor(device_texts), bound, compute.tile
     )
     scores = temperature * (positives - (by_image + by_text) / 2)
     return np.asarray(scores.cpu().numpy())
@@ -183,15 +186,15 @@ def neg_clip_loss_of_batch(
 def _log_sums(
     rows: Tensor, columns: Tensor, bound: float, tile: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """log sum exp of rows @ columns.T along its rows [n] and its columns [m], in float64.
+    """Return log sum exp of rows @ columns.T along its rows [n] and columns [m], in float64.
 
-    One exponential serves both, since all are shifted by the same number, so that the largest sum
-    that there can be is a float32. Where a sum is so small that terms may have vanished, it is
-    taken again by its own maximum.
+    All products are shifted by the same number, so that one exponential serves both sums and the
+    largest possible sum is a float32. A sum so small that terms may have vanished is computed again
+    with its own maximum.
 
     Args:
-        bound: no product is larger.
-        tile: rows and columns of the product that are in memory at once.
+        bound: an upper bound of the products.
+        tile: the numbers of rows and columns of the product that are in memory at once.
     """
     shift = max(bound + math.log(max(len(rows), len(columns))) - _LARGEST_EXPONENT, 0.0)
     by_row, by_column = (

@@ -1,4 +1,4 @@
-"""NormSim: how much of a pool's image is like the images of a target set.
+"""NormSim: similarity of a pool's image to the images of a target set.
 
 Wang et al., NeurIPS 2024 (see `neg_clip_loss`). With the M target embeddings t_j,
 
@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from datacomp_flyt.clip.flags import add_precision
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.scorers.base.embedding_blocks import Floats, iter_embedding_blocks
-from datacomp_flyt.scorers.base.flags import add_arch, add_precision, add_renormalize, add_targets
+from datacomp_flyt.scorers.base.flags import add_arch, add_renormalize, add_targets
 from datacomp_flyt.scorers.base.matrix_products import Compute, products
 from datacomp_flyt.scorers.base.scorer import Arrays, MetadataScorer
 from datacomp_flyt.scorers.base.second_moment import second_moment, square_root
@@ -39,6 +40,7 @@ class NormSim(MetadataScorer):
     def __init__(
         self,
         targets: Sequence[str],
+        *,
         p: float = math.inf,
         arch: str = "b32",
         precision: str = "fp32",
@@ -48,8 +50,14 @@ class NormSim(MetadataScorer):
         """
         Args:
             targets: files of target embeddings, see `load_targets`.
-            p: of the norm, at least 1; infinity for the largest.
-            arch: prefix of the pool's array: `b32`, `l14`.
+            p: the order of the norm, at least 1; infinity for the maximum.
+            arch: the prefix of the pool's array: `b32`, `l14`.
+            precision: `fp32` or `bf16`, see `Compute`.
+            renormalize: scale embeddings to unit norm.
+            column: the name of the score; None for `normsim_{p}`.
+
+        Raises:
+            InputError: an argument is out of range, or a target file cannot be read.
         """
         if not targets:
             raise InputError("--targets is missing: give files of target embeddings")
@@ -97,20 +105,20 @@ class NormSim(MetadataScorer):
         scores = np.empty(shard.num_rows, np.float32)
         row = 0
         for (block,) in iter_embedding_blocks(shard, [self.array], self.renormalize, counts):
-            there = self.compute.put(block)
+            images = self.compute.put(block)
             if self.p == 2:
-                values = torch.linalg.vector_norm(there @ self.root, dim=1)
+                values = torch.linalg.vector_norm(images @ self.root, dim=1)
             else:
-                values = norms(self.compute.factor(there), self.factor, self.p, self.compute.tile)
+                values = norms(self.compute.factor(images), self.factor, self.p, self.compute.tile)
             scores[row : row + len(block)] = values.cpu().numpy()
             row += len(block)
         return scores
 
 
 def norms(rows: Tensor, targets: Tensor, p: float, tile: tuple[int, int]) -> Tensor:
-    """p-norm of rows @ targets.T along its rows, never whole in memory: [n, d], [M, d] -> [n].
+    """Return p-norms [n] along the rows of rows @ targets.T, tile by tile: [n, d], [M, d].
 
-    Powers are of quotients by the largest so far, or most of them would vanish for a large p.
+    Powers are taken of quotients by the maximum so far: otherwise most vanish for a large p.
     """
     largest, total = torch.zeros(2, len(rows), dtype=torch.float64, device=rows.device)
     for row in range(0, len(rows), tile[0]):

@@ -1,14 +1,14 @@
-"""NormSim_2-D: NormSim_2 to a target that is the pool's own shrinking subset (also VAS-D).
+"""NormSim_2-D: NormSim_2 to a target that is a shrinking subset of the pool itself (also VAS-D).
 
 Wang et al., NeurIPS 2024, and "Variance Alignment Score", 2024. From the survivors S of a first
-stage, in tau rounds: v_i = f_i^T Sigma f_i, drop the ceil((|S| - n) / tau) lowest, and take Sigma,
-the second moment, of those that are left; in the first round it is the whole pool's.
+stage, in tau rounds: compute v_i = f_i^T Sigma f_i, drop the ceil((|S| - n) / tau) lowest, and
+compute Sigma, the second moment, of the remaining ones; in the first round it is the whole pool's.
 
-A round changes Sigma by little, so v falls by little: by f_i^T D f_i, where D is the moment of what
-was dropped since v was measured, at most D's largest eigenvalue. So only the examples with the
+A round changes Sigma by little, so v falls by little: by f_i^T D f_i, where D is the moment of the
+examples dropped since v was measured, at most D's largest eigenvalue. So only the examples with the
 lowest v can be dropped in the next rounds. These candidates are fetched, and rounds run on them
-alone, in float64, for as long as that bound shows that no other could be lower. The result is that
-of measuring all examples in every round, at a few passes over the pool instead of tau.
+alone, in float64, as long as that bound proves that no other example is lower. The result equals
+that of measuring all examples in every round, with a few passes over the pool instead of tau.
 """
 
 from __future__ import annotations
@@ -34,20 +34,23 @@ from datacomp_flyt.scorers.base.scorer import Arrays, PoolScorer, PoolState, rea
 from datacomp_flyt.scorers.base.second_moment import second_moment, square_root
 from datacomp_flyt.scorers.vas import add_up, moment_of_rows
 
-_ROUNDING = 1e-5  # of v in float32, relative, with a margin
+_ROUNDING = 1e-5  # relative error of v in float32, with a margin
 _BLOCK = 1 << 14
 Doubles = NDArray[np.float64]
 
 
 class NormSimD(PoolScorer):
-    """How many rounds of NormSim_2-D each example survives: 0 outside the first stage's subset, r
-    if dropped in round r, tau + 1 if kept. So the top n = int(fraction * M) are the final subset.
+    """The round of NormSim_2-D in which an example is dropped.
+
+    0 outside the first stage's subset, r if dropped in round r, tau + 1 if kept. So the top
+    n = int(fraction * M) are the final subset.
     """
 
     uses_gpu = True
 
     def __init__(
         self,
+        *,
         fraction: float = 0.2,
         num_rounds: int = 500,
         first_stage: str | None = None,
@@ -58,10 +61,16 @@ class NormSimD(PoolScorer):
     ) -> None:
         """
         Args:
-            fraction: of the whole pool to keep in the end.
+            fraction: the share of the whole pool that is kept in the end.
             num_rounds: tau; 500 at medium scale, 168 at small, 1 for VAS of the pool.
             first_stage: .npy of the uids that the first stage kept; None for all.
             candidates: examples to fetch at once, 4 d bytes each; the result does not depend on it.
+            arch: the prefix of the pool's array: `b32`, `l14`.
+            renormalize: scale embeddings to unit norm.
+            column: the name of the score; None for `normsim_d`.
+
+        Raises:
+            InputError: an argument is out of range, or the subset cannot be read.
         """
         if not 0 < fraction <= 1:
             raise InputError(f"--fraction is {fraction}, wanted more than 0 and at most 1")
@@ -114,7 +123,7 @@ class NormSimD(PoolScorer):
         return self._measure(shard, state)
 
     def _begin(self, shard: ParquetShard) -> Arrays:
-        """Moments of the file's rows, all and those of the first stage, and which these are."""
+        """Return second moments of all rows and the first stage's, and the latter's mask."""
         alive = np.ones(shard.num_rows, np.bool_)
         if self.subset is not None:
             high, low = self.subset["f0"], self.subset["f1"]
@@ -130,21 +139,21 @@ class NormSimD(PoolScorer):
         return {"all": whole["moment"], "number": whole["number"], "first": first, "alive": alive}
 
     def _measure(self, shard: ParquetShard, state: Arrays) -> Arrays:
-        """v of the rows that are left; and the rows themselves up to a threshold, if there is one.
+        """Measure v of the remaining rows; with a threshold, return the rows up to it instead.
 
-        The threshold is of v as measured here, so the same rows are found again.
+        v is measured in the same way each time, so the threshold selects the same rows again.
         """
         left = np.flatnonzero(state["rounds"] > self.num_rounds)
         values, longest, row = np.empty(len(left), np.float32), 0.0, 0
         root = self.compute.put(state["root"])
-        found: list[Floats] = []
+        below: list[Floats] = []
         for (block,) in iter_embedding_blocks(shard, [self.array], self.renormalize, Counter()):
             begin, end = np.searchsorted(left, (row, row + len(block)))
             rows = block[left[begin:end] - row]
             forms = (self.compute.put(rows) @ root).square().sum(1).cpu().numpy()
             values[begin:end] = forms
             if "threshold" in state:
-                found.append(rows[forms <= state["threshold"]])
+                below.append(rows[forms <= state["threshold"]])
             elif len(rows):
                 longest = max(longest, float(np.einsum("ij,ij->i", rows, rows).max()))
             row += len(block)
@@ -154,7 +163,7 @@ class NormSimD(PoolScorer):
         return {
             "rows": chosen,
             "uids": read_uids(shard)[chosen].view(np.uint64).reshape(-1, 2),
-            "embeddings": np.concatenate(found) if found else np.empty((0, len(root)), np.float32),
+            "embeddings": np.concatenate(below) if below else np.empty((0, len(root)), np.float32),
         }
 
     def reduce(
@@ -172,8 +181,8 @@ class NormSimD(PoolScorer):
         alive = sum(int(np.count_nonzero(part)) for part in rounds.values())
         kept = int(self.fraction * int(moments["number"]))
         common = {
-            "used": moments["all"],  # for the next round
-            "left": moments["first"],  # of those that are left
+            "used": moments["all"],  # Sigma of the next round
+            "left": moments["first"],  # the moment of the remaining examples
             "root": square_root(moments["all"]),
             "number": np.array(alive),
             "keep": np.array(kept),
@@ -211,18 +220,18 @@ class NormSimD(PoolScorer):
         candidates = _Candidates.of(names, summary)
         common = dict(state.common)
         threshold, longest = float(common.pop("threshold")), float(common.pop("longest"))
-        number, keep, chunk = (int(common[key]) for key in ("number", "keep", "chunk"))
+        num_left, keep, chunk = (int(common[key]) for key in ("number", "keep", "chunk"))
         used, left, done = common["used"], common["left"], int(common["round"])
         measured, rounds_before = used, done
-        while number > keep:
-            drop = candidates.lowest(used, min(chunk, number - keep))
+        while num_left > keep:
+            drop = candidates.lowest(used, min(chunk, num_left - keep))
             fall = np.linalg.eigvalsh(measured - used)[-1] * longest
             lowest_other = threshold * (1 - _ROUNDING) - max(fall, 0) * (1 + _ROUNDING)
             if not candidates.last_form < lowest_other:
                 break
             done += 1
             left = left - second_moment(candidates.drop(drop, done))
-            used, number = left, number - len(drop)
+            used, num_left = left, num_left - len(drop)
         if done == rounds_before:
             common["fetch"] = np.array(2 * int(common["fetch"]))
         rounds = {name: state.by_shard[name]["rounds"].copy() for name in names}
@@ -233,10 +242,10 @@ class NormSimD(PoolScorer):
             "used": used,
             "left": left,
             "root": square_root(used),
-            "number": np.array(number),
+            "number": np.array(num_left),
             "round": np.array(done),
         }
-        return PoolState(common, {n: {"rounds": r} for n, r in rounds.items()}, number <= keep)
+        return PoolState(common, {n: {"rounds": r} for n, r in rounds.items()}, num_left <= keep)
 
     def score_rows(
         self, shard: ParquetShard, state: Arrays, counts: Counter[str]
@@ -251,14 +260,14 @@ class NormSimD(PoolScorer):
 
 @dataclass
 class _Candidates:
-    """Examples that may be dropped next: where they are, and the round in which they were.
+    """Examples that may be dropped next.
 
     Attributes:
-        shards, rows: of each.
-        uids: their halves [C, 2].
-        embeddings: [C, d].
-        dropped_in: round of each, 0 for those left.
-        last_form: largest v among the lowest that were last asked for.
+        shards, rows: the index of each one's shard, and its row there [C].
+        uids: the two halves of the uids [C, 2].
+        embeddings: float32 [C, d].
+        dropped_in: the round in which each was dropped [C]; 0 for those that remain.
+        last_form: the largest v among those that `lowest` returned last.
     """
 
     shards: NDArray[np.int64]
@@ -271,31 +280,31 @@ class _Candidates:
     @classmethod
     def of(cls, names: list[str], summary: Callable[[str], Arrays]) -> _Candidates:
         parts = [summary(name) for name in names]
-        shards = [np.full(len(part["rows"]), number) for number, part in enumerate(parts)]
+        shards = [np.full(len(part["rows"]), index) for index, part in enumerate(parts)]
         rows, uids, embeddings = (
             np.concatenate([part[key] for part in parts]) for key in ("rows", "uids", "embeddings")
         )
         dropped = np.zeros(len(rows), np.int32)
         return cls(np.concatenate(shards), rows, uids, embeddings, dropped)
 
-    def lowest(self, moment: Doubles, number: int) -> NDArray[np.intp]:
-        """The `number` of those left with the lowest v; of equal v, the larger uids first."""
+    def lowest(self, moment: Doubles, count: int) -> NDArray[np.intp]:
+        """Return the `count` remaining examples of lowest v; of equal v, larger uids first."""
         left = np.flatnonzero(self.dropped_in == 0)
-        number = min(number, len(left))
+        count = min(count, len(left))
         forms = np.empty(len(left))
         for start in range(0, len(left), _BLOCK):
             block = self.embeddings[left[start : start + _BLOCK]].astype(np.float64)
             forms[start : start + _BLOCK] = np.einsum("ij,ij->i", block @ moment, block)
-        self.last_form = float(np.partition(forms, number - 1)[number - 1]) if number else math.inf
+        self.last_form = float(np.partition(forms, count - 1)[count - 1]) if count else math.inf
         near = np.flatnonzero(forms <= self.last_form)
         uids = self.uids[left[near]]
         order = np.lexsort((~uids[:, 1], ~uids[:, 0], forms[near]))
-        return np.asarray(left[near[order[:number]]])
+        return np.asarray(left[near[order[:count]]])
 
-    def drop(self, which: NDArray[np.intp], round_number: int) -> Floats:
-        """Mark some as dropped; their embeddings."""
-        self.dropped_in[which] = round_number
-        return self.embeddings[which]
+    def drop(self, indices: NDArray[np.intp], round_index: int) -> Floats:
+        """Mark examples as dropped, and return their embeddings."""
+        self.dropped_in[indices] = round_index
+        return self.embeddings[indices]
 
 
 def _without(arrays: Arrays, key: str) -> Arrays:

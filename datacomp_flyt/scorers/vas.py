@@ -4,7 +4,7 @@ Wang et al., "Variance Alignment Score", 2024: with S = (1/M) sum_j t_j t_j^T ov
 
     VAS(i) = f_i^T S f_i
 
-which is NormSim_2 squared over M, so it ranks alike.
+which is NormSim_2 squared over M, so the ranking is the same.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Vas(PoolScorer):
     def __init__(
         self,
         targets: Sequence[str] | None = None,
+        *,
         arch: str = "b32",
         renormalize: bool = False,
         column: str | None = None,
@@ -43,7 +44,12 @@ class Vas(PoolScorer):
         """
         Args:
             targets: files of target embeddings, see `load_targets`; None for the pool's own.
-            arch: prefix of the pool's array: `b32`, `l14`.
+            arch: the prefix of the pool's array: `b32`, `l14`.
+            renormalize: scale embeddings to unit norm.
+            column: the name of the score; None for `vas`.
+
+        Raises:
+            InputError: a target file cannot be read.
         """
         self.targets, self.array, self.renormalize = targets, f"{arch}_img", renormalize
         self.arrays = (self.array,)
@@ -89,18 +95,18 @@ class Vas(PoolScorer):
 
 
 def moment_of_rows(shard: ParquetShard, array: str, renormalize: bool) -> Arrays:
-    """Sum of f f^T over the usable rows of a file, and their number."""
+    """Return the sum of f f^T over the usable rows of a file, and the number of these rows."""
     (width,) = embedding_widths(shard, [array])
-    moment, number = np.zeros((width, width)), 0
+    moment, count = np.zeros((width, width)), 0
     for (block,) in iter_embedding_blocks(shard, [array], renormalize, Counter()):
         usable = block[np.isfinite(block[:, 0])]
-        number += len(usable)
+        count += len(usable)
         moment += second_moment(usable)
-    return {"moment": moment, "number": np.array(number)}
+    return {"moment": moment, "number": np.array(count)}
 
 
 def add_up(names: Sequence[str], summary: Callable[[str], Arrays]) -> Arrays:
-    """Sums of all arrays of all summaries, in the order of the names."""
+    """Sum each array over all summaries, in the order of the names."""
     total: Arrays = {}
     for name in names:
         for key, value in summary(name).items():

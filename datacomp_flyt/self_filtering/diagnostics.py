@@ -1,10 +1,10 @@
-"""What a round's mix and scores are like: noise, overlap, diversity, drift.
+"""Describe a round's subset and scores by numbers: noise, overlap, diversity, drift.
 
     python -m datacomp_flyt.self_filtering.diagnostics --run_dir RUN --round 1 \\
         --labels kinds.parquet --noise_kinds swapped blank
 
-writes `RUN/round_1/diagnostics.json`. Counts are of all pairs; what needs captions or scores is of
-a sample of 200,000, chosen by a hash of the uid.
+writes `RUN/round_1/diagnostics.json`. Counts are of all pairs. Numbers that need captions or scores
+are of a sample of 200,000 pairs, chosen by a hash of the uid.
 """
 
 from __future__ import annotations
@@ -15,47 +15,47 @@ if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
     run_main("datacomp_flyt.self_filtering.diagnostics")
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from datacomp_flyt.errors import InputError, first_line
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.output_files import atomic_write, check_save_path
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.score_table import ScoreTable
 from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.pool.uid_search import find_uids
-from datacomp_flyt.pool.uids import decode_uids
 from datacomp_flyt.report.sample import PoolSample, read_sample
 from datacomp_flyt.report.words import count_words
-from datacomp_flyt.self_filtering.mix import COLUMN, CONFIDENT, MIX
+from datacomp_flyt.self_filtering.labels import read_labels
+from datacomp_flyt.self_filtering.next_subset import COLUMN, CONFIDENT, SUBSET
 from datacomp_flyt.self_filtering.scores import SEEN, UNSEEN
 from datacomp_flyt.streams import say
 from datacomp_flyt.threads import default_num_workers
 
 SCORE_COLUMNS = (COLUMN, "m_flyt", "flyt")  # the last two of the closed loop
 _SAMPLE = 200_000
-_FEWEST = 5  # occurrences of a word that counts as a concept
+_FEWEST = 5  # occurrences in the pool of a word that counts
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 def overlap(one: Floats, other: Floats) -> float:
-    """Jaccard's index weighted by shares of the draws: Σ min / Σ max of the two, 0 to 1.
+    """Return the weighted Jaccard index of two shares of draws: Σ min / Σ max, 0 to 1.
 
     Args:
-        one, other: draws [M] of the same examples.
+        one, other: draw counts [M] of the same examples.
     """
     shares, others = one / one.sum(), other / other.sum()
     return float(np.minimum(shares, others).sum() / np.maximum(shares, others).sum())
 
 
 def effective_number(weights: Floats) -> float:
-    """exp of the entropy: how many things, all alike, would be as diverse; 0 of nothing."""
+    """Return exp of the entropy of weights [n]: n where all are equal, 0 where all are 0."""
     total = float(weights.sum())
     if not total:
         return 0.0
@@ -64,7 +64,7 @@ def effective_number(weights: Floats) -> float:
 
 
 def ranks(values: Floats) -> Floats:
-    """Ranks [n] from 1, the mean one where values are equal."""
+    """Return ranks [n] from 1; equal values get their mean rank."""
     distinct, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     means: Floats = (2 * last - counts + 1) / 2
@@ -72,7 +72,7 @@ def ranks(values: Floats) -> Floats:
 
 
 def rank_correlation(one: Floats, other: Floats) -> float:
-    """Spearman's, over examples where both are numbers; NaN where one is constant there."""
+    """Return Spearman's correlation where both are finite; NaN where one is constant there."""
     both = np.isfinite(one) & np.isfinite(other)
     first, second = ranks(one[both]), ranks(other[both])
     if len(first) < 2 or not first.std() or not second.std():
@@ -81,28 +81,36 @@ def rank_correlation(one: Floats, other: Floats) -> float:
 
 
 def area_under_curve(clean: Floats, noise: Floats) -> float:
-    """How often a clean pair scores above a noisy one, ties half; NaN where either is missing."""
+    """Return the share of (clean, noisy) pairs in which the clean score is larger; ties are half.
+
+    Args:
+        clean, noise: scores [n] and [m]; those that are not finite are left out.
+
+    Returns:
+        0 to 1; NaN where no clean or no noisy score is finite.
+    """
     clean, noise = clean[np.isfinite(clean)], noise[np.isfinite(noise)]
     if not len(clean) or not len(noise):
         return float("nan")
-    of_clean = ranks(np.concatenate([clean, noise]))[: len(clean)].sum()
-    return float((of_clean - len(clean) * (len(clean) + 1) / 2) / (len(clean) * len(noise)))
+    rank_sum = ranks(np.concatenate([clean, noise]))[: len(clean)].sum()
+    return float((rank_sum - len(clean) * (len(clean) + 1) / 2) / (len(clean) * len(noise)))
 
 
-def noise_of_mix(
+def noise_of_subset(
     counts: Counts, kinds: NDArray[np.object_], noisy: NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """How well a mix keeps clean pairs and leaves noise out.
+    """Measure how well a subset keeps clean pairs and leaves noise out.
 
     Args:
-        counts: draws of each labelled pair [n].
-        kinds: of the pairs [n].
+        counts: draw counts of the labelled pairs [n].
+        kinds: the kinds of the pairs [n].
         noisy: whether a pair's kind is noise [n].
 
     Returns:
-        clean_precision: share of the draws that are of clean pairs; clean_recall: share of the
-        clean pairs that are drawn; noise_precision and noise_recall: of the pairs left out the
-        share that is noise, and of the noise the share that is left out; kinds: share of draws.
+        clean_precision: the share of the draws that are of clean pairs; clean_recall: the share of
+        the clean pairs that are drawn; noise_precision: the share of the pairs left out that are
+        noise; noise_recall: the share of the noise that is left out; kinds: the share of the draws
+        by kind.
     """
     drawn, total = counts > 0, max(int(counts.sum()), 1)
     return {
@@ -120,162 +128,175 @@ def _share(part: Any, whole: Any) -> float:
     return float(part) / float(whole) if whole else float("nan")
 
 
-def words_of_mix(sample: PoolSample, counts: Counts) -> dict[str, float]:
-    """Diversity of the captions' words: effective numbers, and how much of the pool's is covered.
+def words_of_subset(sample: PoolSample, counts: Counts) -> dict[str, float]:
+    """Measure the diversity of the caption words of a subset.
 
     Args:
-        counts: draws of the sample's examples [n].
+        sample: a sample of the pool.
+        counts: draw counts of the sample's examples [n].
+
+    Returns:
+        effective_words and effective_words_of_pool: exp of the entropies; word_coverage: the share
+        of the pool's words, of 5 occurrences or more, that the subset has. Empty without captions.
     """
     if sample.captions is None:
         return {}
     words = count_words(sample.captions.tolist())
     pool = words.totals(np.ones(len(counts)))
-    mix = words.totals(counts.astype(np.float64))
+    subset = words.totals(counts.astype(np.float64))
     usual = pool >= _FEWEST
     return {
-        "effective_words": effective_number(mix),
+        "effective_words": effective_number(subset),
         "effective_words_of_pool": effective_number(pool),
-        "word_coverage": _share((usual & (mix > 0)).sum(), usual.sum()),
+        "word_coverage": _share((usual & (subset > 0)).sum(), usual.sum()),
     }
 
 
 def _counts_of(sample_uids: NDArray[np.void], path: Path) -> Counts:
+    """Return how often a subset draws each example of a sample [n]."""
     uids, repeats = read_subset(path)
-    places = find_uids(uids["f0"].copy(), uids["f1"].copy(), sample_uids)
-    return np.where(places >= 0, repeats[places], 0).astype(np.int64)
+    rows = find_uids(uids["f0"].copy(), uids["f1"].copy(), sample_uids)
+    return np.where(rows >= 0, repeats[rows], 0).astype(np.int64)
 
 
 def _overlap_of(path: Path, before: Path) -> float:
-    (one, of_one), (other, of_other) = read_subset(path), read_subset(before)
-    both = np.unique(np.concatenate([one, other]))
-    draws = np.zeros((2, len(both)))
-    for row, uids, repeats in ((0, one, of_one), (1, other, of_other)):
-        draws[row, np.searchsorted(both, uids)] = repeats
+    subsets = [read_subset(path), read_subset(before)]
+    union = np.unique(np.concatenate([uids for uids, _ in subsets]))
+    draws = np.zeros((2, len(union)))
+    for row, (uids, repeats) in enumerate(subsets):
+        draws[row, np.searchsorted(union, uids)] = repeats
     return overlap(draws[0], draws[1])
 
 
-def read_labels(path: Path) -> tuple[NDArray[np.void], NDArray[np.object_]]:
-    """uids and kinds of a table of both.
+def read_scores(folder: Path, sample: PoolSample, workers: int) -> dict[str, Floats]:
+    """Return a round's own scores of a sample [n], by column; NaN for examples without a score.
 
-    Raises:
-        InputError: no such table.
+    Args:
+        folder: the round's folder of score tables; without scores the result is empty.
+        sample: a sample of the pool.
+        workers: threads that read.
     """
-    try:
-        table = pq.read_table(path, columns=["uid", "kind"])
-        table.validate(full=True)  # UTF-8 is not checked before
-        uids = decode_uids(table["uid"])
-        kinds = np.array(table["kind"].to_pylist(), np.object_)
-    except Exception as error:  # Arrow raises a dozen kinds of damaged files
-        raise InputError(
-            f"--labels {path} is no parquet file with `uid` and `kind` ({first_line(error)})"
-        ) from None
-    if not len(uids) or not all(isinstance(kind, str) for kind in kinds):
-        raise InputError(f"--labels {path} has no rows, or rows whose `kind` is no text")
-    order = np.sort(uids)
-    if (order[1:] == order[:-1]).any():
-        raise InputError(f"--labels {path} has a uid twice: keep one row for each")
-    return uids, kinds
+    if not (folder / COLUMN).is_dir():
+        return {}
+    table = ScoreTable(open_shards(str(folder / COLUMN), "scores", workers), str(folder))
+    names = [n for n in table.columns if n in (*SCORE_COLUMNS, UNSEEN, SEEN)]
+    columns = table.read(names, sample.pool, workers, True, True, progress=False)
+    return {
+        COLUMN if name in SCORE_COLUMNS else name: values.astype(np.float64)
+        for name, values in zip(names, columns, strict=True)
+    }
 
 
-class Scores:
-    """The columns of a round's own scores, over a sample, and NaN where there is none."""
+def judge(
+    run_dir: Path,
+    round_index: int,
+    *,
+    labels: Path | None = None,
+    noise_kinds: Sequence[str] = (),
+    seed: int = 0,
+) -> None:
+    """Write a round's `diagnostics.json`, and print it.
 
-    def __init__(self, folder: Path, sample: PoolSample, workers: int) -> None:
-        self.columns: dict[str, Floats] = {}
-        if not (folder / COLUMN).is_dir():
-            return
-        shards = open_shards(str(folder / COLUMN), "scores", workers)
-        table = ScoreTable(shards, str(folder))
-        names = [n for n in table.columns if n in (*SCORE_COLUMNS, UNSEEN, SEEN)]
-        read = table.read(names, sample.pool, workers, True, True, progress=False)
-        for name, values in zip(names, read, strict=True):
-            key = COLUMN if name in SCORE_COLUMNS else name
-            self.columns[key] = values.astype(np.float64)
-
-
-def judge(run_dir: Path, number: int, labels: Path | None, noise: list[str], seed: int) -> None:
-    """Write a round's `diagnostics.json`.
+    Args:
+        run_dir: the run's folder.
+        round_index: the round.
+        labels: a table of `uid` and `kind`; without, nothing is said about noise.
+        noise_kinds: the kinds that are noise.
+        seed: the seed of the sample.
 
     Raises:
         InputError: a file is missing or wrong.
     """
-    workers, folder = default_num_workers(), run_dir / f"round_{number}"
-    before = run_dir / f"round_{number - 1}"
-    # the last mix has been made of the round before, whose model was the last to see the pool
+    folder, before = (run_dir / f"round_{index}" for index in (round_index, round_index - 1))
+    workers = default_num_workers()
+    # no model has embedded the pool after the last subset was made: the round before has its pool
     metadata = folder if (folder / "metadata").is_dir() else before
     shards = open_shards(str(metadata / "metadata"), "--metadata_dir", workers)
     sample = read_sample(shards, _SAMPLE, seed, workers)
     uids = sample.pool.uids
-    counts = _counts_of(uids, folder / MIX)
-    _, repeats = read_subset(folder / MIX)
+    counts = _counts_of(uids, folder / SUBSET)
+    _, repeats = read_subset(folder / SUBSET)
     draws = int(repeats.sum())
-    found: dict[str, Any] = {
-        "round": number,
+    results: dict[str, Any] = {
+        "round": round_index,
         "draws": draws,
         "distinct": len(repeats),
         "effective": draws**2 / float(np.square(repeats, dtype=np.float64).sum()),
-        **words_of_mix(sample, counts),
+        **words_of_subset(sample, counts),
     }
-    if number:
-        found["overlap"] = _overlap_of(folder / MIX, before / MIX)
-    scores = Scores(folder / "scores", sample, workers).columns
-    if number and COLUMN in scores:
-        last = Scores(before / "scores", sample, workers).columns
-        if COLUMN in last:
-            found["rank_correlation"] = rank_correlation(scores[COLUMN], last[COLUMN])
+    if round_index:
+        results["overlap"] = _overlap_of(folder / SUBSET, before / SUBSET)
+    scores = read_scores(folder / "scores", sample, workers)
+    if round_index and COLUMN in scores:
+        former = read_scores(before / "scores", sample, workers)
+        if COLUMN in former:
+            results["rank_correlation"] = rank_correlation(scores[COLUMN], former[COLUMN])
     if labels is not None:
-        found |= _of_labels(labels, noise, uids, counts, folder, scores)
-    path = check_save_path(folder / "diagnostics.json", "--run_dir")
-    with atomic_write(path) as file:
-        file.write(json.dumps(_plain(found), indent=1).encode() + b"\n")
-    say(*json.dumps(_plain(found), indent=1).split("\n"))
+        results |= _judge_by_labels(labels, noise_kinds, uids, counts, folder, scores)
+    text = json.dumps(_nan_as_null(results), indent=1)
+    with atomic_write(check_save_path(folder / "diagnostics.json", "--run_dir")) as file:
+        file.write(text.encode() + b"\n")
+    say(*text.split("\n"))
 
 
-def _of_labels(
+def _judge_by_labels(
     labels: Path,
-    noise: list[str],
+    noise_kinds: Sequence[str],
     uids: NDArray[np.void],
     counts: Counts,
     folder: Path,
     scores: dict[str, Floats],
 ) -> dict[str, Any]:
-    """Of the pairs that have a label: the mix, its confident part, and what scores separate."""
-    labelled, of_label = read_labels(labels)
-    order = np.lexsort((labelled["f1"], labelled["f0"]))
-    labelled, of_label = labelled[order], of_label[order]
-    places = find_uids(labelled["f0"].copy(), labelled["f1"].copy(), uids)
-    known = places >= 0
+    """Judge the subset, its confident part and the scores by the pairs that have a label.
+
+    Args:
+        labels: a table of `uid` and `kind`.
+        noise_kinds: the kinds that are noise.
+        uids, counts: the sample's uids, and their draw counts in the subset [n].
+        folder: the round's folder.
+        scores: scores of the sample [n], by column.
+
+    Raises:
+        InputError: no pair of the sample has a label.
+    """
+    label_uids, label_kinds = read_labels(labels)
+    order = np.lexsort((label_uids["f1"], label_uids["f0"]))
+    label_uids, label_kinds = label_uids[order], label_kinds[order]
+    rows = find_uids(label_uids["f0"].copy(), label_uids["f1"].copy(), uids)
+    known = rows >= 0
     if not known.any():
         raise InputError(f"--labels {labels} has none of the pool's pairs")
-    kinds = of_label[places[known]]
-    noisy = np.isin(kinds.astype(str), noise)
-    found: dict[str, Any] = {"mix": noise_of_mix(counts[known], kinds, noisy)}
+    kinds = label_kinds[rows[known]]
+    noisy = np.isin(kinds.astype(str), list(noise_kinds))
+    results: dict[str, Any] = {"subset": noise_of_subset(counts[known], kinds, noisy)}
     if (folder / CONFIDENT).exists():
         confident = _counts_of(uids, folder / CONFIDENT)[known]
-        found["confident"] = noise_of_mix(confident, kinds, noisy)
-    in_mix = counts[known] > 0
-    found["auc"], found["auc_in_mix"] = {}, {}
-    for name, values in scores.items():
-        own = values[known]
-        found["auc"][name] = area_under_curve(own[~noisy], own[noisy])
-        found["auc_in_mix"][name] = area_under_curve(own[~noisy & in_mix], own[noisy & in_mix])
-    return found
+        results["confident"] = noise_of_subset(confident, kinds, noisy)
+    drawn = counts[known] > 0
+    results["auc"], results["auc_in_subset"] = {}, {}
+    for name, column in scores.items():
+        values = column[known]
+        results["auc"][name] = area_under_curve(values[~noisy], values[noisy])
+        results["auc_in_subset"][name] = area_under_curve(
+            values[~noisy & drawn], values[noisy & drawn]
+        )
+    return results
 
 
-def _plain(value: Any) -> Any:
-    """NaN as null: JSON has no NaN."""
+def _nan_as_null(value: Any) -> Any:
+    """Replace NaN by None at any depth, since JSON has no NaN."""
     if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
+        return {key: _nan_as_null(part) for key, part in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def main() -> None:
-    """The command above."""
+    """Parse the flags and call `judge`."""
     parser = Parser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--run_dir", type=Path, required=True)
-    parser.add_argument("--round", type=int, required=True)
-    parser.add_argument("--labels", type=Path, help="parquet of uid and kind")
-    parser.add_argument("--noise_kinds", nargs="*", default=[], help="kinds that are noise")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    args = parser.parse_args()
-    judge(args.run_dir, args.round, args.labels, args.noise_kinds, args.seed)
+    add = parser.add_argument
+    add("--run_dir", type=Path, required=True, help="folder of the run")
+    add("--round", type=int, required=True, dest="round_index", help="the round")
+    add("--labels", type=Path, help="parquet of uid and kind")
+    add("--noise_kinds", nargs="*", default=[], help="kinds that are noise")
+    add("--seed", type=int, default=0, help="seed of the sample")
+    judge(**vars(parser.parse_args()))

@@ -1,52 +1,51 @@
-"""A run as steps: round after round of training, embedding, scoring and mixing.
+"""A run as steps: round after round of training, embedding, scoring and selecting.
 
-RUN/round_k/mix.npy        what round k trains on; round 0's is the whole pool
+RUN/round_k/subset.npy     the subset that round k trains on; round 0's is the whole pool
     confident.npy          the part of it that was selected by score
     runs/                  the trainer's own folders
     metadata/ scores/      the pool's embeddings and scores by the round's model
     diagnostics.json report/
-RUN/mix.npy, finished.json the mix of the last scores, in the end
+RUN/subset.npy             the subset that the last scores select
+RUN/finished.json          the note that the run has finished
 RUN/report/                all rounds on one page
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from datacomp_flyt.self_filtering.mix import COLUMN, MIX
+from datacomp_flyt.self_filtering.next_subset import COLUMN, SUBSET, half_file
 from datacomp_flyt.self_filtering.settings import TWO_MODELS, Settings
 from datacomp_flyt.self_filtering.trainer_command import TrainerCommand, checkpoint_of
 from datacomp_flyt.steps import Step
 from datacomp_flyt.tars.shards import tars_in
 
-_DOWNSTREAM = "--downstream_dir"
-MODULE = "datacomp_flyt.self_filtering"
 MODEL_COLUMNS = ("model_alignment", "model_info_nce", "model_vas")
-"""Score columns that the closed loop makes of each round's model, beside those that are given."""
+"""Score columns that the closed loop makes of each round's model, beside external ones."""
 
 _NORM_SIM = "model_norm_sim"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is made of.
+    """A planned run.
 
     Attributes:
-        out: its folder, as given.
-        settings: its choices.
+        out: the run's folder, as given.
+        settings: the settings of the rounds.
         trainer: the user's trainer command.
-        model: of open_clip, or a JSON file: what the trainer trains.
-        model_config: the JSON file that `train_clip` is to make known, or None.
-        hook: more flags of `train_clip`.
+        model: the model that the trainer trains: open_clip's name, or a JSON file.
+        model_config: the JSON file or name that `train_clip` makes known, or None.
+        hook: further flags of `train_clip`.
         downstream_dir: closed loop: labelled tars.
-        scores_dir, score_columns: closed loop: score tables from elsewhere, and which columns.
-        flyt_flags: closed loop: more flags of `datacomp-flyt train`.
-        labels, noise_kinds: a table of `uid` and `kind`, and which kinds are noise; to judge by.
-        train_last: also train on the last mix.
-        keep_embeddings: do not remove a round's npz once it is scored.
-        reports: a page for each round of what it selected.
+        scores_dir, score_columns: closed loop: external score tables, and their columns to use.
+        flyt_flags: closed loop: further flags of `datacomp-flyt train`.
+        labels, noise_kinds: a table of `uid` and `kind` to judge by, and the kinds that are noise.
+        train_last: also train on the last subset.
+        keep_embeddings: keep a round's npz after the pool is scored.
+        reports: make a page for each round and one for all.
     """
 
     out: str
@@ -65,144 +64,159 @@ class Run:
     keep_embeddings: bool = False
     reports: bool = True
 
-    def folder(self, number: int) -> str:
-        """Of a round."""
-        return f"{self.out}/round_{number}"
+    def folder(self, round_index: int) -> str:
+        """Return the folder of a round."""
+        return f"{self.out}/round_{round_index}"
 
     def steps(self) -> Iterator[Step]:
-        """All, in order.
+        """Yield all steps in order.
 
         Raises:
             InputError: see `TrainerCommand.train`.
         """
         last = self.settings.rounds
-        yield self._module(
-            "first_mix", "Round 0: the mix is the whole pool",
+        yield _module_step(
+            "initial_subset", "Round 0: the subset is the whole pool",
             "--shards_dir", self.trainer.shards_dir, "--out", self.folder(0),
             "--draws", str(self.settings.samples_per_round),
             "--seed", str(self.settings.seed), *self._halves,
         )  # fmt: skip
-        for number in range(last):
-            yield from self._train(number)
-            yield self._embed(number)
-            if self.settings.selector == "self_filtering":
-                yield self._score(number)
-            else:
-                yield from self._learn(number)
-            yield self._mix(number + 1)
-            yield from self._judge(number)
-            if not self.keep_embeddings:
-                yield self._module(
-                    "forget", f"Round {number}: its embeddings are not wanted any more",
-                    self.folder(number), name=f"forget_{number}",
-                )  # fmt: skip
-        yield self._module(
-            "finished", "The last mix is the result",
+        for round_index in range(last):
+            yield from self._round(round_index)
+        yield _module_step(
+            "finalize", "The last subset is the result",
             "--run_dir", self.out, "--rounds", str(last),
-            name=f"finished_{last}", aside=True, again=True,
+            name=f"finalize_{last}", aside=True, again=True,
         )  # fmt: skip
         if self.train_last:
             yield from self._train(last)
         yield from self._judge(last)
         if self.reports:
-            yield self._module(
-                "page", "All rounds on one page",
+            yield _module_step(
+                "rounds_page", "All rounds on one page",
                 "--run_dir", self.out, "--rounds", str(last), aside=True, again=True,
+            )  # fmt: skip
+
+    def _round(self, round_index: int) -> Iterator[Step]:
+        """Train, embed, score, select the next round's subset, and judge."""
+        yield from self._train(round_index)
+        yield self._embed(round_index)
+        if self.settings.is_closed_loop:
+            yield from self._learn(round_index)
+        else:
+            yield self._score(round_index)
+        yield self._next_subset(round_index + 1)
+        yield from self._judge(round_index)
+        if not self.keep_embeddings:
+            yield _module_step(
+                "delete_embeddings", f"Round {round_index}: its embeddings are no longer needed",
+                self.folder(round_index), name=f"delete_embeddings_{round_index}",
             )  # fmt: skip
 
     @property
     def _halves(self) -> tuple[str, ...]:
         return ("--halves",) if self.settings.score in TWO_MODELS else ()
 
-    def _module(
-        self, module: str, title: str, *flags: str, name: str | None = None, **how: bool
-    ) -> Step:
-        words = ("python", "-m", f"{MODULE}.{module}", *flags)
-        return Step(name or module, title, words, **how)
-
-    def _train(self, number: int) -> Iterator[Step]:
-        """Of two models each on its half, and each as many samples as it has of the round's."""
-        settings, folder = self.settings, self.folder(number)
+    def _train(self, round_index: int) -> Iterator[Step]:
+        """Train the round's model; or two, each on its half, with half of the samples each."""
+        settings, folder = self.settings, self.folder(round_index)
         config = () if self.model_config is None else ("--model_config", self.model_config)
         for model in settings.models:
-            mix = MIX if model == "model" else f"mix_{model}.npy"
-            start = checkpoint_of(f"{self.folder(number - 1)}/runs", model)
+            subset = SUBSET if model == "model" else half_file(model)
+            start = checkpoint_of(f"{self.folder(round_index - 1)}/runs", model)
             command = self.trainer.train(
                 model,
                 f"{folder}/runs",
                 settings.samples_per_round // len(settings.models),
-                start if settings.continued and number else None,
+                start if settings.continued and round_index else None,
             )
-            which = "CLIP" if model == "model" else f"Model {model}"
+            title = "CLIP" if model == "model" else f"Model {model}"
             seed = ("--shuffle_seed", str(settings.seed))
-            words = ("train_clip", *config, "--subset", f"{folder}/{mix}", *seed, *self.hook)
+            words = ("train_clip", *config, "--subset", f"{folder}/{subset}", *seed, *self.hook)
             yield Step(
-                f"train_{number}_{model}", f"Round {number}: {which}, trained on its mix",
+                f"train_{round_index}_{model}", f"Round {round_index}: {title}, on its subset",
                 ("datacomp-flyt", *words, "--", *command), together=True,
             )  # fmt: skip
 
-    def _embed(self, number: int) -> Step:
-        folder = self.folder(number)
+    def _embed(self, round_index: int) -> Step:
+        folder = self.folder(round_index)
         encoders: list[str] = []
         for model in self.settings.models:
             checkpoint = checkpoint_of(f"{folder}/runs", model)
             encoders += ["--encoder", f"{model}={self.model}:{checkpoint}"]
         return Step(
-            f"embed_{number}", f"Round {number}: the pool's embeddings by it",
+            f"embed_{round_index}", f"Round {round_index}: the pool's embeddings",
             (
                 "datacomp-flyt", "embed", "--shards_dir", self.trainer.shards_dir,
                 "--metadata_dir", f"{folder}/metadata", *encoders,
             ),
         )  # fmt: skip
 
-    def _score(self, number: int) -> Step:
-        settings, folder = self.settings, self.folder(number)
-        more: tuple[str, ...] = ()
+    def _score(self, round_index: int) -> Step:
+        settings, folder = self.settings, self.folder(round_index)
+        name, title = f"score_{round_index}", f"Round {round_index}: scores of the pool"
         if settings.score == "info_nce":
-            more = self._info_nce_flags(number)
-        elif settings.score in TWO_MODELS:
-            since = 0 if settings.continued else number
-            more = ("--mixes", *(f"{self.folder(k)}/{MIX}" for k in range(since, number + 1)))
-        return self._module(
-            "scores", f"Round {number}: how clean it thinks each pair is",
-            "--score", settings.score, "--metadata_dir", f"{folder}/metadata",
-            "--out", f"{folder}/scores", "--seed", str(settings.seed), *more,
-            name=f"score_{number}",
+            return self._column_step(name, title, round_index, COLUMN, self._info_nce(round_index))
+        subsets: tuple[str, ...] = ()
+        if settings.score in TWO_MODELS:
+            first = 0 if settings.continued else round_index
+            rounds = range(first, round_index + 1)
+            subsets = ("--subsets", *(f"{self.folder(k)}/{SUBSET}" for k in rounds))
+        return _module_step(
+            "scores", title, "--score", settings.score, "--metadata_dir", f"{folder}/metadata",
+            "--out", f"{folder}/scores", "--seed", str(settings.seed), *subsets, name=name,
         )  # fmt: skip
 
-    def _info_nce_flags(self, number: int) -> tuple[str, ...]:
+    def _info_nce(self, round_index: int) -> tuple[str, ...]:
+        """Return the scorer of info_nce and its flags."""
         settings = self.settings
-        given = settings.temperature
-        checkpoint = checkpoint_of(f"{self.folder(number)}/runs", "model")
+        temperature = ("--temperature", str(settings.temperature))
+        if settings.temperature is None:
+            checkpoint = checkpoint_of(f"{self.folder(round_index)}/runs", "model")
+            temperature = ("--temperature_of", checkpoint)
         return (
-            *(("--checkpoint", checkpoint) if given is None else ("--temperature", str(given))),
+            *("neg_clip_loss", "--arch", "model", *temperature),
             *("--batch_size", str(settings.info_nce_batch)),
-            *("--num_partitions", str(settings.info_nce_partitions)),
+            *("--num_partitions", str(settings.info_nce_partitions), "--seed", str(settings.seed)),
         )
 
-    def _mix(self, number: int) -> Step:
-        """The mix that round `number` trains on, of the scores or the choice of the one before."""
-        settings, before = self.settings, self.folder(number - 1)
-        by_score = settings.selector == "self_filtering"
-        scores, selected = f"{before}/scores", f"{before}/selected.npy"
-        what = ("--scores_dir", scores) if by_score else ("--selected", selected)
-        return self._module(
-            "mix", f"Round {number - 1}: the next mix",
-            "--metadata_dir", f"{before}/metadata", *what,
+    def _column_step(
+        self, name: str, title: str, round_index: int, column: str, scorer: tuple[str, ...]
+    ) -> Step:
+        """Return the step that makes a score column of the round's npz.
+
+        Args:
+            scorer: the scorer's name and its flags.
+        """
+        folder = self.folder(round_index)
+        pool = ("--metadata_dir", f"{folder}/metadata", "--scores_dir", f"{folder}/scores")
+        words = ("score", "--scorer", scorer[0], "--column", column, *scorer[1:], *pool)
+        return Step(name, title, ("datacomp-flyt", *words))
+
+    def _next_subset(self, round_index: int) -> Step:
+        """Return the step that makes a round's subset of what the round before has scored."""
+        settings, before = self.settings, self.folder(round_index - 1)
+        source = ("--scores_dir", f"{before}/scores")
+        if settings.is_closed_loop:
+            source = ("--selected", f"{before}/selected.npy")
+        return _module_step(
+            "next_subset", f"Round {round_index - 1}: the next subset",
+            "--metadata_dir", f"{before}/metadata", *source,
             "--draws", str(settings.samples_per_round),
             "--confident_fraction", str(settings.confident_fraction),
-            "--random_share", str(settings.random_share_of(number)), "--round", str(number),
-            "--seed", str(settings.seed), *self._halves, "--out", self.folder(number),
-            name=f"mix_{number}",
+            "--random_share", str(settings.random_share_of(round_index)),
+            "--round", str(round_index),
+            "--seed", str(settings.seed), *self._halves, "--out", self.folder(round_index),
+            name=f"next_subset_{round_index}",
         )  # fmt: skip
 
-    def _learn(self, number: int) -> Iterator[Step]:
+    def _learn(self, round_index: int) -> Iterator[Step]:
         """Closed loop: score columns by the round's model, a scoring model, Soft Cap Sampling."""
-        settings, folder = self.settings, self.folder(number)
+        settings, folder = self.settings, self.folder(round_index)
         selector = settings.selector
         pool: tuple[str, ...] = ("--metadata_dir", f"{folder}/metadata")
         if selector == "m_flyt":
-            yield from self._columns(number)
+            yield from self._columns(round_index)
             pool = (*pool, "--scores_dir", f"{folder}/scores")
             # the tars also have pairs that cannot be embedded; `select` misses no other's score
             partial = "--allow_partial_scores"
@@ -213,8 +227,8 @@ class Run:
         assert self.downstream_dir is not None
         preset = () if "--preset" in self.flyt_flags else ("--preset", f"{selector}_base")
         yield Step(
-            f"learn_{number}",
-            f"Round {number}: a scoring model, with the round's model as its reference",
+            f"learn_{round_index}",
+            f"Round {round_index}: a scoring model, with the round's model as its reference",
             (
                 "datacomp-flyt", "train", *self.flyt_flags, *preset, "--seed", str(settings.seed),
                 "--train_data", self.trainer.shards_dir, *features,
@@ -225,12 +239,12 @@ class Run:
             together=True,
         )  # fmt: skip
         draws = settings.samples_per_round
-        draws -= round(settings.random_share_of(number + 1) * draws)
+        draws -= round(settings.random_share_of(round_index + 1) * draws)
         yield Step(
-            f"select_{number}", f"Round {number}: Soft Cap Sampling of its scores",
+            f"select_{round_index}", f"Round {round_index}: Soft Cap Sampling of its scores",
             (
                 "python", "-m", "baselines_plugin",
-                "--name", "m_flyt" if selector == "m_flyt" else "flyt", *pool,
+                "--name", selector, *pool,
                 "--scoring_model", f"{folder}/flyt/scoring_model.safetensors",
                 "--sampling", "scs", "--num_samples", str(draws), "--seed", str(settings.seed),
                 "--repetition_penalty", str(settings.repetition_penalty),
@@ -241,33 +255,36 @@ class Run:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Score columns that M-FLYT mixes."""
-        likeness = (_NORM_SIM,) if self._one_task else ()
-        return (*MODEL_COLUMNS, *likeness, *self.score_columns)
+        """The score columns that M-FLYT mixes."""
+        similarity = (_NORM_SIM,) if self._can_embed_downstream else ()
+        return (*MODEL_COLUMNS, *similarity, *self.score_columns)
 
     @property
-    def _one_task(self) -> bool:
-        """Whether tars lie in the downstream folder itself: then they can be embedded, too."""
+    def _can_embed_downstream(self) -> bool:
+        """Whether tars lie in the downstream folder itself, not in a folder for each task."""
         folder = self.downstream_dir
-        return folder is not None and os.path.isdir(folder) and bool(tars_in(folder, _DOWNSTREAM))
+        flag = "--downstream_dir"
+        return folder is not None and os.path.isdir(folder) and bool(tars_in(folder, flag))
 
-    def _columns(self, number: int) -> Iterator[Step]:
-        folder = self.folder(number)
-        checkpoint = checkpoint_of(f"{folder}/runs", "model")
+    def _columns(self, round_index: int) -> Iterator[Step]:
+        """Make the score columns of the round's model, and link the external ones."""
+        folder = self.folder(round_index)
         if self.scores_dir is not None:
-            yield self._module(
-                "given_scores", f"Round {number}: score columns from elsewhere",
+            yield _module_step(
+                "link_external_scores", f"Round {round_index}: external score columns",
                 "--scores_dir", self.scores_dir, "--out", f"{folder}/scores",
-                name=f"given_{number}",
+                name=f"link_external_scores_{round_index}",
             )  # fmt: skip
-        scorers: dict[str, Sequence[str]] = {
+        scorers: dict[str, tuple[str, ...]] = {
             "model_alignment": ("clip_score", "--source", "npz", "--arch", "model"),
             "model_vas": ("vas", "--arch", "model"),
         }
-        if self._one_task:
+        if self._can_embed_downstream:
             assert self.downstream_dir is not None
+            checkpoint = checkpoint_of(f"{folder}/runs", "model")
             yield Step(
-                f"embed_downstream_{number}", f"Round {number}: embeddings of downstream pictures",
+                f"embed_downstream_{round_index}",
+                f"Round {round_index}: embeddings of downstream pictures",
                 (
                     "datacomp-flyt", "embed", "--make_uids", "--shards_dir", self.downstream_dir,
                     "--metadata_dir", f"{folder}/downstream",
@@ -276,42 +293,45 @@ class Run:
             )  # fmt: skip
             targets = ("--targets", f"{folder}/downstream", "--arch", "model")
             scorers[_NORM_SIM] = ("norm_sim", *targets)
-        for column, (scorer, *flags) in scorers.items():
-            yield Step(
-                f"{column}_{number}", f"Round {number}: a score column, {column}",
-                (
-                    "datacomp-flyt", "score", "--scorer", scorer, "--column", column, *flags,
-                    "--metadata_dir", f"{folder}/metadata", "--scores_dir", f"{folder}/scores",
-                ),
-            )  # fmt: skip
-        yield self._module(
-            "scores", f"Round {number}: a score column, model_info_nce",
-            "--score", "info_nce", "--metadata_dir", f"{folder}/metadata",
-            "--out", f"{folder}/scores", "--seed", str(self.settings.seed),
-            "--column", "model_info_nce", *self._info_nce_flags(number), name=f"info_nce_{number}",
-        )  # fmt: skip
+        scorers["model_info_nce"] = self._info_nce(round_index)
+        for column, scorer in scorers.items():
+            title = f"Round {round_index}: the score column {column}"
+            yield self._column_step(f"{column}_{round_index}", title, round_index, column, scorer)
 
-    def _judge(self, number: int) -> Iterator[Step]:
-        """What the round's mix is like, and its scores, if it has any."""
+    def _judge(self, round_index: int) -> Iterator[Step]:
+        """Describe the round's subset, and its scores where it has any."""
         labels: tuple[str, ...] = ()
         if self.labels is not None:
             labels = ("--labels", self.labels, "--noise_kinds", *self.noise_kinds)
-        yield self._module(
-            "diagnostics", f"Round {number}: what its mix and its scores are like",
-            "--run_dir", self.out, "--round", str(number), "--seed", str(self.settings.seed),
-            *labels, name=f"diagnostics_{number}", aside=True,
+        yield _module_step(
+            "diagnostics", f"Round {round_index}: diagnostics of its subset and scores",
+            "--run_dir", self.out, "--round", str(round_index), "--seed", str(self.settings.seed),
+            *labels, name=f"diagnostics_{round_index}", aside=True,
         )  # fmt: skip
-        if self.reports and number:
-            before = self.folder(number - 1)
-            # round 0's mix is the pool, and all of its tars: more than the report can know
-            former = (f"round {number - 1}={before}/{MIX}",) if number > 1 else ()
+        if self.reports and round_index:
+            before = self.folder(round_index - 1)
+            # round 0's subset is the pool with all of its tars: more than the report can know
+            former = (f"round {round_index - 1}={before}/{SUBSET}",) if round_index > 1 else ()
+            own = f"round {round_index}={self.folder(round_index)}/{SUBSET}"
             yield Step(
-                f"report_{number}", f"Round {number}: a page of what its mix has",
+                f"report_{round_index}", f"Round {round_index}: a page about its subset",
                 (
                     "datacomp-flyt", "report", "--metadata_dir", f"{before}/metadata",
                     "--scores_dir", f"{before}/scores", "--shards_dir", self.trainer.shards_dir,
-                    "--subset", *former, f"round {number}={self.folder(number)}/{MIX}",
-                    "--out", f"{self.folder(number)}/report",
+                    "--subset", *former, own, "--out", f"{self.folder(round_index)}/report",
                 ),
                 aside=True,
             )  # fmt: skip
+
+
+def _module_step(
+    module: str,
+    title: str,
+    *flags: str,
+    name: str | None = None,
+    aside: bool = False,
+    again: bool = False,
+) -> Step:
+    """Return the step that runs a module of this package."""
+    words = ("python", "-m", f"datacomp_flyt.self_filtering.{module}", *flags)
+    return Step(name or module, title, words, aside=aside, again=again)

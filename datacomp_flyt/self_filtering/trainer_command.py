@@ -1,8 +1,7 @@
-"""The user's trainer command, and what a round adds to it: data, where the run goes, how long.
+"""The user's trainer command, and the flags that a round adds: data, output folder and length.
 
-Two trainers are known by their flags: open_clip's own (`-m open_clip_train.main`, or a script that
-hands its flags on), and DataComp's `train.py`, which has others and takes from `--scale` what a
-round would set.
+Two trainers are supported: open_clip's own (`-m open_clip_train.main`, or a script that passes its
+flags on), and DataComp's `train.py`, whose flags differ and whose `--scale` sets the length.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.listing import local_path
 from datacomp_flyt.tars.shards import tars_in
 
-_OURS = {
+# Flags that a round sets, by whether the trainer is DataComp's.
+_SET_BY_ROUNDS = {
     True: ("--data_dir", "--output_dir", "--exp_name", "--resume"),
     False: ("--train-data", "--name", "--logs", "--resume", "--train-num-samples"),
 }
@@ -27,24 +27,26 @@ _LONGEST = 100_000  # characters of an argument; Linux takes 131,072
 
 @dataclass(frozen=True)
 class TrainerCommand:
-    """What came after `--`.
+    """The words after `--` of the command line.
 
     Attributes:
         words: `-m open_clip_train.main ARGS`, or `train.py ARGS`.
-        shards_dir: of the pool, as given.
+        shards_dir: the pool's tars, as given.
+
+    Raises:
+        InputError: there are no words, or they have flags that a round sets itself.
     """
 
     words: tuple[str, ...]
     shards_dir: str
 
     def __post_init__(self) -> None:
-        """Raises InputError where nothing came, or flags that a round sets itself."""
         if not self.words:
             raise InputError(
                 "the trainer's command is missing: end with -- -m open_clip_train.main ARGS, or "
                 "-- train.py ARGS"
             )
-        for flag in _OURS[self.is_datacomp]:
+        for flag in _SET_BY_ROUNDS[self.is_datacomp]:
             if self.value_of(flag) is not None:
                 raise InputError(
                     f"{flag} is set anew in each round: leave it out of the trainer's command"
@@ -57,29 +59,32 @@ class TrainerCommand:
         return os.path.basename(self.words[0]) == "train.py"
 
     def value_of(self, flag: str) -> str | None:
-        """What follows a flag, the last time that it is given; spelt with - or _, or with =."""
-        wanted, found = flag.replace("_", "-"), None
+        """Return the last value of a flag, spelt with - or _, and with = or without; else None."""
+        wanted, last = flag.replace("_", "-"), None
         for word, following in zip(self.words, [*self.words[1:], ""], strict=True):
             name, equals, value = word.partition("=")
             if name.startswith("--") and name.replace("_", "-") == wanted:
-                found = value if equals else following
-        return found
+                last = value if equals else following
+        return last
 
     @property
     def scale(self) -> Scale | None:
-        """DataComp's, if it is its `train.py` and the scale is one of the four."""
+        """DataComp's scale, if the trainer is its `train.py` and the scale is one of the four."""
         return SCALES.get(self.value_of("--scale") or "") if self.is_datacomp else None
 
     @property
     def model(self) -> str | None:
-        """What it trains, as open_clip calls it; None where the command does not say."""
+        """open_clip's name of the trained model; None where the command does not give it."""
         return self.scale.model if self.scale else self.value_of("--model")
 
     def samples_per_round(self, given: int | None) -> int:
-        """Samples that training sees in a round.
+        """Return the number of samples that training sees in a round.
+
+        Args:
+            given: the value of `--samples_per_round`.
 
         Raises:
-            InputError: neither `--samples_per_round` nor a scale says it, or both do.
+            InputError: neither `--samples_per_round` nor a scale sets it, or both do.
         """
         if self.scale:
             if given is not None:
@@ -93,15 +98,15 @@ class TrainerCommand:
         return given
 
     def train(self, name: str, folder: str, samples: int, start: str | None) -> tuple[str, ...]:
-        """The whole command of one training, which goes on where it was when it is given again.
+        """Return the whole command of one training, which resumes when it is given again.
 
         Args:
-            name: of the run in `folder`.
-            samples: that it is to see; DataComp's train.py knows them by its scale.
-            start: a checkpoint to take weights from; None for what the command itself says.
+            name: the name of the training in `folder`.
+            samples: the number of samples to see; DataComp's train.py takes it from its scale.
+            start: a checkpoint to take weights from; None for the weights that the command names.
 
         Raises:
-            InputError: no tar, or `train.py` and a checkpoint to start from.
+            InputError: the pool has no tar, or `train.py` is to start from a checkpoint.
         """
         if self.is_datacomp:
             if self.shards_dir.endswith(".tar"):
@@ -114,14 +119,14 @@ class TrainerCommand:
                     "--continue wants a trainer that can start from a checkpoint, and DataComp's "
                     "train.py has no flag for that: leave it out, or use -m open_clip_train.main"
                 )
-            places = ("--data_dir", self.shards_dir, "--output_dir", folder, "--exp_name", name)
-            return (*self.words, *places)
+            flags = ("--data_dir", self.shards_dir, "--output_dir", folder, "--exp_name", name)
+            return (*self.words, *flags)
         epochs = self.value_of("--epochs")
-        number = 1 if epochs is None else _positive("--epochs", epochs)
+        num_epochs = 1 if epochs is None else _num_epochs(epochs)
         return (
             *self.words,
             *("--train-data", train_data(self.shards_dir)),
-            *("--train-num-samples", str(max(samples // number, 1))),
+            *("--train-num-samples", str(max(samples // num_epochs, 1))),
             *(() if epochs else ("--epochs", "1")),
             *(() if start is None else ("--pretrained", start)),
             *("--save-most-recent", "--logs", folder, "--name", name, "--resume", "latest"),
@@ -129,32 +134,32 @@ class TrainerCommand:
 
 
 def checkpoint_of(folder: str, name: str) -> str:
-    """Where both trainers leave the last weights of a run."""
+    """Return the file of a training's last weights, which is the same for both trainers."""
     return f"{folder}/{name}/checkpoints/epoch_latest.pt"
 
 
 def train_data(shards_dir: str) -> str:
-    """Tars as open_clip's `--train-data` takes them: a folder becomes a pattern.
+    """Return tars as open_clip's `--train-data` takes them: a folder becomes a pattern.
 
     Raises:
-        InputError: a folder without a tar, or with more than a pattern can name.
+        InputError: a folder has no tar, or more than a pattern can name.
     """
-    if (where := local_path(shards_dir)) is None:
+    if (path := local_path(shards_dir)) is None:
         return shards_dir
-    if ":" in where:  # webdataset would take the beginning of such a name for a scheme or a command
-        where = os.path.abspath(where)
-    if not os.path.isdir(where):
-        if not os.path.lexists(where) and glob.has_magic(where):
+    if ":" in path:  # webdataset would take the beginning of such a name for a scheme or a command
+        path = os.path.abspath(path)
+    if not os.path.isdir(path):
+        if not os.path.lexists(path) and glob.has_magic(path):
             raise InputError(
                 f"--shards_dir {shards_dir}: the trainer takes braces, not * and ?: give the "
                 "folder, or a pattern such as {00000000..00012895}.tar"
             )
-        return where
-    names = [os.path.basename(tar) for tar in tars_in(where, "--shards_dir", needed=True)]
-    folder = where.rstrip("/")
+        return path
+    names = [os.path.basename(tar) for tar in tars_in(path, "--shards_dir", needed=True)]
+    folder = path.rstrip("/")
     pattern = f"{folder}/{_as_pattern(names)}"
-    odd = re.search(r"[{}]|::", folder) or re.search(r"[{},:]", "".join(names))
-    if len(pattern) > _LONGEST or odd:
+    special = re.search(r"[{}]|::", folder) or re.search(r"[{},:]", "".join(names))
+    if len(pattern) > _LONGEST or special:
         raise InputError(
             f"--shards_dir {shards_dir} has {len(names):,} tars whose names are no row of numbers, "
             "or a brace or :: in a name: give a pattern such as {00000000..00012895}.tar"
@@ -177,17 +182,17 @@ def _as_pattern(names: list[str]) -> str:
     return f"{{{','.join(stems)}}}{endings[0]}"
 
 
-def _positive(flag: str, value: str) -> int:
+def _num_epochs(value: str) -> int:
     if not value.isdigit() or int(value) < 1:
-        raise InputError(f"{flag} {value} of the trainer's command is no number of epochs")
+        raise InputError(f"--epochs {value} of the trainer's command is no number of epochs")
     return int(value)
 
 
 def split_words(text: str, flag: str) -> tuple[str, ...]:
-    """A quoted command line as words.
+    """Split a quoted command line into words.
 
     Raises:
-        InputError: a quote without its partner.
+        InputError: a quote is not closed.
     """
     try:
         return tuple(shlex.split(text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -55,6 +56,17 @@ def as_command(*flags: str) -> Outcome:
         text=True,
     )
     return Outcome(ended.returncode, ended.stdout, ended.stderr)
+
+
+def assert_refused(outcome: Outcome, *named: object) -> None:
+    """Assert exit code 2 and one sentence on stderr, which has these words."""
+    code, _, stderr = outcome
+    assert code == 2, stderr
+    program = r"(python -m baselines_plugin|baselines\.py)"
+    assert re.fullmatch(program + r": error: [^\r\n]+\n", stderr), stderr
+    assert "Traceback" not in stderr
+    for name in named:
+        assert str(name) in stderr
 
 
 @dataclass(frozen=True)

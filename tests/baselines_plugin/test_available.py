@@ -11,13 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from baselines_plugin.registry import METHODS
 from datacomp_flyt.scorers import save_glu_head
-from tests.baselines_plugin.job import Job, in_process
-from tests.baselines_plugin.samplings import IN_MEMORY_ONLY, sampled
-from tests.baselines_plugin.test_bad_input import assert_refused
-from tests.baselines_plugin.test_self_filtering import run_dir
-from tests.baselines_plugin.test_work_dir import (
+from datacomp_flyt.selection.registry import METHODS
+from tests.baselines_plugin.finished_run import run_dir
+from tests.baselines_plugin.job import Job, assert_refused, in_process
+from tests.baselines_plugin.large_pool import (
     EXAMPLES,
     GAPS,
     POOL,
@@ -28,6 +26,7 @@ from tests.baselines_plugin.test_work_dir import (
     small_slices,
     spoilt,
 )
+from tests.baselines_plugin.samplings import IN_MEMORY_ONLY, sampled
 from tests.conftest import hex_uids, make_pool, sorted_uids, take, write_parquet
 from tests.scorers.base.made import made_embeddings, made_head, write_npz
 from tests.tars.made_downloads import FAILED, write_shard
@@ -125,7 +124,7 @@ def test_flyt_on_embeddings(tmp_path: Path, kind: str, workers: int) -> None:
     known = () if kind == "status" else ("--available", tmp_path / "a.npy")
     subsets = []
     for job, more in ((less, ()), (whole, known)):
-        model = ("--name", "flyt", "--scoring_model", tmp_path / "head.safetensors")
+        model = ("--name", "e_flyt", "--scoring_model", tmp_path / "head.safetensors")
         flags = job.flags(*model, *SCS[4:], *more, "--num_workers", workers, table=False)
         ended = in_process(*flags)
         assert (ended.code, ended.stderr) == (0, "")
@@ -141,7 +140,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     np.save(tmp_path / "half.npy", sorted_uids(job.pool.uids[:60]))
     flags = job.flags("--name", "self_filtering", "--run_dir", run, table=False)
     assert in_process(*flags, "--available", str(tmp_path / "all.npy")).code == 0
-    assert job.save_path.read_bytes() == (run / "mix.npy").read_bytes()
+    assert job.save_path.read_bytes() == (run / "subset.npy").read_bytes()
     ended = in_process(*flags, "--available", str(tmp_path / "half.npy"))
     assert_refused(ended, "uids that are not in the pool")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.baselines_plugin.job import Job, Outcome, as_command, in_process
+from tests.baselines_plugin.job import Job, as_command, assert_refused, in_process
 from tests.conftest import PUBLISHED, hex_uids, make_pool, write_parquet
 from tests.files.torch_zip import zip_file
 
@@ -21,7 +20,7 @@ ROWS = len(POOL.uids)
 DRAWS = ("--num_samples", 200)
 ALPHA = ("--repetition_penalty", 0.4)
 PAPER = ("--name", "m_flyt", "--scoring_model", "paper")
-ON_FLYT = ("--score", "FLYT")
+ON_FLYT = ("--column", "FLYT")
 M_FLYT = (*PAPER, *DRAWS, *ALPHA)
 SCS = ("--name", "scs", *ON_FLYT, *DRAWS, *ALPHA)
 TOP = ("--name", "top_fraction", *ON_FLYT)
@@ -35,16 +34,6 @@ FilesIn = Callable[[], dict[str, bytes]]
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     return Job(POOL, tmp_path).write(parts=2)
-
-
-def assert_refused(outcome: Outcome, *named: object) -> None:
-    code, _, stderr = outcome
-    assert code == 2, stderr
-    program = r"(python -m baselines_plugin|baselines\.py)"
-    assert re.fullmatch(program + r": error: [^\r\n]+\n", stderr), stderr
-    assert "Traceback" not in stderr
-    for name in named:
-        assert str(name) in stderr
 
 
 # -------------------------------------------------------------------------- files at fault
@@ -211,9 +200,9 @@ FLAGS: dict[str, tuple[Flags, str]] = {
     "beta of 0": ((*HCS, "--frequency_limit", 0), "frequency_limit 0"),
     "beta below 0": ((*HCS, "--frequency_limit=-3"), "frequency_limit -3"),
     "0 workers": ((*SCS, "--num_workers", 0), "--num_workers is 0"),
-    "no score": (("--name", "scs", *DRAWS, *ALPHA), "--score"),
-    "unknown score": (("--name", "scs", "--score", "CLIP", *DRAWS, *ALPHA), "no column 'CLIP'"),
-    "score of text": (("--name", "scs", "--score", "text", *DRAWS, *ALPHA), "of type string"),
+    "no score": (("--name", "scs", *DRAWS, *ALPHA), "--column"),
+    "unknown score": (("--name", "scs", "--column", "CLIP", *DRAWS, *ALPHA), "no column 'CLIP'"),
+    "score of text": (("--name", "scs", "--column", "text", *DRAWS, *ALPHA), "of type string"),
     "no model": (("--name", "m_flyt", *DRAWS, *ALPHA), "--scoring_model"),
     "missing model": (
         ("--name", "m_flyt", "--scoring_model", "no.pt", *DRAWS, *ALPHA), "no.pt is not a file"
@@ -259,7 +248,7 @@ NO_MEANING: list[tuple[Flags, str]] = [
     (SCS, "--score_columns FLYT"),
     (SCS, "--allow_missing_scores"),
     (SCS, "--weight_ratio 2"),
-    (M_FLYT, "--score FLYT"),
+    (M_FLYT, "--column FLYT"),
     (M_FLYT, "--score_columns FLYT"),
     (M_FLYT, "--imagenet_accuracies FLYT=0.3"),
     (STANDARDIZED, "--scoring_model paper"),

@@ -9,7 +9,7 @@ import pytest
 
 from datacomp_flyt.samplers import soft_cap_counts
 from tests.baselines_plugin.job import Job, in_process
-from tests.baselines_plugin.test_selection import POOL, SCS, TOP, UIDS
+from tests.baselines_plugin.samplings import POOL, SCS, TOP, UIDS
 from tests.conftest import write_files
 from tests.oracles import scores as oracle
 
@@ -32,9 +32,9 @@ def job(tmp_path: Path) -> Job:
 def test_a_filter_is_its_column(job: Job, name: str, sampling: tuple[object, ...]) -> None:
     job.select("--name", name, *sampling)
     bytes_of_name = job.save_path.read_bytes()
-    job.select("--name", sampling[1], "--score", COLUMN_OF[name], *sampling[2:])
+    job.select("--name", sampling[1], "--column", COLUMN_OF[name], *sampling[2:])
     assert job.save_path.read_bytes() == bytes_of_name
-    job.select("--name", name, "--score", "DFN-Base", *sampling)
+    job.select("--name", name, "--column", "DFN-Base", *sampling)
     assert job.save_path.read_bytes() != bytes_of_name
 
 

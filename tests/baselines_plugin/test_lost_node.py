@@ -15,7 +15,7 @@ import pytest
 
 from datacomp_flyt.engines.engine import Outcome, T, TaskFactory, WorkerLost
 from tests.baselines_plugin.job import Job
-from tests.baselines_plugin.test_work_dir import M_FLYT, POOL, outputs, small_slices
+from tests.baselines_plugin.large_pool import M_FLYT, POOL, outputs, small_slices
 from tests.engines.two_nodes import TwoNodes, two_nodes
 
 pytest.importorskip("ray")

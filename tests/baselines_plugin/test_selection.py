@@ -13,20 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from baselines_plugin import add_arguments, method_names, registry, run_if_ours
+from baselines_plugin import add_arguments, method_names, run_if_ours
 from datacomp_flyt.samplers import hard_cap_counts, no_cap_counts, soft_cap_counts
+from datacomp_flyt.selection import registry
 from tests.baselines_plugin.job import Job, as_command, in_process
+from tests.baselines_plugin.samplings import HCS, NO_CAP, PAPER, POOL, SCS, TOP, UIDS
 from tests.conftest import PUBLISHED, hex_uids, make_pool, take, write_files, write_parquet
 from tests.oracles import mixing, selection
-from tests.oracles.selection import parse_uid, uid_array
+from tests.oracles.selection import uid_array
 
-POOL = make_pool()
-UIDS = uid_array(map(parse_uid, POOL.uids))
-PAPER = ("--name", "m_flyt", "--scoring_model", "paper")
-SCS = ("--sampling", "scs", "--num_samples", 900, "--repetition_penalty", 0.4)
-HCS = ("--sampling", "hcs", "--num_samples", 300, "--frequency_limit", 5)
-NO_CAP = ("--sampling", "no_cap", "--num_samples", 500)
-TOP = ("--sampling", "top_fraction", "--fraction", 0.3)
 CLIP = "clip_l14_similarity_score"
 
 
@@ -89,8 +84,8 @@ AS_FLAGS = [f"{name}={accuracy}" for name, accuracy in ACCURACIES.items()]
 @pytest.mark.parametrize(
     ("flags", "scores"),
     [
-        (["sum"], mixing.plain_sum(published())),
-        (["sum", "--score_columns", *THREE], mixing.plain_sum(THREE_COLUMNS)),
+        (["plain_sum"], mixing.plain_sum(published())),
+        (["plain_sum", "--score_columns", *THREE], mixing.plain_sum(THREE_COLUMNS)),
         (["standardized_sum"], mixing.standardized_sum(published())),
         (["standardized_sum", "--score_columns", *THREE], mixing.standardized_sum(THREE_COLUMNS)),
         (
@@ -119,7 +114,7 @@ def test_every_sum(
 @pytest.mark.parametrize("said", [False, True])
 def test_one_column_of_a_bare_pool(job: Job, sampling: tuple[object, ...], said: bool) -> None:
     flags = sampling if said else sampling[2:]
-    job.select("--name", sampling[1], "--score", CLIP, *flags, table=False)
+    job.select("--name", sampling[1], "--column", CLIP, *flags, table=False)
     assert job.subset_is(counted(sampling, RAW_CLIP))
 
 
@@ -129,7 +124,7 @@ def test_ties_by_uid_or_all_of_them(tmp_path: Path, fraction: float, keep_ties: 
     values = np.random.default_rng(4).integers(0, 6, len(UIDS)).astype(np.float32)
     job = Job(POOL._replace(scores={"uid": POOL.uids, "s": values}), tmp_path).write(3, seed=9)
     flags = ["--keep_ties"] if keep_ties else []
-    job.select("--name", "top_fraction", "--score", "s", "--fraction", fraction, *flags)
+    job.select("--name", "top_fraction", "--column", "s", "--fraction", fraction, *flags)
     by_uid = selection.top_fraction(values.tolist(), UIDS.tolist(), fraction)
     all_ties = selection.top_fraction_keep_ties(values.tolist(), fraction)
     assert job.subset_is(all_ties if keep_ties else by_uid)
@@ -156,14 +151,14 @@ def test_clip_scores_of_the_metadata_stand_in_for_the_published(tmp_path: Path) 
 @pytest.mark.parametrize("name", ["vit-b-32", "vit-l-14"])
 def test_a_published_name_on_a_bare_pool(job: Job, name: str) -> None:
     column = {"vit-b-32": "clip_b32_similarity_score", "vit-l-14": CLIP}[name]
-    job.select("--name", "scs", "--score", name, *SCS, table=False)
+    job.select("--name", "scs", "--column", name, *SCS, table=False)
     assert job.subset_is(counted(SCS, POOL.metadata[column].tolist()))
 
 
 def test_a_score_table_goes_before_the_metadata(tmp_path: Path) -> None:
     other = np.random.default_rng(8).normal(0, 2, len(UIDS))
     job = Job(POOL._replace(scores={"uid": POOL.uids, CLIP: other}), tmp_path).write()
-    job.select("--name", "scs", "--score", CLIP, *SCS)
+    job.select("--name", "scs", "--column", CLIP, *SCS)
     assert job.subset_is(counted(SCS, other.tolist()))
 
 
@@ -209,7 +204,7 @@ def test_missing_columns_are_left_out_where_allowed(tmp_path: Path) -> None:
 
 def test_all_columns_missing_is_refused_all_the_same(tmp_path: Path) -> None:
     job = Job(POOL, tmp_path).write()
-    flags = ("--name", "sum", "--score_columns", "x", "y", "--allow_missing_scores", *SCS)
+    flags = ("--name", "plain_sum", "--score_columns", "x", "y", "--allow_missing_scores", *SCS)
     code, _, stderr = in_process(*job.flags(*flags))
     assert code == 2
     assert "no column 'x', 'y'" in stderr
@@ -278,7 +273,7 @@ def test_scores_of_examples_outside_the_pool_change_nothing(tmp_path: Path) -> N
 def test_saved_scores_sample_to_the_same_subset(
     job: Job, monkeypatch: pytest.MonkeyPatch, row_group: int
 ) -> None:
-    monkeypatch.setattr("baselines_plugin.run._ROW_GROUP", row_group)
+    monkeypatch.setattr("datacomp_flyt.selection.scores._ROW_GROUP", row_group)
     saved = job.folder / "final" / "scores.parquet"
     job.select(*PAPER, *SCS, "--save_scores", saved)
     first = job.save_path.read_bytes()
@@ -291,14 +286,14 @@ def test_saved_scores_sample_to_the_same_subset(
 
     job.save_path.unlink()
     job.select(
-        "--name", "scs", "--score", "m_flyt", "--scores_dir", saved.parent, *SCS, table=False
+        "--name", "scs", "--column", "m_flyt", "--scores_dir", saved.parent, *SCS, table=False
     )
     assert job.save_path.read_bytes() == first
 
 
 def test_saved_scores_of_one_column_are_that_column(job: Job) -> None:
     saved = job.folder / "scores.parquet"
-    job.select("--name", "top_fraction", "--score", "DFN-FT", *TOP, "--save_scores", saved)
+    job.select("--name", "top_fraction", "--column", "DFN-FT", *TOP, "--save_scores", saved)
     table = pq.read_table(saved)
     found = dict(zip(table["uid"].to_pylist(), table["top_fraction"].to_numpy(), strict=True))
     assert found == dict(zip(POOL.uids, POOL.scores["DFN-FT"], strict=True))
@@ -307,7 +302,7 @@ def test_saved_scores_of_one_column_are_that_column(job: Job) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [PAPER, ("--name", "standardized_sum"), ("--name", "in_weighted_sum"), ("--name", "sum")],
+    [PAPER, ("--name", "standardized_sum"), ("--name", "in_weighted_sum"), ("--name", "plain_sum")],
 )
 def test_a_saved_model_brings_its_statistics_to_another_pool(
     job: Job, tmp_path: Path, method: tuple[str, ...]
@@ -368,7 +363,7 @@ def test_small_scale_s_own_round_on_a_pool_that_has_so_many(tmp_path: Path) -> N
     values = np.random.default_rng(0).normal(0, 1, number)
     pool = POOL._replace(uids=uids, metadata={"uid": uids, "s": values}, scores={"uid": uids})
     job = Job(pool, tmp_path).write()
-    flags = ("--name", "scs", "--score", "s", "--scale", "small", "--num_samples", 20_500)
+    flags = ("--name", "scs", "--column", "s", "--scale", "small", "--num_samples", 20_500)
     assert "G 10,000" in job.select(*flags, table=False)
     counts = soft_cap_counts(values, uid_array(job.pairs), 20_500, 0.5, 0, 10_000)
     assert job.subset_is(counts)
@@ -391,9 +386,9 @@ def test_flags_go_before_the_scale(job: Job) -> None:
         (*PAPER, *SCS),
         (*PAPER, *SCS, "--sampling_batch_size", 11),
         (*PAPER, *HCS),
-        ("--name", "sum", *NO_CAP),
+        ("--name", "plain_sum", *NO_CAP),
         ("--name", "in_weighted_sum", *TOP),
-        ("--name", "scs", "--score", CLIP, *SCS),
+        ("--name", "scs", "--column", CLIP, *SCS),
     ],
 )
 def test_files_partitions_and_workers_change_no_byte(

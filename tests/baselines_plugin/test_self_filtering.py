@@ -1,20 +1,14 @@
-"""`--name self_filtering`: the last mix of a finished run as a subset."""
+"""`--name self_filtering`: the last subset of a finished run as a subset."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from datacomp_flyt.pool.subset import write_subset
-from datacomp_flyt.self_filtering.finished import finish
+from tests.baselines_plugin.finished_run import COUNTS, POOL, run_dir
 from tests.baselines_plugin.job import Job, in_process
 from tests.conftest import make_pool
-from tests.oracles.selection import parse_uid, uid_array
-
-POOL = make_pool()
-COUNTS = np.random.default_rng(0).integers(0, 4, len(POOL.uids))
 
 
 @pytest.fixture
@@ -22,26 +16,15 @@ def job(tmp_path: Path) -> Job:
     return Job(POOL, tmp_path).write(parts=2, seed=1)
 
 
-def run_dir(folder: Path, counts: np.ndarray = COUNTS) -> Path:
-    """A run of one round that has ended."""
-    uids = uid_array(map(parse_uid, POOL.uids))
-    order = np.argsort(uids)
-    for number in (0, 1):
-        (folder / f"round_{number}").mkdir(parents=True)
-    write_subset(folder / "round_1" / "mix.npy", uids[order], counts[order])
-    finish(folder, 1)
-    return folder
-
-
 def flags(job: Job, run: Path, *more: object) -> list[str]:
     return job.flags("--name", "self_filtering", "--run_dir", run, *more, table=False)
 
 
-def test_the_mix_is_the_subset(job: Job) -> None:
+def test_the_run_s_subset(job: Job) -> None:
     run = run_dir(job.folder / "run")
     assert in_process(*flags(job, run)).code == 0
     assert job.subset_is(COUNTS)
-    assert job.save_path.read_bytes() == (run / "mix.npy").read_bytes()
+    assert job.save_path.read_bytes() == (run / "subset.npy").read_bytes()
 
 
 def test_refusals(job: Job) -> None:
@@ -51,7 +34,7 @@ def test_refusals(job: Job) -> None:
         (flags(job, job.folder), "no run of"),
         (flags(job, run, "--sampling", "scs"), "--sampling"),
         (flags(job, run, "--num_samples", 5), "--num_samples"),
-        (flags(job, run, "--score", "FLYT"), "--score"),
+        (flags(job, run, "--column", "FLYT"), "--column"),
         (flags(job, run, "--work_dir", job.folder / "work"), "--work_dir is for methods that mix"),
         (job.flags("--name", "scs", "--run_dir", run), "--run_dir"),
     ]
@@ -62,11 +45,11 @@ def test_refusals(job: Job) -> None:
         assert_refused(words, named)
     assert not job.save_path.exists()
     assert not (job.folder / "work").exists()
-    (run / "mix.npy").write_bytes((run / "mix.npy").read_bytes()[:-16])
-    assert_refused(flags(job, run), "is not the mix")
+    (run / "subset.npy").write_bytes((run / "subset.npy").read_bytes()[:-16])
+    assert_refused(flags(job, run), "is not the subset")
 
 
-def test_a_mix_of_another_pool(job: Job) -> None:
+def test_a_subset_of_another_pool(job: Job) -> None:
     run = run_dir(job.folder / "run")
     other = Job(make_pool(tag="other"), job.folder / "other").write()
     assert_refused(flags(other, run), "not in the pool")

@@ -13,8 +13,7 @@ import pytest
 
 pytest.importorskip("webdataset")
 
-from tests.baselines_plugin.job import in_process
-from tests.baselines_plugin.test_bad_input import assert_refused
+from tests.baselines_plugin.job import assert_refused, in_process
 from tests.cli.test_check import run
 from tests.conftest import write_files, write_parquet
 from tests.tars.made_downloads import Download, write_download
@@ -29,7 +28,16 @@ def made(tmp_path: Path) -> Download:
 
 
 def select(made: Download, *more: object, metadata: str = "metadata") -> Any:
-    flags = ("--name", "top_fraction", "--score", "vit-l-14", "--fraction", 0.5, "--num_workers", 1)
+    flags = (
+        "--name",
+        "top_fraction",
+        "--column",
+        "vit-l-14",
+        "--fraction",
+        0.5,
+        "--num_workers",
+        1,
+    )
     paths = ("--metadata_dir", made.folder / metadata, "--save_path", made.folder / "s.npy")
     ended = in_process(*map(str, (*flags, *paths, *more)))
     assert (made.folder / "s.npy").exists() == (ended.code == 0)

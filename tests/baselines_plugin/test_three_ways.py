@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baselines_plugin.registry import METHODS
 from datacomp_flyt.engines.ray_cluster import RayEngine
-from tests.baselines_plugin.job import Job, as_command, in_process
-from tests.baselines_plugin.samplings import IN_MEMORY_ONLY, QUICK, sampled
-from tests.baselines_plugin.test_bad_input import assert_refused
-from tests.baselines_plugin.test_work_dir import (
+from datacomp_flyt.selection.registry import METHODS
+from tests.baselines_plugin.job import Job, as_command, assert_refused, in_process
+from tests.baselines_plugin.large_pool import (
     EXAMPLES,
     GAPS,
     POOL,
@@ -23,6 +21,7 @@ from tests.baselines_plugin.test_work_dir import (
     small_slices,
     spoilt,
 )
+from tests.baselines_plugin.samplings import IN_MEMORY_ONLY, QUICK, sampled
 
 ray = pytest.importorskip("ray")
 

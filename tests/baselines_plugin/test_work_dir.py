@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from baselines_plugin import methods, run
-from datacomp_flyt.engines.engine import Engine
-from datacomp_flyt.files import memmap_arrays as file_arrays
 from datacomp_flyt.files.locks import lock_outputs
-from datacomp_flyt.mixing import columns_in_files
-from datacomp_flyt.pool import subset
-from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
-from datacomp_flyt.samplers import race, rounds, top_fraction
-from tests.baselines_plugin.job import Job, in_process
-from tests.baselines_plugin.test_bad_input import assert_refused
-from tests.conftest import PUBLISHED, make_pool, take, write_files
-from tests.engines.here import Here
+from tests.baselines_plugin.job import Job, assert_refused, in_process
+from tests.baselines_plugin.large_pool import (
+    EXAMPLES,
+    GAPS,
+    M_FLYT,
+    ON_FLYT,
+    POOL,
+    ROUNDS,
+    SCS,
+    TOP,
+    TWO_STAGE,
+    outputs,
+    small_slices,
+    spoilt,
+)
+from tests.conftest import PUBLISHED, write_files
 
-EXAMPLES = 2_000
-POOL = make_pool(EXAMPLES, seed=1)
-OUTPUTS = ("subset.npy", "scores.parquet", "model.safetensors")
-ON_FLYT = ("--score", "FLYT")
-SCS = ("--name", "scs", *ON_FLYT, "--num_samples", 3000, "--repetition_penalty", 0.4)
-ROUNDS = (*SCS, "--sampling_batch_size", 40)
-TOP = ("--name", "top_fraction", *ON_FLYT, "--fraction", 0.3)
-M_FLYT = ("--name", "m_flyt", "--scoring_model", "paper", *SCS[4:])
-TWO_STAGE = ("--name", "neg_clip_loss_norm_sim", "--sampling", "top_fraction", "--fraction", 0.2)
 COMMANDS: dict[str, tuple[object, ...]] = {
     "scs": SCS,
     "scs G 40": ROUNDS,
@@ -43,25 +37,12 @@ COMMANDS: dict[str, tuple[object, ...]] = {
     "top_fraction with ties": (*TOP, "--keep_ties"),
     "m_flyt": M_FLYT,
     "m_flyt G 40": (*M_FLYT, "--sampling_batch_size", 40),
-    "sum": ("--name", "sum", "--score_columns", "vas", "vit-l-14", *SCS[4:]),
+    "sum": ("--name", "plain_sum", "--score_columns", "vas", "vit-l-14", *SCS[4:]),
     "in_weighted_sum": ("--name", "in_weighted_sum", *SCS[4:]),
     "two stages": TWO_STAGE,
     "two stages scs": (*TWO_STAGE[:2], *SCS[4:]),
     "two stages G 40": (*TWO_STAGE[:2], *ROUNDS[4:]),
 }
-GAPS = ("--allow_partial_scores", "--drop_nonfinite")
-
-
-def spoilt() -> dict[str, object]:
-    """The scores of most of the pool, with ties, and a few that are no numbers."""
-    scores = dict(POOL.scores)
-    scores["FLYT"] = np.round(scores["FLYT"], 1)
-    scores["vas"] = np.arange(EXAMPLES) % 7
-    for seed, name in enumerate(("FLYT", "negCLIPLoss", "normsim_inf")):
-        scores[name] = scores[name].copy()
-        places = np.random.default_rng(seed).choice(EXAMPLES, 9, replace=False)
-        scores[name][places] = [np.nan, np.inf, -np.inf] * 3
-    return take(scores, [row for row in range(EXAMPLES) if row % 31])
 
 
 @pytest.fixture(scope="module")
@@ -74,37 +55,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Job:
 @pytest.fixture(scope="module")
 def gaps(tmp_path_factory: pytest.TempPathFactory) -> Job:
     return Job(POOL._replace(scores=spoilt()), tmp_path_factory.mktemp("gaps")).write(3, 4)
-
-
-@contextlib.contextmanager
-def small_slices(engine: Engine | None = None) -> Iterator[Here]:
-    """Slices of 150 rows, small blocks, and rounds counted in ranges of 256; without workers, or
-    with those of an engine."""
-    here = Here()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "choose_engine", lambda *_: engine or here)
-        small = functools.partial(sort_into_files, rows_at_once=150)
-        patch.setattr(columns_in_files, "sort_into_files", small)
-        for module in (methods, file_arrays, subset, top_fraction):
-            patch.setattr(module, "_BLOCK", 64)
-        for module in (race, rounds):
-            patch.setattr(module, "BLOCK", 100)
-        for name, value in {"_SLAB": 400, "_RANGE_BITS": 8, "_LEAST_IN_BUCKET": 30}.items():
-            patch.setattr(rounds, name, value)
-        yield here
-
-
-def outputs(job: Job, folder: Path, *flags: object) -> tuple[dict[str, bytes], str]:
-    """Everything that is saved, and what is said but for the places."""
-    folder.mkdir(exist_ok=True)
-    wanted = ["--save_path", folder / OUTPUTS[0], "--save_scores", folder / OUTPUTS[1]]
-    if flags[1] in ("m_flyt", "sum", "standardized_sum", "in_weighted_sum", "hype"):
-        wanted += ["--save_scoring_model", folder / OUTPUTS[2]]
-    words = [str(word) for word in (*job.flags(*flags), *wanted)]
-    code, said, errors = in_process(*words)
-    assert (code, errors) == (0, "")
-    found = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-    return found, re.sub(r"saved .*", "", said)
 
 
 # ---------------------------------------------------------------------- the same subsets
@@ -166,7 +116,7 @@ def test_with_workers(whole: Job, tmp_path: Path) -> None:
     wanted = outputs(whole, tmp_path / "memory", *ROUNDS)
     assert outputs(whole, tmp_path / "files", *ROUNDS, "--work_dir", tmp_path / "work") == wanted
     found = sorted(path.name for path in (tmp_path / "work").iterdir())
-    assert found == ["column_0.npy", "partitioned", "done", "job.json", "uids.npy"]
+    assert found == ["column_0.npy", "done", "job.json", "partitioned", "uids.npy"]
 
 
 # ------------------------------------------------------------------------------------ again
@@ -205,7 +155,7 @@ def test_another_column_in_the_same_folder(whole: Job, tmp_path: Path) -> None:
     work = ("--work_dir", tmp_path / "work")
     with small_slices():
         outputs(whole, tmp_path / "files", *SCS, *work)
-        outcome = in_process(*whole.flags(*SCS, "--score", "DFN-FT", *work))
+        outcome = in_process(*whole.flags(*SCS, "--column", "DFN-FT", *work))
     assert_refused(outcome, f"--work_dir {tmp_path / 'work'}", "other files, images or columns")
     assert not whole.save_path.exists()
 

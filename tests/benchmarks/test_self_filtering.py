@@ -61,7 +61,7 @@ def write_run(folder: Path, seed: int, name: str, variant: Variant, figure: floa
         diagnostics: dict[str, Any] = {"auc": {"self_filtering": figure + index}}
         seen = {"self_filtering_seen": figure, "self_filtering_unseen": 3 * figure + index}
         if index < variant.rounds and name == "cross_fitted":
-            diagnostics["auc_in_mix"] = seen
+            diagnostics["auc_in_subset"] = seen
         if index:
             diagnostics["confident"] = {"noise_precision": figure}
         (round_folder / "diagnostics.json").write_text(json.dumps(diagnostics))

@@ -18,7 +18,7 @@ from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.subset import check_subset
 from tests.conftest import REPOSITORY
 
-# what the extras [train], [report] and [ray] bring
+# modules of the extras [train], [report] and [ray]
 EXTRAS = ("torch", "torchvision", "open_clip", "webdataset", "jinja2", "matplotlib", "ray")
 PROGRAM = f"""
 import sys
@@ -30,16 +30,16 @@ main()
 
 @pytest.fixture(autouse=True)
 def no_tour(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ought to be refused fails at once, instead of a tour of half an hour."""
+    """Fail at once where a refusal is missing, instead of running a tour of half an hour."""
     try:
         from datacomp_flyt.demo import tour
-    except ImportError:  # no extras: then there is none to be afraid of
+    except ImportError:  # without the extras there is no tour
         return
-    monkeypatch.setattr(tour, "run", lambda *_: pytest.fail("the tour has begun"))
+    monkeypatch.setattr(tour, "run_tour", lambda *_: pytest.fail("the tour has begun"))
 
 
 def without_extras(*words: object) -> subprocess.CompletedProcess[str]:
-    """The command where nothing but the package's own needs is installed."""
+    """Run the command with only the required packages installed."""
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, "demo", *map(str, words)],
@@ -51,7 +51,7 @@ def without_extras(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """The one sentence of a command that ends with 2."""
+    """Return the one sentence of a command that ends with exit code 2."""
     with pytest.raises(SystemExit) as ended:
         main(["demo", *map(str, words)])
     assert ended.value.code == 2
@@ -81,19 +81,19 @@ def test_bad_numbers(
 
 
 @pytest.mark.parametrize("quick", [(), ("--quick",)])
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_a_work_dir_that_cannot_be(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, place: str, quick: tuple[str, ...]
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_a_work_dir_that_cannot_be_made(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: str, quick: tuple[str, ...]
 ) -> None:
     (tmp_path / "file").touch()
-    said = refused(capsys, "--work_dir", tmp_path / place, *quick)
-    assert f"--work_dir {tmp_path / place} cannot be written" in said
+    said = refused(capsys, "--work_dir", tmp_path / folder, *quick)
+    assert f"--work_dir {tmp_path / folder} cannot be written" in said
 
 
 def test_a_work_dir_that_is_write_protected(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The administrator, as whom tests may run, may write everywhere: so by what is raised."""
+    """The error is raised by a stand-in, since root, who may run tests, can write everywhere."""
 
     def no(*_: object, dir: Path, **__: object) -> Any:
         assert dir == tmp_path
@@ -114,12 +114,12 @@ def test_quick_needs_no_extra(tmp_path: Path) -> None:
     for path in subsets:
         assert check_subset(path, pool).problems == []
     draws = [len(np.load(path)) for path in subsets]
-    assert draws == [126, 420, 420, 420]  # 30% of 420, and as many draws as asked for
+    assert draws == [126, 420, 420, 420]  # 30% of 420, and --num_samples
     assert ended.stdout.splitlines().count("  valid") == 4
     assert ended.stdout.count("\n$ python -m baselines_plugin --name ") == 4
 
 
-def test_without_quick_extras_are_asked_for(tmp_path: Path) -> None:
+def test_extras_are_required_without_quick(tmp_path: Path) -> None:
     ended = without_extras("--work_dir", tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == (
@@ -129,20 +129,20 @@ def test_without_quick_extras_are_asked_for(tmp_path: Path) -> None:
 
 
 class Tours:
-    """In place of the tour: what it was asked for."""
+    """A stand-in for the tour that records its calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
         for name in ("jinja2", "matplotlib", "open_clip"):
             pytest.importorskip(name)
-        self.asked: list[tuple[Path, list[tuple[float, int]]]] = []
+        self.calls: list[tuple[Path, list[tuple[float, int]]]] = []
         self.error = error
-        monkeypatch.setattr("datacomp_flyt.demo.tour.run", self)
+        monkeypatch.setattr("datacomp_flyt.demo.tour.run_tour", self)
 
-    def __call__(self, work_dir: Path, experiments: list[Any]) -> int:
-        self.asked.append((work_dir, [(each.noise, each.seed) for each in experiments]))
+    def __call__(self, work_dir: Path, experiments: list[Any]) -> list[Any]:
+        self.calls.append((work_dir, [(each.noise, each.seed) for each in experiments]))
         if self.error is not None:
             raise self.error
-        return 0
+        return []
 
 
 def test_flags_reach_the_tour(
@@ -154,7 +154,7 @@ def test_flags_reach_the_tour(
         with pytest.raises(SystemExit) as ended:
             main(["demo", *words])
         assert ended.value.code == 0
-    assert tours.asked == [
+    assert tours.calls == [
         (Path("demo_output"), [(0.5, 0)]),
         (Path("w"), [(0.25, 0), (0.25, 1), (0.25, 2)]),
     ]

@@ -251,7 +251,7 @@ def larger_pool(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_selection_in_little_memory(tmp_path: Path, larger_pool: str, megabytes: int) -> None:
     """Wherever it runs out. (Where threads of C++ libraries get none, they abort the process.)"""
     save_path = tmp_path / "s.npy"
-    flags = ("--name", "top_fraction", "--score", "clip_l14_similarity_score", "--fraction", "0.5")
+    flags = ("--name", "top_fraction", "--column", "clip_l14_similarity_score", "--fraction", "0.5")
     places = ("--metadata_dir", larger_pool, "--save_path", str(save_path), "--num_workers", "1")
     with started("-c", LIMITED, str(megabytes), *flags, *places) as process:
         errors = process.communicate(timeout=60)[1]
@@ -388,7 +388,7 @@ def test_any_tmpdir(tmp_path: Path, place: str) -> None:
 def test_what_torchrun_says_is_checked(
     monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str | None]
 ) -> None:
-    from datacomp_flyt.distributed.torchrun_ranks import place_of_torchrun
+    from datacomp_flyt.distributed.torchrun_ranks import torchrun_environment
 
     right = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     for name, value in {**right, **wrong}.items():
@@ -396,7 +396,7 @@ def test_what_torchrun_says_is_checked(
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
-    said = refusal(place_of_torchrun)
+    said = refusal(torchrun_environment)
     assert "start with torchrun" in said
     names = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name in wrong]
     assert all(name in said for name in names)

@@ -48,7 +48,7 @@ def test_every_module_with_a_command_is_here() -> None:
 
 # of the others, one imports little and one is in a package that imports NumPy
 @pytest.mark.parametrize(
-    "module", [m for m in MODULES if not m.endswith((".forget", ".hype_reference"))]
+    "module", [m for m in MODULES if not m.endswith((".delete_embeddings", ".hype_reference"))]
 )
 def test_ctrl_c_while_a_module_imports(tmp_path: Path, module: str) -> None:
     for name in ("numpy", "torch", "PIL", "fsspec"):
@@ -69,7 +69,7 @@ def test_ctrl_c_while_a_module_imports(tmp_path: Path, module: str) -> None:
 )
 def test_words_given_to_a_module(word: str) -> None:
     """Such as names of files that a shell puts there."""
-    said = ended("-m", "datacomp_flyt.self_filtering.forget", "round", word)
+    said = ended("-m", "datacomp_flyt.self_filtering.delete_embeddings", "round", word)
     assert said.returncode == 2
     assert all(line.isprintable() for line in said.stderr.rstrip("\n").split("\n"))
 
@@ -173,7 +173,7 @@ def test_too_little_memory_to_load_numpy(tmp_path: Path, kilobytes: int) -> None
         ("-m", "datacomp_flyt.cli", "install", "."),
         ("-m", "baselines_plugin", "--name", "sum", "--score_columns", "a", "--sampling", "no_cap",
          "--num_samples", "9", "--metadata_dir", "m", "--save_path", "s.npy"),
-        ("-m", "datacomp_flyt.self_filtering.mix", "--metadata_dir", "m", "--draws", "9",
+        ("-m", "datacomp_flyt.self_filtering.next_subset", "--metadata_dir", "m", "--draws", "9",
          "--round", "1", "--out", "o"),
     ],
     ids=" ".join,

@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from datacomp_flyt.cli import score
 from datacomp_flyt.demo import POOL
+from datacomp_flyt.scorers.base import score as scoring
 from datacomp_flyt.scorers.linear_classifier.classifier_file import LinearModel, save_classifier
 from datacomp_flyt.scorers.linear_classifier.linear_classifier import LinearClassifier
 from tests.cli.test_one_run import run
@@ -47,7 +47,7 @@ def test_a_classifier_that_is_replaced(
         scored.append(shard)
         return real(self, shard, state)
 
-    monkeypatch.setattr(score, "make_engine", lambda args, uses_gpu: Here())
+    monkeypatch.setattr(scoring, "make_engine", lambda *_, **__: Here())
     monkeypatch.setattr(LinearClassifier, "score", replacing)
     words = ["score", "--scorer", "linear_classifier", "--classifier", path, "--column", "c"]
     words += ["--metadata_dir", POOL / "metadata", "--scores_dir", tmp_path / "scores"]

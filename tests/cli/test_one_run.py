@@ -15,13 +15,18 @@ pytest.importorskip("open_clip")
 
 import torch
 
-from datacomp_flyt.cli import embed, main, score, self_filter
+from datacomp_flyt.cli import main
+from datacomp_flyt.clip import embed as embedding
 from datacomp_flyt.demo import POOL
 from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.flyt import train
+from datacomp_flyt.flyt.training_config import TrainingConfig
 from datacomp_flyt.open_clip_hook import hook as hook_module
 from datacomp_flyt.open_clip_hook.hook import Hook
+from datacomp_flyt.scorers.base import score as score_module
 from datacomp_flyt.scorers.clip_score import ClipScore
+from datacomp_flyt.self_filtering import self_filter
+from datacomp_flyt.self_filtering.plan import SelfFilterOptions
 from tests.conftest import refusal
 from tests.engines.here import Here
 
@@ -86,7 +91,7 @@ def test_a_shard_that_changes_gets_no_score_table(
             pq.write_table(turned, second)
         return found
 
-    monkeypatch.setattr(score, "make_engine", lambda args, uses_gpu: Here())
+    monkeypatch.setattr(score_module, "make_engine", lambda *_, **__: Here())
     monkeypatch.setattr(ClipScore, "score_rows", changing)
     code, said = run(capsys, *scoring(metadata, tmp_path / "scores"))
     assert code == 2
@@ -104,7 +109,7 @@ def test_scoring_by_a_manifest(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(score, "make_engine", lambda args, uses_gpu: Here())
+    monkeypatch.setattr(score_module, "make_engine", lambda *_, **__: Here())
     path = tmp_path / "m.json"
     assert run(capsys, "manifest", metadata, "--save_path", path)[0] == 0
     gone = sorted(metadata.glob("*.npz"))[1]
@@ -129,7 +134,7 @@ def test_tars_that_change_get_no_embeddings(
         (shards / "00000000.tar").write_bytes(b"another")
         return write("00000000", None)
 
-    monkeypatch.setattr(embed, "run_shards", changing)
+    monkeypatch.setattr(embedding, "run_shards", changing)
     words = ["embed", "--shards_dir", shards, "--encoder", "b32=flyt-tiny:random"]
     code, said = run(capsys, *words, "--metadata_dir", tmp_path / "made")
     assert code == 2
@@ -149,14 +154,20 @@ def test_two_demos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_two_self_filterings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    planned = types.SimpleNamespace(steps=lambda: [], reports=False)
-    monkeypatch.setattr(self_filter, "plan", lambda args: planned)
-    monkeypatch.setattr(self_filter, "_note", lambda folder, planned: asked.append(refused(folder)))
-    args = Namespace(out=str(tmp_path / "run"), no_reports=True, selector="self_filtering")
-    assert self_filter.run(args) == 0
+    monkeypatch.setattr(
+        self_filter, "run_steps", lambda steps, folder, **_: asked.append(refused(folder))
+    )
+    options = SelfFilterOptions(
+        trainer=("-m", "open_clip_train.main", "--model", "flyt-demo"),
+        shards_dir=str(POOL / "shards"),
+        out=str(tmp_path / "run"),
+        samples_per_round=100,
+        reports=False,
+    )
+    self_filter.self_filter(options)
     assert len(asked) == 1
     with lock_outputs(tmp_path / "run"):
-        assert TAKEN in refusal(self_filter.run, args)
+        assert TAKEN in refusal(self_filter.self_filter, options)
     assert len(asked) == 1
 
 
@@ -165,19 +176,18 @@ def test_two_trainings(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Ranks other than the first write nothing, and wait for no lock."""
     asked = []
     monkeypatch.setattr(train, "rank_and_world_size", lambda: (rank, 2))
-    monkeypatch.setattr(train, "_check_division", lambda args, world_size: None)
     monkeypatch.setattr(
-        train, "_train_into", lambda folder, args, device: asked.append(refused(folder))
+        train, "_train_into", lambda folder, config, device: asked.append(refused(folder))
     )
-    args = Namespace(output_dir=str(tmp_path), resume=False)
+    config = TrainingConfig(preset="tiny", train_data="t", downstream_dir="d", output_dir=tmp_path)
     if rank == 0:
-        train._train(args, torch.device("cpu"))
+        train._train(config, torch.device("cpu"))
         assert len(asked) == 1
         with lock_outputs(tmp_path):
-            assert TAKEN in refusal(train._train, args, torch.device("cpu"))
+            assert TAKEN in refusal(train._train, config, torch.device("cpu"))
     else:
         with lock_outputs(tmp_path):  # of rank 0
-            train._train(args, torch.device("cpu"))
+            train._train(config, torch.device("cpu"))
     assert len(asked) == 1
 
 

@@ -17,15 +17,14 @@ from datacomp_flyt.cli import main
 from datacomp_flyt.demo import POOL as DEMO
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.subset import read_subset, write_subset
-from datacomp_flyt.self_filtering.finished import finish
-from tests.baselines_plugin.job import Job, in_process
-from tests.baselines_plugin.test_bad_input import assert_refused
+from datacomp_flyt.self_filtering.finalize import finalize
+from tests.baselines_plugin.job import Job, assert_refused, in_process
 from tests.conftest import make_pool, refusal, sorted_uids, write_parquet
 
 FilesIn = Callable[[], dict[str, bytes]]
 POOL = make_pool(30)
 DRAWS = ("--num_samples", 50, "--repetition_penalty", 0.3)
-SCS = ("--name", "scs", "--score", "FLYT", *DRAWS)
+SCS = ("--name", "scs", "--column", "FLYT", *DRAWS)
 SUM = ("--name", "standardized_sum", *DRAWS)
 
 
@@ -121,7 +120,7 @@ def test_what_is_not_read_may_lie_there(job: Job, tmp_path: Path, flag: str, pla
 def test_saved_scores_are_a_table_and_are_not_replaced(job: Job, files_in: FilesIn) -> None:
     where = ("--save_scores", job.scores / "mine" / "scores.parquet")
     job.select(*SUM, *where)
-    job.select("--name", "scs", "--score", "standardized_sum", *DRAWS)
+    job.select("--name", "scs", "--column", "standardized_sum", *DRAWS)
     before = files_in()
     assert_refused(in_process(*job.flags(*SUM, *where)), "--save_scores", "--scores_dir")
     other = ("--save_scores", job.scores / "again.parquet")
@@ -131,12 +130,14 @@ def test_saved_scores_are_a_table_and_are_not_replaced(job: Job, files_in: Files
 
 def test_a_run_of_self_filter_keeps_its_result(job: Job, tmp_path: Path) -> None:
     (tmp_path / "run" / "round_0").mkdir(parents=True)
-    write_subset(tmp_path / "run" / "round_0" / "mix.npy", sorted_uids(POOL.uids))
-    finish(tmp_path / "run", 0)
+    write_subset(tmp_path / "run" / "round_0" / "subset.npy", sorted_uids(POOL.uids))
+    finalize(tmp_path / "run", 0)
     flags = ("--name", "self_filtering", "--run_dir", tmp_path / "run")
-    outcome = in_process(*job.flags(*flags, table=False), "--save_path", f"{tmp_path}/run/mix.npy")
+    outcome = in_process(
+        *job.flags(*flags, table=False), "--save_path", f"{tmp_path}/run/subset.npy"
+    )
     assert_refused(outcome, "--save_path", f"--run_dir {tmp_path / 'run'}")
-    assert len(read_subset(tmp_path / "run" / "mix.npy")[0]) == 30
+    assert len(read_subset(tmp_path / "run" / "subset.npy")[0]) == 30
 
 
 # ------------------------------------------------------------------------- other commands
@@ -225,20 +226,23 @@ def test_commands_that_harm_nothing(demo: Path, command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "read", ["round_0/scores", "done", "mix.npy", "round_1", "report/index.html"]
+    "read", ["round_0/scores", "done", "subset.npy", "round_1", "report/index.html"]
 )
 def test_rounds_of_self_filter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: str) -> None:
     pytest.importorskip("open_clip")
-    from datacomp_flyt.cli import self_filter
+    from datacomp_flyt.self_filtering import self_filter
+    from datacomp_flyt.self_filtering.plan import SelfFilterOptions
 
-    monkeypatch.setattr(self_filter, "plan", lambda args: Namespace(steps=lambda: []))
+    out = str(tmp_path / "run")
+    planned = Namespace(out=out, reports=False, steps=lambda: [])
+    monkeypatch.setattr(self_filter, "plan", lambda options: planned)
     path = tmp_path / "run" / read
     path.parent.mkdir(parents=True)
     path.write_bytes(b"x") if path.suffix else path.mkdir()
-    args = Namespace(
-        out=str(tmp_path / "run"), labels=str(path), no_reports=True, selector="self_filtering"
+    options = SelfFilterOptions(
+        trainer=("train.py",), shards_dir="shards", out=out, labels=str(path), reports=False
     )
-    assert f"--labels {path}" in refusal(self_filter.run, args)
+    assert f"--labels {path}" in refusal(self_filter.self_filter, options)
     assert not (tmp_path / "run" / "logs").exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 from collections.abc import Callable
@@ -12,11 +11,10 @@ import numpy as np
 import pytest
 
 from datacomp_flyt.cli import main
-from datacomp_flyt.cli.score import run as score
 from datacomp_flyt.demo import POOL as DEMO
 from datacomp_flyt.files.output_files import check_notes_path
 from datacomp_flyt.pool.outputs import Output, check_outputs
-from datacomp_flyt.scorers.base.registry import scorer_class
+from datacomp_flyt.scorers.base.score import score
 from tests.conftest import refusal
 
 FilesIn = Callable[[], dict[str, bytes]]
@@ -71,11 +69,9 @@ def test_a_column_that_is_no_folder_of_scores(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    parser = argparse.ArgumentParser()
-    scorer_class("clip_score").add_arguments(parser)
-    args = parser.parse_args(["--source", "npz", "--arch", "b32"])
-    vars(args).update(scorer="clip_score", column=name, scores_dir="s/deep", metadata_dir="m")
-    assert "is no name of a score" in refusal(score, args)
+    folders = {"scores_dir": "s/deep", "metadata_dir": "m"}
+    said = refusal(lambda: score("clip_score", column=name, source="npz", **folders))
+    assert "is no name of a score" in said
     assert not list(tmp_path.iterdir())
 
 

@@ -24,12 +24,11 @@ from datacomp_flyt.clip.models import load_clip_model
 from datacomp_flyt.demo import POOL
 from datacomp_flyt.scorers import save_glu_head
 from datacomp_flyt.scorers.linear_classifier.classifier_file import LinearModel, save_classifier
+from tests.cli.scoring import METADATA, NPZ, files_in, score
 from tests.conftest import REPOSITORY
 from tests.scorers.base.made import made_head
 from tests.scorers.hype.made_hype import Sizes, made_reference, made_state
 
-METADATA = POOL / "metadata"
-NPZ = ("--metadata_dir", str(METADATA))
 TARS = ("--shards_dir", str(POOL / "shards"), "--batch_size", "50")
 STEMS = sorted(path.stem for path in METADATA.glob("*.parquet"))
 SLOW = ("neg_clip_loss", *NPZ, "--num_partitions", "1500", "--num_workers", "2")
@@ -87,13 +86,6 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def score(scores_dir: Path, scorer: str, *flags: str) -> int:
-    """The command inside this process; its exit code."""
-    with pytest.raises(SystemExit) as ended:
-        main(["score", "--scorer", scorer, "--scores_dir", str(scores_dir), *flags])
-    return int(ended.value.code or 0)
-
-
 def start(scores_dir: Path, scorer: str, *flags: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "datacomp_flyt.cli", "score", "--scorer", scorer]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
@@ -103,11 +95,6 @@ def start(scores_dir: Path, scorer: str, *flags: str) -> subprocess.Popen[bytes]
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
 
 
 def children(pid: int) -> list[int]:

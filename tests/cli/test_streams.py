@@ -22,7 +22,7 @@ from tests.conftest import REPOSITORY, make_pool, sorted_uids, write_files
 POOL = make_pool(30)
 CLI = ("-m", "datacomp_flyt.cli")
 SELECT = (
-    *("-m", "baselines_plugin", "--name", "no_cap", "--score", "clip_b32_similarity_score"),
+    *("-m", "baselines_plugin", "--name", "no_cap", "--column", "clip_b32_similarity_score"),
     *("--num_samples", "50", "--metadata_dir", "metadata", "--save_path", "out/s.npy"),
 )
 NOTE = "note: stdout cannot be written ("

@@ -19,7 +19,7 @@ pytest.importorskip("open_clip")
 
 from datacomp_flyt.cli import embed as command
 from datacomp_flyt.clip import embed as embedding
-from datacomp_flyt.clip.embed import MakeEmbed, write_embedded
+from datacomp_flyt.clip.embedded_shard import EmbedTask, write_embedded
 from datacomp_flyt.clip.encoder import ClipEncoder
 from datacomp_flyt.pool.embeddings import iter_embeddings
 from datacomp_flyt.pool.parquet import open_shards
@@ -88,7 +88,7 @@ def run(*words: object) -> int:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "make_engine", lambda args: InlineEngine())
+    monkeypatch.setattr(embedding, "make_engine", lambda *_, **__: InlineEngine())
 
 
 def files_in(folder: Path) -> Files:
@@ -145,7 +145,7 @@ def embedded(
 ) -> embedding.EmbeddedShard:
     values = {"dtype": "float16", "precision": "fp32", "batch_size": 4, "threads": 1} | changes
     encoders = {p: ClipEncoder(str(m), str(w)) for p, (m, w) in models.items()}
-    return MakeEmbed(encoders, **values)("cpu")(("a", str(tar)))
+    return EmbedTask(encoders, **values)("cpu")(("a", str(tar)))
 
 
 def test_samples_that_are_left_out(tmp_path: Path, models: dict[str, tuple[Path, Path]]) -> None:
@@ -213,7 +213,7 @@ def test_on_processes_it_is_the_same_bytes(
 ) -> None:
     """Spawned workers with one thread each, whatever this process has."""
     assert run("--shards_dir", tars, "--metadata_dir", tmp_path / "a", *encoder_words(models)) == 0
-    monkeypatch.setattr(command, "make_engine", lambda args: InlineEngine())
+    monkeypatch.setattr(embedding, "make_engine", lambda *_, **__: InlineEngine())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy and retrieval against loops, and of models whose figures are known."""
+"""Zero-shot accuracy and retrieval against loops, and for models with known figures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Row = tuple[int, int]  # digit and ink
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """Not lossy, and read all the same under another name."""
+    """Encode without loss; the readers accept PNG under the name of JPEG."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
@@ -41,7 +41,7 @@ def png(pixels: np.ndarray) -> bytes:
 def write_set(
     folder: Path, rows: list[Row], picture: Callable[[int, Row], np.ndarray], shards: int = 3
 ) -> Path:
-    """An evaluation set: row n shows `picture(n, row)`."""
+    """Write an evaluation set in which row n shows `picture(n, row)`."""
     inks = list(drawn.INKS)
     samples = [
         {
@@ -63,7 +63,7 @@ def write_set(
 
 
 def unlike(number: int, row: Row) -> np.ndarray:
-    """Pictures that a random network tells apart: coarse noise in strong colours."""
+    """Return a picture that a random network can tell apart: coarse noise in strong colours."""
     rng = np.random.default_rng(number)
     coarse = rng.integers(0, 2, (4, 4, 3)) * 255
     return np.kron(coarse, np.ones((8, 8, 1))).astype(np.uint8)
@@ -71,7 +71,7 @@ def unlike(number: int, row: Row) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def random_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Captions of different numbers of pictures: two of some, four of others."""
+    """Write a set whose captions have two, three or four pictures each."""
     rows = [(d, ink) for d in range(10) for ink in range(3) for _ in range(2 + (d + ink) % 3)]
     order = np.random.default_rng(0).permutation(len(rows))
     return write_set(tmp_path_factory.mktemp("set"), [rows[i] for i in order], unlike)
@@ -79,12 +79,12 @@ def random_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of random models, as open_clip's trainer saves them."""
+    """Save random models as open_clip's trainer does."""
     folder, found = tmp_path_factory.mktemp("checkpoints"), {}
     for seed, name in enumerate(("a", "b")):
         clip = load_clip_model("flyt-demo", "random", "reference", seed)
         generator = torch.Generator().manual_seed(seed)
-        for parameter in clip.model.parameters():  # far from zero, lest all embeddings be alike
+        for parameter in clip.model.parameters():  # far from zero, or all embeddings would be alike
             parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
         found[name] = folder / f"{name}.pt"
         state = {f"module.{key}": value for key, value in clip.model.state_dict().items()}
@@ -98,7 +98,7 @@ def unit(vector: list[float]) -> list[float]:
 
 
 def nearest(vector: list[float], others: list[list[float]]) -> int:
-    """Which of the others has the largest inner product, none of them as large."""
+    """Return the index of the largest inner product, which is larger than all others."""
     products = [sum(a * b for a, b in zip(vector, other, strict=True)) for other in others]
     first, second = sorted(products, reverse=True)[:2]
     assert first - second > 1e-6  # or rounding would decide
@@ -107,7 +107,7 @@ def nearest(vector: list[float], others: list[list[float]]) -> int:
 
 @torch.no_grad()
 def slow_figures(checkpoint: Path, folder: Path) -> dict[str, float]:
-    """Both figures: pictures and texts one by one, everything after the towers in float64."""
+    """Compute both figures one picture and text at a time, in float64 after the towers."""
     clip = load_clip_model("flyt-demo", str(checkpoint), "reference")
     model: Any = clip.model.double().eval()
     samples = [s for path in sorted(folder.glob("*.tar")) for s in read(path)]
@@ -131,18 +131,18 @@ def slow_figures(checkpoint: Path, folder: Path) -> dict[str, float]:
     distinct = sorted(set(captions))
     texts = [text(caption) for caption in distinct]
     hits = []
-    for place in range(min(captions.count(caption) for caption in distinct)):
+    for gallery_index in range(min(captions.count(caption) for caption in distinct)):
         gallery = []
         for caption in distinct:
             own = [row for row, other in enumerate(captions) if other == caption]
-            gallery.append(images[own[place]])
+            gallery.append(images[own[gallery_index]])
         hits += [nearest(image, texts) == number for number, image in enumerate(gallery)]
         hits += [nearest(each, gallery) == number for number, each in enumerate(texts)]
     return {"accuracy": sum(right) / len(right), "retrieval": sum(hits) / len(hits)}
 
 
 def read(path: Path) -> list[dict[str, bytes]]:
-    """Samples of a tar, by hand."""
+    """Read the samples of a tar by hand."""
     samples: dict[str, dict[str, bytes]] = {}
     with tarfile.open(path) as tar:
         for member in tar:
@@ -209,7 +209,7 @@ def test_a_checkpoint_of_another_model(
 
 
 def flat(number: int, row: Row) -> np.ndarray:
-    """A picture that says digit and ink outright, as red and green."""
+    """Return a picture that shows digit and ink as its red and green."""
     return np.full((4, 4, 3), (10 * row[0], 10 * row[1], 0), np.uint8)
 
 
@@ -218,7 +218,7 @@ def look(picture: Any) -> Tensor:
 
 
 def spell(texts: list[str]) -> Tensor:
-    """Digit and ink of each text; 3 where it names no ink."""
+    """Return digit and ink of each text; 3 for a text that names no ink."""
     inks = [*drawn.INKS]
     rows = []
     for words in map(str.split, texts):
@@ -228,7 +228,7 @@ def spell(texts: list[str]) -> Tensor:
 
 
 class ByHand(nn.Module):
-    """Embeds digit and ink; `sees` is what it takes a picture's for."""
+    """A model that embeds digit and ink; `sees` maps a picture's to those that it recognises."""
 
     def __init__(self, sees: Callable[[int, int], Row] = lambda digit, ink: (digit, ink)) -> None:
         super().__init__()
@@ -257,10 +257,10 @@ ALL = [(digit, ink) for digit in range(10) for ink in range(3)]
     ("sees", "accuracy", "retrieval"),
     [
         (lambda digit, ink: (digit, ink), 1.0, 1.0),
-        # no two pictures are taken for the same: which of equal ones counts is not ours to say
+        # no two pictures are recognised as the same, since the order of ties is undefined
         (lambda digit, ink: ({8: 9, 9: 8}.get(digit, digit), ink), 0.8, 0.8),
         (lambda digit, ink: (digit, {0: 1, 1: 0}.get(ink, ink)), 1.0, 1 / 3),
-        # inks taken for one another do not matter to the digit
+        # confused inks do not change the digit
         (lambda digit, ink: (digit, (ink + 1) % 3), 1.0, 0.0),
         (lambda digit, ink: ((digit + 1) % 10, ink), 0.0, 0.0),
     ],
@@ -276,7 +276,7 @@ def test_figures_by_hand(
 
 
 def test_galleries_are_no_longer_than_the_rarest_caption(tmp_path: Path) -> None:
-    """Second pictures of other captions than (0, 0) are left out: it has none."""
+    """The second picture of a caption is left out if (0, 0) has only one."""
     seen: list[int] = []
 
     def sees(digit: int, ink: int) -> Row:
@@ -290,17 +290,17 @@ def test_galleries_are_no_longer_than_the_rarest_caption(tmp_path: Path) -> None
 
 
 class Angles(nn.Module):
-    """Digits as directions in a plane, in degrees: as shown, and as told."""
+    """A model that embeds digits as directions in a plane, in degrees, in pictures and texts."""
 
-    def __init__(self, shown: dict[int, float], told: dict[int, float]) -> None:
+    def __init__(self, shown: dict[int, float], named: dict[int, float]) -> None:
         super().__init__()
-        self.shown, self.told = shown, told
+        self.shown, self.named = shown, named
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         return self.directions([self.shown[int(row[0])] for row in images])
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        return self.directions([self.told.get(int(row[0]), 200) for row in tokens])
+        return self.directions([self.named.get(int(row[0]), 200) for row in tokens])
 
     def directions(self, degrees: list[float]) -> Tensor:
         angles = torch.tensor(degrees, dtype=torch.float64).deg2rad()
@@ -308,7 +308,7 @@ class Angles(nn.Module):
 
 
 def test_retrieval_is_of_both_directions(tmp_path: Path) -> None:
-    """The picture at 15 degrees finds the caption at 0, but the one at 40, its own, finds it."""
+    """The picture at 15 degrees finds the caption at 0; its own caption, at 40, finds it."""
     write_set(tmp_path, [(0, 0), (1, 0), (2, 0)], flat)
     model = Angles({0: 10, 1: 15, 2: 85}, {0: 0, 1: 40, 2: 90})
     figures = evaluate(ClipModel(model, look, spell, look), tmp_path)

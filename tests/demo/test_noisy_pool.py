@@ -1,4 +1,4 @@
-"""The noisy pool: kinds are what they say, parts share no drawing, files are right."""
+"""The noisy pool: the kinds of its pairs, parts without common drawings, and its files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Files = dict[str, bytes]
 
 
 def make_files(out: Path, pairs: int, seed: int, noise: float = 0.4) -> Files:
-    """What the command writes, by path."""
+    """Run the command, and return the files that it writes, by path."""
     words = ["", "--out", out, "--pairs", pairs, "--noise", noise, "--seed", seed]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(word) for word in words])
@@ -55,14 +55,14 @@ def make_files(out: Path, pairs: int, seed: int, noise: float = 0.4) -> Files:
 
 
 class Made(NamedTuple):
-    """A pool drawn with coded drawings: its folder, its samples in order, and each uid's kind."""
+    """A pool of coded drawings: its folder, its samples in order, and each uid's kind."""
 
     folder: Path
     samples: list[dict[str, Any]]
     kinds: dict[str, str]
 
     def of(self, kind: str) -> Iterator[tuple[np.ndarray, str]]:
-        """Pictures as they are stored, and captions."""
+        """Yield the stored pictures and the captions of a kind."""
         for sample in self.samples:
             if self.kinds[json.loads(sample["json"])["uid"]] == kind:
                 yield drawn.pixels(sample["jpg"]), sample["txt"].decode()
@@ -83,7 +83,7 @@ def samples_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def words_in(caption: str) -> tuple[list[str], list[str]]:
-    """Digits and inks that the caption names."""
+    """Return the digits and inks that a caption names."""
     spoken = caption.split()
     return [w for w in spoken if w in WORDS], [w for w in spoken if w in drawn.INKS]
 
@@ -120,7 +120,7 @@ def test_a_pair_depends_on_seed_and_place_only() -> None:
 
 @pytest.fixture
 def few_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small labelled parts and tars, since parts are drawn anew for each pool."""
+    """Use small labelled parts and tars, since parts are drawn anew for each pool."""
     drawings = {"pool": range(240), "downstream": range(240, 244), "evaluation": range(300, 304)}
     monkeypatch.setattr(noisy_pool, "DRAWINGS", drawings)
     monkeypatch.setattr(noisy_pool, "PAIRS_PER_SHARD", 100)
@@ -192,13 +192,13 @@ def test_blanks_have_no_ink(made: Made) -> None:
 
 
 def test_crops_show_a_ninth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ink in the middle becomes nine times as much, ink at the edge is not there any more."""
+    """Ink in the middle grows to nine times its area, and ink at the edge vanishes."""
     sheets = {name: np.zeros((10, 400, 28, 28)) for name in ("middle", "edge")}
     sheets["middle"][..., 11:17, 11:17] = 1
     sheets["edge"][..., :4, :] = 1
 
     def inked(name: str, kind: str) -> float:
-        """Share of dark pixels, over many pictures."""
+        """Return the share of dark pixels over many pictures."""
         drawn.use(monkeypatch, sheets[name])
         rng = np.random.default_rng(0)
         return float(np.mean([make_pair(rng, kind).picture.min(2) < 130 for _ in range(60)]))

@@ -1,4 +1,4 @@
-"""Progress: one bar on a terminal, a few lines in a log, and the work's real progress."""
+"""Progress: one bar on a terminal, a few lines in a log, and the real progress of steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY
 
 
 class Clock:
-    """A clock that tests set."""
+    """A clock that tests set by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -59,10 +59,10 @@ def test_lines_of_a_log(
     assert "\r" not in err
 
 
-def test_what_a_line_says(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+def test_the_text_of_a_line(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
     run(clock, 150, 3)
     assert capsys.readouterr().err == (
-        "embed: 66% (2 of 3 shards, 1:40)\n"  # 50 seconds each: the second after a minute
+        "embed: 66% (2 of 3 shards, 1:40)\n"  # after 100 seconds: a line a minute
     )
     with Progress("train", 100, tenths=True, initial=50) as bar:
         bar.move_to(55)
@@ -74,7 +74,7 @@ def test_what_a_line_says(capsys: pytest.CaptureFixture[str], clock: Clock) -> N
     assert (out, err) == ("between\n", "train: 60% (0:02)\ntrain: done (0:02)\n")
 
 
-def test_what_failed_is_not_done(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+def test_a_failed_bar_is_not_done(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
     with pytest.raises(ValueError, match="x"), Progress("a", 10, tenths=True):
         raise ValueError("x")
     assert capsys.readouterr().err == ""
@@ -127,10 +127,10 @@ def test_a_bar_on_a_terminal(encoding: str) -> None:
 def test_lines_of_a_log_are_read_by_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], clock: Clock
 ) -> None:
-    """A command that shows its progress in its log is shown by who runs it."""
+    """The runner of a step reads its progress from the lines in its log."""
     run(clock, 90, 3)
     (tmp_path / "log").write_text(capsys.readouterr().err)
-    assert list(steps._progress(tmp_path / "log")) == [66]
+    assert list(steps.progress_of(tmp_path / "log")) == [66]
 
 
 MODULES = {
@@ -138,7 +138,7 @@ MODULES = {
         "import sys, time\nfor step in range(1, 9):\n"
         "    print(f'step {step}/8', flush=True)\n    time.sleep(0.4)\n"
     ),
-    # as `datacomp-flyt train` prints: nobody has to flush
+    # prints like `datacomp-flyt train`, without a flush
     "trains": (
         "import time\nfrom pathlib import Path\nfrom datacomp_flyt.exits import running\n"
         "from datacomp_flyt.flyt.training_log import TrainingLog\n"
@@ -156,12 +156,12 @@ def test_a_step_in_a_log(
     capsys: pytest.CaptureFixture[str],
     name: str,
 ) -> None:
-    """A line is added while the step runs, of how far it is; and nothing is drawn again."""
+    """Lines with the progress are added while the step runs, and no line is drawn again."""
     if name == "trains":
         pytest.importorskip("torch")
     (tmp_path / f"{name}.py").write_text(MODULES[name])
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(steps, "_PRELOADED", ())
+    monkeypatch.setattr(steps, "PRELOADED", ())
     run_steps([Step(name, "Tell", ("python", "-m", name))], tmp_path / "run")
     lines = capsys.readouterr().err.splitlines()
     assert 2 <= len(lines) <= 10

@@ -1,4 +1,4 @@
-"""The tour: its table, and all of it on a tiny pool, undisturbed and killed."""
+"""The tour: its table, and a whole tour over a tiny pool, undisturbed and killed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 from datacomp_flyt.demo.experiment import Experiment
-from datacomp_flyt.demo.tour import TITLES, _contents, _table, folder_of, steps_of
+from datacomp_flyt.demo.tour import TITLES, contents_of, folder_of, results_table, steps_of
 from datacomp_flyt.pool.uids import UID_DTYPE
 from tests.conftest import REPOSITORY, hex_uids
 from tests.demo.tiny_tour import experiment
@@ -33,7 +33,7 @@ SELECTIONS = ("clip_score", "m_flyt_scs")
 
 
 def contents_by_hand(folder: Path, name: str) -> dict[str, float]:
-    """Pairs, and spoiled share of the draws, counted one by one."""
+    """Count the pairs and the spoiled share of the draws one by one."""
     kinds = {row["uid"]: row["kind"] for row in pq.read_table(folder / "kinds.parquet").to_pylist()}
     draws = list(kinds)
     if name != "no_filter":
@@ -46,7 +46,7 @@ def contents_by_hand(folder: Path, name: str) -> dict[str, float]:
 # --- quickly
 
 
-def test_contents(tmp_path: Path) -> None:
+def testcontents_of(tmp_path: Path) -> None:
     uids = hex_uids(40)  # in no order, some alike in their first half
     kinds = ["true", "off_task", *sorted(SPOILED)] * 5
     pq.write_table(pa.table({"uid": uids, "kind": kinds}), tmp_path / "kinds.parquet")
@@ -55,30 +55,30 @@ def test_contents(tmp_path: Path) -> None:
     for name, chosen in (("clip_score", rng.permutation(40)[:13]), ("m", rng.integers(0, 40, 90))):
         pairs = sorted((int(uids[i][:16], 16), int(uids[i][16:], 16)) for i in chosen)
         np.save(tmp_path / "subsets" / f"{name}.npy", np.array(pairs, UID_DTYPE))
-        found = _contents(tmp_path, name)
+        found = contents_of(tmp_path, name)
         assert found == pytest.approx(contents_by_hand(tmp_path, name))
         assert found["pairs"] == len(set(chosen.tolist()))
-    assert _contents(tmp_path, "no_filter") == {"pairs": 40, "spoiled": 0.75}
+    assert contents_of(tmp_path, "no_filter") == {"pairs": 40, "spoiled": 0.75}
 
 
 def results_of(*accuracies: tuple[float, float, float]) -> list[dict[str, dict[str, float]]]:
-    """One a seed, for the three selections."""
+    """Return made-up results of the three selections, one for each seed."""
     return [
         {
             name: {
-                "pairs": 1000.0 * (place + 1) + 100 * seed,
-                "spoiled": 0.5 - 0.1 * place,
+                "pairs": 1000.0 * (rank + 1) + 100 * seed,
+                "spoiled": 0.5 - 0.1 * rank,
                 "accuracy": accuracy,
                 "retrieval": accuracy / 2,
             }
-            for place, (name, accuracy) in enumerate(zip(TITLES, row, strict=True))
+            for rank, (name, accuracy) in enumerate(zip(TITLES, row, strict=True))
         }
         for seed, row in enumerate(accuracies)
     ]
 
 
 def test_a_table_of_one_seed() -> None:
-    assert _table(results_of((0.25, 0.75, 0.5))).splitlines() == [
+    assert results_table(results_of((0.25, 0.75, 0.5))).splitlines() == [
         "trained on                  pairs  spoiled  accuracy  retrieval",
         "---------------------------------------------------------------",
         "all of the pool             1,000      50%     25.0%      12.5%",
@@ -91,7 +91,7 @@ def test_a_table_of_one_seed() -> None:
 
 def test_a_table_of_several_seeds() -> None:
     rows = [(0.2, 0.31, 0.9), (0.4, 0.37, 0.1), (0.3, 0.52, 0.5)]
-    lines = _table(results_of(*rows)).splitlines()
+    lines = results_table(results_of(*rows)).splitlines()
     assert len({len(line) for line in lines[:5]}) == 1
     for line, values, pairs in zip(lines[2:5], zip(*rows, strict=True), (1, 2, 3), strict=True):
         mean, error = statistics.mean(values), statistics.stdev(values) / 3**0.5
@@ -108,12 +108,12 @@ def test_experiments_have_folders_and_steps_of_their_own() -> None:
     assert len({folder_of(Path("x"), each) for each in four}) == 4
     for each in four:
         steps = steps_of(each)
-        assert len({step.name for step in steps}) == len(steps)  # of logs and memories
+        assert len({step.name for step in steps}) == len(steps)  # of logs and notes
         words = [word for step in steps for word in step.words]
         assert not [word for word in words if os.path.isabs(word)]  # a folder can be moved
 
 
-# --- the whole of it
+# --- whole tours
 
 
 def command(work: Path) -> subprocess.Popen[str]:
@@ -128,7 +128,7 @@ def command(work: Path) -> subprocess.Popen[str]:
 
 
 def tour(work: Path) -> str:
-    """A tour that comes to its end, and what it says."""
+    """Run a tour to its end, and return its output."""
     process = command(work)
     try:
         said, _ = process.communicate(timeout=500)
@@ -139,14 +139,14 @@ def tour(work: Path) -> str:
 
 
 def files_in(folder: Path) -> dict[Path, tuple[int, int]]:
-    """When each was written, and its size."""
+    """Return the time and the size of each file."""
     found = [(path, path.stat()) for path in folder.rglob("*") if path.is_file()]
     return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in found}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Folder of a tour that nobody disturbs, and what it said."""
+    """Run an undisturbed tour; return its folder and its output."""
     work = tmp_path_factory.mktemp("whole")
     said = tour(work)
     return folder_of(work, experiment()), said
@@ -187,7 +187,7 @@ def test_a_second_run_does_nothing(whole: tuple[Path, str]) -> None:
 
 
 def kill_in(work: Path, step: str) -> None:
-    """Run the tour until it is in that step, then end it outright."""
+    """Run the tour until it is in a step, then kill it."""
     log = folder_of(work, experiment()) / "logs" / f"{step}.log"
     process = command(work)
     try:
@@ -204,7 +204,7 @@ def kill_in(work: Path, step: str) -> None:
 
 @pytest.mark.slow
 def test_killed_and_run_again(whole: tuple[Path, str], tmp_path: Path) -> None:
-    """From the same reference on: open_clip shuffles by process id, so another is no comparison."""
+    """The killed tour starts from the other's reference, since open_clip shuffles by process id."""
     undisturbed = whole[0]
     folder = folder_of(tmp_path, experiment())
     shutil.copytree(undisturbed / "runs" / "reference", folder / "runs" / "reference")

@@ -1,4 +1,4 @@
-"""The tour with next to no work in it: `python -m tests.demo.tiny_tour WORK_DIR [SEEDS]`."""
+"""A tour with little work: `python -m tests.demo.tiny_tour WORK_DIR [SEEDS]`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import sys
 from pathlib import Path
 
 from datacomp_flyt.demo.experiment import Experiment
-from datacomp_flyt.demo.tour import run
+from datacomp_flyt.demo.tour import run_tour
 
 
 def experiment(seed: int = 0) -> Experiment:
-    """400 pairs, four batches for each training."""
+    """Return an experiment of 400 pairs and four batches for each training."""
     return Experiment(
         0.5, seed, pairs=400, samples_seen=512, reference_samples_seen=512, m_flyt_steps=3
     )
 
 
 if __name__ == "__main__":
-    numbers = range(int(sys.argv[2]) if len(sys.argv) > 2 else 1)
-    sys.exit(run(Path(sys.argv[1]), [experiment(seed) for seed in numbers]))
+    seeds = range(int(sys.argv[2]) if len(sys.argv) > 2 else 1)
+    run_tour(Path(sys.argv[1]), [experiment(seed) for seed in seeds])

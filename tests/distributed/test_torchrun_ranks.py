@@ -1,4 +1,4 @@
-"""Steps aside, and steps of several ranks that torchrun has started."""
+"""Side steps, and steps of several ranks that torchrun starts."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import pytest
 from datacomp_flyt.steps import Step
 from tests.conftest import REPOSITORY
 
-NOTING = """
+RECORDER = """
 import os, sys, time
 text, *more = sys.argv[1:]
-if "sum" in more:  # what all ranks together make
+if "sum" in more:  # the sum over all ranks
     import torch, torch.distributed as dist
     dist.init_process_group("gloo")
-    of_all = torch.tensor([10.0 ** dist.get_rank()])
-    dist.all_reduce(of_all)
-    text += f"={of_all.item():.0f}"
+    total = torch.tensor([10.0 ** dist.get_rank()])
+    dist.all_reduce(total)
+    text += f"={total.item():.0f}"
 if "fail" in more and os.environ.get("RANK") == "1":
     sys.exit("rank 1 cannot")
-if "told" in more:
+if "ranks" in more:
     text += "," + os.environ.get("RANK", "-") + os.environ.get("TORCHELASTIC_RUN_ID", "-")
 with open("notes.txt", "a") as file:
     file.write(text + "\\n")
@@ -52,37 +52,37 @@ if __name__ == "__main__":
 
 
 def step(name: str, text: str, *more: str, together: bool = False, aside: bool = False) -> Step:
-    return Step(name, text, ("python", "-m", "noting", text, *more), together, aside)
+    return Step(name, text, ("python", "-m", "recorder", text, *more), together, aside)
 
 
 class Folder:
-    """A working directory with a module that notes what it was told."""
+    """A working directory with a module that records its arguments."""
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        (place / "noting.py").write_text(NOTING)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / "recorder.py").write_text(RECORDER)
 
     def start(self, *steps: Step, ranks: int = 0) -> subprocess.Popen[str]:
-        script = self.place / "script.py"
+        script = self.path / "script.py"
         script.write_text(SCRIPT.format(steps=list(steps)))
-        path = os.pathsep.join([str(REPOSITORY), str(self.place)])
+        path = os.pathsep.join([str(REPOSITORY), str(self.path)])
         torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks))
         return subprocess.Popen(
             [sys.executable, *(torchrun if ranks else ()), str(script)],
-            cwd=self.place, text=True, stderr=subprocess.PIPE,
+            cwd=self.path, text=True, stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
     def run(self, *steps: Step, ranks: int = 0) -> str:
-        """What it said on stderr."""
+        """Run the steps, and return stderr."""
         process = self.start(*steps, ranks=ranks)
-        said = process.communicate()[1]
-        assert process.returncode == 0, said
-        return said
+        stderr = process.communicate()[1]
+        assert process.returncode == 0, stderr
+        return str(stderr)
 
     @property
     def notes(self) -> list[str]:
-        return (self.place / "notes.txt").read_text().split()
+        return (self.path / "notes.txt").read_text().split()
 
 
 @pytest.fixture
@@ -98,19 +98,19 @@ def test_a_step_aside_is_done_again_and_changes_nothing_else(folder: Folder) -> 
 
 
 def test_ranks_help_where_they_are_called(folder: Folder) -> None:
-    """Two steps together, with a process group each, and others between them that are alone."""
+    """Two steps run on all ranks with a process group each, and two on rank 0 alone."""
     pytest.importorskip("torch")
     todo = [
-        step("one", "a", "told"),
+        step("one", "a", "ranks"),
         step("two", "b", "sum", together=True),
-        step("three", "c", "told"),
+        step("three", "c", "ranks"),
         step("four", "d", "sum", together=True),
     ]
     folder.run(*todo[:2], ranks=2)
     assert folder.notes == ["a,--", "b=11", "b=11"]
     folder.run(*todo, ranks=3)  # goes on with more
     assert folder.notes[3:] == ["c,--", "d=111", "d=111", "d=111"]
-    assert sorted(path.name for path in (folder.place / "run" / "logs").glob("*.rank*")) == [
+    assert sorted(path.name for path in (folder.path / "run" / "logs").glob("*.rank*")) == [
         "four.rank1.log", "four.rank2.log", "two.rank1.log",
     ]  # fmt: skip
     folder.run(*todo)
@@ -121,17 +121,17 @@ def test_one_rank_that_fails_ends_all(folder: Folder) -> None:
     pytest.importorskip("torch")
     todo = [step("one", "a", "fail", "wait", together=True), step("two", "b")]
     process = folder.start(*todo, ranks=2)
-    said = process.communicate(timeout=100)[1]
+    stderr = process.communicate(timeout=100)[1]
     assert process.returncode != 0
-    assert "step one ended with exit code 1 (rank 1 cannot)" in said
-    wait_for(lambda: not is_running(int((folder.place / "pid0.txt").read_text())))
-    assert not (folder.place / "run" / "done" / "one.json").exists()
+    assert "step one ended with exit code 1 (rank 1 cannot)" in stderr
+    wait_for(lambda: not is_running(int((folder.path / "pid0.txt").read_text())))
+    assert not (folder.path / "run" / "done" / "one.json").exists()
     assert folder.notes == ["a"]
 
 
 def test_killed_outright_it_leaves_nothing_running(folder: Folder) -> None:
     process = folder.start(step("one", "a"), step("two", "b", "wait"))
-    pid = folder.place / "pid.txt"
+    pid = folder.path / "pid.txt"
     wait_for(lambda: pid.exists() and pid.read_text() != "")
     process.kill()
     process.communicate()

@@ -46,11 +46,11 @@ cp e_flyt/scoring_model.safetensors e_flyt.safetensors
 for name in tiny_clip.pt unfiltered_medium.pt logs/dfn_{base,ft}/checkpoints/epoch_1.pt; do
     mkdir -p $(dirname $name) && cp e_flyt/reference_model.pt $name
 done
-TOP="python -m baselines_plugin --name top_fraction --score clip_l14_similarity_score --fraction"
+TOP="python -m baselines_plugin --name top_fraction --column clip_l14_similarity_score --fraction"
 $TOP 0.3 --metadata_dir metadata --save_path clip.npy
 $TOP 0.3 --metadata_dir datacomp_flyt/demo/pool/metadata --save_path top.npy
 $TOP 0.1 --metadata_dir imagenet_npz --save_path cc12m_top2m.npy
-python -m baselines_plugin --name no_cap --score clip_l14_similarity_score --num_samples 500 \\
+python -m baselines_plugin --name no_cap --column clip_l14_similarity_score --num_samples 500 \\
     --metadata_dir metadata --save_path m_flyt.npy
 cp m_flyt.npy ~
 """

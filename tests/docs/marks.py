@@ -11,7 +11,7 @@ import os
 NOT_COMMANDS = [
     ("docs/select.md:vit-b-32  vit-l-14", "names of columns"),
     ("docs/select.md:column 'DFN-FT' from", "lines of what a selection prints"),
-    ("docs/self_filtering.md:run/round_2/mix.npy", "a folder's layout"),
+    ("docs/self_filtering.md:run/round_2/subset.npy", "a folder's layout"),
 ]
 """Indented blocks that are not shell code: the page with the block's first characters, and why."""
 

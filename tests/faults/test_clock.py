@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.baselines_plugin.job import Job, in_process
-from tests.baselines_plugin.test_bad_input import assert_refused
-from tests.baselines_plugin.test_work_dir import small_slices
+from tests.baselines_plugin.job import Job, assert_refused, in_process
+from tests.baselines_plugin.large_pool import small_slices
 from tests.conftest import make_pool
 
 POOL = make_pool(600)
@@ -62,16 +61,16 @@ def test_select(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: str) -> N
 def test_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: str) -> None:
     """What is done stays so, what is not is done, whatever the times of the files."""
     pytest.importorskip("torch")
-    from datacomp_flyt.cli import score as command
-    from tests.cli.test_score import NPZ, files_in, score
+    from datacomp_flyt.scorers.base import score as scoring
+    from tests.cli.scoring import NPZ, files_in, score
     from tests.engines.here import Here
 
     engine = Here()
 
-    def make_engine(*_: Any) -> Here:
+    def make_engine(*_: Any, **__: Any) -> Here:
         return engine
 
-    monkeypatch.setattr(command, "make_engine", make_engine)
+    monkeypatch.setattr(scoring, "make_engine", make_engine)
     assert score(tmp_path / "scores", "norm_sim_d", *NPZ, "--num_rounds", "4") == 0
     whole, done = files_in(tmp_path / "scores"), len(engine.names)
     set_clock(monkeypatch, TIMES[year])

@@ -15,16 +15,15 @@ import numpy as np
 import pytest
 
 from datacomp_flyt.scorers.e_flyt.glu_head_file import save_glu_head
-from tests.baselines_plugin.job import Job, Outcome, in_process
-from tests.baselines_plugin.test_bad_input import assert_refused
-from tests.baselines_plugin.test_work_dir import small_slices
+from tests.baselines_plugin.job import Job, Outcome, assert_refused, in_process
+from tests.baselines_plugin.large_pool import small_slices
 from tests.conftest import make_pool
 from tests.scorers.base.made import B32, made_embeddings, made_head
 
 POOL = make_pool(600)
 DRAWS = ("--num_samples", 900, "--repetition_penalty", 0.4)
 MIX = ("--name", "m_flyt", "--scoring_model", "paper", *DRAWS)
-FLYT = ("--name", "flyt", "--scoring_model", "head.safetensors", *DRAWS)
+FLYT = ("--name", "e_flyt", "--scoring_model", "head.safetensors", *DRAWS)
 
 
 @pytest.fixture
@@ -143,11 +142,11 @@ def test_score(job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -
     """A damaged shard is named and costs itself only."""
     pytest.importorskip("torch")
     from datacomp_flyt.cli import main
-    from datacomp_flyt.cli import score as command
-    from tests.cli.test_score import files_in
+    from datacomp_flyt.scorers.base import score as scoring
+    from tests.cli.scoring import files_in
     from tests.engines.here import Here
 
-    monkeypatch.setattr(command, "make_engine", lambda args, gpu: Here())
+    monkeypatch.setattr(scoring, "make_engine", lambda *_, **__: Here())
 
     def score(name: str) -> tuple[int, str]:
         flags = ("--metadata_dir", str(job.metadata), "--source", "npz", "--retries", "1")

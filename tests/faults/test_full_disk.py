@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from baselines_plugin import run
 from datacomp_flyt.files.memmap_arrays import SpillFile, create_array, zeros_like_storage
 from datacomp_flyt.files.settings_file import check_settings
 from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel
@@ -23,8 +22,8 @@ from datacomp_flyt.scorers.base import score_pool as score_job
 from datacomp_flyt.scorers.base.scorer import ScoredShard
 from datacomp_flyt.scorers.e_flyt.glu_head_file import save_glu_head
 from datacomp_flyt.scorers.linear_classifier.classifier_file import LinearModel, save_classifier
-from tests.baselines_plugin.job import Job, in_process
-from tests.baselines_plugin.test_bad_input import assert_refused
+from datacomp_flyt.selection.scores import Scores
+from tests.baselines_plugin.job import Job, assert_refused, in_process
 from tests.conftest import make_pool, refusal, sorted_uids
 from tests.faults.conftest import files_of_at_most
 from tests.scorers.base.made import made_head
@@ -40,7 +39,7 @@ Write = Callable[[Path], object]
 
 def embedded(path: Path) -> None:
     pytest.importorskip("open_clip")
-    from datacomp_flyt.clip.embed import EmbeddedShard, write_embedded
+    from datacomp_flyt.clip.embedded_shard import EmbeddedShard, write_embedded
 
     table = pa.table({"uid": POOL.uids, "score": VALUES[:, 0]})
     write_embedded(path.parent, path.stem, EmbeddedShard(table, {"b32_img": VALUES}, Counter()))
@@ -65,7 +64,7 @@ WRITERS: dict[str, tuple[str, Write]] = {
     "subset": ("s.npy", lambda path: write_subset(path, UIDS)),
     "scores of a selection": (
         "s.parquet",
-        lambda path: run._write_scores(path, UIDS, VALUES[:, 0], "FLYT"),
+        lambda path: Scores(UIDS, VALUES[:, 0], "FLYT").save(path),
     ),
     "mixing model": (
         "m.safetensors",
@@ -197,7 +196,7 @@ def test_select_on_a_disk_of_its_own(tmp_path: Path, small_disk: Path) -> None:
 def test_score(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Workers compute and the driver writes: what it cannot write ends it, and nothing is lost."""
     pytest.importorskip("torch")
-    from tests.cli.test_score import NPZ, files_in, score
+    from tests.cli.scoring import NPZ, files_in, score
 
     assert score(tmp_path / "whole", "clip_score", *NPZ) == 0
     whole = files_in(tmp_path / "whole")

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from baselines_plugin import run
 from datacomp_flyt import threads
 from datacomp_flyt.engines import shards
 from datacomp_flyt.mixing import columns_in_files
 from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
 from datacomp_flyt.scorers.e_flyt.glu_head_file import save_glu_head
-from tests.baselines_plugin.job import Job, in_process
-from tests.baselines_plugin.test_bad_input import assert_refused
+from datacomp_flyt.selection import open_pool
+from tests.baselines_plugin.job import Job, assert_refused, in_process
 from tests.conftest import make_pool
 from tests.engines.here import Here
 from tests.faults import faulty
@@ -29,7 +28,7 @@ from tests.scorers.base.made import B32, made_embeddings, made_head
 POOL = make_pool(600)
 DRAWS = ("--num_samples", 900, "--repetition_penalty", 0.4)
 MIX = ("--name", "m_flyt", "--scoring_model", "paper", *DRAWS)
-FLYT = ("--name", "flyt", "--scoring_model", "head.safetensors", *DRAWS)
+FLYT = ("--name", "e_flyt", "--scoring_model", "head.safetensors", *DRAWS)
 FAULTS = ("EIO", "short")
 
 
@@ -39,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(threads, "_PAUSES", (0, 0))
     monkeypatch.setattr(shards, "_PAUSE", 0)
-    monkeypatch.setattr(run, "choose_engine", lambda *_: Here())
+    monkeypatch.setattr(open_pool, "choose_engine", lambda *_: Here())
     monkeypatch.setattr(
         columns_in_files,
         "sort_into_files",
@@ -139,10 +138,10 @@ def test_score(place: Path, fault: str, monkeypatch: pytest.MonkeyPatch, capsys:
     """A shard that could not be read is tried again; the others are done in any case."""
     pytest.importorskip("torch")
     from datacomp_flyt.cli import main
-    from datacomp_flyt.cli import score as command
-    from tests.cli.test_score import files_in
+    from datacomp_flyt.scorers.base import score as scoring
+    from tests.cli.scoring import files_in
 
-    monkeypatch.setattr(command, "make_engine", lambda args, gpu: Here())
+    monkeypatch.setattr(scoring, "make_engine", lambda *_, **__: Here())
 
     def score(name: str) -> int:
         flags = ("--metadata_dir", "faulty://metadata", "--source", "npz", "--retries", "1")

@@ -23,7 +23,7 @@ from datacomp_flyt.pool.embeddings import embedding_widths
 from datacomp_flyt.pool.folder_hashes import hash_folder
 from datacomp_flyt.pool.parquet import open_file_or_folder, open_shards
 from datacomp_flyt.scorers.linear_classifier.training_rows import find_embeddings
-from datacomp_flyt.self_filtering.given_scores import link_tables
+from datacomp_flyt.self_filtering.link_external_scores import link_external_scores
 from datacomp_flyt.tars.shard_names import absolute_path, shards_by_name
 from datacomp_flyt.tars.shards import Stream, is_stream, list_shards
 from tests.conftest import hex_uids, refusal
@@ -126,7 +126,7 @@ def test_a_link_to_a_folder_of_tables_is_read_by_all(tmp_path: Path) -> None:
     (scores / "column").symlink_to(tmp_path / "elsewhere")
     assert len(open_shards(str(scores), "--scores_dir", 1, recursive=True)) == 1
     assert list(hash_folder(str(scores), "", tmp_path / "journal", 1)) == ["column/a.parquet"]
-    assert link_tables(scores, tmp_path / "out") == 1
+    assert link_external_scores(scores, tmp_path / "out") == 1
     assert names(tmp_path / "out") == ["given/column/a.parquet"]
 
 

@@ -16,11 +16,11 @@ pytest.importorskip("open_clip")
 import numpy as np
 
 from datacomp_flyt.cli import check_parts, main
-from datacomp_flyt.cli import embed as embed_command
-from datacomp_flyt.cli import score as score_command
+from datacomp_flyt.clip import embed as embedding
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.preconditions import check_names
-from datacomp_flyt.self_filtering.first_mix import read_uids
+from datacomp_flyt.scorers.base import score as scoring
+from datacomp_flyt.self_filtering.initial_subset import read_uids
 from datacomp_flyt.self_filtering.trainer_command import train_data
 from datacomp_flyt.tars.samples import read_tar
 from datacomp_flyt.tars.shards import Stream, list_shards
@@ -115,9 +115,9 @@ def test_report(here: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """Configuration and weights for commands that run in this process."""
-    for command in (embed_command, score_command):
-        monkeypatch.setattr(command, "make_engine", lambda *args: InlineEngine())
+    """Configuration and weights; commands work in this process."""
+    for module in (embedding, scoring):
+        monkeypatch.setattr(module, "make_engine", lambda *_, **__: InlineEngine())
     config = small_model(tmp_path)
     return config, checkpoint(tmp_path / "weights.pt", small_weights(config))
 

@@ -22,8 +22,7 @@ from datacomp_flyt.pool.embeddings import iter_embeddings
 from datacomp_flyt.pool.parquet import ParquetShard, check_shards, open_shards
 from datacomp_flyt.pool.pool import check_npz
 from datacomp_flyt.tars.shards import watch_tars
-from tests.baselines_plugin.job import Job, in_process
-from tests.baselines_plugin.test_bad_input import assert_refused
+from tests.baselines_plugin.job import Job, assert_refused, in_process
 from tests.conftest import hex_uids, make_pool, write_files, write_parquet
 from tests.engines.here import Here
 
@@ -174,9 +173,9 @@ def test_selection(
         return real(self, *columns)
 
     monkeypatch.setattr(ParquetShard, "rows_with_uids", replacing)
-    flags = ["--name", "scs", "--score", "FLYT", "--num_samples", 50, "--repetition_penalty", 0.3]
+    flags = ["--name", "scs", "--column", "FLYT", "--num_samples", 50, "--repetition_penalty", 0.3]
     if work:
-        monkeypatch.setattr("baselines_plugin.run._choose_engine", lambda args: Here())
+        monkeypatch.setattr("datacomp_flyt.selection.open_pool.choose_engine", lambda *_: Here())
         flags += ["--work_dir", tmp_path / "work"]
     assert_refused(in_process(*job.flags(*flags)), f"{path} has changed")
     assert not job.save_path.exists()
@@ -229,9 +228,9 @@ def test_notes_of_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change
 def test_a_work_dir_outlives_what_keeps_content_and_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    monkeypatch.setattr("baselines_plugin.run._choose_engine", lambda args: Here())
+    monkeypatch.setattr("datacomp_flyt.selection.open_pool.choose_engine", lambda *_: Here())
     job = Job(make_pool(30), tmp_path).write(1)
-    flags = ("--name", "scs", "--score", "FLYT", "--num_samples", 50, "--repetition_penalty", 0.3)
+    flags = ("--name", "scs", "--column", "FLYT", "--num_samples", 50, "--repetition_penalty", 0.3)
     work = ("--work_dir", tmp_path / "work")
     job.select(*flags, *work)
     first, path = job.save_path.read_bytes(), job.scores / "part-00000.parquet"

@@ -1,4 +1,4 @@
-"""Small inputs of Algorithm 1: models, fixed batches, and what differs between the cases."""
+"""Small inputs of Algorithm 1: models, fixed batches, and the settings of each case."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datacomp_flyt.flyt.algorithm import Algorithm, AlgorithmConfig
+from datacomp_flyt.flyt.algorithm import Algorithm
+from datacomp_flyt.flyt.algorithm_config import AlgorithmConfig
 from datacomp_flyt.flyt.data import DownstreamBatch, UpstreamBatch
 from datacomp_flyt.flyt.scoring_models import GluHead, MixingModel, ScoringModel
 from tests.oracles.flyt_inputs import (
@@ -49,7 +50,7 @@ CONFIG = AlgorithmConfig(
 
 @dataclass(frozen=True)
 class FixedPrompts:
-    """Other random tokens in each step."""
+    """Random tokens that are different in each step."""
 
     class_counts: tuple[int, ...]
 
@@ -58,7 +59,7 @@ class FixedPrompts:
         return list(self.class_counts)
 
     @property
-    def number(self) -> int:
+    def num_classes(self) -> int:
         return sum(self.class_counts)
 
     @property
@@ -66,13 +67,13 @@ class FixedPrompts:
         return torch.arange(len(self.tasks)).repeat_interleave(torch.tensor(self.class_counts))
 
     def of_step(self, step: int, classes: Any) -> Tensor:
-        tokens = random_texts(self.number, torch.Generator().manual_seed(500 + step))
+        tokens = random_texts(self.num_classes, torch.Generator().manual_seed(500 + step))
         return tokens[list(classes)]
 
 
 @dataclass(frozen=True)
 class Case:
-    """What differs from CONFIG with a mixing model over raw columns."""
+    """A case: its differences from CONFIG with a mixing model over raw columns."""
 
     changes: dict[str, Any] = field(default_factory=dict)
     class_counts: tuple[int, ...] = (5,)
@@ -132,7 +133,7 @@ class Batches:
     downstream: Downstream
 
     def local(self, captions: bool) -> tuple[UpstreamBatch, DownstreamBatch]:
-        """As the loaders bring them; without captions these are the classes' prompts."""
+        """Return batches like those of the loaders; without captions, prompts take their place."""
         down = self.downstream
         return (
             UpstreamBatch(self.upstream.images, self.upstream.texts, self.features),

@@ -1,4 +1,4 @@
-"""Random features of a batch, and comparisons of losses of them with their gradients."""
+"""Random features of a batch, and comparisons of losses and their gradients."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def naive(images: Tensor, texts: Tensor, scale: Tensor, log_weights: Tensor) -> 
 
 
 def value_and_gradients(loss: Callable[..., Tensor], given: Inputs) -> tuple[Tensor, ...]:
-    """Gradients in the features, τ and log weights, each of its input's type."""
+    """Return a loss and its gradients in the features, τ and log weights."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in given]
     value = loss(*leaves)
     return value.detach(), *torch.autograd.grad(value, leaves)
 
 
 def assert_all_close(ours: tuple[Tensor, ...], expected: tuple[Tensor, ...], rtol: float) -> None:
-    """Entry by entry, up to rounding of the largest."""
+    """Compare entry by entry, with a tolerance relative to the largest entry."""
     for one, other in zip(ours, expected, strict=True):
         assert one.shape == other.shape
         torch.testing.assert_close(one, other, rtol=rtol, atol=rtol * float(other.abs().max()))

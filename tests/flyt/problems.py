@@ -1,6 +1,6 @@
-"""Small whole steps of FLYT: what the oracle finds by brute force, and what we find, from the same.
+"""Small FLYT steps, solved by the oracle's brute force and by `weight_metagradient`.
 
-No pytest in here: the processes of `tests.flyt.ranks` import it too.
+The processes of `tests.flyt.ranks` import this module, so it does not import pytest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DOUBLE = torch.float64
 
 @dataclass(frozen=True, eq=False)  # the same object or another: `brute_force` remembers by it
 class Problem:
-    """Everything that one step depends on, in float64; `moments` are warm or zero."""
+    """The inputs of a step, in float64; `moments` are those of earlier steps, or 0."""
 
     model: nn.Module
     params: dict[str, Tensor]
@@ -44,11 +44,11 @@ class Problem:
     optimizer: oracle.Optimizer
 
     def by_brute_force(self) -> oracle.Step:
-        """The oracle's answer."""
+        """Return the oracle's result."""
         return oracle.brute_force(*self._arguments())
 
     def slope(self, direction: Tensor, size: float = 3e-5) -> float:
-        """That of L_down as the weights move along `direction`, by finite differences."""
+        """Return the slope of L_down along a direction of the weights, by finite differences."""
         return oracle.finite_difference(*self._arguments(), direction, size)
 
     def _arguments(self) -> tuple[Any, ...]:
@@ -64,7 +64,7 @@ def problem(
     warm: bool = True,
     classes: int = 5,
 ) -> Problem:
-    """A random one. With several tasks there are two more classes, of the second one."""
+    """Make a random problem. With several tasks, the second task has two more classes."""
     model = oracle.small_clip()
     params = oracle.named_parameters(model)
     optimizer = oracle.Optimizer(kind=kind)
@@ -86,12 +86,12 @@ def problem(
 
 @lru_cache
 def brute_force(problem: Problem) -> oracle.Step:
-    """The oracle's answer, found once."""
+    """Return the oracle's result, from a cache."""
     return problem.by_brute_force()
 
 
 def optimizer_of(problem: Problem) -> LookaheadOptimizer:
-    """Ours, of the oracle's settings."""
+    """Make the look-ahead optimizer with the oracle's settings."""
     theirs = problem.optimizer
     if theirs.kind == "sgd":
         return LookaheadSGD(theirs.momentum, theirs.weight_decay)
@@ -99,18 +99,18 @@ def optimizer_of(problem: Problem) -> LookaheadOptimizer:
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Copies in another type."""
+    """Copy tensors to another dtype."""
     return {name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}
 
 
 def state_of(moments: oracle.Moments, dtype: torch.dtype = DOUBLE) -> OptimizerState:
-    """Ours, of the oracle's."""
+    """Convert the oracle's moments to an optimizer state."""
     return OptimizerState(moments.step, cast(moments.first, dtype), cast(moments.second, dtype))
 
 
 def downstream_of(downstream: oracle.Downstream, dtype: torch.dtype = DOUBLE) -> Downstream:
-    """This rank's share of a downstream batch, with its loss."""
-    number = len(downstream.images)
+    """Make this rank's share of a downstream batch, with its loss."""
+    num_images = len(downstream.images)
     temperature = torch.zeros((), dtype=DOUBLE)
     if downstream.log_temperature is not None:
         temperature = downstream.log_temperature
@@ -122,10 +122,10 @@ def downstream_of(downstream: oracle.Downstream, dtype: torch.dtype = DOUBLE) ->
     if downstream.loss == "clip":
         loss, texts = DownstreamClipLoss(), downstream.captions
     return Downstream(
-        images=downstream.images[rows_of_rank(number)].to(dtype),
+        images=downstream.images[rows_of_rank(num_images)].to(dtype),
         texts=texts[rows_of_rank(len(texts))],
-        number_of_images=number,
-        number_of_texts=len(texts),
+        num_images=num_images,
+        num_texts=len(texts),
         loss=loss,
         logit_scale=temperature.exp().to(dtype),
     )
@@ -140,7 +140,7 @@ def solve(
     gradient_scale: float = 1.0,
     **changed: Any,
 ) -> Metagradient:
-    """Ours, on this rank's rows; `changed` are arguments of `weight_metagradient`."""
+    """Call `weight_metagradient` on this rank's rows; `changed` replaces arguments."""
     share = rows_of_rank(len(problem.weights))
     model = oracle.small_clip(dtype)
     arguments: dict[str, Any] = {
@@ -159,13 +159,13 @@ def solve(
 
 
 def relative_error(ours: Tensor, expected: Tensor) -> float:
-    """|ours - expected| / |expected|."""
+    """Compute |ours - expected| / |expected|."""
     error = float((ours.double() - expected.double()).norm() / expected.double().norm())
     return error if math.isfinite(error) else math.inf
 
 
 def worst_error(ours: Metagradient, problem: Problem) -> float:
-    """The largest relative error of dL/dw, g, θ+, the losses and dL/dτ."""
+    """Compute the largest relative error of ∂L/∂w, g, θ+, the losses and ∂L/∂τ."""
     theirs = brute_force(problem)
     pairs = [
         (ours.weight_gradient, theirs.weight_gradient),
@@ -181,5 +181,5 @@ def worst_error(ours: Metagradient, problem: Problem) -> float:
 
 
 def flat(tensors: Mapping[str, Tensor]) -> Tensor:
-    """All numbers, by name."""
+    """Concatenate all entries, in the order of the names."""
     return torch.cat([tensors[name].reshape(-1) for name in sorted(tensors)])

@@ -1,4 +1,4 @@
-"""One training step of the public FLYT code (formll/FLYT), run beside ours to compare with.
+"""Run a training step of the public FLYT code (formll/FLYT), for comparison.
 
 None of that code is copied here. `public_step` starts another Python with the checkout first on
 its path (its package `open_clip` is not the installed one), and there this same file, run as a
@@ -53,12 +53,12 @@ def public_inputs(
     scoring_lr: float = 1e-3,
     eps: float = 1e-6,
 ) -> Inputs:
-    """What `public_step` needs, in float32.
+    """Make the inputs of `public_step`, in float32.
 
     `config` is that of an open_clip.CLIP, `params` its parameters by name; `scores` [B, k] are
     the columns of the batch and `mixing` the linear model on them: "layers.0.weight" [1, k] and
     "layers.0.bias" [1]; `eps` is that of the reference's AdamW. With several tasks the public
-    code updates the moments once for each (spec/scores.md section 16, D10): there must be one.
+    code updates the moments once for each task, so there must be a single task.
     """
     assert len(downstream.class_counts) == 1, "give the public code one task only"
     temperature = downstream.log_temperature
@@ -121,7 +121,7 @@ def public_step(inputs: Inputs, directory: Path, flyt_dir: Path | str) -> dict[s
 
 
 class Spy:
-    """Stands in for a transform of torch.func and keeps the last call of each closure's result."""
+    """Replaces a transform of torch.func, and keeps the result of each closure's last call."""
 
     def __init__(self) -> None:
         self.arguments: dict[str, tuple[Any, ...]] = {}
@@ -143,7 +143,7 @@ class Spy:
 
 
 class OneBatch:
-    """The loader of a single global batch, as `data["train"]` with its `dataloader`."""
+    """A loader of one global batch, like `data["train"]` with its `dataloader`."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.dataloader = self
@@ -259,7 +259,7 @@ def run_one_step(inputs: Inputs) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Tensors without graph or Parameter class, so that weights_only loading takes them."""
+    """Detach tensors and parameters, so that weights_only loading accepts them."""
     if isinstance(value, Mapping):
         return {key: plain(entry) for key, entry in value.items()}
     return value.detach().clone() if isinstance(value, Tensor) else value

@@ -1,7 +1,7 @@
-"""The same function on several ranks of `torch.distributed`, gloo on one machine's CPU.
+"""Run a function on several ranks of `torch.distributed` (gloo, on one machine).
 
-No pytest in here: the ranks import it too. They come from a server that has imported what is slow
-to import once, so that starting them takes no seconds each.
+The ranks import this module, so it does not import pytest. They are forked from a server that has
+imported torch and open_clip, so that they start quickly.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from tests.flyt.problems import LOSSES, Problem, flat, problem, solve
 from tests.oracles.flyt_inputs import Upstream
 
 TIME_LIMIT = 120.0  # seconds
-Found = dict[str, Any]
-"""Tensors and numbers by name: what `torch.load` reads with weights_only."""
+Results = dict[str, Any]
+"""Tensors and numbers by name, which `torch.load` reads with weights_only."""
 
 
-def on_ranks(world_size: int, function: Callable[[], Found], folder: Path) -> list[Found]:
-    """What a function of a module gives on each rank, in their order.
+def on_ranks(world_size: int, function: Callable[[], Results], folder: Path) -> list[Results]:
+    """Run a function of a module on each rank, and return its results in rank order.
 
     Raises:
         RuntimeError: a rank failed or took longer than `TIME_LIMIT`; the others are ended.
@@ -58,7 +58,7 @@ def on_ranks(world_size: int, function: Callable[[], Found], folder: Path) -> li
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
-def _one_rank(rank: int, world_size: int, function: Callable[[], Found], folder: str) -> None:
+def _one_rank(rank: int, world_size: int, function: Callable[[], Results], folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -73,23 +73,23 @@ def _one_rank(rank: int, world_size: int, function: Callable[[], Found], folder:
         dist.destroy_process_group()
 
 
-# ------------------------------------------------------------------------- what the ranks do
+# ------------------------------------------------------------- functions that the ranks run
 
 
 def cases() -> dict[str, tuple[Problem, dict[str, Any]]]:
-    """Problems and arguments of `solve`; three classes are fewer than four ranks."""
-    found: dict[str, tuple[Problem, dict[str, Any]]] = {}
+    """Return problems and arguments of `solve`; with three classes, one of four ranks has none."""
+    results: dict[str, tuple[Problem, dict[str, Any]]] = {}
     for loss in LOSSES:
         for micro_batch_size in (None, 1):
             given = problem(loss, classes=3)
-            found[f"{loss} {micro_batch_size}"] = (given, {"micro_batch_size": micro_batch_size})
+            results[f"{loss} {micro_batch_size}"] = (given, {"micro_batch_size": micro_batch_size})
     for tangent in ("central", "one_sided"):
-        found[tangent] = (problem("cross_entropy"), {"tangent": tangent})
-    found["uneven"] = (problem("clip", downstream_batch=6), {})
-    found["sgd"] = (problem("several_tasks", kind="sgd"), {})
-    found["weight_zero"] = (with_zero(problem("clip")), {})
-    found["not_finite"] = (with_nan(problem("cross_entropy")), {})
-    return found
+        results[tangent] = (problem("cross_entropy"), {"tangent": tangent})
+    results["uneven"] = (problem("clip", downstream_batch=6), {})
+    results["sgd"] = (problem("several_tasks", kind="sgd"), {})
+    results["weight_zero"] = (with_zero(problem("clip")), {})
+    results["not_finite"] = (with_nan(problem("cross_entropy")), {})
+    return results
 
 
 def with_zero(given: Problem) -> Problem:
@@ -99,41 +99,41 @@ def with_zero(given: Problem) -> Problem:
 
 
 def with_nan(given: Problem) -> Problem:
-    """An image of the last rank is not a number."""
+    """Replace a pixel of an image of the last rank by NaN."""
     images = given.upstream.images.clone()
     images[-1, 0, 0, 0] = torch.nan
     return replace(given, upstream=Upstream(images, given.upstream.texts))
 
 
-def all_cases() -> Found:
-    """By case, what `weight_metagradient` finds on this rank."""
+def all_cases() -> Results:
+    """Return the result of `weight_metagradient` on this rank, by case."""
     return {name: plain(solve(given, **options)) for name, (given, options) in cases().items()}
 
 
-def plain(found: Metagradient) -> dict[str, Tensor]:
+def plain(results: Metagradient) -> dict[str, Tensor]:
     return {
-        "weight_gradient": found.weight_gradient,
-        "params": flat(found.params),
-        "grads": flat(found.grads),
-        "upstream_loss": found.upstream_loss,
-        "downstream_loss": found.downstream_loss,
-        "logit_scale_grad": found.grads["logit_scale"],
-        "temperature_gradient": found.logit_scale_gradient,
-        "finite": torch.tensor(found.finite),
+        "weight_gradient": results.weight_gradient,
+        "params": flat(results.params),
+        "grads": flat(results.grads),
+        "upstream_loss": results.upstream_loss,
+        "downstream_loss": results.downstream_loss,
+        "logit_scale_grad": results.grads["logit_scale"],
+        "temperature_gradient": results.logit_scale_gradient,
+        "finite": torch.tensor(results.finite),
     }
 
 
-def messages() -> Found:
-    """Gathered and added numbers, of every shape and type, on this rank."""
+def messages() -> Results:
+    """Gather and sum tensors of several shapes and dtypes on this rank."""
     rank, world_size = rank_and_world_size()
-    found: Found = {"rank": torch.tensor(rank), "world_size": torch.tensor(world_size)}
-    for number in (8, 5, 3, 1):
-        rows = torch.arange(2.0 * number, dtype=torch.float64).reshape(number, 2)
-        found[f"rows {number}"] = gather_rows(rows[rows_of_rank(number)], number)
-        labels = torch.arange(number)
-        found[f"labels {number}"] = gather_rows(labels[rows_of_rank(number)], number)
+    results: Results = {"rank": torch.tensor(rank), "world_size": torch.tensor(world_size)}
+    for num_rows in (8, 5, 3, 1):
+        rows = torch.arange(2.0 * num_rows, dtype=torch.float64).reshape(num_rows, 2)
+        results[f"rows {num_rows}"] = gather_rows(rows[rows_of_rank(num_rows)], num_rows)
+        labels = torch.arange(num_rows)
+        results[f"labels {num_rows}"] = gather_rows(labels[rows_of_rank(num_rows)], num_rows)
     ones = torch.full((2, 3), rank + 1.0)
     tensors = [ones, torch.tensor(10.0 * (rank + 1)).double(), ones.T.clone().T, ones[:, 0] + rank]
     sum_over_ranks(iter(tensors))
-    found["sums"] = {str(place): tensor for place, tensor in enumerate(tensors)}
-    return found
+    results["sums"] = {str(place): tensor for place, tensor in enumerate(tensors)}
+    return results

@@ -1,4 +1,4 @@
-"""Small training runs: their data, a CLIP model of milliseconds a step, and ways to run them."""
+"""Small training runs: their data, a tiny CLIP model, and functions that run them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from torch import Tensor
 from datacomp_flyt.cli import main
 from datacomp_flyt.clip.models import ClipModel
 from datacomp_flyt.flyt import train as trainer
-from datacomp_flyt.flyt.flags import add_arguments, fill_in
+from datacomp_flyt.flyt.flags import add_arguments
+from datacomp_flyt.flyt.scoring_setup import Scoring
+from datacomp_flyt.flyt.training_config import TrainingConfig
 from tests.conftest import write_parquet
 from tests.flyt.tars import uid_of, write_tar
 
@@ -54,7 +56,7 @@ PAIRS, ROWS = 64, 16  # upstream examples, and those of a shard
 
 @dataclass(frozen=True)
 class Data:
-    """Folders of a pool and of two downstream tasks, and a model's configuration."""
+    """Folders of a pool and of two downstream tasks, and a model configuration."""
 
     folder: Path
     model: Path
@@ -72,7 +74,7 @@ class Data:
         return self.folder / "downstream"
 
     def flags(self, output: Path, features: str = "scores") -> dict[str, Any]:
-        """Those of a run of six steps and three epochs, by name."""
+        """Return flags of a run of six steps and three epochs, by name."""
         return {
             "preset": "tiny",
             "train_data": self.shards,
@@ -97,7 +99,7 @@ class Data:
 
 
 def noise_image(seed: int, side: int = 40) -> bytes:
-    """A picture of coarse random colours, as JPEG."""
+    """Make a JPEG of random colours."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (5, 5, 3), np.uint8)
     file = io.BytesIO()
@@ -111,11 +113,11 @@ def make_data(folder: Path) -> Data:
     )
     pairs = [
         {
-            "jpg": noise_image(number),
-            "txt": " ".join(words[number]).encode(),
-            "json": json.dumps({"uid": uid_of(number)}).encode(),
+            "jpg": noise_image(index),
+            "txt": " ".join(words[index]).encode(),
+            "json": json.dumps({"uid": uid_of(index)}).encode(),
         }
-        for number in range(PAIRS)
+        for index in range(PAIRS)
     ]
     for shard in range(PAIRS // ROWS):
         rows = pairs[shard * ROWS : (shard + 1) * ROWS]
@@ -129,11 +131,11 @@ def make_data(folder: Path) -> Data:
 
 
 def write_metadata(folder: Path) -> None:
-    """Two shards of metadata with DataComp's CLIP scores and embeddings."""
+    """Write two shards of metadata with DataComp's CLIP scores and embeddings."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
     for part in range(2):
-        uids = [uid_of(number) for number in range(part, PAIRS, 2)]
+        uids = [uid_of(index) for index in range(part, PAIRS, 2)]
         means = dict(zip(COLUMNS, (0.3, 0.2), strict=True))
         scores = {name: rng.normal(mean, 0.05, len(uids)) for name, mean in means.items()}
         write_parquet(folder / f"{part:032x}.parquet", {"uid": uids, **scores})
@@ -148,17 +150,15 @@ def write_labels(
     labels: Sequence[int] | None = None,
     rows: int = 24,
 ) -> None:
-    """A downstream task of two shards."""
+    """Write a downstream task of two shards."""
     for shard in range(2):
         samples = [
             {
-                "jpg": noise_image(1000 + number),
-                "cls": str(
-                    number % len(class_names) if labels is None else labels[number]
-                ).encode(),
-                "txt": f"picture of {class_names[number % len(class_names)]}".encode(),
+                "jpg": noise_image(1000 + index),
+                "cls": str(index % len(class_names) if labels is None else labels[index]).encode(),
+                "txt": f"picture of {class_names[index % len(class_names)]}".encode(),
             }
-            for number in range(shard * rows // 2, (shard + 1) * rows // 2)
+            for index in range(shard * rows // 2, (shard + 1) * rows // 2)
         ]
         write_tar(folder / f"{shard:05d}.tar", samples)
     (folder / "classnames.txt").write_text("\n".join(class_names) + "\n")
@@ -167,7 +167,7 @@ def write_labels(
 
 
 def argv(flags: Mapping[str, Any]) -> list[str]:
-    """The command line: True is a flag alone, False and None none at all."""
+    """Make a command line: True becomes a flag without a value, False and None no flag."""
     words: list[str] = []
     for name, value in flags.items():
         if value is None or value is False:
@@ -177,18 +177,16 @@ def argv(flags: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def parse(*words: str) -> argparse.Namespace:
-    """Flags as the trainer sees them, with what must be given beside the preset."""
+def parse(*words: str) -> TrainingConfig:
+    """Parse flags, with the required ones beside the preset."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    needed = ["--train_data", "t", "--downstream_dir", "d", "--output_dir", "o"]
-    args = parser.parse_args([*needed, *words])
-    fill_in(args)
-    return args
+    required = ["--train_data", "t", "--downstream_dir", "d", "--output_dir", "o"]
+    return TrainingConfig(**vars(parser.parse_args([*required, *words])))
 
 
 def train(flags: Mapping[str, Any]) -> int:
-    """`datacomp-flyt train` in this process; its exit code."""
+    """Run `datacomp-flyt train` in this process, and return its exit code."""
     torch.set_num_threads(1)  # as in the processes of their own: the same bits
     return exit_code(lambda: main(["train", *argv(flags)]))
 
@@ -198,20 +196,20 @@ def exit_code(function: Callable[[], object]) -> int:
         function()
     except SystemExit as ended:
         return int(ended.code or 0)
-    raise AssertionError("it ends by SystemExit")
+    raise AssertionError("the function returned without SystemExit")
 
 
 def tensors_of(output: Path) -> dict[str, Tensor]:
-    """What a run has written: scoring model, reference model and trained extractor."""
-    found = {
+    """Read the scoring model, the reference model and the trained extractor of a run."""
+    actual = {
         f"scoring/{name}": torch.from_numpy(value)
         for name, value in load_file(output / "scoring_model.safetensors").items()
     }
     for name in ("reference_model", "extractor"):
         if (output / f"{name}.pt").exists():
             state = torch.load(output / f"{name}.pt", weights_only=True)
-            found |= {f"{name}/{key}": value for key, value in state.items()}
-    return found
+            actual |= {f"{name}/{key}": value for key, value in state.items()}
+    return actual
 
 
 def bytes_of(output: Path) -> dict[str, bytes]:
@@ -223,7 +221,7 @@ def metrics_of(output: Path) -> list[dict[str, Any]]:
 
 
 def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
-    """Call a function in a process of its own, which has imported the trainer already."""
+    """Call a function in a new process, forked from one that has imported the trainer."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.flyt.runs", "datacomp_flyt.flyt.train"])
     process: BaseProcess = context.Process(target=function, args=arguments)
@@ -232,7 +230,7 @@ def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
 
 
 def train_quietly(flags: Mapping[str, Any], log: Path | None = None) -> None:
-    """In a process of its own: train, with its output in a file or nowhere."""
+    """Train in this process and end it; the output goes to a file, or is dropped."""
     with open(os.devnull if log is None else log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -241,29 +239,29 @@ def train_quietly(flags: Mapping[str, Any], log: Path | None = None) -> None:
 
 
 def train_in_double(flags: Mapping[str, Any], log: Path | None = None) -> None:
-    """As `train_quietly`, with all numbers in float64."""
-    load, make = trainer.load_clip_model, trainer._make_scoring
+    """Train like `train_quietly`, in float64."""
+    load, make = trainer.load_clip_model, trainer.make_scoring
 
     def load_double(*arguments: Any, **options: Any) -> ClipModel:
-        found = load(*arguments, **options)
-        found.model.double()
-        return replace(found, transform=lambda image, f=found.transform: f(image).double())
+        clip = load(*arguments, **options)
+        clip.model.double()
+        return replace(clip, transform=lambda image, f=clip.transform: f(image).double())
 
-    def make_double(*arguments: Any) -> trainer.Scoring:
-        found = make(*arguments)
-        found.model.double()
-        assert found.table is not None
-        values: Any = found.table.values.astype(np.float64)
-        return replace(found, table=replace(found.table, values=values))
+    def make_double(config: TrainingConfig) -> Scoring:
+        scoring = make(config)
+        scoring.model.double()
+        assert scoring.table is not None
+        values: Any = scoring.table.values.astype(np.float64)
+        return replace(scoring, table=replace(scoring.table, values=values))
 
-    trainer.load_clip_model, trainer._make_scoring = load_double, make_double
+    trainer.load_clip_model, trainer.make_scoring = load_double, make_double
     train_quietly(flags, log)
 
 
 def train_as_rank(
     flags: Mapping[str, Any], in_double: bool, rank: int, world_size: int, port: int
 ) -> None:
-    """In a process of its own: train as torchrun would have it, with the log in a file."""
+    """Train in this process as a rank of torchrun, with the log in a file."""
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -285,7 +283,7 @@ def train_on_ranks(
     in_double: bool = False,
     kill_when: Callable[[], bool] | None = None,
 ) -> list[int | None]:
-    """Train on several processes of this machine; their exit codes."""
+    """Train in several processes of this machine, and return their exit codes."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Builders of small webdataset tars, and transforms whose outcome a test can read."""
+"""Builders of small webdataset tars, and transforms with predictable results."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from datacomp_flyt.flyt.uid_features import UidFeatures
 Sample = Mapping[str, bytes]
 
 
-def uid_of(number: int) -> str:
-    return hashlib.md5(f"tar {number}".encode()).hexdigest()
+def uid_of(index: int) -> str:
+    return hashlib.md5(f"tar {index}".encode()).hexdigest()
 
 
 def jpg(shade: int = 100, size: int = 10, kind: str = "JPEG") -> bytes:
@@ -31,17 +31,17 @@ def jpg(shade: int = 100, size: int = 10, kind: str = "JPEG") -> bytes:
     return file.getvalue()
 
 
-def pair(number: int) -> dict[str, bytes]:
-    """Upstream example `number`: its caption and shade say which it is."""
+def pair(index: int) -> dict[str, bytes]:
+    """Make upstream example `number`, whose caption and shade identify it."""
     return {
-        "jpg": jpg(number % 250),
-        "txt": f"caption {number}".encode(),
-        "json": json.dumps({"uid": uid_of(number), "key": "other"}).encode(),
+        "jpg": jpg(index % 250),
+        "txt": f"caption {index}".encode(),
+        "json": json.dumps({"uid": uid_of(index), "key": "other"}).encode(),
     }
 
 
 def write_tar(path: Path, samples: Iterable[Sample]) -> Path:
-    """One tar; keys only count, they have nothing to do with the uids."""
+    """Write a tar whose keys are consecutive numbers, unrelated to the uids."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for key, sample in enumerate(samples):
@@ -53,7 +53,7 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> Path:
 
 
 def write_pairs(folder: Path, shards: int = 5, rows: int = 8) -> list[str]:
-    """Tars of examples 0, 1, 2, ..."""
+    """Write tars of examples 0, 1, 2, ..."""
     parts = [range(start, start + rows) for start in range(0, shards * rows, rows)]
     return [
         str(write_tar(folder / f"{shard:08d}.tar", map(pair, part)))
@@ -69,15 +69,15 @@ def write_task(
     rows: int = 4,
     label_name: str = "cls",
 ) -> Path:
-    """A downstream task: tars of `rows` labelled images each."""
+    """Write a downstream task: tars of `rows` labelled images each."""
     for start in range(0, len(labels), rows):
         samples = [
             {
                 "jpg": jpg(),
                 label_name: str(label).encode(),
-                "txt": f"caption {start + number}".encode(),
+                "txt": f"caption {start + index}".encode(),
             }
-            for number, label in enumerate(labels[start : start + rows])
+            for index, label in enumerate(labels[start : start + rows])
         ]
         write_tar(folder / f"{start:04d}.tar", samples)
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def write_task(
 
 
 def features_of(numbers: Sequence[int]) -> UidFeatures:
-    """A table in which example n has the features (n, -n)."""
+    """Make a table in which example n has the features (n, -n)."""
     ordered = sorted(numbers, key=uid_of)
     halves = [(int(uid_of(n)[:16], 16), int(uid_of(n)[16:], 16)) for n in ordered]
     high, low = np.array(halves, np.uint64).T
@@ -99,18 +99,18 @@ def features_of(numbers: Sequence[int]) -> UidFeatures:
 
 
 def plain(image: Image.Image) -> Tensor:
-    """[3, H, W] in 0 ... 255."""
+    """Convert an image to [3, H, W] with values from 0 to 255."""
     return torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1)
 
 
 def augmented(image: Image.Image) -> Tensor:
-    """Draws from every generator that image transforms use."""
+    """Add noise from each generator that image transforms use."""
     noise = random.random() + np.random.random()  # noqa: NPY002
     return plain(image) + torch.rand(3, 1, 1) + noise
 
 
 def tokenize(texts: list[str]) -> Tensor:
-    """[n, 1]: the number at the end of each text."""
+    """Tokenize texts to [n, 1], the number at the end of each text."""
     return torch.tensor([[int(text.split()[-1])] for text in texts])
 
 

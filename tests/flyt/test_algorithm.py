@@ -1,4 +1,4 @@
-"""Three steps of Algorithm 1 against autograd through everything."""
+"""Three steps of Algorithm 1 against autograd through the whole step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.tolerances import float_bound
 
 
 class Oracle:
-    """Algorithm 1 with nothing clever: brute force for dL_down/dw, torch.optim for φ and τ_DS."""
+    """Algorithm 1 by brute force for ∂L_down/∂w, and torch.optim for φ and τ_DS."""
 
     def __init__(self, case: Case) -> None:
         self.case, self.model = case, small_clip()
@@ -68,11 +68,11 @@ class Oracle:
         )
         self.weights = torch.empty(0)
 
-    def step(self, number: int, batches: Batches) -> None:
+    def step(self, step: int, batches: Batches) -> None:
         config = self.case.config
         reference_lr, scoring_lr = (
-            config.reference_lr * RATES["reference"][number] / RATES["reference"][2],
-            RATES["scoring"][number],
+            config.reference_lr * RATES["reference"][step] / RATES["reference"][2],
+            RATES["scoring"][step],
         )
         w = self._scores(batches).softmax(0)
         self.weights = w.detach()
@@ -130,12 +130,12 @@ class Oracle:
         return scores
 
 
-def agree(found: Any, expected: Any, tolerance: float) -> None:
-    """Relative to the largest entry of each tensor."""
-    assert found.keys() == expected.keys()
+def agree(actual: Any, expected: Any, tolerance: float) -> None:
+    """Compare tensors, with a tolerance relative to the largest entry of each."""
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
         value = value.detach()
-        error = float((found[name].detach() - value).abs().max())
+        error = float((actual[name].detach() - value).abs().max())
         assert error <= tolerance * max(float(value.abs().max()), 1e-3), (name, error)
 
 
@@ -143,15 +143,15 @@ def agree(found: Any, expected: Any, tolerance: float) -> None:
 def test_three_steps_equal_brute_force(case: Case) -> None:
     algorithm, oracle = make_algorithm(case), Oracle(case)
     before = copy.deepcopy(oracle.phi)
-    for number in range(3):
-        batches = batches_of(case, number)
-        metrics = algorithm.step(number, *batches.local(case.captions))
-        oracle.step(number, batches)
+    for step in range(3):
+        batches = batches_of(case, step)
+        metrics = algorithm.step(step, *batches.local(case.captions))
+        oracle.step(step, batches)
         weights = oracle.weights
         assert metrics["effective_batch_size"] == pytest.approx(1 / float((weights**2).sum()))
         assert metrics["weight_entropy"] == pytest.approx(-float((weights * weights.log()).sum()))
         assert metrics["largest_weight"] == pytest.approx(float(weights.max()))
-        assert metrics["scoring_lr"] == pytest.approx(RATES["scoring"][number])
+        assert metrics["scoring_lr"] == pytest.approx(RATES["scoring"][step])
         assert metrics["skipped_steps"] == 0
     moved = {name for name in before if not torch.equal(before[name], oracle.phi[name])}
     assert moved >= {name for name in before if "weight" in name}
@@ -172,7 +172,7 @@ def test_three_steps_equal_brute_force(case: Case) -> None:
 
 
 def test_clipping_is_part_of_the_step() -> None:
-    """Against SGD whose rate is what clipping makes of it: |g| is the same for all steps' use."""
+    """Clipped SGD equals SGD with the learning rate lr c / |g|."""
     batches = batches_of(CASES["SGD"], 0)
     plain = make_algorithm(CASES["SGD"])
     plain.step(0, *batches.local(False))

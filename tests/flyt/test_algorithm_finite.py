@@ -1,4 +1,4 @@
-"""Steps that are not finite change nothing; 16 bits and their gradient scale."""
+"""Steps that are not finite change nothing; 16-bit precisions and the gradient scale."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.flyt.algorithm_cases import CASES, Case, batches_of, make_algorithm
 
 
 def flat(state: Any, prefix: str = "") -> dict[str, Any]:
-    """Every number and tensor of a nested state, by its path."""
+    """Return all numbers and tensors of a nested state, by path."""
     if isinstance(state, dict):
         items = list(state.items())
     elif isinstance(state, (list, tuple)):
@@ -104,26 +104,26 @@ def test_float16_finds_a_scale_at_which_gradients_fit() -> None:
     algorithm.towers.gradient_scale = 2.0**40
     batch = batches_of(case, 0, torch.float32).local(False)
     start = {name: value.clone() for name, value in algorithm.params.items()}
-    for number in range(60):
-        if algorithm.step(min(number, 3), *batch)["skipped_steps"] == number:
+    for index in range(60):
+        if algorithm.step(min(index, 3), *batch)["skipped_steps"] == index:
             break
-    assert 0 < algorithm.number_skipped < 40
-    assert algorithm.towers.gradient_scale == 2.0 ** (40 - algorithm.number_skipped)
+    assert 0 < algorithm.num_skipped < 40
+    assert algorithm.towers.gradient_scale == 2.0 ** (40 - algorithm.num_skipped)
     assert not torch.equal(algorithm.params["visual.proj"], start["visual.proj"])
 
 
 @pytest.mark.parametrize("precision", ["bf16", "amp"])
 def test_16_bits_are_near_32(precision: str) -> None:
-    """The scoring model's gradient in the fourth step: Adam's first is all rounding."""
+    """Compare the scoring model's gradient in the fourth step; rounding dominates the first."""
     plain = make_algorithm(Case({"tangent": None}), torch.float32)
     rounded = make_algorithm(Case({"precision": precision, "tangent": None}), torch.float32)
-    for number in range(3):
-        plain.step(number, *batches_of(CASES["M-FLYT"], number, torch.float32).local(False))
+    for index in range(3):
+        plain.step(index, *batches_of(CASES["M-FLYT"], index, torch.float32).local(False))
     rounded.load_state_dict({**copy.deepcopy(plain.state_dict()), "gradient_scale": 256.0})
     gradients = []
     for algorithm in (plain, rounded):
         algorithm.step(3, *batches_of(CASES["M-FLYT"], 3, torch.float32).local(False))
-        assert algorithm.number_skipped == 0
+        assert algorithm.num_skipped == 0
         assert algorithm.params["visual.proj"].dtype == torch.float32
         gradient = algorithm.scoring.get_parameter("layers.0.weight").grad
         assert gradient is not None
@@ -152,8 +152,8 @@ def test_a_hundred_lost_steps_in_a_row_end_training() -> None:
     algorithm = make_algorithm(case)
     good, (up, down) = batches_of(case, 0).local(False), batches_of(case, 0).local(False)
     up.images[0] = math.nan
-    for number in range(60):
-        algorithm.step(number, up, down)
+    for index in range(60):
+        algorithm.step(index, up, down)
     algorithm.step(60, *good)
     for _ in range(99):
         algorithm.step(61, up, down)

@@ -1,4 +1,4 @@
-"""Models of each kind are loaded from checkpoints as people have them, or these are refused."""
+"""Loading models of each kind from the checkpoints of other trainers, or refusing them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from datacomp_flyt.cli import main
-from datacomp_flyt.clip.models import load_clip_model
+from datacomp_flyt.clip.models import load_clip_model, temperature_of
 from datacomp_flyt.flyt.checkpoint import load_checkpoint, save_checkpoint
 from datacomp_flyt.mixing import load_mixing_model
 from datacomp_flyt.scorers.base.targets import load_targets
@@ -27,7 +27,6 @@ from datacomp_flyt.scorers.e_flyt.glu_head_file import load_glu_head
 from datacomp_flyt.scorers.e_flyt.images import EFlytImages
 from datacomp_flyt.scorers.hype.model import load_hype_model
 from datacomp_flyt.scorers.linear_classifier.classifier_file import load_classifier
-from datacomp_flyt.self_filtering.scores import temperature_of
 from tests.conftest import refusal
 from tests.flyt.runs import SMALL_MODEL
 from tests.scorers.base.made import made_head
@@ -54,8 +53,8 @@ def load(config: Path, path: Path, plain: bool = True) -> State:
     return load_clip_model(str(config), str(path), "reference", plain=plain).model.state_dict()
 
 
-def same(found: State, state: State) -> bool:
-    return found.keys() == state.keys() and all(torch.equal(found[k], state[k]) for k in state)
+def same(actual: State, state: State) -> bool:
+    return actual.keys() == state.keys() and all(torch.equal(actual[k], state[k]) for k in state)
 
 
 def prefixed(state: State, prefix: str) -> State:
@@ -126,8 +125,8 @@ def test_a_plain_checkpoint_into_a_custom_text_model(tmp_path: Path, trained: St
     path = tmp_path / "flyt-test-people-custom.json"
     path.write_text(json.dumps({**SMALL_MODEL, "custom_text": True}))
     torch.save(trained, tmp_path / "c.pt")
-    found = load(path, tmp_path / "c.pt", plain=False)
-    assert all(torch.equal(found[name], value) for name, value in as_custom_text(trained).items())
+    actual = load(path, tmp_path / "c.pt", plain=False)
+    assert all(torch.equal(actual[name], value) for name, value in as_custom_text(trained).items())
 
 
 HF = {
@@ -184,7 +183,7 @@ PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.
 def test_scoring_models(
     tmp_path: Path, config: Path, trained: State, prefix: str, zipped: bool
 ) -> None:
-    """The published layouts, as their own trainer saves them on several GPUs and compiled."""
+    """Published layouts are loaded with the prefixes of DDP and torch.compile."""
 
     def save(state: State) -> Path:
         content = {"name": "run", "state_dict": prefixed(state, prefix)}
@@ -194,9 +193,9 @@ def test_scoring_models(
     head = made_head(WIDTH)
     parts = {k: torch.from_numpy(v) for k, v in head.tensors("glu_model.").items()}
     path = save({**parts, **prefixed(trained, "clip_model.")})
-    found = load_glu_head(path).tensors()
-    assert all(np.array_equal(found[name], value) for name, value in head.tensors().items())
-    assert EFlytImages(str(path), str(config)).columns == ("FLYT",)
+    actual = load_glu_head(path).tensors()
+    assert all(np.array_equal(actual[name], value) for name, value in head.tensors().items())
+    assert EFlytImages(str(path), model=str(config)).columns == ("FLYT",)
     mixing = {"layers.0.weight": torch.arange(12.0)[None], "layers.0.bias": torch.ones(1)}
     assert load_mixing_model(str(save(mixing))).weights == tuple(range(12))
     classifier = load_classifier(save({"weight": torch.ones(1, 4), "bias": torch.zeros(1)}))
@@ -204,7 +203,7 @@ def test_scoring_models(
     state = made_state()
     assert load_hype_model(save(state), "checkpoint").width == state["visual.proj"].shape[1]
     scale = {"logit_scale": torch.tensor([np.log(20.0)])}
-    assert temperature_of(str(save(scale))) == pytest.approx(0.05)
+    assert temperature_of(save(scale), "--checkpoint") == pytest.approx(0.05)
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -212,7 +211,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "glu": load_glu_head,
     "classifier": load_classifier,
     "hype": lambda path: load_hype_model(path, "checkpoint"),
-    "temperature": lambda path: temperature_of(str(path)),
+    "temperature": lambda path: temperature_of(path, "--checkpoint"),
     "targets": lambda path: load_targets([str(path)], "b32_img"),
     "resume": lambda path: load_checkpoint(path.parent, {}),
 }
@@ -272,6 +271,6 @@ def test_resume_keeps_every_number(tmp_path: Path) -> None:
         "half": torch.randn(4).half(),
     }  # fmt: skip
     save_checkpoint(tmp_path, 5, {"seed": 1}, state)
-    step, found = load_checkpoint(tmp_path, {"seed": 1}) or (0, {})
+    step, actual = load_checkpoint(tmp_path, {"seed": 1}) or (0, {})
     assert step == 5
-    torch.testing.assert_close(found, state, rtol=0, atol=0)
+    torch.testing.assert_close(actual, state, rtol=0, atol=0)

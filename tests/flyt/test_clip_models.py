@@ -1,4 +1,4 @@
-"""CLIP models by name and file, and what is refused instead of loaded or run."""
+"""CLIP models by name and by file, and files that are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(config: Path) -> State:
-    """Weights that no fresh model has."""
+    """Return weights that no initialization gives."""
     model = load(config, seed=7).model
     return {name: value + 0.5 for name, value in model.state_dict().items()}
 
@@ -46,8 +46,8 @@ def load(config: Path | str, init: str | Path | None = "random", seed: int = 0) 
 
 
 def same(model: nn.Module, state: State) -> bool:
-    found = model.state_dict()
-    return found.keys() == state.keys() and all(torch.equal(found[k], state[k]) for k in state)
+    actual = model.state_dict()
+    return actual.keys() == state.keys() and all(torch.equal(actual[k], state[k]) for k in state)
 
 
 def test_random_weights_depend_on_the_seed_alone(config: Path) -> None:
@@ -64,12 +64,12 @@ def test_random_weights_depend_on_the_seed_alone(config: Path) -> None:
 
 
 def test_a_model_comes_with_what_makes_its_inputs(config: Path) -> None:
-    found = load(config)
-    image = found.transform(Image.new("RGB", (50, 40), (255, 0, 0)))
-    tokens = found.tokenize(["a red picture", "another"])
+    actual = load(config)
+    image = actual.transform(Image.new("RGB", (50, 40), (255, 0, 0)))
+    tokens = actual.tokenize(["a red picture", "another"])
     assert image.shape == (3, 32, 32)
     assert tokens.shape == (2, 12)
-    features = found.model(image[None], tokens)
+    features = actual.model(image[None], tokens)
     assert features[0].shape == (1, 16)
     assert features[1].shape == (2, 16)
     red = torch.tensor([1.0, 0.0, 0.0])
@@ -81,7 +81,7 @@ def test_a_model_comes_with_what_makes_its_inputs(config: Path) -> None:
 
 
 def test_images_are_cropped_as_in_training(config: Path) -> None:
-    """A random part of 90 to 100% of the area (spec/scores.md, section 11)."""
+    """The training transform crops 90 to 100% of the area, as in FLYT's public code."""
     ramp = np.arange(200, dtype=np.uint8)[None, :, None].repeat(200, 0).repeat(3, 2)
     transform = load(config).transform
     widths = []
@@ -123,7 +123,7 @@ def as_safetensors(state: State, path: Path) -> Path:
 
 
 def of_open_clips_trainer(state: State, path: Path) -> Path:
-    """open_clip_train.main's epoch_k.pt."""
+    """Write a checkpoint like epoch_k.pt of open_clip_train.main."""
     params = [nn.Parameter(torch.ones(2))]
     optimizer = torch.optim.AdamW(params)
     params[0].grad = torch.ones(2)
@@ -142,7 +142,7 @@ def of_open_clips_trainer(state: State, path: Path) -> Path:
 
 
 def of_flyts_trainer(state: State, path: Path) -> Path:
-    """With the downstream temperature beside the model (spec/scores.md, section 14)."""
+    """Write a checkpoint of FLYT's trainer, with the downstream temperature beside the model."""
     torch.save({"state_dict": {**state, "downstream_logit_scale": torch.tensor(2.6)}}, path)
     return path
 
@@ -216,7 +216,7 @@ def test_a_larger_model_says_how_many_tensors_differ(tmp_path: Path, config: Pat
 
 
 class _Runs:
-    """What a hostile checkpoint is made of."""
+    """An object whose unpickling would run code."""
 
     def __init__(self, marker: str) -> None:
         self.marker = marker
@@ -248,7 +248,7 @@ def test_learning_rates_of_open_clip_2_are_numpy_scalars(tmp_path: Path, kind: t
 
 
 def test_damaged_files(tmp_path: Path, config: Path, trained: State) -> None:
-    """Cut anywhere, of noise, or of something else: one sentence that names the flag."""
+    """Truncated files, noise and other files give one sentence that names the flag."""
     whole = {
         "pt": as_bare(trained, tmp_path / "whole.pt").read_bytes(),
         "safetensors": as_safetensors(trained, tmp_path / "whole").read_bytes(),
@@ -325,7 +325,7 @@ def test_a_tokenizer_that_wants_another_package(
 
 
 def test_a_file_with_the_name_of_another_model(tmp_path: Path, config: Path) -> None:
-    """open_clip knows models by name alone, and would take the other one."""
+    """open_clip finds models by name alone, and would load the other one."""
     load(config)
     for name in (config.name, "RN50.json"):
         path = tmp_path / name

@@ -1,4 +1,4 @@
-"""What upstream and downstream batches hold, and bad examples."""
+"""Content of upstream and downstream batches, and bad examples."""
 
 from __future__ import annotations
 
@@ -104,15 +104,15 @@ def test_demo_pool_against_direct_reading() -> None:
 
 
 def demo_rows() -> dict[str, list[torch.Tensor]]:
-    """Embeddings of each caption, from the files themselves."""
+    """Read the embeddings of each caption from the files."""
     import numpy as np
     import pyarrow.parquet as pq
 
     rows: dict[str, list[torch.Tensor]] = {}
     for path in sorted((DEMO / "metadata").glob("*.parquet")):
         arrays = np.load(path.with_suffix(".npz"))
-        for number, text in enumerate(pq.read_table(path)["text"].to_pylist()):
-            parts = [arrays[name][number].astype(np.float64) for name in ("b32_img", "b32_txt")]
+        for index, text in enumerate(pq.read_table(path)["text"].to_pylist()):
+            parts = [arrays[name][index].astype(np.float64) for name in ("b32_img", "b32_txt")]
             unit = np.concatenate([part / np.linalg.norm(part) for part in parts])
             rows.setdefault(text, []).append(torch.from_numpy(unit).float())
     return rows
@@ -157,7 +157,7 @@ def test_no_image_is_decoded_before_its_uid_is_found(tmp_path: Path) -> None:
 
 
 def test_only_undecodable_images_end(tmp_path: Path) -> None:
-    shards = one_tar(tmp_path, *[{**pair(number), "jpg": b"x"} for number in range(8)], good=0)
+    shards = one_tar(tmp_path, *[{**pair(index), "jpg": b"x"} for index in range(8)], good=0)
     message = refusal(upstream, shards)
     assert "1,000 examples in a row are left out (image cannot be decoded)" in message
 
@@ -186,7 +186,7 @@ def test_labels_and_captions(tmp_path: Path) -> None:
         (batch,) = downstream(open_tasks(str(tmp_path / name)), "mixed", tokenize)
         assert batch.labels.dtype == batch.captions.dtype == torch.int64
         assert batch.images.shape == (8, 3, 10, 10)
-        assert batch.labels.tolist() == [labels[number] for number in batch.captions[:, 0]]
+        assert batch.labels.tolist() == [labels[index] for index in batch.captions[:, 0]]
     (batch,) = downstream(open_tasks(str(tmp_path / "cls")))
     assert batch.captions is None
 
@@ -226,11 +226,11 @@ def test_shares_of_tasks(tmp_path: Path, weights: str, share: float) -> None:
         open_tasks(str(tmp_path)), weights, batch_size=100, num_streams=2, steps=12
     )
     counts = Counter(label for batch in batches for label in batch.labels.tolist())
-    number = counts.total()
+    total = counts.total()
     assert set(counts) == {0, 5}
     # mixed draws tars of four examples at a time
-    spread = share * (1 - share) / number * (4 if weights == "mixed" else 1)
-    assert abs(counts[5] / number - share) < 4 * spread**0.5
+    spread = share * (1 - share) / total * (4 if weights == "mixed" else 1)
+    assert abs(counts[5] / total - share) < 4 * spread**0.5
 
 
 def test_unknown_weights_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Score columns and embeddings land on the rows of their uids."""
+"""Score columns and embeddings are joined on the uid."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def scores(folder: Path, pool: MadePool = POOL, **changes: np.ndarray) -> str:
 def row_of(features: UidFeatures, uid: str) -> list[float]:
     row = features.find(uid)
     assert row >= 0
-    found: list[float] = features.values[row].tolist()
-    return found
+    actual: list[float] = features.values[row].tolist()
+    return actual
 
 
 # ------------------------------------------------------------------------------- scores
 
 
 def test_score_columns_by_uid(tmp_path: Path) -> None:
-    found = score_features(scores(tmp_path), COLUMNS, 2, progress=False)
+    actual = score_features(scores(tmp_path), COLUMNS, 2, progress=False)
     wanted = np.stack([POOL.scores[column] for column in COLUMNS], 1)
-    assert len(found.features) == 60
+    assert len(actual.features) == 60
     for uid, row in zip(POOL.uids, wanted.tolist(), strict=True):
-        assert row_of(found.features, uid) == row
-    assert np.allclose(found.mean, wanted.astype(np.float64).mean(0), rtol=1e-12)
-    assert np.allclose(found.std, wanted.astype(np.float64).std(0), rtol=1e-12)
-    assert found.features.values.dtype == np.float32
+        assert row_of(actual.features, uid) == row
+    assert np.allclose(actual.mean, wanted.astype(np.float64).mean(0), rtol=1e-12)
+    assert np.allclose(actual.std, wanted.astype(np.float64).std(0), rtol=1e-12)
+    assert actual.features.values.dtype == np.float32
 
 
 def test_columns_in_different_files_and_rows(tmp_path: Path) -> None:
@@ -66,21 +66,21 @@ def test_columns_in_different_files_and_rows(tmp_path: Path) -> None:
     message = refusal(score_features, *arguments, progress=False)
     assert "5 of the pool's 60 examples" in message
     assert "--allow_partial_scores" in message
-    found = score_features(*arguments, allow_partial=True, progress=False)
-    assert len(found.features) == 45
-    assert found.features.find(POOL.uids[4]) == found.features.find("f" * 32) == -1
+    actual = score_features(*arguments, allow_partial=True, progress=False)
+    assert len(actual.features) == 45
+    assert actual.features.find(POOL.uids[4]) == actual.features.find("f" * 32) == -1
     for row in range(5, 50):
-        assert row_of(found.features, POOL.uids[row]) == [row * 2.5, row * 1.5]
-    assert found.mean.tolist() == [27 * 2.5, 27 * 1.5]
+        assert row_of(actual.features, POOL.uids[row]) == [row * 2.5, row * 1.5]
+    assert actual.mean.tolist() == [27 * 2.5, 27 * 1.5]
 
 
 def test_metadata_columns_have_published_names(tmp_path: Path) -> None:
     metadata = write_files(tmp_path / "metadata", POOL.metadata, 2)
     without = {name: column for name, column in POOL.scores.items() if name != "vit-b-32"}
     tables = write_files(tmp_path / "scores", without, 3)
-    found = score_features(tables, COLUMNS, 1, metadata, progress=False)
+    actual = score_features(tables, COLUMNS, 1, metadata, progress=False)
     for row, uid in enumerate(POOL.uids):
-        assert row_of(found.features, uid)[1] == POOL.metadata["clip_b32_similarity_score"][row]
+        assert row_of(actual.features, uid)[1] == POOL.metadata["clip_b32_similarity_score"][row]
     only = score_features(None, ("vit-l-14", "vit-b-32"), 1, metadata, progress=False)
     assert only.features.values.shape == (60, 2)
     assert "give one" in refusal(score_features, None, COLUMNS, 1)
@@ -98,10 +98,10 @@ def test_scores_that_are_not_finite(tmp_path: Path) -> None:
     bad[7] = np.nan
     folder = scores(tmp_path, FLYT=bad)
     assert "--drop_nonfinite" in refusal(score_features, folder, COLUMNS, 1, progress=False)
-    found = score_features(folder, COLUMNS, 1, drop_nonfinite=True, progress=False)
-    assert len(found.features) == 59
-    assert found.features.find(POOL.uids[7]) == -1
-    assert row_of(found.features, POOL.uids[8])[2] == bad[8]
+    actual = score_features(folder, COLUMNS, 1, drop_nonfinite=True, progress=False)
+    assert len(actual.features) == 59
+    assert actual.features.find(POOL.uids[7]) == -1
+    assert row_of(actual.features, POOL.uids[8])[2] == bad[8]
 
 
 def test_a_constant_column_and_an_empty_table(tmp_path: Path) -> None:

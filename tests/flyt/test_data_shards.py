@@ -1,4 +1,4 @@
-"""Tar shards: which there are, how they are drawn, and what happens to bad ones."""
+"""Listing, drawing and reading of tar shards, and bad shards."""
 
 from __future__ import annotations
 
@@ -113,11 +113,11 @@ def test_unreadable_tars(tmp_path: Path, kind: str) -> None:
         shard.write_bytes({"noise": b"x" * 5000, "cut": content[:40_000]}.get(kind, b""))
     streams = {"pipe": f"pipe:cat {shard}.nowhere 2>&-", "no scheme": "abc://x"}
     url = Stream(streams[kind]) if kind in streams else str(shard)
-    samples, found = read_tar(url), []
+    samples, actual = read_tar(url), []
     with pytest.raises(UnreadableShard) as caught:
-        found.extend(number_of(sample) for sample in samples)
+        actual.extend(number_of(sample) for sample in samples)
     assert str(caught.value)
-    assert list(found) == ([0] if kind == "cut" else [])
+    assert list(actual) == ([0] if kind == "cut" else [])
 
 
 # ------------------------------------------------------------------------------- drawing
@@ -152,23 +152,23 @@ def test_a_few_bad_shards_are_skipped_and_counted(tmp_path: Path) -> None:
     os.remove(shards[3])
     Path(shards[4]).write_bytes(Path(shards[4]).read_bytes()[:-9000])
     skipped: Counter[str] = Counter()
-    found = set(itertools.islice(reader(shards, skipped=skipped), 1000))
-    assert found.isdisjoint({6, 7})
-    assert len(found) >= 36
+    actual = set(itertools.islice(reader(shards, skipped=skipped), 1000))
+    assert actual.isdisjoint({6, 7})
+    assert len(actual) >= 36
     assert 20 < skipped[UNREADABLE_SHARD] < 130
 
 
-@pytest.mark.parametrize(("number", "bad"), [(1, 1), (4, 1), (30, 8), (300, 120)])
-def test_many_bad_shards_stop_training(tmp_path: Path, number: int, bad: int) -> None:
-    shards = write_pairs(tmp_path, number, 1)
+@pytest.mark.parametrize(("num_shards", "bad"), [(1, 1), (4, 1), (30, 8), (300, 120)])
+def test_many_bad_shards_stop_training(tmp_path: Path, num_shards: int, bad: int) -> None:
+    shards = write_pairs(tmp_path, num_shards, 1)
     for shard in shards[:bad]:
         Path(shard).write_bytes(b"")
     message = refusal(lambda: list(itertools.islice(reader(shards), 20_000)))
     assert "cannot be read" in message
     assert "--max_bad_share above 0.1" in message
     assert str(tmp_path) in message
-    allowed = iter(reader(shards, max_bad_share=bad / number))
-    if bad < number:
+    allowed = iter(reader(shards, max_bad_share=bad / num_shards))
+    if bad < num_shards:
         assert len(list(itertools.islice(allowed, 500))) == 500
 
 
@@ -193,7 +193,7 @@ def test_shards_with_nothing_to_use(tmp_path: Path) -> None:
 
 
 def test_a_tar_cut_anywhere_is_unreadable(tmp_path: Path) -> None:
-    """Inside a header or padding too, where tarfile stops without a word."""
+    """Truncation is found inside a header or padding too, where tarfile stops silently."""
     write_tar(tmp_path / "whole.tar", map(pair, range(3)))
     content = (tmp_path / "whole.tar").read_bytes()
     assert len(list(read_tar(str(tmp_path / "whole.tar")))) == 3
@@ -208,9 +208,9 @@ def test_a_tar_cut_anywhere_is_unreadable(tmp_path: Path) -> None:
 def test_a_compressed_tar_of_zeros_is_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packer: Any
 ) -> None:
-    """Members small enough, whose batch would fill the memory; images are no smaller packed."""
+    """A tar that is compressed too well to hold images is refused while it is unpacked."""
     monkeypatch.setattr(tar_samples, "_LARGEST", 1 << 14)
-    zeros = [{**pair(number), "jpg": bytes(1 << 13)} for number in range(40)]
+    zeros = [{**pair(index), "jpg": bytes(1 << 13)} for index in range(40)]
     path = tmp_path / "a.tar.packed"
     path.write_bytes(packer.compress(write_tar(tmp_path / "a.tar", zeros).read_bytes()))
     assert len(list(read_tar(str(tmp_path / "a.tar")))) == 40

@@ -1,4 +1,4 @@
-"""The same batches however they are read: processes, workers, epochs, and how workers end."""
+"""Batches do not depend on processes and workers; epochs; the end of workers."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def batches(shards: list[str], settings: StreamSettings, steps: int = STEPS) -> list[UpstreamBatch]:
-    """Global batches: those of all ranks, one below the other."""
-    found = []
+    """Return global batches, the concatenation of those of all ranks."""
+    actual = []
     for rank in range(settings.world_size):
         own = replace(settings, rank=rank)
         with upstream_loader(shards, tokenize, own, FEATURES) as loader:
-            found.append(list(itertools.islice(loader, steps)))
-    return [concatenate(parts) for parts in zip(*found, strict=True)]
+            actual.append(list(itertools.islice(loader, steps)))
+    return [concatenate(parts) for parts in zip(*actual, strict=True)]
 
 
 def same(one: UpstreamBatch, other: UpstreamBatch) -> bool:
@@ -72,10 +72,10 @@ def expected(shards: list[str]) -> list[UpstreamBatch]:
 def test_batches_do_not_depend_on_processes_and_workers(
     shards: list[str], expected: list[UpstreamBatch], world_size: int, num_workers: int
 ) -> None:
-    found = batches(shards, replace(SETTINGS, world_size=world_size, num_workers=num_workers))
-    assert all(map(same, found, expected))
-    assert found[0].images.shape == (16, 3, 10, 10)
-    assert found[0].skipped["uid not in the feature table"] > 0
+    actual = batches(shards, replace(SETTINGS, world_size=world_size, num_workers=num_workers))
+    assert all(map(same, actual, expected))
+    assert actual[0].images.shape == (16, 3, 10, 10)
+    assert actual[0].skipped["uid not in the feature table"] > 0
 
 
 def test_shuffle_seed_and_epoch_decide(shards: list[str], expected: list[UpstreamBatch]) -> None:
@@ -121,17 +121,17 @@ def test_seeded_decides_every_generator() -> None:
 
 
 def test_shuffled_keeps_items_and_mixes_them() -> None:
-    found = list(itertools.islice(shuffled(itertools.count(), 20, 10, random.Random(0)), 3000))
-    assert len(set(found)) == 3000
-    assert max(found[0:1]) < 10
+    actual = list(itertools.islice(shuffled(itertools.count(), 20, 10, random.Random(0)), 3000))
+    assert len(set(actual)) == 3000
+    assert max(actual[0:1]) < 10
     # n out means at most 10 + 2 n in, and 20 more than n once the buffer is full
-    assert all(item <= min(10 + 2 * place, place + 20) for place, item in enumerate(found))
-    assert found != sorted(found)
+    assert all(item <= min(10 + 2 * place, place + 20) for place, item in enumerate(actual))
+    assert actual != sorted(actual)
 
 
 def test_a_buffer_of_one_keeps_the_order() -> None:
-    found = itertools.islice(shuffled(iter(range(100)), 0, 1000, random.Random(0)), 10)
-    assert list(found) == list(range(10))
+    actual = itertools.islice(shuffled(iter(range(100)), 0, 1000, random.Random(0)), 10)
+    assert list(actual) == list(range(10))
 
 
 # ------------------------------------------------------------------------------- the loader

@@ -116,10 +116,10 @@ def test_sixteen_bits_and_autocast_round_nothing_more(which: str, dtype: torch.d
     scale = torch.tensor(100.0)
     expected = loss(images.float(), texts.float(), scale, ALL)
     with torch.autocast("cpu", dtype):
-        found = loss(images, texts, scale, ALL)
+        actual = loss(images, texts, scale, ALL)
         same = loss(images.float(), texts.float(), scale, ALL)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, expected)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, expected)
     assert torch.equal(same, expected)
 
 

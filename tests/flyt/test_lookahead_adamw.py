@@ -1,4 +1,4 @@
-"""The look-ahead step against PyTorch's optimizers, and its pull-back against autograd of it."""
+"""The look-ahead step against PyTorch's optimizers, and its pull-back against autograd."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def random_like_params(seed: int, scale: float = 1.0, dtype: torch.dtype = DOUBL
 
 
 def some_grads(seed: int) -> Tensors:
-    """With rows that never have a gradient, and one that does at times, as token tables have."""
+    """Make parameters with rows whose gradient is always or sometimes 0, as in token tables."""
     grads = random_like_params(seed, 0.3)
     grads["token_embedding.weight"][[1, 4]] = 0.0
     if seed % 2:
@@ -98,7 +98,7 @@ def test_which_parameters_decay() -> None:
 
 
 def test_decay_groups_are_those_of_a_real_model() -> None:
-    """open_clip's: not below two dimensions, not named bn, ln, bias or logit_scale."""
+    """Weight decay skips tensors below two dimensions and names with bn, ln, bias, logit_scale."""
     pytest.importorskip("open_clip")
     from tests.oracles.flyt_inputs import small_clip
 
@@ -148,21 +148,21 @@ def test_steps_are_pytorchs(kind: str) -> None:
 
 
 def test_sgds_decay_is_decoupled() -> None:
-    """As AdamW's; PyTorch's SGD would put it into the momentum."""
+    """Decay is decoupled as in AdamW; PyTorch's SGD adds it to the gradient."""
     params, grads = random_like_params(0), some_grads(1)
     plain, decayed = LookaheadSGD(0.9), LookaheadSGD(0.9, 0.1)
     state = warm_state(plain)
-    without, found = (o.step(params, grads, state, LR) for o in (plain, decayed))
+    without, actual = (o.step(params, grads, state, LR) for o in (plain, decayed))
     for name, param in params.items():
         shrunk = without[name] - (LR * 0.1 * param if name in DECAYED else 0.0)
-        torch.testing.assert_close(found[name], shrunk, rtol=1e-13, atol=1e-15)
+        torch.testing.assert_close(actual[name], shrunk, rtol=1e-13, atol=1e-15)
     assert_same(plain.next_state(grads, state).first, decayed.next_state(grads, state).first, 0)
 
 
 @pytest.mark.parametrize("clipped", [False, True])
 @pytest.mark.parametrize("kind", list(OPTIMIZERS))
 def test_nothing_given_is_changed(kind: str, clipped: bool) -> None:
-    """Asking for a step twice gives it twice: the state advances by `next_state` alone."""
+    """Only `next_state` advances the state, so a repeated step has the same result."""
     optimizer = ClipGradNorm(OPTIMIZERS[kind], 0.1) if clipped else OPTIMIZERS[kind]
     params, grads, cotangents = random_like_params(0), some_grads(1), random_like_params(2)
     state = warm_state(optimizer)
@@ -191,7 +191,7 @@ def test_nothing_given_is_changed(kind: str, clipped: bool) -> None:
 @pytest.mark.parametrize("warm", [True, False], ids=["moments", "first_step"])
 @pytest.mark.parametrize("kind", list(OPTIMIZERS))
 def test_pull_back_is_autograd_of_the_step(kind: str, warm: bool, lr_scale: float) -> None:
-    """Through entries with g = s = 0 too, where a naive root gives NaN, which equals nothing."""
+    """The pull-back is right where g = s = 0, where autograd of a plain root gives NaN."""
     optimizer = OPTIMIZERS[kind]
     params, grads, cotangents = random_like_params(0), some_grads(21), random_like_params(2)
     state = warm_state(optimizer) if warm else optimizer.init(params)
@@ -200,15 +200,15 @@ def test_pull_back_is_autograd_of_the_step(kind: str, warm: bool, lr_scale: floa
         unseen = (state.second[table] == 0) & (grads[table] == 0)
         assert unseen.any(1).tolist() == [False, True, False, False, True, False]
     expected = pull_back_by_autograd(optimizer, params, grads, state, cotangents)
-    found = optimizer.pull_back(grads, state, LR * lr_scale, cotangents)
+    actual = optimizer.pull_back(grads, state, LR * lr_scale, cotangents)
     # where m = s = 0 autograd's terms cancel down to eps: its own error is larger there
     rtol = 1e-12 if warm or "adamw" not in kind else 1e-8
-    assert_same(found, {name: lr_scale * value for name, value in expected.items()}, rtol)
+    assert_same(actual, {name: lr_scale * value for name, value in expected.items()}, rtol)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "other_adamw", "momentum"])
 def test_the_step_has_the_derivatives_of_its_values(kind: str) -> None:
-    """gradcheck, away from where AdamW has a kink: second moments well above 0."""
+    """gradcheck passes with second moments well above 0, away from AdamW's kink."""
     optimizer = OPTIMIZERS[kind]
     names = ["ln_final.weight", "logit_scale"]
     params = {name: random_like_params(0)[name] for name in names}
@@ -232,21 +232,21 @@ def test_the_derivative_at_zero_is_the_slope_there(steps_done: int) -> None:
     zero = {"bias": torch.zeros(1, dtype=DOUBLE)}
     state = OptimizerState(steps_done, dict(zero), dict(zero))
     one = {"bias": torch.ones(1, dtype=DOUBLE)}
-    (found,) = optimizer.pull_back(zero, state, LR, one).values()
+    (actual,) = optimizer.pull_back(zero, state, LR, one).values()
     h = 1e-13  # far below eps
     ahead, behind = (
         optimizer.step(zero, {"bias": torch.full((1,), side * h, dtype=DOUBLE)}, state, LR)["bias"]
         for side in (1, -1)
     )
-    torch.testing.assert_close(found, (ahead - behind) / (2 * h), rtol=2e-6, atol=0)
+    torch.testing.assert_close(actual, (ahead - behind) / (2 * h), rtol=2e-6, atol=0)
     torch.testing.assert_close(
-        found, torch.full_like(found, -LR * 0.1 / (1 - 0.9 ** (steps_done + 1)) / 1e-6)
+        actual, torch.full_like(actual, -LR * 0.1 / (1 - 0.9 ** (steps_done + 1)) / 1e-6)
     )
     assert torch.equal(optimizer.step(zero, zero, state, LR)["bias"], zero["bias"])
 
 
 def test_first_step_in_float32_keeps_its_digits() -> None:
-    """Its slope is lr eps / (|g| + eps)²; as a difference of 1 / |g| and 1 / |g| it is noise."""
+    """The slope lr eps / (|g| + eps)² is not lost to rounding."""
     optimizer = LookaheadAdamW()
     sizes = torch.logspace(-7, 1, 200)
     grads = {"bias": sizes * torch.tensor([1.0, -1.0]).repeat(100)}
@@ -254,7 +254,7 @@ def test_first_step_in_float32_keeps_its_digits() -> None:
     ours = optimizer.pull_back(grads, state, LR, ones)["bias"]
     by_autograd = pull_back_by_autograd(optimizer, grads, grads, state, ones)["bias"]
     exact = -LR * optimizer.eps / (sizes.double() + optimizer.eps) ** 2
-    our_errors, other_errors = ((found / exact - 1).abs() for found in (ours, by_autograd))
+    our_errors, other_errors = ((actual / exact - 1).abs() for actual in (ours, by_autograd))
     assert our_errors.max() < 1e-5 < 1e-3 < other_errors.max()
 
 
@@ -264,7 +264,7 @@ def test_first_step_in_float32_keeps_its_digits() -> None:
 @pytest.mark.parametrize("share", [0.05, 0.999, 1.001, 20.0])
 @pytest.mark.parametrize("kind", ["adamw", "momentum"])
 def test_clipping_is_pytorchs_and_its_pull_back_is_autograds(kind: str, share: float) -> None:
-    """`share` of the gradient's norm is let through: both sides of the threshold."""
+    """The clipped step and its pull-back are right on both sides of the threshold."""
     params, grads, cotangents = random_like_params(0), some_grads(21), random_like_params(2)
     size = math.sqrt(sum(float((grad**2).sum()) for grad in grads.values()))
     assert float(norm(grads)) == pytest.approx(size, rel=1e-14)
@@ -278,9 +278,9 @@ def test_clipping_is_pytorchs_and_its_pull_back_is_autograds(kind: str, share: f
     torch.nn.utils.clip_grad_norm_(leaves, share * size)
     clipped = {name: leaf.grad for name, leaf in zip(grads, leaves, strict=True)}
     # PyTorch divides by |g| + 1e-6
-    found = optimizer.step(params, grads, state, LR), optimizer.next_state(grads, state).first
+    actual = optimizer.step(params, grads, state, LR), optimizer.next_state(grads, state).first
     expected = inner.step(params, clipped, state, LR), inner.next_state(clipped, state).first
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         assert_same(one, other, 1e-5, 1e-6)
 
     by_autograd = pull_back_by_autograd(optimizer, params, grads, state, cotangents)
@@ -295,6 +295,6 @@ def test_clipping_a_gradient_of_zero() -> None:
     inner = LookaheadAdamW()
     optimizer = ClipGradNorm(inner, 1.0)
     state = optimizer.init(params)
-    found = optimizer.pull_back(zero, state, LR, params)
+    actual = optimizer.pull_back(zero, state, LR, params)
     assert_same(optimizer.step(params, zero, state, LR), inner.step(params, zero, state, LR), 0)
-    assert all(value.isfinite().all() for value in found.values())
+    assert all(value.isfinite().all() for value in actual.values())

@@ -1,4 +1,4 @@
-"""The staged gradient against brute-force autograd through the whole step (issue 3, shows 1, 2)."""
+"""The metagradient against brute-force autograd through the whole step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.flyt.problems import (
 )
 from tests.tolerances import float_bound
 
-BOUNDS = {"exact": 1e-10, "central": 1e-6, "one_sided": 1e-5}  # in float64; at most the issue's
+BOUNDS = {"exact": 1e-10, "central": 1e-6, "one_sided": 1e-5}  # in float64
 BOUNDS_32 = {"exact": 1e-4, "central": 5e-3, "one_sided": 2e-2}
 MICRO_BATCHES = [None, 1, 2, 3]  # of B = 8: all, 1, B / 4, and one that does not divide B
 
@@ -49,7 +49,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("tangent", TANGENTS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_equals_brute_force(loss: str, tangent: str, micro_batch_size: int | None) -> None:
-    """dL/dw, dL/dτ_DS, g, θ+ and both losses, with moments of earlier steps."""
+    """∂L/∂w, ∂L/∂τ_DS, g, θ+ and both losses equal the oracle's, with moments of earlier steps."""
     given = problem(loss)
     assert worst_error(solve(given, tangent, micro_batch_size), given) < BOUNDS[tangent]
 
@@ -74,7 +74,7 @@ def test_equals_brute_force_with_sgd(loss: str, tangent: str) -> None:
 
 @pytest.mark.parametrize("tangent", TANGENTS)
 def test_words_that_the_upstream_batch_lacks(tangent: str) -> None:
-    """Their rows of v are up to 1 / eps, which would leave differences in float32 no digits.
+    """Entries of v up to 1 / eps would leave differences in float32 without digits.
 
     No upstream embedding depends on them, so that nothing is lost without them.
     """
@@ -86,16 +86,16 @@ def test_words_that_the_upstream_batch_lacks(tangent: str) -> None:
     assert (lacking & unseen & asked).any()
     others = flat({**theirs.cotangent, table: theirs.cotangent[table][~lacking]})
     assert theirs.cotangent[table][lacking].abs().max() > 100 * others.abs().max()
-    found = solve(given, tangent, dtype=torch.float32).weight_gradient
+    actual = solve(given, tangent, dtype=torch.float32).weight_gradient
     # an entry is the product of v and an example's gradient, of as many terms as parameters
     products = others.norm() * flat(theirs.upstream_gradient).norm() / theirs.weight_gradient.norm()
     bound = BOUNDS_32[tangent] + float_bound("float32", float(products), others.numel())
-    assert relative_error(found, theirs.weight_gradient) < bound
+    assert relative_error(actual, theirs.weight_gradient) < bound
 
 
 @pytest.mark.parametrize("share", [0.3, 3.0])
 def test_gradient_clipping_is_differentiated_through(share: float) -> None:
-    """Against differences of the clipped step, on both sides of the threshold."""
+    """The gradient equals differences of the clipped step, on both sides of the threshold."""
     given = problem()
     max_norm = share * float(norm(brute_force(given).upstream_gradient))
     optimizer = ClipGradNorm(LookaheadAdamW(), max_norm)
@@ -116,7 +116,7 @@ def test_gradient_clipping_is_differentiated_through(share: float) -> None:
 
 
 def test_examples_of_weight_zero() -> None:
-    """No NaN; the gradient tells what giving them some weight would do."""
+    """The gradient at weight 0 is finite, and is the limit of the gradient at small weights."""
     given = problem()
     weights = given.weights.clone()
     weights[[2, 5]] = 0.0
@@ -130,7 +130,7 @@ def test_examples_of_weight_zero() -> None:
 
 @pytest.mark.parametrize("tangent", TANGENTS)
 def test_learning_rate_zero(tangent: str) -> None:
-    """Nothing moves and nothing depends on the weights."""
+    """With a learning rate of 0, θ+ is θ and the gradient is 0."""
     given = problem()
     ours = solve(given, tangent, lr=0.0)
     assert ours.finite
@@ -147,7 +147,7 @@ def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_logit_scale_belongs_to_the_step() -> None:
-    """g has its entry, v may have one, and the loss's tangent moves along it.
+    """The logit scale has an entry in g and v, and its tangent is part of <g, v>.
 
     The downstream losses do not use it, so v's is 0; a loss that adds it is put in by hand.
     """
@@ -187,7 +187,7 @@ def random_direction(given: Problem, seed: int = 5) -> Tensor:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_slope_along_a_random_direction_of_weights(loss: str) -> None:
-    """Finite differences of our own L_down(w), and of the oracle's."""
+    """The gradient equals finite differences of L_down(w)."""
     given = problem(loss)
     direction = random_direction(given)
 
@@ -197,9 +197,9 @@ def test_slope_along_a_random_direction_of_weights(loss: str) -> None:
 
     h = 3e-5
     near, far = loss_at(h) - loss_at(-h), loss_at(2 * h) - loss_at(-2 * h)
-    found = float(solve(given).weight_gradient @ direction)
-    assert found == pytest.approx((8 * near - far) / (12 * h), rel=1e-5)
-    assert found == pytest.approx(given.slope(direction), rel=1e-5)
+    actual = float(solve(given).weight_gradient @ direction)
+    assert actual == pytest.approx((8 * near - far) / (12 * h), rel=1e-5)
+    assert actual == pytest.approx(given.slope(direction), rel=1e-5)
 
 
 # ------------------------------------------------------------------------------- precision
@@ -208,12 +208,12 @@ BOUNDS_16 = {"bf16": 2e-1, "amp": 5e-2}
 
 
 def errors_in(precision: str, tangent: str, warm: bool) -> dict[str, float]:
-    """Relative errors of dL/dw, by downstream loss."""
+    """Return relative errors of ∂L/∂w, by downstream loss."""
     settings = PRECISIONS[precision]
     errors = {}
     for loss in LOSSES:
         given = problem(loss, warm=warm)
-        found = solve(
+        actual = solve(
             given,
             tangent,
             4,
@@ -221,9 +221,9 @@ def errors_in(precision: str, tangent: str, warm: bool) -> dict[str, float]:
             autocast=settings.autocast,
             gradient_scale=256.0 if settings.scale_gradients else 1.0,
         )
-        assert found.finite
-        assert found.weight_gradient.dtype == torch.float32
-        errors[loss] = relative_error(found.weight_gradient, brute_force(given).weight_gradient)
+        assert actual.finite
+        assert actual.weight_gradient.dtype == torch.float32
+        errors[loss] = relative_error(actual.weight_gradient, brute_force(given).weight_gradient)
     print(precision, tangent, warm, {loss: f"{error:.1e}" for loss, error in errors.items()})
     return errors
 
@@ -231,7 +231,7 @@ def errors_in(precision: str, tangent: str, warm: bool) -> dict[str, float]:
 @pytest.mark.parametrize("tangent", TANGENTS)
 @pytest.mark.parametrize("precision", list(PRECISIONS))
 def test_errors_of_each_precision(precision: str, tangent: str) -> None:
-    """`pytest -rP` shows the figures."""
+    """Print the errors, for `pytest -rP`."""
     bound = BOUNDS_32[tangent] if precision == "fp32" else BOUNDS_16[precision]
     errors = errors_in(precision, tangent, warm=True)
     assert max(errors.values()) < bound, errors
@@ -239,7 +239,7 @@ def test_errors_of_each_precision(precision: str, tangent: str) -> None:
 
 @pytest.mark.parametrize("tangent", TANGENTS)
 def test_errors_of_the_first_step(tangent: str) -> None:
-    """With no moments the step is nearly sign(g): rounding of g itself costs most digits.
+    """Without moments the step is nearly sign(g), so rounding of g costs most digits.
 
     So it does in the public code, and 16 bits leave nothing of them; it is one step.
     """
@@ -248,7 +248,7 @@ def test_errors_of_the_first_step(tangent: str) -> None:
 
 
 def test_defaults_are_the_documented_ones() -> None:
-    """In float32 the cheapest is good enough; in 16 bits the exact way costs least."""
+    """One-sided differences are accurate enough in float32; in 16 bits, `exact` is cheapest."""
     defaults = {name: settings.tangent for name, settings in PRECISIONS.items()}
     assert defaults == {"fp32": "one_sided", "bf16": "exact", "amp": "exact"}
     assert [PRECISIONS[name].autocast for name in ("fp32", "bf16", "amp")] == [

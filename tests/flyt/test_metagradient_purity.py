@@ -1,4 +1,4 @@
-"""What finding the gradient leaves alone: what it was given, later stages, memory, graphs."""
+"""The metagradient changes no argument, skips later stages, and bounds memory."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def _one_thread() -> Iterator[None]:
 
 
 def upstream_row(given: Problem, row: int, pixel: float) -> Problem:
-    """The problem with a pixel of one upstream image set."""
+    """Set a pixel of an upstream image of a problem."""
     images = given.upstream.images.clone()
     images[row, 0, 0, 0] = pixel
     return replace(given, upstream=Upstream(images, given.upstream.texts))
 
 
 def test_an_untouched_result_is_a_metagradient() -> None:
-    """What comes back has the shapes that are promised."""
+    """Check the documented shapes of the result."""
     given = problem()
-    found = solve(given)
-    assert isinstance(found, Metagradient)
-    assert found.weight_gradient.shape == (8,)
-    scalars = (found.upstream_loss, found.downstream_loss, found.logit_scale_gradient)
+    actual = solve(given)
+    assert isinstance(actual, Metagradient)
+    assert actual.weight_gradient.shape == (8,)
+    scalars = (actual.upstream_loss, actual.downstream_loss, actual.logit_scale_gradient)
     assert [tuple(scalar.shape) for scalar in scalars] == [(), (), ()]
-    assert found.params.keys() == found.grads.keys() == given.params.keys()
+    assert actual.params.keys() == actual.grads.keys() == given.params.keys()
 
 
 # --------------------------------------------------------------------- nothing else happens
@@ -85,15 +85,15 @@ def test_nothing_given_is_changed(tangent: str, pixel: float) -> None:
     model = arguments["towers"].model
     held = tensors_in(arguments) + list(model.parameters())
     before = [(tensor.clone(), tensor.requires_grad, tensor._version) for tensor in held]
-    found = solve(given, tangent, **arguments)
-    assert found.finite == (pixel == 1.0)
+    actual = solve(given, tangent, **arguments)
+    assert actual.finite == (pixel == 1.0)
     for tensor, (value, requires_grad, version) in zip(held, before, strict=True):
         assert torch.equal(tensor.nan_to_num(), value.nan_to_num())
         assert (tensor.requires_grad, tensor._version) == (requires_grad, version)
         assert tensor.grad is None
-    assert not any(tensor.requires_grad for tensor in tensors_in(found))
-    new = {tensor.data_ptr() for tensor in found.params.values()}
-    assert found.finite == new.isdisjoint(tensor.data_ptr() for tensor in held)
+    assert not any(tensor.requires_grad for tensor in tensors_in(actual))
+    new = {tensor.data_ptr() for tensor in actual.params.values()}
+    assert actual.finite == new.isdisjoint(tensor.data_ptr() for tensor in held)
 
 
 def refuse(*args: Any, **kwargs: Any) -> Any:
@@ -109,10 +109,10 @@ def test_a_bad_upstream_image_stops_before_the_step(
     monkeypatch.setattr(LookaheadAdamW, "next_state", refuse)
     monkeypatch.setattr(Towers, "tangent", refuse)
     given = upstream_row(problem(), 3, value)
-    found = solve(given)
-    assert not found.finite
-    assert found.weight_gradient.shape == (8,)
-    assert all(torch.equal(found.params[name], param) for name, param in given.params.items())
+    actual = solve(given)
+    assert not actual.finite
+    assert actual.weight_gradient.shape == (8,)
+    assert all(torch.equal(actual.params[name], param) for name, param in given.params.items())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -124,10 +124,10 @@ def test_a_bad_downstream_image_stops_before_the_tangent(
     given = problem()
     images = given.downstream.images.clone()
     images[1, 2, 3, 4] = value
-    found = solve(replace(given, downstream=replace(given.downstream, images=images)))
-    assert not found.finite
-    assert float(found.upstream_loss) == pytest.approx(float(brute_force(given).upstream_loss))
-    assert not found.downstream_loss.isfinite()
+    actual = solve(replace(given, downstream=replace(given.downstream, images=images)))
+    assert not actual.finite
+    assert float(actual.upstream_loss) == pytest.approx(float(brute_force(given).upstream_loss))
+    assert not actual.downstream_loss.isfinite()
 
 
 @pytest.mark.parametrize("tangent", TANGENTS)
@@ -148,10 +148,10 @@ def test_a_gradient_that_overflows_at_last_is_told(
 
 
 class Saved:
-    """Counts the bytes that graphs hold at a time, by hooks on what they save."""
+    """Counts the bytes that graphs hold at a time, by hooks on saved tensors."""
 
     def __init__(self) -> None:
-        self.now = self.peak = self.number = 0
+        self.now = self.peak = self.count = 0
 
     def __enter__(self) -> Saved:
         self._hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: Held(self, t), Held.take)
@@ -165,7 +165,7 @@ class Saved:
 class Held:
     def __init__(self, saved: Saved, tensor: Tensor) -> None:
         self.saved, self.tensor, self.size = saved, tensor.detach(), tensor.numel()
-        saved.number += 1
+        saved.count += 1
         saved.now += self.size
         saved.peak = max(saved.peak, saved.now)
 
@@ -182,9 +182,9 @@ def test_the_tangent_keeps_no_graph(monkeypatch: pytest.MonkeyPatch, tangent: st
 
     def counted(*args: Any) -> tuple[Tensor, Tensor]:
         with Saved() as saved:
-            found = plain(*args)
-        counts.append(saved.number)
-        return found
+            actual = plain(*args)
+        counts.append(saved.count)
+        return actual
 
     monkeypatch.setattr(Towers, "tangent", counted)
     assert solve(problem(), tangent, 4).finite
@@ -192,7 +192,7 @@ def test_the_tangent_keeps_no_graph(monkeypatch: pytest.MonkeyPatch, tangent: st
 
 
 def peak(batch: int, micro_batch_size: int | None, tangent: str = "exact") -> int:
-    """Numbers that graphs hold at a time in a whole call."""
+    """Return the largest number of entries that graphs hold at a time in a call."""
     given = problem(batch=batch)
     with Saved() as saved:
         assert solve(given, tangent, micro_batch_size).finite
@@ -202,7 +202,7 @@ def peak(batch: int, micro_batch_size: int | None, tangent: str = "exact") -> in
 
 @pytest.mark.parametrize("tangent", TANGENTS)
 def test_memory_does_not_grow_with_the_batch(tangent: str) -> None:
-    """With a micro-batch of 1 no more is held at B = 32 than at 8; with one of B, four times.
+    """Graphs hold as much at B = 32 as at 8 with micro-batches of 1, four times with all of B.
 
     But for what the losses hold, some [B, D] and [B, B].
     """
@@ -222,16 +222,16 @@ def test_nothing_is_differentiated_twice(
     def once(*args: Any, **kwargs: Any) -> Any:
         assert len(args) < 5
         assert not kwargs.get("create_graph")
-        found = plain(*args, **kwargs)
-        assert not any(part is not None and part.requires_grad for part in found)
-        calls.append(found)
-        return found
+        actual = plain(*args, **kwargs)
+        assert not any(part is not None and part.requires_grad for part in actual)
+        calls.append(actual)
+        return actual
 
     monkeypatch.setattr(torch.autograd, "grad", once)
     monkeypatch.setattr(torch.autograd, "backward", refuse)
     monkeypatch.setattr(Tensor, "backward", refuse)
     for name in ("grad", "vjp", "vmap", "jacrev", "hessian", "grad_and_value"):
         monkeypatch.setattr(torch.func, name, refuse)
-    found = solve(problem(), tangent, micro_batch_size)
-    assert found.finite
+    actual = solve(problem(), tangent, micro_batch_size)
+    assert actual.finite
     assert calls

@@ -1,4 +1,4 @@
-"""Several ranks find what one process finds: for each loss, in micro-batches, with idle ranks."""
+"""Several ranks get the result of one process: each loss, micro-batches, idle ranks."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ DIFFERENCE_BOUNDS = {"central": 1e-7, "one_sided": 1e-5}  # they magnify another
 def alone() -> Everything:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    found = all_cases()
+    actual = all_cases()
     torch.set_num_threads(threads)
-    return found
+    return actual
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
@@ -44,19 +44,19 @@ FINITE = [name for name in cases() if name != "not_finite"]
 def test_ranks_find_what_one_process_finds(
     ranks: list[Everything], alone: Everything, name: str
 ) -> None:
-    """Losses and the gradient in a scalar are not multiplied by the number of ranks (D8)."""
+    """Losses and gradients of scalars are not multiplied by the number of ranks."""
     bound = DIFFERENCE_BOUNDS.get(name, BOUND)
     expected = alone[name]
-    weights = torch.cat([found[name]["weight_gradient"] for found in ranks])
+    weights = torch.cat([actual[name]["weight_gradient"] for actual in ranks])
     assert relative_error(weights, expected["weight_gradient"]) < bound
     assert abs(float(expected["logit_scale_grad"])) > 1e-5
-    for found in ranks:
-        assert found[name]["finite"]
+    for actual in ranks:
+        assert actual[name]["finite"]
         for part in ("params", "grads", "upstream_loss", "downstream_loss", "logit_scale_grad"):
-            assert relative_error(found[name][part], expected[part]) < BOUND, part
+            assert relative_error(actual[name][part], expected[part]) < BOUND, part
         if float(expected["temperature_gradient"]):
             part = "temperature_gradient"
-            assert relative_error(found[name][part], expected[part]) < BOUND
+            assert relative_error(actual[name][part], expected[part]) < BOUND
 
 
 def test_the_temperature_is_among_the_cases(alone: Everything) -> None:
@@ -66,27 +66,27 @@ def test_the_temperature_is_among_the_cases(alone: Everything) -> None:
 
 @pytest.mark.parametrize("name", FINITE)
 def test_ranks_take_the_same_step_to_the_last_bit(ranks: list[Everything], name: str) -> None:
-    """Else their models drift apart."""
-    for found in ranks[1:]:
+    """All ranks step to the same parameters."""
+    for actual in ranks[1:]:
         for part in ("params", "grads", "upstream_loss", "downstream_loss", "temperature_gradient"):
-            assert torch.equal(found[name][part], ranks[0][name][part]), part
+            assert torch.equal(actual[name][part], ranks[0][name][part]), part
 
 
 def test_one_bad_image_makes_the_step_bad_on_all_ranks(ranks: list[Everything]) -> None:
-    assert not any(found["not_finite"]["finite"] for found in ranks)
-    for found in ranks:
-        assert len(found["not_finite"]["weight_gradient"]) == 8 // len(ranks)
+    assert not any(actual["not_finite"]["finite"] for actual in ranks)
+    for actual in ranks:
+        assert len(actual["not_finite"]["weight_gradient"]) == 8 // len(ranks)
 
 
 def test_one_process_finds_what_the_oracle_finds(alone: Everything) -> None:
-    """The cases of this file, whose figures all ranks are held against."""
+    """The reference of the other tests in this file is itself right."""
     for name in FINITE:
         given, options = cases()[name]
         if name == "weight_zero":  # the formula as printed has no value there
             continue
-        found = solve(given, **options)
-        assert worst_error(found, given) < DIFFERENCE_BOUNDS.get(name, BOUND)
-        assert torch.equal(plain(found)["weight_gradient"], alone[name]["weight_gradient"])
+        actual = solve(given, **options)
+        assert worst_error(actual, given) < DIFFERENCE_BOUNDS.get(name, BOUND)
+        assert torch.equal(plain(actual)["weight_gradient"], alone[name]["weight_gradient"])
 
 
 # ------------------------------------------------------------------------------- gather
@@ -94,15 +94,15 @@ def test_one_process_finds_what_the_oracle_finds(alone: Everything) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_messages(world_size: int, tmp_path: Any) -> None:
-    """Rows in the order of ranks, some of which have none; sums of any types and layouts."""
-    for rank, found in enumerate(on_ranks(world_size, messages, tmp_path)):
-        assert (int(found["rank"]), int(found["world_size"])) == (rank, world_size)
-        for number in (8, 5, 3, 1):
-            rows = torch.arange(2.0 * number, dtype=torch.float64).reshape(number, 2)
-            assert torch.equal(found[f"rows {number}"], rows)
-            assert torch.equal(found[f"labels {number}"], torch.arange(number))
+    """Rows are in rank order, some ranks have none; sums keep dtypes and layouts."""
+    for rank, actual in enumerate(on_ranks(world_size, messages, tmp_path)):
+        assert (int(actual["rank"]), int(actual["world_size"])) == (rank, world_size)
+        for index in (8, 5, 3, 1):
+            rows = torch.arange(2.0 * index, dtype=torch.float64).reshape(index, 2)
+            assert torch.equal(actual[f"rows {index}"], rows)
+            assert torch.equal(actual[f"labels {index}"], torch.arange(index))
         total = world_size * (world_size + 1) / 2
-        sums = found["sums"]
+        sums = actual["sums"]
         assert torch.equal(sums["0"], torch.full((2, 3), total))
         assert torch.equal(sums["1"], torch.tensor(10.0 * total).double())
         assert torch.equal(sums["2"], torch.full((2, 3), total))
@@ -120,14 +120,14 @@ def failing() -> dict[str, Any]:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8, 11])
 def test_rows_of_ranks_are_a_partition_in_order(world_size: int) -> None:
-    for number in (0, 1, 5, 8, 64):
-        shares = [rows_of_rank(number, rank, world_size) for rank in range(world_size)]
-        rows = [row for share in shares for row in range(number)[share]]
-        assert rows == list(range(number))
+    for index in (0, 1, 5, 8, 64):
+        shares = [rows_of_rank(index, rank, world_size) for rank in range(world_size)]
+        rows = [row for share in shares for row in range(index)[share]]
+        assert rows == list(range(index))
         sizes = [share.stop - share.start for share in shares]
         assert max(sizes) - min(sizes) <= 1
-        if number % world_size == 0:
-            assert set(sizes) == {number // world_size}
+        if index % world_size == 0:
+            assert set(sizes) == {index // world_size}
 
 
 def test_one_process_has_nothing_to_say() -> None:

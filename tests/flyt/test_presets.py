@@ -1,4 +1,4 @@
-"""Table 7 of the paper, written out again, and each variation of its other tables as flags."""
+"""The presets against a copy of the paper's Table 7, and its other variations as flags."""
 
 from __future__ import annotations
 
@@ -76,16 +76,16 @@ SAMPLES = {  # millions, downstream and upstream
 
 @pytest.mark.parametrize("preset", TABLE_7)
 def test_table_7(preset: str) -> None:
-    found = vars(parse("--preset", preset))
+    actual = vars(parse("--preset", preset))
     expected = COMMON | TABLE_7[preset]
-    assert {name: found[name] for name in expected} == expected
-    assert found["reference_model"] == found["extractor_model"] == "ViT-B-32"
-    assert not found["no_standardize"]
+    assert {name: actual[name] for name in expected} == expected
+    assert actual["reference_model"] == actual["extractor_model"] == "ViT-B-32"
+    assert not actual["no_standardize"]
     samples = [
-        found[f"{side}_batch_size"] * found["num_steps"] / 1e6
+        actual[f"{side}_batch_size"] * actual["num_steps"] / 1e6
         for side in ("downstream", "upstream")
     ]
-    assert [round(number, 1) for number in samples] == list(SAMPLES[preset])
+    assert [round(millions, 1) for millions in samples] == list(SAMPLES[preset])
 
 
 def test_all_presets_are_accounted_for() -> None:
@@ -94,11 +94,11 @@ def test_all_presets_are_accounted_for() -> None:
 
 def test_defaults_that_the_text_names() -> None:
     """One layer over 2 x 512 with 1024 hidden units, no cosine start; FLYT's twelve columns."""
-    found = parse("--preset", "m_flyt_base")
-    assert (found.glu_layers, found.glu_hidden_ratio, found.cosine_start) == (1, 1.0, False)
-    assert tuple(found.score_columns) == PUBLISHED
-    assert found.eps == 1e-6
-    assert found.task_weights == "mixed"
+    actual = parse("--preset", "m_flyt_base")
+    assert (actual.glu_layers, actual.glu_hidden_ratio, actual.cosine_start) == (1, 1.0, False)
+    assert tuple(actual.score_columns) == PUBLISHED
+    assert actual.eps == 1e-6
+    assert actual.task_weights == "mixed"
     assert parse("--preset", "e_flyt_22").downstream_shuffle == 50_000  # C.9
     assert parse("--preset", "e_flyt_base").downstream_shuffle == 5000
 
@@ -136,21 +136,21 @@ VARIATIONS = [
 
 @pytest.mark.parametrize(("preset", "flags"), VARIATIONS)
 def test_each_variation_of_the_paper_is_some_flags(preset: str, flags: str) -> None:
-    """And changes what they name, nothing else. `test_train` shows what each of them does."""
+    """The flags change the settings that they name, and no others."""
     words = flags.split()
     plain, varied = vars(parse("--preset", preset)), vars(parse("--preset", preset, *words))
     named = {word.removeprefix("--") for word in words if word.startswith("--")}
     assert {name for name in plain if plain[name] != varied[name]} <= named
     for name, value in zip(words[::2], words[1::2], strict=False):
         if not value.startswith("--"):
-            found = varied[name.removeprefix("--")]
-            assert found == ([value] if isinstance(found, list) else type(found)(value))
+            actual = varied[name.removeprefix("--")]
+            assert actual == ((value,) if isinstance(actual, tuple) else type(actual)(value))
 
 
 def test_the_weight_decay_of_the_scoring_model_follows_the_other() -> None:
     assert parse("--preset", "tiny", "--weight_decay", "0").scoring_weight_decay == 0
-    found = parse("--preset", "tiny", "--scoring_weight_decay", "0.5")
-    assert (found.weight_decay, found.scoring_weight_decay) == (0.2, 0.5)
+    actual = parse("--preset", "tiny", "--scoring_weight_decay", "0.5")
+    assert (actual.weight_decay, actual.scoring_weight_decay) == (0.2, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The public FLYT code run beside ours, against our brute-force oracle and our trainer's step.
+"""The public FLYT code against the brute-force oracle and our trainer's step.
 
 FLYT_DIR      a full checkout of formll/FLYT at 50035b3 (read only)
 """
@@ -23,7 +23,7 @@ LR = 5e-5
 
 
 def as_float32(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Float64 tensors whose values float32 holds exactly: both sides start from the same."""
+    """Round float64 tensors to float32, so that both sides start from the same values."""
     return {name: tensor.float().double() for name, tensor in tensors.items()}
 
 
@@ -32,7 +32,7 @@ def relative_error(theirs: torch.Tensor, ours: torch.Tensor) -> float:
 
 
 def without_key_bias(name: str, param: torch.Tensor) -> torch.Tensor:
-    """The keys' biases have no gradient in exact arithmetic: AdamW steps along rounding there."""
+    """Leave out the keys' biases: their exact gradient is 0, and AdamW steps along rounding."""
     if not name.endswith("in_proj_bias"):
         return param
     queries, _, values = param.chunk(3)
@@ -45,7 +45,7 @@ STARTS = {"moments": (True, 1e-6), "first_step": (False, 0.1)}
 
 @dataclass(frozen=True)
 class Compared:
-    """A step, and what their code makes of it in float32."""
+    """A step, and the public code's result in float32."""
 
     problem: Problem
     scores: torch.Tensor
@@ -53,7 +53,7 @@ class Compared:
     theirs: dict[str, Any]
 
     def by_mixing(self, weight_gradient: torch.Tensor) -> torch.Tensor:
-        """dL/dmixing [1, k] of a dL/dw."""
+        """Return ∂L/∂mixing [1, k] for a ∂L/∂w."""
         leaf = self.mixing.double().requires_grad_()
         weights = (self.scores.double() @ leaf[0]).softmax(0)
         return torch.autograd.grad(weights @ weight_gradient.double(), leaf)[0]
@@ -65,7 +65,7 @@ class Compared:
     ids=lambda param: "-".join(map(str, param)),
 )
 def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compared:
-    """The first step takes a larger eps: with no moments the update is lr g / (|g| + eps), whose
+    """The first step needs a larger eps: without moments the update is lr g / (|g| + eps), whose
     slope AdamW's formula finds as a small difference of large numbers. At eps = 1e-6 float32
     leaves 2e-3 to 2e-2 of error in dL/dw, in their code as in the oracle run in float32.
     """
@@ -101,7 +101,7 @@ def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def assert_same_step(
     compared: Compared, ours: dict[str, Any], grads: dict[str, Any], stepped: dict[str, Any]
 ) -> None:
-    """Within the noise of float32; `grads` are g and `stepped` θ+, by name."""
+    """Compare within float32 rounding; `grads` is g and `stepped` θ+, by name."""
     theirs, params = compared.theirs, compared.problem.params
     pairs = {name: (theirs[name], value) for name, value in ours.items()}
     by_mixing = compared.by_mixing(ours["weight_gradient"])
@@ -136,16 +136,16 @@ def test_public_code_agrees_with_the_oracle(compared: Compared) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [DOUBLE, torch.float32], ids=["float64", "float32"])
 def test_public_code_agrees_with_ours(compared: Compared, dtype: torch.dtype) -> None:
-    """The metagradient by exact tangents, in micro-batches."""
+    """Compute the metagradient with exact tangents, in micro-batches."""
     problem = compared.problem
-    found = solve(problem, "exact", 5, dtype)
+    actual = solve(problem, "exact", 5, dtype)
     ours = {
-        "upstream_loss": found.upstream_loss,
-        "downstream_loss": found.downstream_loss,
-        "weight_gradient": found.weight_gradient,
+        "upstream_loss": actual.upstream_loss,
+        "downstream_loss": actual.downstream_loss,
+        "weight_gradient": actual.weight_gradient,
     }
     log_temperature = problem.downstream.log_temperature
     if log_temperature is not None:
-        ours["temperature_gradient"] = found.logit_scale_gradient * log_temperature.exp()
+        ours["temperature_gradient"] = actual.logit_scale_gradient * log_temperature.exp()
     ours = {name: value.double() for name, value in ours.items()}
-    assert_same_step(compared, ours, found.grads, found.params)
+    assert_same_step(compared, ours, actual.grads, actual.params)

@@ -1,4 +1,4 @@
-"""Learning rates as open_clip's, and the prompts of a step."""
+"""Learning rates against open_clip's, and the prompts of a step."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_warm_up_as_long_as_training_ends_at_the_top() -> None:
 
 
 class Tokenizer:
-    """Characters as numbers, 16 of them; remembers what it was asked."""
+    """A tokenizer of 16 character codes that records its inputs."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -72,7 +72,7 @@ def prompts(seed: int = 0, tokenize: Tokenizer | None = None) -> Prompts:
 
 def test_classes_of_all_tasks_in_order() -> None:
     made = prompts()
-    assert made.number == NUMBER
+    assert made.num_classes == NUMBER
     assert made.class_tasks.tolist() == [0, 0, 0, 1, 1]
     texts = read(made.of_step(0, range(NUMBER)))
     possible = [
@@ -84,7 +84,7 @@ def test_classes_of_all_tasks_in_order() -> None:
 
 
 def test_every_rank_and_every_example_sees_one_prompt_per_class() -> None:
-    """In whatever shares they ask, of whatever `Prompts` of that seed."""
+    """Ranks get the same prompts, whatever their shares of the classes."""
     whole = read(prompts().of_step(7, range(NUMBER)))
     shares = [range(0, 1), range(1, 1), range(1, 3), range(3, 5)]
     one = prompts()
@@ -106,16 +106,16 @@ def test_steps_and_seeds_differ_and_can_be_asked_again() -> None:
 
 
 def test_templates_are_uniform_and_independent_between_classes() -> None:
-    """Counts of 4,000 steps within five standard deviations."""
+    """Template counts of 4,000 steps are within five standard deviations."""
     made, steps = prompts(), 4000
     drawn = [read(made.of_step(step, range(NUMBER))) for step in range(steps)]
-    for number, templates in enumerate([4, 4, 4, 2, 2]):
-        counts = Counter(texts[number] for texts in drawn)
+    for index, templates in enumerate([4, 4, 4, 2, 2]):
+        counts = Counter(texts[index] for texts in drawn)
         assert len(counts) == templates
         p = 1 / templates
         deviation = (steps * p * (1 - p)) ** 0.5
         assert all(abs(count - steps * p) < 5 * deviation for count in counts.values())
-    cats, dogs = ([texts[number][:2] for texts in drawn] for number in (0, 1))
+    cats, dogs = ([texts[index][:2] for texts in drawn] for index in (0, 1))
     together = Counter(zip(cats, dogs, strict=True))
     deviation = (steps / 16 * 15 / 16) ** 0.5
     assert len(together) == 16

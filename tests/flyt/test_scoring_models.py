@@ -1,4 +1,4 @@
-"""Scoring models against oracles, and their files against the readers without torch."""
+"""Scoring models against oracles, and their files against the torch-free readers."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ MEANS, STDS = (0.0, 1000.0, -3.0), (1e-3, 2.0, 50.0)
 
 
 def raw_scores(columns: int = 3, rows: int = 50) -> Tensor:
-    """float32 columns, the second one far from 0 beside its spread."""
+    """Make float32 columns; the mean of the second is far larger than its deviation."""
     rng = np.random.default_rng(0)
-    means = [MEANS[number % 3] for number in range(columns)]
-    stds = [STDS[number % 3] for number in range(columns)]
+    means = [MEANS[index % 3] for index in range(columns)]
+    stds = [STDS[index % 3] for index in range(columns)]
     return torch.from_numpy(rng.normal(means, stds, (rows, columns)).astype(np.float32))
 
 
@@ -57,7 +57,7 @@ def test_a_mixing_model_is_a_weighted_sum_of_standardised_columns(standardize: b
 
 
 def test_float32_weights_do_not_lose_what_standardising_cancels() -> None:
-    """Columns far from 0 are standardised in float64, whatever the weights' type."""
+    """Columns far from 0 are standardised in float64, whatever the dtype of the weights."""
     model, features = mixing_model(dtype=torch.float32), raw_scores()
     expected = mixing_model()(features)
     assert model(features).dtype == torch.float32
@@ -220,20 +220,20 @@ def test_the_two_kinds_of_files_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_the_cosine_start_without_noise_is_the_specified_one() -> None:
-    """spec/scores.md, section 17."""
+    """Without noise, the initial scores equal values computed by hand and by the oracle."""
     image = torch.tensor([[1, 2, 2], [2, 1, 0], [0, 3, 4], [1, 1, 1]], dtype=torch.float64)
     text = torch.tensor([[1, 2, 1], [2, 0, 1], [1, 3, 4], [1, -1, 1]], dtype=torch.float64)
     pairs = torch.cat([torch.nn.functional.normalize(part) for part in (image, text)], 1)
     layer = GluLayer(6, 6, 1).double()
     scoring_models._start_at_cosine(layer, noise=0.0)
-    found = layer(pairs)[:, 0].tolist()
-    assert found == pytest.approx([0.94865151, 0.8, 0.98361495, 0.23969502], abs=5e-9)
+    actual = layer(pairs)[:, 0].tolist()
+    assert actual == pytest.approx([0.94865151, 0.8, 0.98361495, 0.23969502], abs=5e-9)
     tensors = cosine_start(3)
-    assert found == pytest.approx([glu_score(tensors, row) for row in pairs.tolist()], abs=1e-12)
+    assert actual == pytest.approx([glu_score(tensors, row) for row in pairs.tolist()], abs=1e-12)
 
 
 def test_a_cosine_start_is_near_the_cosine() -> None:
-    """With noise 0.01 about 0.91 of it (spec/scores.md, section 9), without a start nothing."""
+    """Initial scores correlate with the cosine (about 0.91 with noise), random ones do not."""
     rng = np.random.default_rng(0)
     image = rng.normal(size=(2000, 512))
     text = rng.uniform(0.0, 1.0, (2000, 1)) * image + rng.normal(size=(2000, 512))

@@ -1,4 +1,4 @@
-"""Embeddings, pull-backs and tangents of a small CLIP against plain autograd through all rows."""
+"""Embeddings, pull-backs and tangents of a small CLIP model against autograd."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def direction_of(params: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def by_autograd(towers: Towers, inputs: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor]):
-    """Features and their pull-back."""
+    """Return features and their pull-back."""
     leaves = {name: param.clone().requires_grad_() for name, param in towers.params().items()}
     images, texts, _ = functional_call(towers.model, leaves, inputs)
     total = (images * gradients[0]).sum() + (texts * gradients[1]).sum()
-    found = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
-    return (images.detach(), texts.detach()), dict(zip(leaves, found, strict=True))
+    actual = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+    return (images.detach(), texts.detach()), dict(zip(leaves, actual, strict=True))
 
 
 def cotangents() -> tuple[Tensor, Tensor]:
@@ -68,50 +68,50 @@ def test_embeddings_and_pull_back(
     features, pulled = by_autograd(towers, inputs, cotangents())
     params = towers.params()
     embedding = towers.embed(params, *inputs)
-    for found, expected in zip(embedding.features, features, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
-        assert not found.requires_grad
-    for found, expected in zip(towers.features(params, *inputs), features, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
-    found = embedding.pull_back(cotangents())
-    assert found.keys() == params.keys() == pulled.keys()
-    assert relative_error(flat(found), flat(pulled)) < 1e-12
-    assert torch.equal(found["logit_scale"], torch.zeros((), dtype=DOUBLE))
+    for actual, expected in zip(embedding.features, features, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
+        assert not actual.requires_grad
+    for actual, expected in zip(towers.features(params, *inputs), features, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
+    actual = embedding.pull_back(cotangents())
+    assert actual.keys() == params.keys() == pulled.keys()
+    assert relative_error(flat(actual), flat(pulled)) < 1e-12
+    assert torch.equal(actual["logit_scale"], torch.zeros((), dtype=DOUBLE))
 
 
 @pytest.mark.parametrize("micro_batch_size", MICRO_BATCHES)
 @pytest.mark.parametrize("method", TANGENTS)
 def test_tangents(inputs: tuple[Tensor, Tensor], method: str, micro_batch_size: int | None) -> None:
-    """<J v, c> = <v, J^T c> for each row's own c, where J^T c is autograd's."""
+    """<J v, c> = <v, J^T c> for each row, where J^T c is autograd's."""
     towers = Towers(small_clip(), micro_batch_size)
     params = towers.params()
     direction = direction_of(params)
     step = {"exact": 0.0, "central": 1e-6, "one_sided": 1e-8}[method]
     features = towers.features(params, *inputs)
-    found = towers.tangent(params, direction, *inputs, features, method, step)
+    actual = towers.tangent(params, direction, *inputs, features, method, step)
     expected = []
-    for number, rows in enumerate((ROWS, TEXTS)):
+    for index, rows in enumerate((ROWS, TEXTS)):
         for row in range(rows):
             gradients = [torch.zeros(n, 24, dtype=DOUBLE) for n in (ROWS, TEXTS)]
-            gradients[number][row] = cotangents()[number][row]
+            gradients[index][row] = cotangents()[index][row]
             _, pulled = by_autograd(towers, inputs, tuple(gradients))
             expected.append((flat(pulled) @ flat(direction)).item())
-    ours = torch.cat([(t * c).sum(1) for t, c in zip(found, cotangents(), strict=True)])
+    ours = torch.cat([(t * c).sum(1) for t, c in zip(actual, cotangents(), strict=True)])
     assert relative_error(ours, torch.tensor(expected, dtype=DOUBLE)) < BOUNDS[method]
-    assert [tuple(part.shape) for part in found] == [(ROWS, 24), (TEXTS, 24)]
-    assert not any(part.requires_grad for part in found)
+    assert [tuple(part.shape) for part in actual] == [(ROWS, 24), (TEXTS, 24)]
+    assert not any(part.requires_grad for part in actual)
 
 
 @pytest.mark.parametrize("method", TANGENTS)
 def test_no_direction_and_no_rows(inputs: tuple[Tensor, Tensor], method: str) -> None:
-    """A learning rate of 0 makes v = 0; a rank may have no class prompt."""
+    """v = 0 (a learning rate of 0) gives tangents of 0; a rank may have no class prompt."""
     towers = Towers(small_clip(), 4)
     params, texts = towers.params(), inputs[1][:0]
     nowhere = {name: torch.zeros_like(param) for name, param in params.items()}
     features = towers.features(params, inputs[0], texts)
-    found = towers.tangent(params, nowhere, inputs[0], texts, features, method, 1e-6)
-    assert torch.equal(found[0], torch.zeros(ROWS, 24, dtype=DOUBLE))
-    assert features[1].shape == found[1].shape == (0, 24)
+    actual = towers.tangent(params, nowhere, inputs[0], texts, features, method, 1e-6)
+    assert torch.equal(actual[0], torch.zeros(ROWS, 24, dtype=DOUBLE))
+    assert features[1].shape == actual[1].shape == (0, 24)
     embedding = towers.embed(params, inputs[0], texts)
     pulled = embedding.pull_back((cotangents()[0], torch.zeros(0, 24, dtype=DOUBLE)))
     assert torch.equal(pulled["text_projection"], torch.zeros_like(params["text_projection"]))
@@ -119,12 +119,12 @@ def test_no_direction_and_no_rows(inputs: tuple[Tensor, Tensor], method: str) ->
 
 
 def test_tangent_of_the_logit_scale() -> None:
-    """τ = exp(s), so τ' = τ v_s."""
+    """τ = exp(s) has the derivative τ v_s."""
     towers = Towers(small_clip())
     params = towers.params()
     direction = direction_of(params)
-    found = towers.logit_scale_tangent(params, direction)
-    torch.testing.assert_close(found, params["logit_scale"].exp() * direction["logit_scale"])
+    actual = towers.logit_scale_tangent(params, direction)
+    torch.testing.assert_close(actual, params["logit_scale"].exp() * direction["logit_scale"])
     torch.testing.assert_close(towers.logit_scale(params), params["logit_scale"].exp())
 
 
@@ -144,7 +144,7 @@ def test_frozen_parameters_stay_out(inputs: tuple[Tensor, Tensor]) -> None:
 
 
 def test_the_model_computes_as_in_evaluation(inputs: tuple[Tensor, Tensor]) -> None:
-    """Dropout of patches would make another function of each pass."""
+    """Patch dropout is off, since it would change f from pass to pass."""
     from open_clip import CLIP
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
@@ -161,7 +161,7 @@ def test_the_model_computes_as_in_evaluation(inputs: tuple[Tensor, Tensor]) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast(inputs: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
-    """Embeddings are rounded and come in float32; differences are taken between unrounded ones."""
+    """Under autocast, embeddings are rounded; differences use float32 passes."""
     model = small_clip(torch.float32)
     images, texts = inputs[0].float(), inputs[1]
     plain, rounding = Towers(model), Towers(model, autocast=dtype)
@@ -172,14 +172,14 @@ def test_autocast(inputs: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
         assert 1e-4 < relative_error(other, one) < 0.05
     direction = direction_of(params)
     for method, step, bound in (("central", 1e-4, 1e-6), ("one_sided", 3e-5, 1e-6)):
-        found = rounding.tangent(params, direction, images, texts, rounded, method, step)
+        actual = rounding.tangent(params, direction, images, texts, rounded, method, step)
         same = plain.tangent(params, direction, images, texts, exact, method, step)
-        assert relative_error(torch.cat(found), torch.cat(same)) < bound
+        assert relative_error(torch.cat(actual), torch.cat(same)) < bound
     exact = plain.tangent(params, direction, images, texts, exact, "exact", 0.0)
     # v far longer than float16 can tell: J v is linear in v, and found at the length of θ
     long = {name: 1e7 * value for name, value in direction.items()}
-    found = rounding.tangent(params, long, images, texts, rounded, "exact", 0.0)
-    assert relative_error(torch.cat(found) / 1e7, torch.cat(exact)) < 0.1
+    actual = rounding.tangent(params, long, images, texts, rounded, "exact", 0.0)
+    assert relative_error(torch.cat(actual) / 1e7, torch.cat(exact)) < 0.1
 
 
 def test_params_are_the_models_own_without_a_graph() -> None:

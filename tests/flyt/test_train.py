@@ -1,4 +1,4 @@
-"""Whole runs on a small model: what each flag does to what comes out, and how it is written."""
+"""Whole runs on a small model: the effect of each flag, and the output files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 class Runs:
-    """Runs of two steps; one of the same flags is not run again."""
+    """Runs of two steps, cached by their flags."""
 
     def __init__(self, data: Data, folder: Path) -> None:
         self.data, self.folder = data, folder
@@ -54,24 +54,24 @@ def run(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 @pytest.fixture(scope="module")
 def initial(data: Data) -> dict[str, Tensor]:
-    """The random model of seed 0."""
+    """Return the random model of seed 0."""
     return load_clip_model(str(data.model), "random", "reference").model.state_dict()
 
 
 def part(output: Path, which: str) -> dict[str, Tensor]:
-    found = tensors_of(output)
-    return {k.removeprefix(f"{which}/"): v for k, v in found.items() if k.startswith(which)}
+    actual = tensors_of(output)
+    return {k.removeprefix(f"{which}/"): v for k, v in actual.items() if k.startswith(which)}
 
 
 def moved(output: Path, initial: dict[str, Tensor]) -> dict[str, float]:
-    """By how much each tensor of the reference model has."""
+    """Return the distance that each tensor of the reference model has moved."""
     state = part(output, "reference_model")
     assert state.keys() == initial.keys()
     return {name: float((state[name] - initial[name]).norm()) for name in initial}
 
 
 def differs(one: Path, other: Path) -> float:
-    """Largest relative difference of the scoring models' tensors."""
+    """Return the largest relative difference of the scoring models' tensors."""
     a, b = part(one, "scoring"), part(other, "scoring")
     assert a.keys() == b.keys()
     return max(float((a[k] - b[k]).norm() / b[k].norm().clamp(min=1e-9)) for k in a)
@@ -94,7 +94,7 @@ def test_m_flyt(run: Runs, initial: dict[str, Tensor]) -> None:
 
 
 def test_the_model_carries_the_statistics_of_the_pool(run: Runs, data: Data) -> None:
-    """So scores of the pool have mean bias and are weighted by unit deviations."""
+    """The mean score of the pool is the bias."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(sorted(data.metadata.glob("*.parquet")), columns=list(COLUMNS))
@@ -143,7 +143,7 @@ def test_captions_of_the_clip_loss(run: Runs) -> None:
 
 
 def test_a_reference_from_a_file_and_frozen(run: Runs, initial: dict[str, Tensor]) -> None:
-    """What a run has written is a checkpoint for the next one."""
+    """The reference model of a run is a checkpoint for the next run."""
     trained = run() / "reference_model.pt"
     frozen = run(reference_init=trained, freeze_reference=True)
     assert part(frozen, "reference_model").keys() == initial.keys()
@@ -169,8 +169,8 @@ def test_e_flyt_from_embeddings(run: Runs) -> None:
     )
     assert [layer.w1.shape for layer in deep.layers] == [(runs.WIDTH, 2 * runs.WIDTH)] * 2
     text_first = run("embeddings", embedding_arrays=["b32_txt", "b32_img"])
-    found = load_glu_head(text_first / "scoring_model.safetensors")
-    assert found.arrays == ("b32_txt", "b32_img")
+    actual = load_glu_head(text_first / "scoring_model.safetensors")
+    assert actual.arrays == ("b32_txt", "b32_img")
     assert differs(text_first, output) > 1e-6
 
 
@@ -216,7 +216,7 @@ def test_several_tasks_mixed_and_balanced(run: Runs) -> None:
 
 
 def test_sgd(run: Runs, initial: dict[str, Tensor]) -> None:
-    """Without momentum and decay it moves by rate times gradient, and the clip bounds that."""
+    """SGD moves by learning rate times gradient, which clipping bounds."""
     plain = {"optimizer": "sgd", "beta1": 0.0, "weight_decay": 0.0, "reference_lr": 0.1}
     free, clipped = run(**plain), run(**plain, grad_clip_norm=1e-3)
     rates = [line["reference_lr"] for line in metrics_of(free)]
@@ -233,7 +233,7 @@ def test_sgd(run: Runs, initial: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("tangent", ["exact", "central"])
 def test_kinds_of_tangents(run: Runs, tangent: str) -> None:
-    """Nearly the same scoring model; the reference model's step does not depend on them."""
+    """Tangent methods give nearly the same scoring model, and the same reference step."""
     output, default = run(tangent=tangent), run()
     assert 0 < differs(output, default) < 0.05
     for name, value in part(output, "reference_model").items():
@@ -257,7 +257,7 @@ def test_bfloat16(run: Runs) -> None:
 
 
 def test_float16(run: Runs) -> None:
-    """The first gradient scale is too large for this model: steps are skipped until it fits."""
+    """The gradient scale is halved, and steps are skipped, until gradients are finite."""
     lines = metrics_of(run(precision="amp", num_steps=8))
     assert lines[0]["upstream_loss"] == pytest.approx(
         metrics_of(run())[0]["upstream_loss"], rel=0.02
@@ -265,14 +265,14 @@ def test_float16(run: Runs) -> None:
     skipped = int(lines[-1]["skipped_steps"])
     assert 0 < skipped < 8
     scales = [line["gradient_scale"] for line in lines]
-    assert scales == [2.0 ** (15 - min(number, skipped - 1)) for number in range(8)]
-    for number, line in enumerate(lines):
+    assert scales == [2.0 ** (15 - min(index, skipped - 1)) for index in range(8)]
+    for index, line in enumerate(lines):
         # a loss that was not found is null: NaN is no JSON
-        assert (line["downstream_loss"] is None) == (number < skipped)
+        assert (line["downstream_loss"] is None) == (index < skipped)
 
 
 def test_micro_batches_change_rounding_alone(run: Runs) -> None:
-    """By SGD: AdamW's first steps have the size of the rate, rounding or not."""
+    """Micro-batches change SGD by rounding alone; AdamW would amplify the rounding."""
     flags = {"tangent": "exact", "optimizer": "sgd", "reference_lr": 0.01}
     whole, parts = run(**flags), run(**flags, micro_batch_size=3)
     assert 0 < differs(parts, whole) < 1e-4
@@ -281,7 +281,7 @@ def test_micro_batches_change_rounding_alone(run: Runs) -> None:
 
 
 def test_a_scoring_model_to_start_from(run: Runs) -> None:
-    """And the two learning rates: a tiny one keeps it where it is."""
+    """A tiny learning rate keeps the initial scoring model."""
     file = run(scoring_lr=0.5) / "scoring_model.safetensors"
     still = run(scoring_init=file, scoring_lr=1e-9)
     torch.testing.assert_close(
@@ -302,7 +302,7 @@ def test_schedules(run: Runs) -> None:
 
 
 def test_each_epoch_has_data_of_its_own(run: Runs) -> None:
-    """With both models at rest the losses say which examples and prompts they are of."""
+    """With both models fixed, the losses show that each epoch has other data."""
     still = {"freeze_reference": True, "scoring_lr": 1e-9, "num_steps": 4}
     short = [line["upstream_loss"] for line in metrics_of(run(**still, checkpoint_every=1))]
     long = [line["upstream_loss"] for line in metrics_of(run(**still, checkpoint_every=4))]
@@ -311,7 +311,7 @@ def test_each_epoch_has_data_of_its_own(run: Runs) -> None:
 
 
 def test_a_frozen_model_in_every_way_still_reports(run: Runs) -> None:
-    """Both losses are those of Table 12's "only scoring model", step by step."""
+    """A frozen reference model still reports both losses (Table 12, "only scoring model")."""
     frozen, free = metrics_of(run(freeze_reference=True)), metrics_of(run())
     assert frozen[0]["downstream_loss"] == free[0]["downstream_loss"]  # θ+ is looked at either way
     assert frozen[1]["upstream_loss"] != free[1]["upstream_loss"]

@@ -1,4 +1,4 @@
-"""What is wrong with what was given, in one sentence and exit code 2; and nothing is written."""
+"""Wrong input ends with one sentence and exit code 2, and no file is written."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, data: Data) -> Refused:
-    """The sentence of a run with these flags."""
+    """Return the message of a run with these flags."""
 
     def run(features: str = "scores", **changes: Any) -> str:
         output = tmp_path / "out"
@@ -119,7 +119,7 @@ def test_flags_of_an_extractor(refused: Refused, tmp_path: Path) -> None:
 def test_an_extractor_of_another_input(
     refused: Refused, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """Both models get the same images and tokens."""
+    """Extractor and reference model must take the same images and tokens."""
     path = tmp_path / f"flyt-test-other-{next(iter(changes))}.json"
     path.write_text(json.dumps(SMALL_MODEL | changes))
     assert "--extractor_model" in refused("images", extractor_model=path)
@@ -142,8 +142,8 @@ def test_a_checkpoint_of_another_architecture(refused: Refused, tmp_path: Path) 
 
 
 def test_scores_that_are_not_there(refused: Refused, data: Data, tmp_path: Path) -> None:
-    """A table of half of the pool; and one with a hole."""
-    uids = [uid_of(number) for number in range(runs.PAIRS)]
+    """Score tables with missing uids, and with a NaN, are refused."""
+    uids = [uid_of(index) for index in range(runs.PAIRS)]
     scores = np.linspace(0, 1, runs.PAIRS)
     (tmp_path / "s").mkdir()
     write_parquet(tmp_path / "s" / "half.parquet", {"uid": uids[::2], "mine": scores[::2]})
@@ -169,7 +169,7 @@ def test_no_npz(refused: Refused, data: Data, tmp_path: Path) -> None:
 def test_labels_out_of_range(
     refused: Refused, tmp_path: Path, labels: list[int], named: str
 ) -> None:
-    """Which is how a wrong number of class names is seen."""
+    """The message names the number of class names."""
     write_labels(tmp_path / "owls", ("cat", "dog", "owl"), labels)
     message = refused(downstream_dir=tmp_path / "owls", downstream_tasks=None)
     assert named in message
@@ -200,19 +200,19 @@ def test_tasks_that_are_not_whole(refused: Refused, data: Data, tmp_path: Path) 
 
 
 def broken_pool(folder: Path, bad: int, shards: int = 24) -> None:
-    """Each shard has eight of the pool's pairs, or is no tar."""
-    for number in range(shards):
-        path = folder / f"{number:08d}.tar"
+    """Write shards with eight pairs of the pool each, or with no tar."""
+    for index in range(shards):
+        path = folder / f"{index:08d}.tar"
         pairs = [
             {
                 "jpg": noise_image(pair),
                 "txt": b"a picture",
                 "json": json.dumps({"uid": uid_of(pair)}).encode(),
             }
-            for pair in range(number % 8 * 8, number % 8 * 8 + 8)
+            for pair in range(index % 8 * 8, index % 8 * 8 + 8)
         ]
         write_tar(path, pairs)
-        if number < bad:
+        if index < bad:
             path.write_bytes(b"<html>404</html>" * 100)
 
 
@@ -240,11 +240,11 @@ def test_many_unreadable_shards_end_the_run(
 def test_a_pool_of_other_uids(refused: Refused, tmp_path: Path) -> None:
     pairs = [
         {
-            "jpg": noise_image(number),
+            "jpg": noise_image(index),
             "txt": b"a picture",
-            "json": json.dumps({"uid": uid_of(1000 + number)}).encode(),
+            "json": json.dumps({"uid": uid_of(1000 + index)}).encode(),
         }
-        for number in range(8)
+        for index in range(8)
     ]
     write_tar(tmp_path / "shards" / "0.tar", pairs)
     message = refused(train_data=tmp_path / "shards")

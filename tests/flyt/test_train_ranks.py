@@ -1,8 +1,8 @@
-"""One process and several with the same global batch, and loader workers: the same training.
+"""Training does not depend on the number of processes and of loader workers.
 
-Other numbers of rows in a matrix product are rounded otherwise, and AdamW turns the smallest
-gradients, which are all rounding, into whole steps. So the comparison is sharp in float64, and in
-float32 where the optimizer does not do that.
+Matrix products with other numbers of rows are rounded differently, and AdamW amplifies rounding in
+the smallest gradients to whole steps. Therefore the comparison is in float64, or in float32 with
+SGD.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 def difference(one: Path, other: Path) -> float:
-    """Largest of all tensors' entries."""
+    """Return the largest absolute difference of all tensors."""
     a, b = tensors_of(one), tensors_of(other)
     assert a.keys() == b.keys()
     return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
@@ -70,9 +70,9 @@ def compare_in_double(folder: Path, data: Data, case: str, world_size: int, **fe
     assert tensors_of(outputs[1])["reference_model/visual.proj"].dtype == torch.float64
     # E-FLYT's file is float32
     assert difference(*outputs) < (1e-6 if features == "embeddings" else 1e-10)
-    for found, expected in zip(*map(metrics_of, reversed(outputs)), strict=True):
+    for actual, expected in zip(*map(metrics_of, reversed(outputs)), strict=True):
         for name in ("upstream_loss", "downstream_loss", "weight_entropy"):
-            assert found[name] == pytest.approx(expected[name], rel=1e-5)
+            assert actual[name] == pytest.approx(expected[name], rel=1e-5)
     # only the first of them writes
     assert not rank_log(outputs[1], 1).read_text()
 
@@ -94,7 +94,7 @@ def test_several_processes_equal_one(
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_torchrun_equals_one_process(tmp_path: Path, data: Data, world_size: int) -> None:
-    """In float32, by SGD, within 1e-5 after 20 steps."""
+    """The models agree within 1e-5 after 20 steps in float32 with SGD."""
     outputs = tmp_path / "one", tmp_path / "several"
     runs = [
         {

@@ -1,4 +1,4 @@
-"""Killed at any moment and resumed, a run ends with the bytes of one that was left alone."""
+"""A run that is killed at any moment and resumed gives the bytes of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 @pytest.fixture(scope="module")
 def whole(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbs."""
+    """Train without interruption."""
     output = tmp_path_factory.mktemp("whole") / "out"
     assert train(data.flags(output)) == 0
     return output
@@ -55,7 +55,7 @@ def kill() -> None:
 
 
 class KillAt:
-    """In place of a function: calls it, and ends the process in the middle of its n-th call."""
+    """Replaces a function, and kills the process in the middle of its n-th call."""
 
     def __init__(self, owner: Any, name: str, n: int, instead: Callable[..., object]) -> None:
         self.function, self.n, self.instead = getattr(owner, name), n, instead
@@ -76,9 +76,9 @@ def half_of_a_file(content: Any, file: Any) -> None:
     file.flush()
 
 
-def half_a_line(log: TrainingLog, number: int, metrics: Mapping[str, float]) -> None:
+def half_a_line(log: TrainingLog, step: int, metrics: Mapping[str, float]) -> None:
     with log._path.open("a") as file:
-        file.write('{"step": ' + f'{number + 1}, "upstream_lo')
+        file.write('{"step": ' + f'{step + 1}, "upstream_lo')
 
 
 def nothing(*_: object) -> None:
@@ -102,18 +102,18 @@ def train_until(flags: Mapping[str, Any], moment: str) -> None:
 
 
 def check(output: Path, whole: Path) -> None:
-    """The same results, each step in the log once, and nothing left that a kill cut short."""
+    """Check that results are equal, the log has each step once, and no unfinished file is left."""
     assert not [path.name for path in output.iterdir() if path.name.startswith(".")]
     assert bytes_of(output) == bytes_of(whole)
-    found, expected = metrics_of(output), metrics_of(whole)
-    assert [line["step"] for line in found] == [1, 2, 3, 4, 5, 6]
-    for line in (*found, *expected):
+    actual, expected = metrics_of(output), metrics_of(whole)
+    assert [line["step"] for line in actual] == [1, 2, 3, 4, 5, 6]
+    for line in (*actual, *expected):
         del line["pairs_per_second"]
-    assert found == expected
+    assert actual == expected
 
 
 def slow_unless(names: tuple[str, ...]) -> list[Any]:
-    """The moments as parameters; others than these are slow."""
+    """Return the moments as parameters; those not named are marked slow."""
     return [
         pytest.param(moment, marks=() if moment in names else pytest.mark.slow)
         for moment in MOMENTS
@@ -136,18 +136,20 @@ def test_killed_at(tmp_path: Path, data: Data, whole: Path, moment: str) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(11))
 def test_killed_at_random(tmp_path: Path, data: Data, whole: Path, seed: int) -> None:
-    """-9, from outside, a few times; it starts by --resume in a folder that is not there."""
+    """Runs are killed from outside several times; the first starts with --resume."""
     kill_at_random(tmp_path, data, whole, random.Random(seed), 6 if seed else 3)
 
 
-def kill_at_random(folder: Path, data: Data, whole: Path, rng: random.Random, number: int) -> None:
+def kill_at_random(
+    folder: Path, data: Data, whole: Path, rng: random.Random, num_kills: int
+) -> None:
     began = time.perf_counter()
     start(train_quietly, data.flags(folder / "undisturbed")).join()
     duration = time.perf_counter() - began
 
     flags = {**data.flags(folder / "out"), "resume": True}
     kills = 0
-    while kills < number:
+    while kills < num_kills:
         process = start(train_quietly, flags)
         process.join(rng.uniform(0.0, 0.8) * duration)
         process.kill()
@@ -193,10 +195,10 @@ def test_every_kind_of_state_is_in_the_checkpoint(
 
     step = Algorithm.step
 
-    def step_or_stop(self: Algorithm, number: int, *batches: Any) -> dict[str, float]:
-        if number == 3:
+    def step_or_stop(self: Algorithm, step_index: int, *batches: Any) -> dict[str, float]:
+        if step_index == 3:
             raise Stop
-        return step(self, number, *batches)
+        return step(self, step_index, *batches)
 
     monkeypatch.setattr(Algorithm, "step", step_or_stop)
     assert train(runs[1]) == MISTAKE
@@ -223,7 +225,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], flags: Mapping[str, Any]) -> str:
-    """The sentence of a run that ends with exit code 2 and leaves all files alone."""
+    """Return the message of a run that ends with exit code 2 and changes no file."""
     folder = Path(flags["output_dir"])
     before = files(folder)
     capsys.readouterr()
@@ -267,7 +269,7 @@ def test_other_flags_are_named(
 
 
 def test_damaged_checkpoints(tmp_path: Path, whole: Path) -> None:
-    """Cut anywhere, one byte changed, noise, or another file: one sentence that names it."""
+    """Truncated files, noise and other files give one sentence that names the file."""
     content = (whole / "checkpoint.pt").read_bytes()
     rng = random.Random(0)
     damaged = [content[: int(share * len(content))] for share in (0, 1e-6, 1e-3, 0.5, 0.9999)]
@@ -276,11 +278,11 @@ def test_damaged_checkpoints(tmp_path: Path, whole: Path) -> None:
         file = io.BytesIO()
         torch.save(other, file)
         damaged.append(file.getvalue())
-    for number, each in enumerate(damaged):
+    for index, each in enumerate(damaged):
         (tmp_path / "checkpoint.pt").write_bytes(each)
         message = refusal(load_checkpoint, tmp_path, {})
-        assert str(tmp_path / "checkpoint.pt") in message, number
-        assert "--output_dir" in message, number
+        assert str(tmp_path / "checkpoint.pt") in message, index
+        assert "--output_dir" in message, index
 
 
 class _Runs:
@@ -312,11 +314,11 @@ def test_checkpoints_come_back_as_they_were(tmp_path: Path) -> None:
     began = time.time()
     save_checkpoint(tmp_path, 7, {"seed": 1, "betas": (0.9, 0.98)}, state)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
-    found = load_checkpoint(tmp_path, {"seed": 1, "betas": (0.9, 0.98)})
-    assert found is not None
-    assert found[0] == 7
-    assert torch.equal(found[1].pop("a"), state.pop("a"))
-    assert found[1] == state
+    actual = load_checkpoint(tmp_path, {"seed": 1, "betas": (0.9, 0.98)})
+    assert actual is not None
+    assert actual[0] == 7
+    assert torch.equal(actual[1].pop("a"), state.pop("a"))
+    assert actual[1] == state
     assert (tmp_path / "checkpoint.pt").stat().st_mtime >= began - 1
     assert load_checkpoint(tmp_path / "none", {}) is None
     message = refusal(load_checkpoint, tmp_path, {"seed": 1, "betas": (0.9, 0.98), "new": 3})

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl, the terminal, TensorBoard, Weights & Biases."""
+"""The log of a run: metrics.jsonl, terminal, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ def test_lines_every_so_often_and_at_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with log_of(tmp_path) as log:
-        for number in range(7):
-            log.step(number, {"loss": number / 3, "bad": math.nan, "huge": math.inf})
+        for step in range(7):
+            log.step(step, {"loss": step / 3, "bad": math.nan, "huge": math.inf})
     lines = metrics_of(tmp_path)
     assert [line["step"] for line in lines] == [2, 4, 6, 7]
     assert [line["loss"] for line in lines] == [0.333333, 1.0, 1.66667, 2.0]
     for text in (tmp_path / "metrics.jsonl").read_text().splitlines():
-        found = json.loads(text, parse_constant=pytest.fail)  # NaN is no JSON
-        assert found["bad"] is found["huge"] is None
-        assert found["pairs_per_second"] > 0
+        actual = json.loads(text, parse_constant=pytest.fail)  # NaN is no JSON
+        assert actual["bad"] is actual["huge"] is None
+        assert actual["pairs_per_second"] > 0
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in shown] == ["2/7", "4/7", "6/7", "7/7"]
     assert "loss 0.33333" in shown[0]
 
 
 def test_speed_is_that_since_the_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """16 pairs a step: one in 4 s after resuming, two in 1 s, two in 2 s, one in 1 s."""
+    """Speeds for 16 pairs per step: 1 step in 4 s after resuming, 2 in 1 s, 2 in 2 s, 1 in 1 s."""
     seconds = iter([0.0, 4.0, 5.0, 7.0, 8.0])
     monkeypatch.setattr("datacomp_flyt.flyt.training_log.time.perf_counter", lambda: next(seconds))
     with log_of(tmp_path, first=1) as log:
-        for number in range(1, 7):
-            log.step(number, {})
+        for step in range(1, 7):
+            log.step(step, {})
     assert [line["pairs_per_second"] for line in metrics_of(tmp_path)] == [4, 32, 16, 16]
 
 
@@ -76,8 +76,8 @@ def test_lines_after_the_checkpoint_are_taken_out(tmp_path: Path) -> None:
 
 def test_other_ranks_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with log_of(tmp_path, to=("tensorboard", "wandb"), enabled=False) as log:
-        for number in range(7):
-            log.step(number, {"loss": 1.0})
+        for step in range(7):
+            log.step(step, {"loss": 1.0})
         log.say("hello")
     assert capsys.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
@@ -91,8 +91,8 @@ def test_weights_and_losses_of_a_run(
     lines = metrics_of(output)
     assert [line["step"] for line in lines] == [4, 7]
     weights = load_file(output / "scoring_model.safetensors")["weights"].tolist()
-    found = [lines[-1][f"weight/{column}"] for column in COLUMNS]
-    assert found == pytest.approx(weights, rel=1e-5)
+    actual = [lines[-1][f"weight/{column}"] for column in COLUMNS]
+    assert actual == pytest.approx(weights, rel=1e-5)
     for line in lines:
         assert 1 < line["effective_batch_size"] <= 8
         assert 1 / 8 <= line["largest_weight"] < 1
@@ -106,19 +106,19 @@ def test_tensorboard(tmp_path: Path, data: Data) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     output = tmp_path / "out"
     assert train({**data.flags(output), "report_to": ["tensorboard"], "log_every": 3}) == 0
-    found = events.EventAccumulator(str(output / "tensorboard"))
-    found.Reload()
+    actual = events.EventAccumulator(str(output / "tensorboard"))
+    actual.Reload()
     lines = metrics_of(output)
-    assert set(found.Tags()["scalars"]) == lines[0].keys() - {"step"}
+    assert set(actual.Tags()["scalars"]) == lines[0].keys() - {"step"}
     for name in ("upstream_loss", f"weight/{COLUMNS[0]}"):
-        scalars = [(event.step, event.value) for event in found.Scalars(name)]
+        scalars = [(event.step, event.value) for event in actual.Scalars(name)]
         assert [step for step, _ in scalars] == [3, 6]
         expected = [line[name] for line in lines]
         assert [value for _, value in scalars] == pytest.approx(expected, rel=1e-4)
 
 
 class StandIn(types.ModuleType):
-    """For wandb: what is sent to it."""
+    """A stand-in for wandb that records its calls."""
 
     def __init__(self) -> None:
         super().__init__("wandb")
@@ -145,8 +145,8 @@ def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for folder in folders:
         folder.mkdir(parents=True)
         with log_of(folder, to=("wandb",)) as log:
-            for number in range(7):
-                log.step(number, {"loss": float(number)})
+            for step in range(7):
+                log.step(step, {"loss": float(step)})
         names.append(wandb.started["id"])
     assert wandb.finished
     assert wandb.started["config"] == {"seed": 3}

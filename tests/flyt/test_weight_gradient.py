@@ -1,4 +1,4 @@
-"""The derivative of the weighted loss that FLYT needs, against differentiating twice."""
+"""`weight_gradient_along` against differentiating the loss twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tangents_of(features: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor
 
 
 def derivative(given: Inputs, tangents: tuple[Tensor, ...], weights: Tensor) -> Tensor:
-    """d/dη of the printed loss, as the features move along their tangents [], by autograd."""
+    """Return the derivative of the loss along the tangents [], by autograd."""
 
     def loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
         return naive_weighted_clip_loss(images, texts, scale, weights)
@@ -55,7 +55,7 @@ def test_weight_gradient_is_double_differentiation(moving: str, scale: float) ->
 
 
 def test_weight_gradient_at_weight_zero() -> None:
-    """One-sided differences in w_k at 0, and at a weight so small that nothing depends on it."""
+    """The derivative at w_k = 0 equals one-sided differences."""
     images, texts, scale, log_weights = inputs()
     zeros = [1, 6]
     log_weights[zeros] = -torch.inf
@@ -81,7 +81,7 @@ def test_weight_gradient_at_weight_zero() -> None:
 
 @pytest.mark.parametrize("scale", [14.0, 100.0])
 def test_weight_gradient_in_float32(scale: float) -> None:
-    """Zeros too: where a_ik is far above log Z_i the quotient has an exponent near 200."""
+    """The derivative is right in float32 at weights of 0, where an exponent is near 200."""
     images, texts, tau, log_weights = inputs(scale=scale)
     log_weights[[0, 5]] = -torch.inf
     given = (images, texts, tau, log_weights)
@@ -98,7 +98,7 @@ def test_weight_gradient_in_float32(scale: float) -> None:
 
 
 def test_weight_gradient_stays_finite_in_float32_whatever_was_left_out() -> None:
-    """The only examples with weight are opposites of their partners: exp(200) would be inf."""
+    """The derivative is finite if all weighted pairs are opposites, where exp(200) would be inf."""
     images, texts, tau, log_weights = (tensor.float() for tensor in inputs(scale=100.0))
     texts[:2], images[2:], texts[2:] = -images[:2], images[:1], images[:1]
     log_weights[2:] = -torch.inf

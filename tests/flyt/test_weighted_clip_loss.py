@@ -1,4 +1,4 @@
-"""Eq. 3 against the formula as printed, its design principles, number formats and parts."""
+"""Eq. 3 against the printed formula, its design principles, dtypes and parts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_value_and_gradients_are_the_formulas(rows: int, scale: float) -> None:
 
 
 def test_weights_that_do_not_add_up_to_one_are_taken_as_they_are() -> None:
-    """Freely varied weights are what dL/dw differentiates in."""
+    """The loss is right for weights that do not sum to 1, as ∂L/∂w requires."""
     images, texts, scale, log_weights = inputs()
     given = (images, texts, scale, log_weights + 1.7)
     ours = value_and_gradients(weighted_clip_loss, given)
@@ -64,7 +64,7 @@ def test_weights_that_do_not_add_up_to_one_are_taken_as_they_are() -> None:
 
 
 def pulls(texts: Tensor, scale: Tensor, weights: Tensor) -> Tensor:
-    """dL/da [i, j] in the similarities; with unit vectors as images, dL/dv_j = τ dL/da[:, j]."""
+    """Return ∂L/∂a [i, j]; with unit vectors as images, ∂L/∂v_j = τ ∂L/∂a[:, j]."""
     leaf = texts.clone().requires_grad_()
     eye = torch.eye(len(texts), dtype=DOUBLE)
     (gradient,) = torch.autograd.grad(weighted_clip_loss(eye, leaf, scale, weights.log()), leaf)
@@ -80,13 +80,13 @@ def test_a_larger_weight_pulls_its_pair_together_and_pushes_all_others_off_more(
     texts, scale = unit_rows(6, 6, generator), torch.tensor(5.0, dtype=DOUBLE)
     weights = torch.rand(6, generator=generator, dtype=DOUBLE) / 6
     for k in range(6):
-        found = []
+        actual = []
         for weight in (0.01, 0.1, 0.3, 1.0):
             weights_now = weights.clone()
             weights_now[k] = weight
-            found.append(pulls(texts, scale, weights_now))
+            actual.append(pulls(texts, scale, weights_now))
         others = torch.arange(6) != k
-        for less, more in itertools.pairwise(found):
+        for less, more in itertools.pairwise(actual):
             assert more[k, k] < less[k, k] < 0
             assert (more[others, k] > less[others, k]).all()
             assert (more[k, others] > less[k, others]).all()
@@ -152,7 +152,7 @@ def test_a_weight_acts_on_positives_and_on_negatives() -> None:
 
 @pytest.mark.parametrize("least", [-1.0, -20.0, -200.0])
 def test_large_scale_and_extreme_weights_do_not_overflow_float32(least: float) -> None:
-    """exp(100) is no float32: without a subtracted maximum this is infinite (the public code)."""
+    """Logits of 100 do not overflow, as they do in the public code."""
     images, texts, tau, _ = inputs(scale=100.0)
     order = torch.tensor([6, 1, 4, 8, 0, 3, 7, 2, 5])
     log_weights = torch.linspace(least, 0.0, 9, dtype=DOUBLE)[order].log_softmax(0)

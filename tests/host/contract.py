@@ -28,7 +28,7 @@ CLIP_SCORE = ("--name", "clip_score", "--arch", "l14", "--fraction", "0.3")
 M_FLYT = ("--name", "m_flyt", "--scoring_model", "paper")
 SMALL_SCALE = (*M_FLYT, "--sampling", "scs", "--scale", "small")
 TOP_QUARTER = (*M_FLYT, "--sampling", "top_fraction", "--fraction", "0.25")
-SCS_ON_CLIP = ("--name", "scs", "--score", "clip_l14_similarity_score")
+SCS_ON_CLIP = ("--name", "scs", "--column", "clip_l14_similarity_score")
 SCS_FLAGS = ("--repetition_penalty", "0.15", "--num_samples")
 
 

@@ -42,7 +42,7 @@ def run_a_round(folder: Path, env: dict[str, str]) -> None:
     env = {**env, "SHRUNK_SCALE": json.dumps({"train_num_samples": SAMPLES})}
     words = ("-m", "datacomp_flyt.cli", "self_filter", *flags, *budget, "--", *trainer)
     python(*words, "--num_checkpoints", "1", env=env, cwd=folder)
-    assert np.load(folder / "run" / "mix.npy").shape == (SAMPLES,)
+    assert np.load(folder / "run" / "subset.npy").shape == (SAMPLES,)
 
 
 def test_the_stand_in(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class Resharded:
         (folder / "scores").mkdir()
         pq.write_table(pa.table({"uid": uids, "loud": scores}), folder / "scores" / "s.parquet")
         self.subset = folder / "subset.npy"
-        words = ["--name", "scs", "--score", "loud", "--scores_dir", folder / "scores"]
+        words = ["--name", "scs", "--column", "loud", "--scores_dir", folder / "scores"]
         words += ["--repetition_penalty", "0.3", "--num_samples", "1000"]
         words += ["--metadata_dir", SHARDS.parent / "metadata", "--save_path", self.subset]
         python("-m", "baselines_plugin", *words, env=env)

@@ -207,9 +207,9 @@ def _check_settings(result: Any) -> str | None:
 
 
 def _steps(folder: Path) -> Any:
-    from datacomp_flyt.steps import _remembered
+    from datacomp_flyt.steps import read_note
 
-    return _remembered(folder / "note.json")
+    return read_note(folder / "note.json")
 
 
 def _check_steps(result: Any) -> str | None:
@@ -220,17 +220,17 @@ def _check_steps(result: Any) -> str | None:
 
 
 def _final(folder: Path) -> Any:
-    from datacomp_flyt.self_filtering.finished import final_mix
+    from datacomp_flyt.self_filtering.finalize import final_subset
 
-    return final_mix(folder).read_bytes()
+    return final_subset(folder).read_bytes()
 
 
 def _check_final(result: Any) -> str | None:
-    return None if result == valid.MIX else "another mix"
+    return None if result == valid.SUBSET else "another subset"
 
 
 def _page(folder: Path) -> Any:
-    from datacomp_flyt.self_filtering.page import write_page
+    from datacomp_flyt.self_filtering.rounds_page import write_page
 
     return "<script" in write_page(folder, 0).read_text()
 
@@ -240,7 +240,7 @@ def _check_page(result: Any) -> str | None:
 
 
 def _labels(folder: Path) -> Any:
-    from datacomp_flyt.self_filtering.diagnostics import read_labels
+    from datacomp_flyt.self_filtering.labels import read_labels
 
     return list(read_labels(folder / "kinds.parquet"))
 

@@ -29,7 +29,7 @@ from datacomp_flyt.files.torch_file import read_torch_file
 from datacomp_flyt.files.torch_pickle import TorchFileError
 from datacomp_flyt.flyt.training_log import TrainingLog
 from datacomp_flyt.pool.parquet import open_shards
-from datacomp_flyt.steps import _remembered
+from datacomp_flyt.steps import read_note
 from datacomp_flyt.tars.pairs import read_pairs
 from datacomp_flyt.tars.samples import NO_UID, Skip, decode, read_tar, stored_uid
 from tests.conftest import refusal
@@ -239,7 +239,7 @@ def test_diagnostics_that_are_no_numbers(tmp_path: Path, name: str, value: objec
 )  # fmt: skip
 def test_notes_of_steps_that_say_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
-    assert _remembered(tmp_path / "a.json") == {}
+    assert read_note(tmp_path / "a.json") == {}
 
 
 def test_lines_of_a_log_that_are_none(tmp_path: Path) -> None:

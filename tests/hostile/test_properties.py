@@ -21,7 +21,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.npy_header import read_npy_header
 from datacomp_flyt.pool.parquet import open_shards
-from datacomp_flyt.steps import _remembered
+from datacomp_flyt.steps import read_note
 from datacomp_flyt.tars.samples import Skip, read_tar, stored_facts, stored_uid
 from tests.hostile import tars
 
@@ -61,7 +61,7 @@ def test_notes_of_steps(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "note.json")
         path.write_bytes(content)
-        found = _remembered(path)
+        found = read_note(path)
     assert not found or (isinstance(found["key"], str) and np.isfinite(found["seconds"]))
 
 

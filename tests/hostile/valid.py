@@ -20,7 +20,7 @@ from datacomp_flyt.engines.engine import Engine
 ROWS = 12
 SETTINGS = {"scorer": "clip", "batch_size": 4, "arrays": ["b32_img", "b32_txt"], "file": None}
 
-MIX = b"some mix"
+SUBSET = b"some mix"
 COLUMNS = ["flyt", "clip_b32_similarity_score"]
 PART_TARS = ["00000000.tar", "00000001.tar"]
 
@@ -159,13 +159,13 @@ def run(folder: Path) -> None:
     kinds = {"clean": 0.5, "swapped": 0.5}
     found = {
         "round": 0, "draws": 9, "distinct": 7, "effective": 6.5, "effective_words": 3.0,
-        "mix": {"clean_precision": 0.5, "clean_recall": 0.4, "noise_precision": 0.5,
-                "noise_recall": 0.1, "kinds": kinds},
+        "subset": {"clean_precision": 0.5, "clean_recall": 0.4, "noise_precision": 0.5,
+                   "noise_recall": 0.1, "kinds": kinds},
         "auc": {"score": 0.5}, "overlap": 0.3,
     }  # fmt: skip
     (folder / "round_0" / "diagnostics.json").write_text(json.dumps(found))
-    (folder / "mix.npy").write_bytes(MIX)
-    note = {"rounds": 0, "mix": file_digest(folder / "mix.npy")}
+    (folder / "subset.npy").write_bytes(SUBSET)
+    note = {"rounds": 0, "subset": file_digest(folder / "subset.npy")}
     (folder / "finished.json").write_text(json.dumps(note))
 
 

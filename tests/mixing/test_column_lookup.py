@@ -203,10 +203,10 @@ def test_each_column_says_where_it_is_read(tmp_path: Path) -> None:
 def test_a_table_s_column_under_the_metadata_s_name(tmp_path: Path) -> None:
     job = job_with(tmp_path)
     write_parquet(job.scores / "part-00000.parquet", {"uid": POOL.uids, CLIP_L14: VALUES})
-    said = job.select("--name", "scs", "--score", "vit-l-14", *DRAWS)
+    said = job.select("--name", "scs", "--column", "vit-l-14", *DRAWS)
     assert f"column 'vit-l-14' from --scores_dir {job.scores}: {CLIP_L14} (1 file)" in said
     own = job_with(tmp_path / "own", vit_l_14=VALUES)
-    own.select("--name", "scs", "--score", "vit-l-14", *DRAWS)
+    own.select("--name", "scs", "--column", "vit-l-14", *DRAWS)
     assert own.save_path.read_bytes() == job.save_path.read_bytes()
 
 

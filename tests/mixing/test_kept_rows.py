@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.mixing import LinearMixingModel, load_mixing_model, mix, standardized_sum, sum_of
+from datacomp_flyt.mixing import (
+    LinearMixingModel,
+    load_mixing_model,
+    mix,
+    plain_sum,
+    standardized_sum,
+)
 from tests.baselines_plugin.job import Job, in_process
 from tests.conftest import PUBLISHED, make_pool, refusal, take, write_files
 
@@ -90,7 +96,7 @@ def test_columns_are_read_twice_only_where_a_later_one_lacks_more(
     mix(standardized_sum(NAMES), columns)
     assert columns.times == times
     plain = Counted(with_gaps(300, gaps))
-    scores, _ = mix(sum_of(NAMES), plain)
+    scores, _ = mix(plain_sum(NAMES), plain)
     assert (plain.times, np.isnan(scores).any()) == (1, bool(gaps))
 
 

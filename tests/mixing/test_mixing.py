@@ -17,9 +17,9 @@ from datacomp_flyt.mixing import (
     in_weighted_sum,
     load_mixing_model,
     mix,
+    plain_sum,
     save_mixing_model,
     standardized_sum,
-    sum_of,
 )
 from datacomp_flyt.mixing.standardization import mean_and_std
 from tests.conftest import PUBLISHED, refusal
@@ -50,7 +50,7 @@ Oracle = Callable[[oracle.Columns], list[float]]
     [
         (PAPER, lambda columns: oracle.m_flyt(columns, oracle.PAPER_WEIGHTS)),
         (WITH_BIAS, lambda columns: oracle.m_flyt(columns, oracle.PAPER_WEIGHTS, -2.5)),
-        (sum_of(), oracle.plain_sum),
+        (plain_sum(), oracle.plain_sum),
         (standardized_sum(), oracle.standardized_sum),
         *(
             (
@@ -75,10 +75,10 @@ def test_every_mix_equals_the_oracle(
 
 
 def test_the_published_weights() -> None:
-    assert PAPER.columns == PUBLISHED == standardized_sum().columns == sum_of().columns
+    assert PAPER.columns == PUBLISHED == standardized_sum().columns == plain_sum().columns
     assert dict(zip(PAPER.columns, PAPER.weights, strict=True)) == oracle.PAPER_WEIGHTS
     assert (PAPER.bias, PAPER.standardize, PAPER.means) == (0.0, True, None)
-    assert set(sum_of().weights) == set(standardized_sum().weights) == {1.0}
+    assert set(plain_sum().weights) == set(standardized_sum().weights) == {1.0}
 
 
 def test_imagenet_weights_of_the_specification() -> None:
@@ -183,7 +183,7 @@ def test_columns_are_taken_one_at_a_time_and_not_changed() -> None:
 
 
 def test_a_model_without_standardisation_keeps_no_statistics() -> None:
-    _, model = mix(sum_of(NAMES), [np.ones(3), np.zeros(3), np.arange(3.0)])
+    _, model = mix(plain_sum(NAMES), [np.ones(3), np.zeros(3), np.arange(3.0)])
     assert (model.means, model.stds) == (None, None)
 
 
@@ -252,7 +252,7 @@ def test_restricted_to_keeps_each_column_s_own_numbers() -> None:
     "model",
     [
         PAPER,
-        sum_of(NAMES),
+        plain_sum(NAMES),
         LinearMixingModel(("a", 'odd "näme", b'), (1 / 3, -2e-300), 1e300),
         LinearMixingModel(NAMES, (0.1, 0.2, 0.3), 0.4, True, (1 / 7, 2.0, 3.0), (1e-9, 5.0, 6.0)),
     ],

@@ -1,6 +1,6 @@
-"""Mixes and cross-fitted scores in plain Python: one pair at a time, with integers and floats.
+"""Subsets and cross-fitted scores in plain Python, one pair at a time.
 
-Chance comes from SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), started at a key of seed and uid.
+Random bits come from SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), with a key of seed and uid.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def bits_of(uid: UidPair, seed: int, draw: int) -> int:
 
 
 def spread(draws: int, uids: Sequence[UidPair], seed: int, draw: int) -> dict[UidPair, int]:
-    """As even as it goes: what is left over goes to the lowest (bits, uid)."""
+    """Spread draws evenly; the lowest (bits, uid) get the remainder."""
     counts = {uid: draws // len(uids) for uid in uids}
     chosen = sorted(uids, key=lambda uid: (bits_of(uid, seed ^ SHARES, draw), uid))
     for uid in chosen[: draws % len(uids)]:
@@ -39,23 +39,23 @@ def spread(draws: int, uids: Sequence[UidPair], seed: int, draw: int) -> dict[Ui
     return counts
 
 
-def mix(
+def subset_counts(
     scores: Sequence[float],
     uids: Sequence[UidPair],
     draws: int,
     confident_fraction: float,
     random_share: float,
-    number: int,
+    round_index: int,
     seed: int,
 ) -> list[int]:
-    """How often round `number` draws each pair."""
-    at_random = round(Fraction(random_share) * draws)
-    counts = spread(at_random, uids, seed, 2 * number + 1)
-    if at_random < draws:
+    """Return the draw counts of a round's subset."""
+    random_draws = round(Fraction(random_share) * draws)
+    counts = spread(random_draws, uids, seed, 2 * round_index + 1)
+    if random_draws < draws:
         low = [-math.inf if math.isnan(score) else score for score in scores]
         kept = top_fraction(low, uids, confident_fraction)
         confident = [uid for uid, keep in zip(uids, kept, strict=True) if keep]
-        for uid, count in spread(draws - at_random, confident, seed, 2 * number).items():
+        for uid, count in spread(draws - random_draws, confident, seed, 2 * round_index).items():
             counts[uid] += count
     return [counts[uid] for uid in uids]
 
@@ -67,7 +67,7 @@ def first_half(uid: UidPair, seed: int) -> bool:
 def cross_fitted(
     by_a: Sequence[float], by_b: Sequence[float], halves: Sequence[str], memorisation: bool
 ) -> list[float]:
-    """Halves are `a`, `b`, or empty for pairs that neither model was trained on."""
+    """Score pairs of half `a` or `b`; the half is empty where neither model has seen the pair."""
     a, b = (_standardized(values) for values in (by_a, by_b))
     scores, gains = [], []
     for of_a, of_b, half in zip(a, b, halves, strict=True):

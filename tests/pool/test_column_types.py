@@ -151,7 +151,7 @@ def test_float32_loses_no_finite_score(value: float) -> None:
 
 POOL = make_pool(60)
 VALUES = np.random.default_rng(2).normal(0, 1, 60).round(3)
-SCS = ("--name", "scs", "--score", "vit-l-14", "--num_samples", 200, "--repetition_penalty", 0.4)
+SCS = ("--name", "scs", "--column", "vit-l-14", "--num_samples", 200, "--repetition_penalty", 0.4)
 THREE = [Decimal(f"{value:.3f}") for value in VALUES.tolist()]
 CAST: dict[str, tuple[pa.Array, np.ndarray]] = {
     "decimal128": (pa.array(THREE, pa.decimal128(9, 3)), VALUES),
@@ -295,16 +295,16 @@ def test_names_that_look_like_another_column_s(
 ) -> None:
     first = job_with(tmp_path / "alone", VALUES, "s")
     flags = ("--num_samples", 200, "--repetition_penalty", 0.4)
-    first.select("--name", "scs", "--score", "s", *flags)
+    first.select("--name", "scs", "--column", "s", *flags)
     scores = {"uid": POOL.uids, **others, name: VALUES}
     job = Job(POOL._replace(scores=scores), tmp_path / "named").write()
-    job.select("--name", "scs", "--score", name, *flags)
+    job.select("--name", "scs", "--column", name, *flags)
     assert job.save_path.read_bytes() == first.save_path.read_bytes()
 
 
 def test_a_field_of_a_struct_is_no_column(tmp_path: Path) -> None:
     job = job_with(tmp_path, [{"b": 1.0}] * 60, "a")
-    code, _, stderr = in_process(*job.flags("--name", "scs", "--score", "a.b", *SCS[4:]))
+    code, _, stderr = in_process(*job.flags("--name", "scs", "--column", "a.b", *SCS[4:]))
     assert (code, "no column 'a.b'" in stderr) == (2, True)
 
 

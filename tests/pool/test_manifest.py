@@ -20,12 +20,11 @@ from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.pool import folder_hashes, manifest
 from datacomp_flyt.pool.folder_hashes import hash_folder
 from datacomp_flyt.pool.manifest import check_against, read_manifest, save_manifest
-from tests.baselines_plugin.job import Job, in_process
-from tests.baselines_plugin.test_bad_input import assert_refused
+from tests.baselines_plugin.job import Job, assert_refused, in_process
 from tests.conftest import make_pool, refusal, write_files, write_parquet
 
 POOL = make_pool(30)
-SCS = ("--name", "scs", "--score", "FLYT", "--num_samples", 50, "--repetition_penalty", 0.3)
+SCS = ("--name", "scs", "--column", "FLYT", "--num_samples", 50, "--repetition_penalty", 0.3)
 
 
 @pytest.fixture
@@ -320,7 +319,7 @@ def test_selection_refuses_another_pool(tmp_path: Path, work: bool) -> None:
 def test_selection_refuses_what_changes_while_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: bool, which: str
 ) -> None:
-    from baselines_plugin import run as module
+    from datacomp_flyt.mixing import columns as module
 
     job = Job(POOL, tmp_path).write(3)
     changed = tmp_path / which / "part-00001.parquet"

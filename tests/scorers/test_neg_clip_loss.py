@@ -20,28 +20,15 @@ from tests.conftest import hex_uids
 from tests.oracles import scores as oracle
 from tests.oracles.selection import parse_uid
 from tests.scorers.base.inline import read_scores, run, scores_of, write_pool
+from tests.scorers.made_pairs import F, G, pairs, unit
 from tests.scorers.public_ncl import public_neg_clip_loss, requires_checkout
 from tests.tolerances import float_bound
 
 CPU = Compute("cpu", "fp32")
-F = np.array([[1, 2, 2], [2, 1, 0], [0, 3, 4], [1, 1, 1]], float)
-G = np.array([[1, 2, 1], [2, 0, 1], [1, 3, 4], [1, -1, 1]], float)
 VECTORS = {
     0.01: [-0.01589325, -0.00038413, -0.00346715, -0.30486285],
     0.07: [-0.05724589, -0.03078602, -0.03302791, -0.33755379],
 }
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def pairs(number: int, width: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
-    """Unit rows in float32; captions are like their images."""
-    rng = np.random.default_rng(seed)
-    images = rng.normal(size=(number, width))
-    texts = images + rng.normal(size=(number, width))
-    return {"b32_img": unit(images).astype("f4"), "b32_txt": unit(texts).astype("f4")}
 
 
 def score_bound(width: int, number: int, temperature: float, computed: int = 1) -> float:

@@ -17,8 +17,8 @@ from datacomp_flyt.scorers.vas import Vas
 from tests.conftest import refusal
 from tests.oracles import scores as oracle
 from tests.scorers.base.inline import run, scores_of, write_pool
+from tests.scorers.made_pairs import F, G, pairs, unit
 from tests.scorers.public_ncl import public_norm_sim, public_vas, requires_checkout
-from tests.scorers.test_neg_clip_loss import F, G, pairs, unit
 from tests.tolerances import float_bound
 
 P = np.array([[1, 0, 0], [1, 1, 1]], float)
@@ -48,7 +48,7 @@ def targets_file(folder: Path, rows: np.ndarray, name: str = "targets.npy") -> s
 
 @pytest.mark.parametrize("p", VECTORS)
 def test_vectors_of_the_spec(p: float, tmp_path: Path) -> None:
-    scorer = NormSim([targets_file(tmp_path, unit(P))], p)
+    scorer = NormSim([targets_file(tmp_path, unit(P))], p=p)
     scores = scores_of(scorer, {"b32_img": unit(F).astype("f4")}, tmp_path)
     assert np.abs(scores - VECTORS[p]).max() < norm_bound(3, 2, p) + 5e-9  # printed to 8 digits
 
@@ -68,10 +68,12 @@ def test_vectors_of_vas_and_clip_score(tmp_path: Path) -> None:
 @pytest.mark.parametrize("p", [1.0, 2.0, 2.5, 3.0, 100.0, math.inf])
 def test_equals_the_oracle(p: float, tmp_path: Path) -> None:
     images, targets = pairs(60)["b32_img"], pairs(23, seed=1)["b32_txt"]
-    scores = scores_of(NormSim([targets_file(tmp_path, targets)], p), {"b32_img": images}, tmp_path)
+    scores = scores_of(
+        NormSim([targets_file(tmp_path, targets)], p=p), {"b32_img": images}, tmp_path
+    )
     expected = oracle.norm_sim(images, targets, p)
     assert np.abs(scores - expected).max() < norm_bound(16, 23, p)
-    assert NormSim([targets_file(tmp_path, targets)], p).columns == (f"normsim_{p:g}",)
+    assert NormSim([targets_file(tmp_path, targets)], p=p).columns == (f"normsim_{p:g}",)
 
 
 def test_the_largest_is_of_absolute_values(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_the_public_code_beside_ours(tmp_path: Path) -> None:
     images, targets = pairs(300, width=64)["b32_img"], pairs(90, width=64, seed=1)["b32_txt"]
     path = targets_file(tmp_path, targets)
     for p in (2.0, math.inf):
-        ours = scores_of(NormSim([path], p), {"b32_img": images}, tmp_path / f"{p}")
+        ours = scores_of(NormSim([path], p=p), {"b32_img": images}, tmp_path / f"{p}")
         bound = norm_bound(64, 90, p, computed=2)
         assert np.abs(ours - public_norm_sim(images, targets, p)).max() < bound
     ours = scores_of(Vas([path]), {"b32_img": images}, tmp_path / "vas")

@@ -15,7 +15,7 @@ from tests.conftest import hex_uids, refusal, sorted_uids
 from tests.oracles import scores as oracle
 from tests.oracles.selection import parse_uid
 from tests.scorers.base.inline import InlineEngine, run, scores_of, write_pool
-from tests.scorers.test_neg_clip_loss import pairs, unit
+from tests.scorers.made_pairs import leaning, pairs, unit
 
 
 class CountingEngine(InlineEngine):
@@ -26,14 +26,6 @@ class CountingEngine(InlineEngine):
     def run(self, make, items):
         self.passes += 1
         yield from super().run(make, items)
-
-
-def leaning(number: int, width: int = 12, seed: int = 0) -> np.ndarray:
-    """Unit rows with a common direction and clusters, as CLIP's are."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(6, width)) + 1.5
-    rows = centres[rng.integers(0, 6, number)] + rng.normal(size=(number, width))
-    return unit(rows).astype(np.float32)
 
 
 @pytest.mark.parametrize(("num_rounds", "candidates"), [(1, 1000), (7, 40), (30, 25), (30, 1000)])
@@ -50,7 +42,7 @@ def test_equals_the_oracle(
         path = str(tmp_path / "first.npy")
         chosen = [uid for uid, inside in zip(uids, first, strict=True) if inside]
         write_subset(Path(path), sorted_uids(chosen), np.full(len(chosen), 3))
-    scorer = NormSimD(0.2, num_rounds, path, candidates)
+    scorer = NormSimD(fraction=0.2, num_rounds=num_rounds, first_stage=path, candidates=candidates)
     rounds = scores_of(scorer, {"b32_img": images}, tmp_path, sizes=[50, 60, 50])
     expected = oracle.norm_sim_d(images, first, 32, num_rounds, [parse_uid(uid) for uid in uids])
     assert rounds.tolist() == expected.tolist()
@@ -60,7 +52,9 @@ def test_equals_the_oracle(
 def test_ties_are_by_uid(tmp_path: Path) -> None:
     """Three kinds of rows only: whole rounds fall among equal values."""
     images = unit(np.array([[3, 1.0], [2, 2.0], [1, 5.0]])).astype("f4")[np.arange(60) % 3]
-    rounds = scores_of(NormSimD(0.3, 9, candidates=10), {"b32_img": images}, tmp_path, [30, 30])
+    rounds = scores_of(
+        NormSimD(fraction=0.3, num_rounds=9, candidates=10), {"b32_img": images}, tmp_path, [30, 30]
+    )
     order = [parse_uid(uid) for uid in hex_uids(60)]
     expected = oracle.norm_sim_d(images, np.ones(60), 18, 9, order)
     assert rounds.tolist() == expected.tolist()
@@ -70,7 +64,7 @@ def test_far_fewer_passes_than_rounds(tmp_path: Path) -> None:
     images = leaning(3000, width=24)
     write_pool(tmp_path / "metadata", {"b32_img": images}, [1500, 1500])
     engine = CountingEngine()
-    scorer = NormSimD(0.66, 200, candidates=1500)
+    scorer = NormSimD(fraction=0.66, num_rounds=200, candidates=1500)
     report = run(scorer, tmp_path / "metadata", tmp_path / "scores", engine)
     assert not report.failed
     assert engine.passes < 60
@@ -79,14 +73,20 @@ def test_far_fewer_passes_than_rounds(tmp_path: Path) -> None:
 def test_more_wanted_than_there_are(tmp_path: Path) -> None:
     path = tmp_path / "first.npy"
     write_subset(path, sorted_uids(hex_uids(40)[:5]))
-    rounds = scores_of(NormSimD(0.5, 4, str(path)), {"b32_img": leaning(40)}, tmp_path)
+    rounds = scores_of(
+        NormSimD(fraction=0.5, num_rounds=4, first_stage=str(path)),
+        {"b32_img": leaning(40)},
+        tmp_path,
+    )
     assert rounds.tolist() == [5] * 5 + [0] * 35
 
 
 def test_unusable_rows_are_nan(tmp_path: Path) -> None:
     images = leaning(50)
     images[[4, 30]] = 0
-    rounds = scores_of(NormSimD(0.2, 5), {"b32_img": images}, tmp_path, [25, 25])
+    rounds = scores_of(
+        NormSimD(fraction=0.2, num_rounds=5), {"b32_img": images}, tmp_path, [25, 25]
+    )
     usable = np.setdiff1d(np.arange(50), [4, 30])
     order = [parse_uid(uid) for uid in np.array(hex_uids(50))[usable]]
     expected = oracle.norm_sim_d(images[usable], np.ones(48), 9, 5, order)
@@ -97,7 +97,9 @@ def test_unusable_rows_are_nan(tmp_path: Path) -> None:
 def test_files_without_a_usable_row(tmp_path: Path) -> None:
     images = leaning(50)
     images[20:30] = 0
-    rounds = scores_of(NormSimD(0.2, 5), {"b32_img": images}, tmp_path, [20, 10, 0, 20])
+    rounds = scores_of(
+        NormSimD(fraction=0.2, num_rounds=5), {"b32_img": images}, tmp_path, [20, 10, 0, 20]
+    )
     usable = np.setdiff1d(np.arange(50), np.arange(20, 30))
     order = [parse_uid(uid) for uid in np.array(hex_uids(50))[usable]]
     expected = oracle.norm_sim_d(images[usable], np.ones(40), 8, 5, order)
@@ -107,7 +109,7 @@ def test_files_without_a_usable_row(tmp_path: Path) -> None:
 
 def test_more_dropped_at_once_than_may_be_in_memory(tmp_path: Path) -> None:
     write_pool(tmp_path / "metadata", {"b32_img": leaning(50)}, [50])
-    scorer = NormSimD(0.2, 2, candidates=30)
+    scorer = NormSimD(fraction=0.2, num_rounds=2, candidates=30)
     error = refusal(lambda: run(scorer, tmp_path / "metadata", tmp_path / "scores"))
     assert "--num_rounds 2 drops 20 examples a round, and --candidates 30" in error
 

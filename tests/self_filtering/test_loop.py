@@ -1,4 +1,4 @@
-"""The whole loop on a tiny pool, with open_clip's trainer; killed outright, it ends the same."""
+"""The whole loop on a tiny pool with open_clip's trainer; a killed run ends the same."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRAINER = (
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A pool, with a picture that cannot be decoded."""
+    """Make a pool with a picture that cannot be decoded, and return its folder."""
     write_pool(tmp_path, make_pairs(PAIRS, 0.4, 0), "loop")
     path = tmp_path / "shards" / "00000000.tar"
     with tarfile.open(path) as tar:
@@ -41,7 +41,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def words(out: str, *flags: str) -> list[str]:
-    """What `datacomp-flyt` is given."""
+    """Return the words of the command line."""
     budget = ("--samples_per_round", str(SAMPLES))
     return ["self_filter", "--shards_dir", "shards", "--out", out, *budget, *flags, "--", *TRAINER]
 
@@ -49,7 +49,7 @@ def words(out: str, *flags: str) -> list[str]:
 def start(
     place: Path, out: str, *flags: str, launcher: tuple[str, ...] = ()
 ) -> subprocess.Popen[str]:
-    """`datacomp-flyt self_filter` in the pool's folder."""
+    """Start `datacomp-flyt self_filter` in the pool's folder."""
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "datacomp_flyt.cli", *words(out, *flags)],
         cwd=place,
@@ -64,12 +64,12 @@ def finish(process: subprocess.Popen[str]) -> None:
     try:
         _, said = process.communicate(timeout=900)
     finally:
-        process.kill()  # nothing where it has ended; else its steps would go on
+        process.kill()  # no-op for a process that has ended; else its steps would continue
     assert process.returncode == 0, said[-2000:]
 
 
 def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
-    """kill -9 as soon as a condition holds."""
+    """Send SIGKILL as soon as a condition holds."""
     end = time.monotonic() + 300
     try:
         while not condition():
@@ -81,7 +81,7 @@ def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> 
         process.communicate()
 
 
-def said_by(log: Path, text: str) -> bool:
+def log_has(log: Path, text: str) -> bool:
     return log.exists() and text in log.read_text(errors="replace")
 
 
@@ -93,39 +93,41 @@ def test_killed_between_and_inside_rounds(place: Path) -> None:
     run = place / "killed"
     moments: tuple[Callable[[], bool], ...] = (
         # inside the second epoch of a training, which goes on from the first one's checkpoint
-        lambda: said_by(run / "logs" / "train_0_b.log", "Train Epoch: 1"),
+        lambda: log_has(run / "logs" / "train_0_b.log", "Train Epoch: 1"),
         lambda: (run / "logs" / "embed_0.log").exists(),
-        lambda: (run / "done" / "mix_1.json").exists(),  # between two rounds
-        lambda: said_by(run / "logs" / "train_1_a.log", "Train Epoch: 0"),
+        lambda: (run / "done" / "next_subset_1.json").exists(),  # between two rounds
+        lambda: log_has(run / "logs" / "train_1_a.log", "Train Epoch: 0"),
     )
     for moment in moments:
         kill_when(start(place, "killed", *flags), moment)
         assert not (run / "finished.json").exists()
     finish(start(place, "killed", *flags))
-    for name in ("round_1/mix.npy", "round_1/mix_a.npy", "mix.npy"):
+    for name in ("round_1/subset.npy", "round_1/subset_a.npy", "subset.npy"):
         assert (run / name).read_bytes() == (place / "whole" / name).read_bytes(), name
-    assert np.load(run / "mix.npy").shape == (SAMPLES,)
+    assert np.load(run / "subset.npy").shape == (SAMPLES,)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_more_rounds_and_judging(place: Path) -> None:
-    """A round more goes on where the run has ended; the judge's flags may come later."""
+    """A further round resumes a finished run, and labels may be added later."""
     finish(start(place, "run", "--rounds", "1", "--no_reports"))
-    first = (place / "run" / "mix.npy").read_bytes()
+    first = (place / "run" / "subset.npy").read_bytes()
     judge = ("--labels", "kinds.parquet", "--noise_kinds", *NOISE)
     began = time.time()
     finish(start(place, "run", "--rounds", "2", *judge))
     run = place / "run"
-    assert (run / "round_1" / "mix.npy").read_bytes() == first != (run / "mix.npy").read_bytes()
+    assert (
+        (run / "round_1" / "subset.npy").read_bytes() == first != (run / "subset.npy").read_bytes()
+    )
     assert (run / "round_0" / "metadata" / "00000000.parquet").stat().st_mtime < began
     found = json.loads((run / "round_1" / "diagnostics.json").read_text())
-    assert 0 < found["mix"]["clean_precision"] < 1
+    assert 0 < found["subset"]["clean_precision"] < 1
     assert (run / "report" / "index.html").exists()
     assert not list(run.glob("round_*/metadata/*.npz"))
     assert len(list((run / "round_0" / "metadata").glob("*.parquet"))) == 1
     finish(start(place, "run", "--rounds", "1", "--train_last", "--no_reports"))
-    assert (run / "mix.npy").read_bytes() == first  # of round 1 again, which has been trained on
+    assert (run / "subset.npy").read_bytes() == first  # of round 1 again, which has been trained on
     refused = start(place, "run", "--rounds", "2", "--score", "info_nce")
     said = refused.communicate()[1]
     assert refused.returncode == 2
@@ -145,11 +147,11 @@ def test_closed_loop(place: Path, selector: str) -> None:
             "--flyt_flags", "--preset tiny --num_steps 2 --downstream_batch_size 100",
         )
     )  # fmt: skip
-    assert np.load(place / "run" / "mix.npy").shape == (SAMPLES,)
+    assert np.load(place / "run" / "subset.npy").shape == (SAMPLES,)
     assert np.load(place / "run" / "round_0" / "selected.npy").shape == (SAMPLES * 3 // 4,)
 
 
-def test_what_is_wrong_is_said_before_anything_is_done(
+def test_wrong_flags_are_refused_first(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
@@ -174,7 +176,7 @@ def test_what_is_wrong_is_said_before_anything_is_done(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_ranks(place: Path) -> None:
-    """The same command under torchrun: both ranks train, and the run ends as runs do."""
+    """Under torchrun both ranks train, and the run finishes."""
     (place / "sitecustomize.py").write_text(
         "import torch\n"
         "from tests.open_clip_hook.seeded_trainer import CpuDistributedDataParallel\n"
@@ -182,6 +184,6 @@ def test_two_ranks(place: Path) -> None:
     )
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     finish(start(place, "run", "--rounds", "1", "--no_reports", launcher=torchrun))
-    assert np.load(place / "run" / "mix.npy").shape == (SAMPLES,)
+    assert np.load(place / "run" / "subset.npy").shape == (SAMPLES,)
     said = (place / "run" / "logs" / "train_0_model.log").read_text()
     assert "total 2" in said

@@ -34,7 +34,7 @@ def test_by_hand(memorisation: bool) -> None:
     np.testing.assert_allclose(made.score, [unit, 0, -unit], atol=1e-12)  # nothing was gained
 
 
-def test_memory_is_in_neither_half_s_score() -> None:
+def test_training_on_a_pair_adds_nothing_to_its_score() -> None:
     """Every pair gains 5 by being trained on; the order of the scores is that without it."""
     rng = np.random.default_rng(0)
     clean, first = rng.normal(size=400), rng.random(400) < 0.5
@@ -88,9 +88,9 @@ def test_tables(tmp_path: Path) -> None:
     assert unembedded[0] not in uids
     for part, chosen in enumerate((uids[:30] + unembedded, uids[20:40])):
         pairs = uid_array(sorted(map(parse_uid, chosen)))
-        write_subset(tmp_path / f"mix_{part}.npy", pairs)
+        write_subset(tmp_path / f"subset_{part}.npy", pairs)
     run("--score", "cross_fitted", "--metadata_dir", metadata, "--out", tmp_path / "two",
-        "--mixes", tmp_path / "mix_0.npy", tmp_path / "mix_1.npy")  # fmt: skip
+        "--subsets", tmp_path / "subset_0.npy", tmp_path / "subset_1.npy")  # fmt: skip
     table = pq.read_table(tmp_path / "two" / "self_filtering").to_pydict()
     halves = [
         "" if uid not in uids[:40] else "a" if oracle.first_half(parse_uid(uid), 0) else "b"
@@ -109,9 +109,9 @@ def test_tables(tmp_path: Path) -> None:
     assert outside == set(uids[40:])
 
 
-def test_mixes_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_subsets_are_required(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     columns = {f"clip_{m}_similarity_score": np.ones(4, np.float32) for m in "ab"}
     metadata = write_files(tmp_path / "metadata", {"uid": hex_uids(4), **columns})
     with pytest.raises(SystemExit, match="2"):
         run("--score", "cross_fitted", "--metadata_dir", metadata, "--out", tmp_path)
-    assert "--mixes" in capsys.readouterr().err
+    assert "--subsets" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Settings and the trainer's command: what is refused, and what a round adds."""
+"""Settings and the trainer's command: refusals, and the flags that a round adds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_out_of_range(flag: str, values: dict[str, Any]) -> None:
     assert refusal(lambda: Settings(**{"samples_per_round": 10, **values})).startswith(f"--{flag} ")
 
 
-def test_what_a_round_adds(tmp_path: Path) -> None:
+def test_flags_that_a_round_adds(tmp_path: Path) -> None:
     command = TrainerCommand((*MAIN, "--epochs=4"), "s/{0..3}.tar")
     words = command.train("model", "run/round_1/runs", 1000, "before.pt")
     assert words[: len(MAIN) + 1] == (*MAIN, "--epochs=4")
@@ -93,7 +93,7 @@ def test_flags_that_a_round_sets(words: tuple[str, ...], named: str) -> None:
     assert named in refusal(lambda: TrainerCommand(words, "shards"))
 
 
-def test_budget_is_asked_for() -> None:
+def test_the_budget_is_required() -> None:
     assert "--samples_per_round" in refusal(TrainerCommand(MAIN, "s").samples_per_round, None)
 
 
@@ -107,7 +107,7 @@ def test_budget_is_asked_for() -> None:
         (["a", "b-c"], "{a,b-c}.tar"),
     ],
 )
-def test_a_folder_as_a_pattern(tmp_path: Path, names: list[str], pattern: str) -> None:
+def test_a_folder_becomes_a_pattern(tmp_path: Path, names: list[str], pattern: str) -> None:
     from braceexpand import braceexpand
 
     for name in names:
@@ -117,7 +117,7 @@ def test_a_folder_as_a_pattern(tmp_path: Path, names: list[str], pattern: str) -
     assert sorted(braceexpand(found)) == sorted(str(tmp_path / f"{name}.tar") for name in names)
 
 
-def test_no_pattern(tmp_path: Path) -> None:
+def test_folders_without_a_pattern(tmp_path: Path) -> None:
     assert "braces" in refusal(train_data, "shards/*.tar")
     assert "no .tar" in refusal(train_data, str(tmp_path))
     for name in ("a,b", "c"):

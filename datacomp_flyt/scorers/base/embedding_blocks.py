@@ -1,4 +1,4 @@
-"""Embeddings of a metadata file for scorers: array by array, whole or some rows at a time."""
+"""Reads the embeddings of a metadata file for scorers: array by array, whole or in blocks."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ def iter_embedding_blocks(
     renormalize: bool,
     counts: Counter[str],
 ) -> Iterator[list[Floats]]:
-    """The named arrays, [n, width] each, some rows at a time in the order of the metadata.
+    """Read the named arrays, [n, width] each, block by block in the order of the metadata.
 
     Args:
-        renormalize: bring rows to length 1; else they are as stored.
-        counts: gets rows without a usable embedding, and of another length than 1.
+        shard: the metadata file.
+        arrays: names of npz arrays.
+        renormalize: scale rows to unit norm; otherwise they are as stored.
+        counts: receives the numbers of rows that cannot be used or are not of unit norm.
 
     Yields:
         For each array a float32 view [n, width]; a row that cannot be used is NaN in all of them.
 
     Raises:
-        InputError: see `pool.embeddings.embedding_widths`; or the file turns out to be damaged.
+        InputError: see `pool.embeddings.embedding_widths`; or the file is damaged.
     """
     ends = np.cumsum(embedding_widths(shard, arrays))[:-1]
     for block in iter_embeddings(shard, arrays, normalize=renormalize, counts=counts):
@@ -42,7 +44,7 @@ def iter_embedding_blocks(
 def read_embeddings(
     shard: ParquetShard, arrays: Sequence[str], renormalize: bool, counts: Counter[str]
 ) -> list[Floats]:
-    """The named arrays whole: for each a float32 array [rows, width]. See above."""
+    """Read the named arrays as a whole, [rows, width] each; see `iter_embedding_blocks`."""
     wholes = [
         np.empty((shard.num_rows, width), np.float32) for width in embedding_widths(shard, arrays)
     ]
@@ -55,7 +57,7 @@ def read_embeddings(
 
 
 def check_one_width(shard: ParquetShard, arrays: Sequence[str]) -> None:
-    """Raise InputError unless a file's images and texts are of one width, so of one model."""
+    """Raise InputError if a file's images and texts are not of one width, so not of one model."""
     widths = embedding_widths(shard, arrays)
     if len(set(widths)) > 1:
         sizes = " and ".join(f"{a} of width {w}" for a, w in zip(arrays, widths, strict=True))
@@ -63,9 +65,9 @@ def check_one_width(shard: ParquetShard, arrays: Sequence[str]) -> None:
 
 
 def check_widths(shards: Sequence[ParquetShard], arrays: Sequence[str], num_workers: int) -> None:
-    """Raise InputError where two files have embeddings of different widths.
+    """Raise InputError if two files have embeddings of different widths.
 
-    Files that cannot be read are for the workers to report.
+    Files that cannot be read are left to the workers, which report them.
     """
 
     def widths(shard: ParquetShard) -> tuple[int, ...] | None:
@@ -75,13 +77,13 @@ def check_widths(shards: Sequence[ParquetShard], arrays: Sequence[str], num_work
             return None
 
     first: tuple[ParquetShard, tuple[int, ...]] | None = None
-    for shard, found in zip(shards, map_threads(widths, shards, num_workers), strict=True):
-        if found is None:
+    for shard, its_widths in zip(shards, map_threads(widths, shards, num_workers), strict=True):
+        if its_widths is None:
             continue
-        first = first or (shard, found)
-        if found != first[1]:
+        first = first or (shard, its_widths)
+        if its_widths != first[1]:
             raise InputError(
                 f"{shard.npz} has {', '.join(arrays)} of width "
-                f"{', '.join(map(str, found))} and {first[0].npz} of "
+                f"{', '.join(map(str, its_widths))} and {first[0].npz} of "
                 f"{', '.join(map(str, first[1]))}: a pool's embeddings are of one model"
             )

@@ -1,4 +1,4 @@
-"""Flags that several scorers have."""
+"""Flags that several scorers share."""
 
 from __future__ import annotations
 
@@ -6,31 +6,21 @@ import argparse
 
 
 def add_arch(parser: argparse.ArgumentParser) -> None:
-    """Which embeddings of the npz."""
+    """Add `--arch`, the prefix of npz arrays."""
     parser.add_argument(
         "--arch", default="b32", help="prefix of the npz arrays: b32 (default), l14"
     )
 
 
 def add_renormalize(parser: argparse.ArgumentParser) -> None:
-    """What to do with embeddings of another length than 1."""
+    """Add `--renormalize`."""
     parser.add_argument(
-        "--renormalize", action="store_true", help="bring embeddings to length 1 first"
-    )
-
-
-def add_precision(parser: argparse.ArgumentParser) -> None:
-    """Of matrix products."""
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="of the factors of matrix products (default: fp32)",
+        "--renormalize", action="store_true", help="scale embeddings to unit norm first"
     )
 
 
 def add_targets(parser: argparse.ArgumentParser) -> None:
-    """What a pool is compared with."""
+    """Add `--targets`."""
     parser.add_argument(
         "--targets",
         nargs="+",

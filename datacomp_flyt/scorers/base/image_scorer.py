@@ -1,8 +1,8 @@
-"""Scorers that look at pictures: they stream tars as img2dataset writes them.
+"""Scorers of images, which stream tars as img2dataset writes them.
 
-Rows are the samples that have a uid, in the order of the tar; a batch is so many of them, those
-without a usable image or caption left out, so that batches depend on the tar and on --batch_size
-alone and not on who scores it.
+The rows of a tar are its samples with a uid, in the tar's order. Every `batch_size` of them are one
+batch, from which samples without a usable image or caption are left out, so batches depend on the
+tar and on `--batch_size` alone.
 """
 
 from __future__ import annotations
@@ -21,48 +21,26 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from datacomp_flyt.clip.flags import BATCH_SIZE, add_image_arguments, check_image_arguments
 from datacomp_flyt.clip.inference import decode_threads, inference, refuse_decompression_bombs
-from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.uids import decode_uids
-from datacomp_flyt.scorers.base.flags import add_precision
 from datacomp_flyt.scorers.base.scorer import Arrays, ScoredShard, Scorer
 from datacomp_flyt.tars.pairs import Pair, read_pairs
 
-BATCH_SIZE = 256
 NOT_FINITE = "score is not finite"
-
-
-def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of everything that reads images."""
-    add_precision(parser)
-    parser.add_argument(
-        "--batch_size", type=int, default=BATCH_SIZE, help="images at once (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--decode_threads",
-        type=int,
-        metavar="N",
-        help="threads that decode images in each worker (default: 1 on a CPU; on GPUs the cores "
-        "divided by the GPUs)",
-    )
-
-
-def check_image_arguments(batch_size: int, decode_threads: int | None) -> None:
-    """Raise InputError where a number of `add_image_arguments` is not positive."""
-    for flag, value in (("batch_size", batch_size), ("decode_threads", decode_threads)):
-        if value is not None and value < 1:
-            raise InputError(f"--{flag} {value} is less than 1: give 1 or more")
 
 
 class ImageScorer(Scorer):
     """A scorer of tars of images.
 
-    `load` of a subclass calls this one's and sets `transform` and `tokenize`.
+    `load` of a subclass calls this one and sets `transform` and `tokenize`; its `score_batch`
+    returns the scores of a batch.
 
     Attributes:
-        device: where `score_batch` computes; set by `load`.
-        transform: PIL image to a tensor [3, H, W].
-        tokenize: strings to tokens [b, L].
+        precision: `fp32` or `bf16`.
+        device: the device on which `score_batch` computes; set by `load`.
+        transform: maps a PIL image to a tensor [3, H, W].
+        tokenize: maps strings to tokens [b, L].
     """
 
     reads_images: ClassVar[bool] = True
@@ -73,38 +51,46 @@ class ImageScorer(Scorer):
 
     def __init__(
         self,
+        *,
         batch_size: int = BATCH_SIZE,
         decode_threads: int | None = None,
         precision: str = "fp32",
     ) -> None:
         """
         Args:
-            batch_size: images at once.
-            decode_threads: in each worker; None for `decode_threads`'s choice.
+            batch_size: images in a batch.
+            decode_threads: decoding threads in each worker; None for the choice of
+                `inference.decode_threads`.
             precision: `fp32` or `bf16`, see `inference`.
 
         Raises:
-            InputError: a number that is not positive.
+            InputError: a number is not positive.
         """
         check_image_arguments(batch_size, decode_threads)
-        self.batch_size, self.decode_threads = batch_size, decode_threads
+        # not public, since they are no settings that decide scores
+        self._batch_size, self._decode_threads = batch_size, decode_threads
         self.precision = precision
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the flags of all scorers of images."""
+        add_image_arguments(parser)
 
     @abstractmethod
     def score_batch(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Scores [b, columns] of images [b, 3, H, W] and tokens [b, L], all on the device.
+        """Return scores [b, columns] of images [b, 3, H, W] and tokens [b, L], on the device.
 
-        Runs in inference mode and, with precision bf16, under autocast: what should stay float32
-        (sums of features, a head) has to leave autocast itself.
+        It is called in inference mode and, with precision bf16, under autocast: code that has to
+        stay in float32 (sums of features, a head) must disable autocast itself.
         """
 
     def load(self, device: str) -> None:
-        """Remember the device."""
+        """Set the device."""
         self.device = torch.device(device)
         refuse_decompression_bombs()
 
     def score(self, shard: str, state: Arrays) -> ScoredShard:
-        """The scores of one tar; NaN for samples without a usable image or caption.
+        """Score one tar; samples without a usable image or caption get NaN.
 
         Raises:
             InputError: the tar is damaged, or none of its samples has a uid.
@@ -112,8 +98,8 @@ class ImageScorer(Scorer):
         counts: Counter[str] = Counter()
         uids: list[str] = []
         parts = [np.empty((0, len(self.columns)), np.float32)]
-        threads = decode_threads(self.decode_threads, self.device)
-        pairs = read_pairs(shard, self.transform, self.batch_size, threads, counts)
+        threads = decode_threads(self._decode_threads, self.device)
+        pairs = read_pairs(shard, self.transform, self._batch_size, threads, counts)
         with contextlib.closing(pairs):
             for batch in pairs:
                 uids += [pair.uid for pair in batch]
@@ -129,9 +115,9 @@ class ImageScorer(Scorer):
         texts = self.tokenize([batch[row].text for row in usable])
         with inference(self.device, self.precision):
             scores = self.score_batch(images.to(self.device), texts.to(self.device))
-            found = scores.float().cpu().numpy()
-        finite = np.isfinite(found)
+            computed = scores.float().cpu().numpy()
+        finite = np.isfinite(computed)
         if not finite.all():
             counts[NOT_FINITE] += int((~finite.all(1)).sum())
-        values[usable] = np.where(finite, found, np.nan)
+        values[usable] = np.where(finite, computed, np.nan)
         return values

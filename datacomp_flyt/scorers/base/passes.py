@@ -33,29 +33,29 @@ class Passes:
         self._folder = scores / "_passes"
         if (scores / "passes").is_dir() and not self._folder.exists():  # an older name
             os.rename(scores / "passes", self._folder)
-        self._number = 0
+        self._index = 0
 
     @property
     def title(self) -> str:
-        """Of the pass, for the progress bar."""
-        return f"pass {self._number + 1}"
+        """The name of the current pass, for the progress bar."""
+        return f"pass {self._index + 1}"
 
     def last_state(self) -> PoolState | None:
-        """The state to go on from; None where no pass is finished."""
-        numbers = [int(path.name.split(".")[0]) for path in self._folder.glob("*.state.npz")]
-        self._number = max(numbers, default=-1) + 1
+        """Return the state of the last finished pass; None if there is none."""
+        indices = [int(path.name.split(".")[0]) for path in self._folder.glob("*.state.npz")]
+        self._index = max(indices, default=-1) + 1
         return self._read_state()
 
     def _read_state(self) -> PoolState | None:
-        """The state that this pass began with."""
-        if not self._number:
+        """Return the state that the current pass began with."""
+        if not self._index:
             return None
-        common = _load(self._state_file(self._number - 1))
+        common = _load(self._state_file(self._index - 1))
         final = bool(common.pop("final"))
-        return PoolState(common, StoredArrays(self._state_folder(self._number - 1)), final)
+        return PoolState(common, StoredArrays(self._state_folder(self._index - 1)), final)
 
     def unfinished(self, shards: Mapping[str, Any], state: PoolState) -> dict[str, Any]:
-        """The shards that this pass has not seen, each with its state."""
+        """Return the shards without a summary in this pass, each with its state."""
         self._summaries.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self._summaries)
         left = {}
@@ -65,42 +65,42 @@ class Passes:
         return left
 
     def write_summary(self, name: str, summary: Arrays) -> int:
-        """Keep it; its shard's rows do not count as done."""
+        """Write a summary; returns 0, since the shard's rows are not scored yet."""
         _save(self._summaries / f"{name}.npz", summary)
         return 0
 
     def reduce(self, scorer: PoolScorer, names: list[str]) -> PoolState:
-        """End this pass: the next state, kept on disk, and the older one removed."""
+        """End this pass: write and return the next state, and remove the older one."""
         state = scorer.reduce(self._read_state(), names, StoredArrays(self._summaries).__getitem__)
-        folder = self._state_folder(self._number)
+        folder = self._state_folder(self._index)
         folder.mkdir(parents=True, exist_ok=True)
         for name, arrays in state.by_shard.items():
             _save(folder / f"{name}.npz", arrays)
-        _save(self._state_file(self._number), {**state.common, "final": np.array(state.final)})
+        _save(self._state_file(self._index), {**state.common, "final": np.array(state.final)})
         shutil.rmtree(self._summaries, ignore_errors=True)
-        if self._number:
-            self._state_file(self._number - 1).unlink()
-            shutil.rmtree(self._state_folder(self._number - 1))
-        self._number += 1
+        if self._index:
+            self._state_file(self._index - 1).unlink()
+            shutil.rmtree(self._state_folder(self._index - 1))
+        self._index += 1
         return PoolState(state.common, StoredArrays(folder), state.final)
 
     def remove(self) -> None:
-        """Everything, when all scores are written."""
+        """Remove the passes, when all scores are written."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def _summaries(self) -> Path:
-        return self._folder / str(self._number)
+        return self._folder / str(self._index)
 
-    def _state_file(self, number: int) -> Path:
-        return self._folder / f"{number}.state.npz"
+    def _state_file(self, index: int) -> Path:
+        return self._folder / f"{index}.state.npz"
 
-    def _state_folder(self, number: int) -> Path:
-        return self._folder / f"{number}.state"
+    def _state_folder(self, index: int) -> Path:
+        return self._folder / f"{index}.state"
 
 
 class StoredArrays(Mapping[str, Arrays]):
-    """Arrays by the name of a shard, read when asked for."""
+    """Arrays by the name of a shard, read on access."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,10 +1,9 @@
-"""Score a pool shard by shard: what is finished, what is left, and where it is kept.
+"""Score a pool shard by shard, skip finished shards, and write each table whole or not at all.
 
-In `SCORES_DIR/COLUMN/`, with the scorer's first column as the name, each shard gets a parquet file
-of its own when it is finished, and `_settings.json` says under which settings. Only this process
-writes, each file whole or not at all, so a job may be killed at any moment and goes on from there.
-Between the passes of a `PoolScorer` its state is kept in `_passes/`. Readers of the folder pass
-over both names.
+In `SCORES_DIR/COLUMN/`, named after the scorer's first column, each shard gets a parquet file of
+its own when it is finished, and `_settings.json` keeps the settings. Only this process writes, so a
+job may be killed at any moment and resumes from there. The state of a `PoolScorer` is kept in
+`_passes/` between its passes. Readers of the folder ignore both names.
 """
 
 from __future__ import annotations
@@ -24,37 +23,46 @@ from threadpoolctl import threadpool_limits
 
 from datacomp_flyt.engines.engine import Engine, TaskFactory
 from datacomp_flyt.engines.shards import run_shards
+from datacomp_flyt.engines.until_usable import UntilUsable, Usable, has_rows
 from datacomp_flyt.files.output_files import atomic_write, remove_unfinished
 from datacomp_flyt.files.settings_file import check_settings
 from datacomp_flyt.pool.uids import encode_uids
 from datacomp_flyt.scorers.base.passes import Passes
 from datacomp_flyt.scorers.base.scorer import Arrays, PoolScorer, PoolState, ScoredShard, Scorer
-from datacomp_flyt.scorers.base.until_usable import UntilUsable, Usable, has_rows
 
 Keep = Callable[[str, Any], int]
-"""Keeps what was made of a shard, given its name; how many rows that is."""
+"""Keeps the result of a shard, given its name; returns its number of rows."""
+Run = Callable[[TaskFactory, Mapping[str, Any], Keep, str], dict[str, Exception]]
+"""Runs a function over shards, keeps the results and returns the errors, by name of the shard. The
+last argument labels the progress bar."""
 
 
 @dataclass
-class Report:
-    """What a job did.
+class ScoreReport:
+    """The outcome of a scoring job.
 
     Attributes:
-        failed: the error of each shard that never came to an end, by name.
-        counts: examples by what is to be noted of them, over the shards of this run.
-        num_scored: shards scored by this run.
-        num_found: shards that were finished before.
-        wants_all: nothing was scored, since the failed shards are part of a whole-pool statistic.
-        num_examples, num_without_score: of the shards of this run; without are those with a NaN.
+        folder: the folder of the score tables.
+        columns: the names of the score columns.
+        failed: the last error of each shard that was not finished, by the shard's name.
+        counts: the number of examples with a note, by note, in the shards of this run.
+        num_scored: shards that this run scored.
+        num_finished_before: shards that were finished before.
+        num_examples: examples in the shards of this run.
+        num_without_score: those examples with a NaN.
+        needs_all: whether nothing was scored because a failed shard is part of a statistic of the
+            whole pool.
     """
 
+    folder: Path
+    columns: tuple[str, ...]
     failed: dict[str, Exception] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     num_scored: int = 0
-    num_found: int = 0
+    num_finished_before: int = 0
     num_examples: int = 0
     num_without_score: int = 0
-    wants_all: bool = False
+    needs_all: bool = False
 
 
 def score_pool(
@@ -63,12 +71,13 @@ def score_pool(
     shards: Mapping[str, Any],
     scores_dir: Path,
     engine: Engine,
+    *,
     retries: int = 2,
     num_rows: Mapping[str, int] | None = None,
     source: str = "",
     check: Callable[[str], None] = lambda shard: None,
-) -> Report:
-    """Score what is not yet scored.
+) -> ScoreReport:
+    """Score the shards that are not finished.
 
     Args:
         name: the name of the scorer, for the settings file and the progress bar.
@@ -76,7 +85,7 @@ def score_pool(
         scores_dir: the folder that gets a sub-folder named after the scorer's first column.
         retries: the number of retries of a shard that failed.
         num_rows: the rows of each shard, if known.
-        source: the place of the shards, for the settings: two pools may have shards of one name.
+        source: the location of the shards, for the settings: two pools may have shards of one name.
         check: called with a shard's name before its result is kept; raises InputError if the
             shard has changed since the job began.
 
@@ -91,15 +100,8 @@ def score_pool(
         settings["shards"] = hashlib.sha256(known.encode()).hexdigest()
     check_settings(folder, settings, "choose another --scores_dir or --column")
     remove_unfinished(folder)
-    report = Report()
-    left = {}
-    for shard in sorted(shards):
-        path = folder / f"{shard}.parquet"
-        # a statistic of the whole pool is not made again for a shard without rows
-        if path.exists() and (isinstance(scorer, PoolScorer) or has_rows(path)):
-            report.num_found += 1
-        else:
-            left[shard] = shards[shard]
+    left = {shard: shards[shard] for shard in sorted(shards) if not _done(scorer, folder, shard)}
+    report = ScoreReport(folder, scorer.columns, num_finished_before=len(shards) - len(left))
 
     def run(
         make: TaskFactory, items: Mapping[str, Any], keep: Keep, label: str
@@ -112,16 +114,10 @@ def score_pool(
 
     state = PoolState({}, {}, final=True)
     if left and isinstance(scorer, PoolScorer):
-        passes = Passes(folder)
-        state = passes.last_state() or PoolState({}, {}, final=False)
-        while not state.final:
-            summarize = _Work(scorer, "summarize", state.common)
-            todo = passes.unfinished(shards, state) if scorer.summarizes else {}
-            failed = run(summarize, todo, passes.write_summary, f"{name}: {passes.title}")
-            if failed:
-                return Report(failed, num_found=report.num_found, wants_all=True)
-            with threadpool_limits(1, "blas"):  # sums in one order on any number of cores
-                state = passes.reduce(scorer, sorted(shards))
+        state, report.failed = _run_passes(scorer, name, folder, shards, run)
+        if report.failed:
+            report.needs_all = True
+            return report
 
     def write(shard: str, scored: ScoredShard) -> int:
         _write_scores(folder / f"{shard}.parquet", scored, scorer.columns)
@@ -132,13 +128,36 @@ def score_pool(
         return len(scored.uids)
 
     items = {shard: (item, state.by_shard.get(shard, {})) for shard, item in left.items()}
-    keep = UntilUsable(write, _usable, report.num_found > 0, f"--scorer {name}")
+    keep = UntilUsable(write, _usable, report.num_finished_before > 0, f"--scorer {name}")
     report.failed = run(_Work(scorer, "score", state.common), items, keep, name)
     if not report.failed:
         keep.finish()
     if isinstance(scorer, PoolScorer) and not report.failed:
         Passes(folder).remove()
     return report
+
+
+def _done(scorer: Scorer, folder: Path, shard: str) -> bool:
+    path = folder / f"{shard}.parquet"
+    # a statistic of the whole pool is not made again for a shard without rows
+    return path.exists() and (isinstance(scorer, PoolScorer) or has_rows(path))
+
+
+def _run_passes(
+    scorer: PoolScorer, name: str, folder: Path, shards: Mapping[str, Any], run: Run
+) -> tuple[PoolState, dict[str, Exception]]:
+    """Run the passes before the last one, and return the final state or the errors."""
+    passes = Passes(folder)
+    state = passes.last_state() or PoolState({}, {}, final=False)
+    while not state.final:
+        summarize = _Work(scorer, "summarize", state.common)
+        todo = passes.unfinished(shards, state) if scorer.summarizes else {}
+        failed = run(summarize, todo, passes.write_summary, f"{name}: {passes.title}")
+        if failed:
+            return state, failed
+        with threadpool_limits(1, "blas"):  # sums in one order on any number of cores
+            state = passes.reduce(scorer, sorted(shards))
+    return state, {}
 
 
 def _usable(scored: ScoredShard) -> Usable:
@@ -148,7 +167,7 @@ def _usable(scored: ScoredShard) -> Usable:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a worker is sent: the scorer, which of its methods to call, and the common state."""
+    """The task of a worker: a scorer, the name of its method to call, and the common state."""
 
     scorer: Scorer
     method: str

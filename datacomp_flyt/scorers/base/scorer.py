@@ -1,8 +1,8 @@
-"""What a scorer is: something that reads one shard of a pool and gives each example its scores.
+"""The interface of a scorer, which gives each example of a pool one score or more.
 
-A shard is the unit of work, of resuming and of failing. Most scorers read metadata files and the
-npz beside them (`MetadataScorer`); those that look at pictures read tars (`scorers.image_scorer`);
-those that need to know the whole pool first say so (`PoolScorer`) and run as map, reduce, map.
+A shard is the unit of work, of retries and of resuming. Most scorers read metadata files and the
+npz beside them (`MetadataScorer`); an `ImageScorer` (in `image_scorer`) reads tars of images; a
+`PoolScorer` needs a statistic of the whole pool first and runs as map, reduce, map.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -21,16 +22,19 @@ from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import iter_uids
 
 Arrays = dict[str, NDArray[Any]]
-"""Named arrays: what is kept between the passes of a `PoolScorer`."""
+"""Named arrays, which a `PoolScorer` keeps between its passes."""
+
+GIVEN = ("column", "metadata_dir", "scores_dir", "shards_dir")
+"""Flags of all scorers. A constructor parameter of this name gets the flag's value."""
 
 
 class ScoredShard(NamedTuple):
-    """What a scorer found in one shard.
+    """The scores of one shard.
 
     Attributes:
         uids: `u8,u8` array [n].
         values: float32 [n, columns]; NaN where an example has no score.
-        counts: how many examples were left without a score, or noted otherwise, by reason.
+        counts: the number of examples without a score, or with another note, by reason.
     """
 
     uids: NDArray[np.void]
@@ -39,45 +43,51 @@ class ScoredShard(NamedTuple):
 
 
 class Scorer(ABC):
-    """A published score. Pickled and sent to the workers, so what is large waits for `load`.
+    """A score of image-text pairs. The constructor's keyword arguments are the scorer's options.
+
+    A scorer is pickled and sent to the workers, so whatever is large waits for `load`.
 
     Attributes:
-        reads_images: the shards are tars, not metadata files.
-        uses_gpu: it has work for one; without, workers are processes on CPU cores.
-        columns: names of the scores, as published.
-        settings: what decides the scores, as JSON: files finished under other settings are not
-            mixed with new ones.
+        reads_images: whether its shards are tars instead of metadata files.
+        uses_gpu: whether it can use a GPU; otherwise workers are processes on CPU cores.
+        columns: the names of its score columns, as published.
+        settings: a JSON object of everything that decides the scores: scores that were made under
+            other settings are never mixed with new ones. By default the object's public
+            attributes that are strings, numbers, booleans or None.
     """
 
     reads_images: ClassVar[bool] = False
     uses_gpu: ClassVar[bool] = False
     columns: tuple[str, ...]
-    settings: dict[str, Any]
 
-    @staticmethod
-    @abstractmethod
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """Add the flags that only this scorer has."""
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        kinds = (str, int, float, type(None))
+        public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {name: value for name, value in public.items() if isinstance(value, kinds)}
 
     @classmethod
-    def from_args(cls, args: argparse.Namespace) -> Scorer:
-        """The scorer that the flags describe: its arguments are called as the flags are.
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the scorer's own flags, each named as the option that gets its value.
 
-        Raises:
-            InputError: a flag or a file that it names is wrong; found here, before any work.
+        By default one for each constructor parameter whose default is a string or a number.
         """
-        names = inspect.signature(cls).parameters
-        return cls(**{name: getattr(args, name) for name in names})
+        for name, parameter in inspect.signature(cls).parameters.items():
+            default = parameter.default
+            if name not in GIVEN and type(default) in (str, int, float):
+                parser.add_argument(
+                    f"--{name}", type=type(default), default=default, help="default: %(default)s"
+                )
 
     def load(self, device: str) -> None:  # noqa: B027  (most need nothing)
-        """Get ready, once in each worker: models to `device`, target sets into memory."""
+        """Prepare a worker, once: move models to `device`, read target sets."""
 
     @abstractmethod
     def score(self, shard: Any, state: Arrays) -> ScoredShard:
-        """The scores of one shard: a `ParquetShard`, or the address of a tar.
+        """Score one shard: a `ParquetShard`, or the address of a tar.
 
         Args:
-            state: of a `PoolScorer` (for this shard), else empty.
+            state: the state of a `PoolScorer` (common and of this shard); empty for others.
 
         Raises:
             InputError: the shard cannot be scored.
@@ -87,8 +97,11 @@ class Scorer(ABC):
 class MetadataScorer(Scorer):
     """A scorer of metadata files and the npz beside them.
 
+    A subclass names `columns` and returns from `score_rows` one float for each row of the file (or
+    one for each row and column), in the file's order, and NaN for a row without a score.
+
     Attributes:
-        arrays: those of the npz that it reads.
+        arrays: the npz arrays that it reads, if any.
     """
 
     arrays: tuple[str, ...] = ()
@@ -100,7 +113,8 @@ class MetadataScorer(Scorer):
         """Scores [n] or [n, columns] of the rows of a file, in its order.
 
         Args:
-            counts: gets notes on examples without a usable embedding.
+            state: see `Scorer.score`.
+            counts: receives notes: the number of examples by reason.
         """
 
     def score(self, shard: ParquetShard, state: Arrays) -> ScoredShard:
@@ -114,12 +128,12 @@ class MetadataScorer(Scorer):
 
 
 class PoolState(NamedTuple):
-    """What a pool scorer knows after a reduction.
+    """The state of a pool scorer after a reduction.
 
     Attributes:
-        common: for all shards.
-        by_shard: for one shard each, by its name (see `pool.shard_names`).
-        final: the next pass over the shards scores them.
+        common: arrays for all shards.
+        by_shard: arrays for one shard each, by its name (see `tars.shard_names`).
+        final: whether the next pass over the shards scores them.
     """
 
     common: Arrays
@@ -138,7 +152,7 @@ class PoolScorer(MetadataScorer):
 
     @abstractmethod
     def summarize(self, shard: ParquetShard, state: Arrays) -> Arrays:
-        """What the next reduction needs to know of a shard (the map).
+        """Summarize a shard for the next reduction (the map).
 
         Args:
             state: `common` and this shard's `by_shard` of the last reduction; empty at first.
@@ -148,16 +162,16 @@ class PoolScorer(MetadataScorer):
     def reduce(
         self, state: PoolState | None, names: list[str], summary: Callable[[str], Arrays]
     ) -> PoolState:
-        """The next state.
+        """Reduce the summaries to the next state.
 
         Args:
-            state: of the last reduction; None at first.
-            names: of all shards, sorted.
-            summary: reads the summary of a shard by name; ask for one at a time.
+            state: the state after the last reduction; None at first.
+            names: the names of all shards, sorted.
+            summary: reads the summary of a shard by its name; ask for one at a time.
         """
 
 
 def read_uids(shard: ParquetShard) -> NDArray[np.void]:
-    """All uids of a metadata file, in its order."""
+    """Read all uids of a metadata file, in its order."""
     parts = list(iter_uids(shard))
     return np.concatenate(parts) if parts else np.empty(0, "u8,u8")

@@ -9,7 +9,7 @@ _BLOCK = 1 << 13
 
 
 def second_moment(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """sum_j t_j t_j^T: float32 [M, d] -> float64 [d, d]."""
+    """Return sum_j t_j t_j^T: float32 [M, d] -> float64 [d, d]."""
     total = np.zeros((rows.shape[1], rows.shape[1]))
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK].astype(np.float64)
@@ -18,9 +18,9 @@ def second_moment(rows: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def square_root(moment: NDArray[np.float64]) -> NDArray[np.float32]:
-    """L [d, d] with L L^T = moment, for a symmetric one without negative eigenvalues.
+    """Return L [d, d] with L L^T = moment, a symmetric matrix without negative eigenvalues.
 
-    f^T S f is the squared length of L^T f: a sum of squares, whose relative error is a float's.
+    f^T S f is the squared length of L^T f: a sum of squares, which loses no digits to cancellation.
     """
     values, vectors = np.linalg.eigh(moment)
     return np.asarray(vectors * np.sqrt(np.maximum(values, 0)), np.float32)

@@ -26,18 +26,18 @@ _BLOCK = 1 << 16
 def load_targets(
     paths: Sequence[str], array: str, renormalize: bool = False
 ) -> NDArray[np.float32]:
-    """All target embeddings [M, d], one file after the other.
+    """Load all target embeddings [M, d], file after file.
 
     Args:
         paths: .npy [M, d]; .npz with an array named as the pool's; .pt with a tensor, alone or as
             `image_features`; .safetensors with either name or a single tensor; or folders with
-            .npz files, such as what `datacomp-flyt embed` makes.
+            .npz files, such as those of `datacomp-flyt embed`.
         array: the pool's array that they are compared with, such as `b32_img`.
-        renormalize: bring rows to length 1 instead of refusing other lengths.
+        renormalize: scale rows to unit norm instead of refusing other lengths.
 
     Raises:
-        InputError: a file that cannot be read or holds no such array; rows that are not finite, all
-            zero, or not of length 1; files of different widths.
+        InputError: a file cannot be read or holds no such array; rows are not finite, all zero, or
+            not of unit norm; or files have different widths.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -61,22 +61,22 @@ def load_targets(
                 f"--targets {file} has width {part.shape[1]} and {files[0]} {parts[0].shape[1]}: "
                 "take targets of one model"
             )
-        parts.append(_of_length_one(part, file, renormalize))
+        parts.append(_unit_rows(part, file, renormalize))
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def check_width(shard: ParquetShard, array: str, width: int) -> None:
     """Raise InputError unless a pool's embeddings are as wide as the targets."""
-    (there,) = embedding_widths(shard, [array])
-    if there != width:
+    (pool_width,) = embedding_widths(shard, [array])
+    if pool_width != width:
         raise InputError(
-            f"{shard.npz} has {array} of width {there} and --targets are of width {width}: "
-            "take targets and pool of the same model"
+            f"{shard.npz} has {array} of width {pool_width} and --targets are of "
+            f"width {width}: take targets and pool of the same model"
         )
 
 
 def digest(targets: NDArray[np.float32]) -> str:
-    """SHA-256 of the numbers, in hexadecimal."""
+    """Return the SHA-256 of the numbers, in hexadecimal."""
     return hashlib.sha256(targets.data).hexdigest()
 
 
@@ -118,7 +118,7 @@ def _pick(names: list[str], array: str, path: Path) -> str:
     )
 
 
-def _of_length_one(rows: NDArray[np.float32], path: Path, renormalize: bool) -> NDArray[np.float32]:
+def _unit_rows(rows: NDArray[np.float32], path: Path, renormalize: bool) -> NDArray[np.float32]:
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
         with np.errstate(over="ignore", invalid="ignore"):

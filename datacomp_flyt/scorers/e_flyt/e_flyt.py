@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 
 import numpy as np
@@ -14,17 +13,19 @@ from datacomp_flyt.files.digest import file_digest
 from datacomp_flyt.pool.embeddings import embedding_widths, iter_embeddings
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import Pool
-from datacomp_flyt.scorers.base.scorer import Arrays, MetadataScorer, Scorer
+from datacomp_flyt.scorers.base.scorer import Arrays, MetadataScorer
 from datacomp_flyt.scorers.e_flyt.glu_head import GluHead
 from datacomp_flyt.scorers.e_flyt.glu_head_file import load_glu_head
 from datacomp_flyt.threads import map_threads
 
+COLUMN = "FLYT"
+
 
 def check_features(head: GluHead, source: str) -> tuple[str, ...]:
-    """The npz arrays that a head was trained on.
+    """Return the names of the npz arrays that a head was trained on.
 
     Args:
-        source: where the head is from, for the message.
+        source: the flag and file of the head, for the message.
 
     Raises:
         InputError: its features were made from images, as those of the published `flyt.pt` were:
@@ -36,13 +37,13 @@ def check_features(head: GluHead, source: str) -> tuple[str, ...]:
             f"{source} was trained on features that open_clip's ViT-B-32 (GELU) makes from images, "
             "and the pool's npz holds others (QuickGELU): train a head on npz embeddings, or make "
             "scores from images by `datacomp-flyt score --scorer e_flyt --shards_dir TARS` and use "
-            "--name scs --score FLYT"
+            "--name scs --column FLYT"
         )
     return head.arrays
 
 
 def check_width(head: GluHead, shard: ParquetShard, source: str) -> None:
-    """Raise InputError unless a file's embeddings are as wide as a head's features."""
+    """Raise InputError unless the embeddings of a file are as wide as the features of a head."""
     arrays = check_features(head, source)
     widths = embedding_widths(shard, arrays)
     if sum(widths) != head.width:
@@ -56,10 +57,10 @@ def check_width(head: GluHead, shard: ParquetShard, source: str) -> None:
 def scores_of_shard(
     head: GluHead, shard: ParquetShard, source: str, counts: Counter[str] | None = None
 ) -> NDArray[np.float32]:
-    """Scores [n] of a metadata file's rows, NaN where there is no usable embedding.
+    """Score the rows [n] of a metadata file; NaN for a row without a usable embedding.
 
     Raises:
-        InputError: see `iter_embeddings`; weights so large that a score is not finite.
+        InputError: see `iter_embeddings`; or the weights are so large that a score is not finite.
     """
     scores = np.empty(shard.num_rows, np.float32)
     row = 0
@@ -77,38 +78,23 @@ def scores_of_shard(
 
 
 class EFlyt(MetadataScorer):
-    """E-FLYT scores from the npz; from images, see `e_flyt_images`, where a head wants these."""
+    """E-FLYT scores from npz arrays; `images.EFlytImages` scores from images."""
 
-    def __init__(self, scoring_model: str, column: str | None = None) -> None:
+    def __init__(self, scoring_model: str, *, column: str | None = None) -> None:
         """
         Args:
-            scoring_model: file of a head that was trained on npz arrays.
+            scoring_model: the file of a head that was trained on npz arrays.
+            column: the name of the score; None for `FLYT`.
 
         Raises:
-            InputError: it is no such file, or its features were made from images.
+            InputError: the file holds no head, or the head's features were made from images.
         """
         self.head = load_glu_head(scoring_model)
         self.source = f"--scoring_model {scoring_model}"
         check_features(self.head, self.source)
         self.arrays = self.head.arrays or ()
-        self.columns = (column or "FLYT",)
+        self.columns = (column or COLUMN,)
         self.settings = {"scoring_model": file_digest(scoring_model)}
-
-    @staticmethod
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        from datacomp_flyt.scorers.e_flyt.images import EFlytImages
-
-        EFlytImages.add_arguments(parser)
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> Scorer:
-        if args.scoring_model is None:
-            raise InputError("--scorer e_flyt wants --scoring_model: a file of E-FLYT training")
-        if load_glu_head(args.scoring_model).arrays is None and args.shards_dir is not None:
-            from datacomp_flyt.scorers.e_flyt.images import EFlytImages
-
-            return EFlytImages.from_args(args)
-        return super().from_args(args)
 
     def score_rows(
         self, shard: ParquetShard, state: Arrays, counts: Counter[str]
@@ -128,45 +114,47 @@ def e_flyt_scores(
     """Score every example of a pool.
 
     Args:
-        head: trained on npz arrays.
-        num_workers: threads, each with a metadata file of its own to read and to score on one
+        head: a head that was trained on npz arrays.
+        num_workers: threads, each of which reads and scores one metadata file at a time on one
             core; they do not change the result.
         drop_nonfinite: accept embeddings that are not finite or all zero.
-        source: what to call the head in messages.
+        progress: show a progress bar.
+        source: the flag and file of the head, for messages.
 
     Returns:
         float32 array [M] in the order of the pool; NaN for dropped examples.
 
     Raises:
-        InputError: see `check_features` and `iter_embeddings`; arrays of another width than the
-            head's; embeddings that are not finite or all zero; weights so large that a score is
-            not finite.
+        InputError: see `check_features` and `iter_embeddings`; or arrays are not as wide as the
+            head's features, embeddings are not finite or all zero, or the weights are so large that
+            a score is not finite.
     """
     files = list(zip(pool.shards, pool.positions, strict=True))
     check_features(head, source)
     map_threads(lambda shard: check_width(head, shard, source), pool.shards, num_workers)
     scores = np.full(len(pool), np.nan, np.float32)
 
-    def score(number: int) -> tuple[int, int]:
-        """Number of rows without a usable embedding, and the first of them."""
-        shard, places = files[number]
+    def score(file_index: int) -> tuple[int, int]:
+        """Score a file; return its number of rows without a usable embedding, and the first one."""
+        shard, positions = files[file_index]
         values = scores_of_shard(head, shard, source)
-        inside = places >= 0  # rows whose download failed are not in the pool
-        scores[places[inside]] = values[inside]
+        inside = positions >= 0  # rows whose download failed are not in the pool
+        scores[positions[inside]] = values[inside]
         unusable = np.flatnonzero(inside & np.isnan(values))
         return len(unusable), int(unusable[0]) if len(unusable) else -1
 
     # OpenBLAS lets one caller in at a time, unless its products stay on the caller's thread
     with threadpool_limits(1, "blas"):
-        found = map_threads(
+        unusable_rows = map_threads(
             score, range(len(files)), num_workers, "scoring embeddings" if progress else None
         )
-    wrong = sum(count for count, _ in found)
+    wrong = sum(count for count, _ in unusable_rows)
     if wrong and not drop_nonfinite:
-        number = next(number for number, (count, _) in enumerate(found) if count)
+        file_index = next(index for index, (count, _) in enumerate(unusable_rows) if count)
+        path, row = files[file_index][0].npz, unusable_rows[file_index][1]
         raise InputError(
             f"embeddings of {wrong:,} examples are not finite or all zero, the first in "
-            f"{files[number][0].npz} row {found[number][1]}: mend them, or leave those "
-            "examples out with --drop_nonfinite"
+            f"{path} row {row}: mend them, or leave those examples "
+            "out with --drop_nonfinite"
         )
     return scores

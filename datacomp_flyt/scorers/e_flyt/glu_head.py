@@ -2,8 +2,11 @@
 
     y = w2 (silu(w1 z + b1) * (w3 z + b3)) + b2,    z = [unit image embedding, unit text embedding]
 
-The last layer's y is the score; earlier layers hand their y, as wide as z, to the next, with no
-residual and no norm (FLYT, section 3.3; the public code's GLU).
+The last layer's y is the score; the y of an earlier layer, as wide as z, is the next layer's input,
+without residual or norm (FLYT, section 3.4 and appendix C.7; the public code's GLU).
+
+This head computes with NumPy, so that E-FLYT selects where torch is not installed, with the same
+bytes at any number of rows. `images` and FLYT's training compute the same formula in torch.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ from datacomp_flyt.errors import InputError
 Weights = NDArray[np.float32]
 
 _PARTS = ("w1", "w3", "w2")
-_ROWS = 512  # of every matrix product: with h = 1024, 4 MB of activations
-_UNITS = 64  # hidden units gated at once: 384 kB, within a core's second cache
+_ROWS = 512  # rows of every matrix product: with h = 1024, 4 MB of activations
+_UNITS = 64  # hidden units gated at once: 384 kB, within a core's L2 cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +33,9 @@ class GluLayer:
     """One layer, from `width` inputs over h hidden units to `outputs`; all arrays float32.
 
     Attributes:
-        w1, b1: of the gate, [h, width] and [h].
-        w3, b3: of what is gated, [h, width] and [h].
-        w2, b2: of the result, [outputs, h] and [outputs].
+        w1, b1: weight and bias of the gate, [h, width] and [h].
+        w3, b3: weight and bias of the gated units, [h, width] and [h].
+        w2, b2: weight and bias of the output, [outputs, h] and [outputs].
     """
 
     w1: Weights
@@ -44,11 +47,11 @@ class GluLayer:
 
     @cached_property
     def _stacked(self) -> tuple[Weights, Weights]:
-        """w1 over w3, so that one product makes both, and their biases as a column."""
+        """w1 over w3, so that one product computes both, and their biases as a column."""
         return np.concatenate([self.w1, self.w3]), np.concatenate([self.b1, self.b3])[:, None]
 
     def apply(self, rows: Weights) -> Weights:
-        """[n, width] -> [n, outputs]. In between, examples are columns: units are contiguous."""
+        """Map [n, width] to [n, outputs]. Hidden units are rows in between, so contiguous."""
         weights, biases = self._stacked
         hidden = weights @ rows.T
         units = len(self.w1)
@@ -75,7 +78,7 @@ class GluHead:
 
     Attributes:
         layers: one or more; the last has one output, the others as many as they have inputs.
-        arrays: names of the npz arrays that it was trained on, in the order of its inputs, such as
+        arrays: the npz arrays that it was trained on, in the order of its inputs, such as
             ("b32_img", "b32_txt"); None if its features were made from images.
     """
 
@@ -84,15 +87,15 @@ class GluHead:
 
     @property
     def width(self) -> int:
-        """How many inputs it has: twice an embedding's width."""
+        """The number of inputs: twice the width of an embedding."""
         return int(self.layers[0].w1.shape[1])
 
     def scores(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Scores [n] of rows [n, width]; NaN where a row holds NaN.
+        """Score rows [n, width]; returns [n], NaN where a row holds NaN.
 
-        All products have the same shape, the last one filled up, so that a score does not depend
-        on how many rows follow. (On its place among them it may, in the last bits: that is up to
-        the BLAS.)
+        All products have the same shape, the last one padded, so that a score does not depend on
+        the number of rows that follow. (Its last bits may depend on its position in the product,
+        depending on the BLAS.)
         """
         scores = np.empty(len(embeddings), np.float32)
         # exp(-x) of a very negative x is infinite, and silu then 0, as it should be
@@ -109,11 +112,11 @@ class GluHead:
         return scores
 
     def tensors(self, prefix: str = "") -> dict[str, Weights]:
-        """Weights by name: `layers.{i}.{w1,w3,w2}.{weight,bias}`, as in the published `flyt.pt`."""
+        """Return the weights by the names `layers.{i}.{w1,w3,w2}.{weight,bias}` of `flyt.pt`."""
         named: dict[str, Weights] = {}
-        for number, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers):
             for part in _PARTS:
-                name = f"{prefix}layers.{number}.{part}"
+                name = f"{prefix}layers.{index}.{part}"
                 named[f"{name}.weight"] = getattr(layer, part)
                 named[f"{name}.bias"] = getattr(layer, part.replace("w", "b"))
         return named
@@ -122,31 +125,31 @@ class GluHead:
     def from_tensors(
         cls, tensors: Mapping[str, NDArray[Any]], arrays: tuple[str, ...] | None, source: str
     ) -> GluHead:
-        """The head of such tensors, of any float type.
+        """Build a head of tensors of any float type.
 
         Args:
-            tensors: by the names of `tensors()`; nothing else.
+            tensors: the tensors by the names of `tensors()`, and no others.
             arrays: see the class.
-            source: where they are from, for messages.
+            source: the flag and file of the tensors, for messages.
 
         Raises:
-            InputError: a tensor is missing, left over, of the wrong shape or not finite.
+            InputError: a tensor is missing, unknown, of the wrong shape or not finite.
         """
         count = 1
         while f"layers.{count}.w1.weight" in tensors:
             count += 1
         left = dict(tensors)
         layers: list[GluLayer] = []
-        for number in range(count):
-            found = {part: _linear(left, f"layers.{number}.{part}", source) for part in _PARTS}
-            (w1, b1), (w3, b3), (w2, b2) = found.values()
+        for index in range(count):
+            linear = {part: _linear(left, f"layers.{index}.{part}", source) for part in _PARTS}
+            (w1, b1), (w3, b3), (w2, b2) = linear.values()
             width, units = layers[0].w1.shape[1] if layers else w1.shape[1], len(w1)
-            outputs = 1 if number == count - 1 else width
+            outputs = 1 if index == count - 1 else width
             wanted = {"w1": (units, width), "w3": (units, width), "w2": (outputs, units)}
-            for part, (weight, _) in found.items():
+            for part, (weight, _) in linear.items():
                 if weight.shape != wanted[part]:
                     raise InputError(
-                        f"{source} has layers.{number}.{part}.weight {list(weight.shape)}, wanted "
+                        f"{source} has layers.{index}.{part}.weight {list(weight.shape)}, wanted "
                         f"{list(wanted[part])} to fit the rest: it is not a scoring head of E-FLYT"
                     )
             layers.append(GluLayer(w1, b1, w3, b3, w2, b2))
@@ -160,19 +163,19 @@ class GluHead:
 
 def _linear(left: dict[str, NDArray[Any]], name: str, source: str) -> tuple[Weights, Weights]:
     """Take one weight [a, b] and its bias [a] out of `left`, as float32."""
-    found = []
+    arrays = []
     for kind in ("weight", "bias"):
         tensor = left.pop(f"{name}.{kind}", None)
         if tensor is None:
             raise InputError(f"{source} has no {name}.{kind}: it is not a scoring head of E-FLYT")
         with np.errstate(over="ignore", invalid="ignore"):
-            found.append(np.array(tensor, np.float32, order="C"))
-        if tensor.dtype.kind != "f" or not np.isfinite(found[-1]).all():
+            arrays.append(np.array(tensor, np.float32, order="C"))
+        if tensor.dtype.kind != "f" or not np.isfinite(arrays[-1]).all():
             raise InputError(
                 f"{source} has numbers in {name}.{kind} that are no finite floats: train it "
                 "again, or fetch it again"
             )
-    weight, bias = found
+    weight, bias = arrays
     if weight.ndim != 2 or not weight.size or bias.shape != weight.shape[:1]:
         raise InputError(
             f"{source} has {name}.weight {list(weight.shape)} and {name}.bias {list(bias.shape)}, "

@@ -1,8 +1,8 @@
-"""Files of E-FLYT's scoring head: ours and the published `flyt.pt`.
+"""Reads and writes files of E-FLYT's scoring head: ours and the published `flyt.pt`.
 
-Ours is safetensors: `layers.{i}.{w1,w2,w3}.{weight,bias}`, and in the file's metadata the names of
-the npz arrays that the head was trained on. The published layout is the state dict of the whole
-scoring model: the head under `glu_model.`, and CLIP, which made its features, under `clip_model.`.
+Our format is safetensors: `layers.{i}.{w1,w2,w3}.{weight,bias}`, and in the file's metadata the
+names of the npz arrays that the head was trained on. The published layout is the state dict of the
+whole scoring model: the head under `glu_model.`, and its feature extractor under `clip_model.`.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ def load_glu_head(source: str | Path) -> GluHead:
     """Load a scoring head.
 
     Args:
-        source: a `.safetensors` file of ours; or a `.pt` file laid out as the published `flyt.pt`,
-            raw or under `state_dict`, of which only the head is read. The features of the latter
-            were made from images, so its `arrays` is None.
+        source: a `.safetensors` file of ours, or a `.pt` file in the layout of `flyt.pt`, raw or
+            under `state_dict`, of which only the head is read. The features of the latter were made
+            from images, so its `arrays` is None.
 
     Raises:
-        InputError: no such file, not such a file, or weights that make no head.
+        InputError: the file cannot be read, or holds no scoring head.
     """
     path = Path(source)
     if not path.is_file():
         raise InputError(f"--scoring_model {source} is not a file: give a .safetensors or .pt file")
-    found = read_checkpoint(path, str(path), lambda name: not name.startswith("clip_model."))
-    if found.metadata is None:
-        return _from_published(found.tensors, path)
-    return _from_own(found.tensors, found.metadata, path)
+    content = read_checkpoint(path, str(path), lambda name: not name.startswith("clip_model."))
+    if content.metadata is None:
+        return _from_published(content.tensors, path)
+    return _from_own(content.tensors, content.metadata, path)
 
 
 def save_glu_head(head: GluHead, path: Path) -> None:
@@ -48,7 +48,7 @@ def save_glu_head(head: GluHead, path: Path) -> None:
     with needs_extra():
         from safetensors.numpy import save
     arrays = None if head.arrays is None else list(head.arrays)
-    # one entry, since safetensors writes several in any order
+    # a single entry, since safetensors writes several in any order
     content = save(head.tensors(), {E_FLYT_KEY: json.dumps({"arrays": arrays})})
     with atomic_write(path) as file:
         file.write(content)

@@ -1,4 +1,4 @@
-"""HYPE's scores: how specific an image and a text are, and how near, in hyperbolic space.
+"""HYPE's scores: specificity of an image and a text, and their distance, in hyperbolic space.
 
 Kim et al., "HYPE: Hyperbolic Entailment Filtering for Underspecified Images and Texts", ECCV 2024
 (arXiv:2404.17507). With d the Lorentz distance, ent(x, y) the entailment of `hyperbolic`, and a
@@ -8,8 +8,8 @@ reference set of image and text embeddings,
     hype_image_specificity(I) = mean of ent(t, I) over the reference texts t
     hype_text_specificity(T) = mean of ent(T, j) over the reference images j
 
-in radians, and larger is better for all three. The baseline "HYPE" of the FLYT paper is their
-plain sum.
+in radians; larger is better for all three. The baseline "HYPE" of the FLYT paper is their plain
+sum.
 
 The authors' repository (github.com/naver-ai/hype), whose README links to the weights and the
 reference set and names no other licence for them, is under CC BY-NC 4.0, Copyright 2024-present
@@ -27,9 +27,10 @@ import open_clip
 import torch
 from torch import Tensor
 
+from datacomp_flyt.clip.flags import BATCH_SIZE, add_image_arguments
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.digest import file_digest
-from datacomp_flyt.scorers.base.image_scorer import BATCH_SIZE, ImageScorer, add_image_arguments
+from datacomp_flyt.scorers.base.image_scorer import ImageScorer
 from datacomp_flyt.scorers.hype.hyperbolic import (
     exponential_map,
     lorentz_distance,
@@ -42,8 +43,8 @@ from datacomp_flyt.scorers.hype.model import WHERE, HypeModel, load_hype_model, 
 class Hype(ImageScorer):
     """HYPE's three scores of the pairs of a pool, from images and texts.
 
-    Encoders run in the precision asked for, the geometry in float64: beside them it costs next to
-    nothing, and float32 loses digits where angles cancel.
+    The encoders run in the chosen precision, the geometry in float64: it costs next to nothing
+    beside them, and float32 loses digits where angles cancel.
     """
 
     columns = ("hype_lorentzian_distance", "hype_image_specificity", "hype_text_specificity")
@@ -52,7 +53,7 @@ class Hype(ImageScorer):
         self,
         checkpoint: Path | None,
         reference: Path | None,
-        column: str | None = None,
+        *,
         batch_size: int = BATCH_SIZE,
         decode_threads: int | None = None,
         precision: str = "fp32",
@@ -61,22 +62,16 @@ class Hype(ImageScorer):
         Args:
             checkpoint: weights in the released layout.
             reference: the reference set, see `load_reference`.
-            column: None; it is there to be refused.
             batch_size, decode_threads, precision: see `ImageScorer`.
 
         Raises:
-            InputError: an argument or one of the files is wrong.
+            InputError: an argument or a file is wrong.
         """
-        super().__init__(batch_size, decode_threads, precision)
+        super().__init__(batch_size=batch_size, decode_threads=decode_threads, precision=precision)
         if checkpoint is None:
             raise InputError(f"--checkpoint is missing: give ckpt.pt of {WHERE}")
         if reference is None:
             raise InputError(f"--reference is missing: give reference.pt of {WHERE}")
-        if column is not None:
-            raise InputError(
-                f"--column {column} names one score and hype makes {len(self.columns)}: leave it "
-                "out"
-            )
         self.checkpoint, self.reference = checkpoint, reference
         self._read()
         self.settings = {

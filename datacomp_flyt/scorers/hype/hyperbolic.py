@@ -1,12 +1,12 @@
 """Geometry of the Lorentz model: the hyperboloid <x, x>_L = -1/c of curvature -c.
 
-As MERU (Desai et al., arXiv:2304.09172, sections 2 and 3) and HYPE (Kim et al., arXiv:2404.17507)
-use it. A point is its part in space, [n, d], and the time that follows from it, [n]; what models
-put out are tangent vectors at the origin (0, 1/sqrt(c)). All functions compute in the type of
-their arguments; the angles of near points cancel, so take float64 where that matters.
+MERU (Desai et al., arXiv:2304.09172, sections 2 and 3) and HYPE (Kim et al., arXiv:2404.17507) use
+it. A point has space components [n, d] and a time component [n] that follows from them. Models
+output tangent vectors at the origin (0, 1/sqrt(c)). All functions compute in the type of their
+arguments; the angles of near points cancel, so use float64 where that matters.
 
-HYPE's code (github.com/naver-ai/hype, hyperbolic.py) keeps sines and cosines within ±(1 - 1e-8),
-which in its float32 is ±1, and ±1 it is here for float64, too.
+HYPE's code (github.com/naver-ai/hype, hyperbolic.py) clips sines and cosines to ±(1 - 1e-8), which
+is ±1 in its float32; here they are clipped to ±1 in float64, too.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from torch import Tensor
 
 EPSILON = 1e-8
 LARGEST_RADIUS = math.asinh(2.0**15)
-"""Of tangent vectors, times sqrt(c): longer ones are shortened, or sinh would overflow."""
+"""The largest length of a tangent vector times sqrt(c): beyond it sinh would overflow."""
 CONE_CONSTANT = 0.1
 """K: cones of points nearer to the origin than about 2K are half-spaces."""
 PAIRS_AT_ONCE = 2**22
+"""The number of pairs of points that are held in memory at once."""
 
 
 class Points(NamedTuple):
@@ -38,12 +39,12 @@ class Points(NamedTuple):
 
 
 def exponential_map(v: Tensor, c: float) -> Points:
-    """The points that tangent vectors at the origin lead to (MERU, section 3).
+    """Map tangent vectors at the origin to points (MERU, section 3).
 
     With r = sqrt(c) |v|: space = sinh(min(r, asinh(2^15))) v / r, and 0 for v = 0.
 
     Args:
-        v: [n, d].
+        v: tangent vectors [n, d].
         c: minus the curvature, above 0.
     """
     r = math.sqrt(c) * v.norm(dim=-1, keepdim=True)
@@ -52,16 +53,16 @@ def exponential_map(v: Tensor, c: float) -> Points:
 
 
 def lorentz_distance(x: Points, y: Points, c: float) -> Tensor:
-    """Distances [n] of the pairs (x_i, y_i): acosh(-c <x, y>_L) / sqrt(c) (MERU, section 2).
+    """Return distances [n] of the pairs (x_i, y_i), acosh(-c <x, y>_L) / sqrt(c) (MERU, section 2).
 
-    <x, y>_L = x . y - x_time y_time. Rounding may put -c <x, y>_L below 1; it counts as 1 then, so
+    <x, y>_L = x . y - x_time y_time. Rounding may put -c <x, y>_L below 1; it then counts as 1, so
     points that coincide are at distance 0.
     """
     return (-c * _inner(x, y)).clamp(min=1).acosh() / math.sqrt(c)
 
 
 def half_aperture(x: Points, c: float) -> Tensor:
-    """Half-apertures [n] of the entailment cones at x, in radians: asin(2K / (sqrt(c) |x|)).
+    """Return half-apertures [n] of the entailment cones at x in radians, asin(2K / (sqrt(c) |x|)).
 
     π/2 where |x| is below 2K / sqrt(c) (MERU, section 3).
     """
@@ -70,7 +71,7 @@ def half_aperture(x: Points, c: float) -> Tensor:
 
 
 def exterior_angle(x: Points, y: Points, c: float) -> Tensor:
-    """Exterior angles [n] at x_i of the triangles origin, x_i, y_i, in radians (MERU, section 3).
+    """Return exterior angles [n] at x_i of the triangles origin, x_i, y_i in radians (MERU, 3).
 
     acos((y_time + x_time c <x, y>_L) / (|x| sqrt((c <x, y>_L)^2 - 1))); 0 where y lies behind x,
     seen from the origin, and π where y lies on the way to x. π/2 where x is the origin or y.
@@ -79,7 +80,7 @@ def exterior_angle(x: Points, y: Points, c: float) -> Tensor:
 
 
 def entailment(x: Points, y: Points, c: float) -> Tensor:
-    """How far y_i is outside of the cone at x_i, [n], in radians; negative inside (HYPE).
+    """Return the angle [n] of y_i outside of the cone at x_i in radians; negative inside (HYPE).
 
     exterior_angle(x, y) - half_aperture(x), which MERU's loss cuts off at 0.
     """
@@ -87,7 +88,7 @@ def entailment(x: Points, y: Points, c: float) -> Tensor:
 
 
 def mean_over_cones(cones: Points, y: Points, c: float) -> Tensor:
-    """Mean over all i of entailment(cones_i, y_j), [m], of cones [n] and points y [m]."""
+    """Return [m]: the mean over i of entailment(cones_i, y_j), of cones [n] and points y [m]."""
     total = torch.zeros_like(y.time)
     for part in _parts(cones, len(y.time)):
         total += _entailments(part, y, c).sum(0)
@@ -95,7 +96,7 @@ def mean_over_cones(cones: Points, y: Points, c: float) -> Tensor:
 
 
 def mean_over_points(x: Points, points: Points, c: float) -> Tensor:
-    """Mean over all j of entailment(x_i, points_j), [n], of cones at x [n] and points [m]."""
+    """Return [n]: the mean over j of entailment(x_i, points_j), of cones at x [n], points [m]."""
     total = torch.zeros_like(x.time)
     for part in _parts(points, len(x.time)):
         total += _entailments(x, part, c).sum(1)
@@ -103,7 +104,7 @@ def mean_over_points(x: Points, points: Points, c: float) -> Tensor:
 
 
 def _entailments(x: Points, y: Points, c: float) -> Tensor:
-    """entailment(x_i, y_j), [n, m]."""
+    """Return entailment(x_i, y_j), [n, m]."""
     x_time, x_norm = x.time[:, None], x.space.norm(dim=-1, keepdim=True)
     inner = x.space @ y.space.T - x_time * y.time
     return _angle(inner, x_norm, x_time, y.time, c) - half_aperture(x, c)[:, None]
@@ -120,7 +121,7 @@ def _angle(inner: Tensor, x_norm: Tensor, x_time: Tensor, y_time: Tensor, c: flo
 
 
 def _parts(points: Points, others: int) -> list[Points]:
-    """Parts of so many points that their pairs with others are few enough to hold."""
+    """Split points so that a part has at most `PAIRS_AT_ONCE` pairs with the others."""
     rows = max(PAIRS_AT_ONCE // max(others, 1), 1)
     return [
         Points(*part)

@@ -1,4 +1,4 @@
-"""HYPE's hyperbolic CLIP and its reference set, as their authors released them.
+"""HYPE's hyperbolic CLIP and its reference set, in the files that its authors released.
 
 The architecture is open_clip's CLIP with a LayerNorm of its own epsilon, outputs that are scaled
 instead of normalised, and a learned curvature (github.com/naver-ai/hype, model.py).
@@ -28,23 +28,24 @@ class HypeModel(nn.Module):
     """Encoders of images and texts into the tangent space of the hyperboloid.
 
     Attributes:
-        image_size: side of the images, in pixels.
-        context_length: tokens of a text.
-        vocab_size: number of different tokens.
-        width: of the outputs.
+        image_size: the side of an image, in pixels.
+        context_length: the number of tokens of a text.
+        vocab_size: the number of different tokens.
+        width: the width of the outputs.
     """
 
     def __init__(self, state: State, what: str) -> None:
-        """From tensors of the released layout; sizes are what they say.
+        """Build the model of tensors in the released layout, whose shapes set its sizes.
 
         Args:
-            what: what to call them in messages.
+            state: the tensors by name.
+            what: the flag and file of the tensors, for messages.
 
         Raises:
-            InputError: a tensor is missing, not known, of a wrong shape, or not finite.
+            InputError: a tensor is missing, unknown, of a wrong shape, or not finite.
         """
         super().__init__()
-        # a constant of open_clip's older releases
+        # open_clip's older releases store this constant
         state = {name: tensor for name, tensor in state.items() if name != "attn_mask"}
         config = _config(state, what)
         with torch.random.fork_rng(devices=[]):  # PyTorch 1.13 builds no model without weights
@@ -55,7 +56,7 @@ class HypeModel(nn.Module):
         known = {name: state[name].float() for name in clip.state_dict()}
         clip.load_state_dict(known)
         length = config["text_cfg"]["context_length"]
-        clip.attn_mask = torch.full((length, length), -torch.inf).triu_(1)  # is not in the state
+        clip.attn_mask = torch.full((length, length), -torch.inf).triu_(1)  # not in the state
         for module in clip.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = torch.finfo(torch.float32).eps
@@ -83,33 +84,34 @@ class HypeModel(nn.Module):
 
 
 def load_hype_model(path: Path, flag: str) -> HypeModel:
-    """A model of the released layout, on the CPU and in float32.
+    """Load a model in the released layout, to the CPU and in float32.
 
     Args:
         path: `ckpt.pt` of the authors, or the same tensors in a .safetensors file.
-        flag: for messages.
+        flag: the flag that names the file, without `--`, for messages.
 
     Raises:
-        InputError: no such file, or one of another model.
+        InputError: the file cannot be read or holds another model.
     """
     what = f"--{flag} {path}"
     return HypeModel(read_state_dict(path, what), what)
 
 
 def load_reference(path: Path, flag: str, width: int) -> tuple[Tensor, Tensor]:
-    """A reference set: tangent vectors of images [Ri, width] and of texts [Rt, width], float32.
+    """Load a reference set: tangent vectors of images [Ri, width] and texts [Rt, width], float32.
 
     Args:
         path: `reference.pt` of the authors, {"img": ..., "txt": ...}, or such a .safetensors file.
-        flag: for messages.
-        width: of the model that it is for.
+        flag: the flag that names the file, without `--`, for messages.
+        width: the width of the model's outputs.
 
     Raises:
-        InputError: no such file, or vectors of another width, or none, or not finite ones.
+        InputError: the file cannot be read, or its vectors are of another width, none, or not
+            finite.
     """
     what = f"--{flag} {path}"
     content = read_state_dict(path, what)
-    found = []
+    vectors = []
     for name in ("img", "txt"):
         if name not in content:
             raise InputError(
@@ -124,12 +126,12 @@ def load_reference(path: Path, flag: str, width: int) -> tuple[Tensor, Tensor]:
             )
         if not content[name].isfinite().all():
             raise InputError(f"{what} has values in {name!r} that are not finite: make it again")
-        found.append(content[name].float())
-    return found[0], found[1]
+        vectors.append(content[name].float())
+    return vectors[0], vectors[1]
 
 
 def _config(state: State, what: str) -> dict[str, Any]:
-    """Arguments of open_clip's CLIP."""
+    """Return the arguments of open_clip's CLIP."""
     width, _, patch_size, _ = _shape(state, "visual.conv1.weight", 4, what)
     patches = _shape(state, "visual.positional_embedding", 2, what)[0] - 1
     vocab_size, text_width = _shape(state, "token_embedding.weight", 2, what)
@@ -142,7 +144,7 @@ def _config(state: State, what: str) -> dict[str, Any]:
     return {
         "embed_dim": _shape(state, "visual.proj", 2, what)[1],
         "vision_cfg": {
-            # of a number of patches that is no square: the check of shapes finds it
+            # the check of shapes refuses a number of patches that is no square
             "image_size": round(max(patches, 1) ** 0.5) * patch_size,
             "patch_size": patch_size,
             "width": width,
@@ -162,14 +164,14 @@ def _config(state: State, what: str) -> dict[str, Any]:
 def _shape(state: State, name: str, dimensions: int, what: str) -> tuple[int, ...]:
     shape = tuple(state[name].shape) if name in state else None
     if shape is None or len(shape) != dimensions:
-        found = "missing" if shape is None else f"of shape {list(shape)}"
-        raise InputError(f"{what} is not a HYPE model: {name} is {found}; take ckpt.pt of {WHERE}")
+        fault = "missing" if shape is None else f"of shape {list(shape)}"
+        raise InputError(f"{what} is not a HYPE model: {name} is {fault}; take ckpt.pt of {WHERE}")
     return shape
 
 
 def _layers(state: State, tower: str) -> int:
     pattern = re.compile(re.escape(tower) + r"\.resblocks\.(\d+)\.")
-    # at least one, or a checkpoint without the tower would be a model without it
+    # at least one, since a checkpoint without the tower must be refused
     return max(len({match[1] for match in map(pattern.match, state) if match}), 1)
 
 

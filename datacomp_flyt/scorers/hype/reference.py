@@ -1,15 +1,15 @@
-"""Make a reference set for HYPE's scores, where the authors' own does not fit the model.
+"""Make a reference set for HYPE's scores, for a model that the authors' own set does not fit.
 
 `python -m datacomp_flyt.scorers.hype.reference --checkpoint FILE --shards_dir TARS --num_examples N
---out FILE.safetensors` embeds pairs of a pool's tars: all usable ones of a random tar, then of the
-next, until there are N. How the authors drew theirs is not published with their code.
+--out FILE.safetensors` embeds pairs of a pool's tars: all usable pairs of a random tar, then of
+another, until there are N. The authors' code does not show how they drew theirs.
 """
 
 from __future__ import annotations
 
 from datacomp_flyt.exits import Parser, run_main, running
 
-if __name__ == "__main__":  # all else is imported where Ctrl-C has a handler
+if __name__ == "__main__":  # the imports below run where Ctrl-C has a handler
     run_main("datacomp_flyt.scorers.hype.reference")
 
 import contextlib
@@ -23,13 +23,13 @@ import open_clip
 import torch
 from torch import Tensor
 
+from datacomp_flyt.clip.flags import add_image_arguments, check_image_arguments
 from datacomp_flyt.clip.inference import decode_threads, inference, refuse_decompression_bombs
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.output_files import atomic_write, check_save_path
 from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.progress import Progress
-from datacomp_flyt.scorers.base.image_scorer import add_image_arguments, check_image_arguments
 from datacomp_flyt.scorers.hype.model import HypeModel, load_hype_model
 from datacomp_flyt.tars.pairs import read_pairs
 from datacomp_flyt.tars.shards import list_shards
@@ -43,13 +43,14 @@ def make_reference(
     batch_size: int = 256,
     threads: int = 1,
 ) -> dict[str, Tensor]:
-    """Tangent vectors `img` and `txt`, float32 [num_examples, width] each, of pairs from tars.
+    """Embed pairs of tars: tangent vectors `img` and `txt`, float32 [num_examples, width] each.
 
     Args:
-        model: on the device where it is to compute.
+        model: the model, on the device that computes.
         shards: addresses of tars.
-        seed: of the order of tars.
-        threads: that decode images; they change nothing but the time.
+        seed: the seed of the order of tars.
+        batch_size: images in a batch.
+        threads: decoding threads, which do not change the result.
 
     Raises:
         InputError: a tar is damaged, or there are fewer usable pairs.
@@ -57,7 +58,7 @@ def make_reference(
     order = random.Random(seed).sample(sorted(shards), len(shards))
     device = model.clip.curvature.device
     tokenize = partial(open_clip.tokenize, context_length=model.context_length)
-    found: dict[str, list[Tensor]] = {"img": [], "txt": []}
+    vectors: dict[str, list[Tensor]] = {"img": [], "txt": []}
     left = num_examples
     refuse_decompression_bombs()
     batches = _batches(order, model.image_size, batch_size, threads)
@@ -66,12 +67,12 @@ def make_reference(
         for images, texts in batches:
             images, texts = images[:left], texts[:left]
             with inference(device, "fp32"):
-                found["img"].append(model.encode_image(images.to(device)).cpu())
-                found["txt"].append(model.encode_text(tokenize(texts).to(device)).cpu())
+                vectors["img"].append(model.encode_image(images.to(device)).cpu())
+                vectors["txt"].append(model.encode_text(tokenize(texts).to(device)).cpu())
             left -= len(texts)
             bar.update(len(texts))
             if not left:
-                return {name: torch.cat(parts) for name, parts in found.items()}
+                return {name: torch.cat(parts) for name, parts in vectors.items()}
     raise InputError(
         f"--num_examples is {num_examples:,} and the {len(shards):,} tars have "
         f"{num_examples - left:,} usable pairs: give fewer, or more tars"
@@ -90,7 +91,7 @@ def _batches(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command in this module's docstring."""
+    """Run the command in this module's docstring."""
     parser = Parser(prog="python -m datacomp_flyt.scorers.hype.reference", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="weights")
     parser.add_argument("--shards_dir", required=True, metavar="TARS", help="tars of the pool")

@@ -1,9 +1,9 @@
-"""Files of linear classifiers: ours, and the published IN1K-Classifier.pt and CC2M-Classifier.pt.
+"""Files of linear classifiers: ours, and the published IN1K- and CC2M-Classifier.pt.
 
 The published ones are state dicts of one `nn.Linear` on OpenAI's ViT-B/32 embeddings: `weight`
 [o, d] and `bias` [o], d = 512 for images and 1024 for image and text (FLYT, B.2). The paper does
-not say whether o is 1 (a logit) or 2 (a logit for each class); both are read. Ours is safetensors
-with the same two, o = 1, and the names of the npz arrays in the file's metadata.
+not say whether o is 1 (a logit) or 2 (a logit for each class); both are read. Our format is
+safetensors with the same two, o = 1, and the names of the npz arrays in the file's metadata.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from datacomp_flyt.files.output_files import atomic_write
 from datacomp_flyt.installation import needs_extra
 
 LINEAR_CLASSIFIER_KEY = "datacomp_flyt linear classifier"
-"""Key of a safetensors file's metadata, which tells it apart from our other models."""
+"""The key in a safetensors file's metadata that marks the file as a linear classifier of ours."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +32,9 @@ class LinearModel:
 
     Attributes:
         weight: float32 [d].
-        bias: one number.
-        arrays: names of the npz arrays that it was trained on, in the order of x; None if the
-            file does not say.
+        bias: float32 scalar.
+        arrays: the npz arrays that it was trained on, in the order of x; None if the file does not
+            name them.
     """
 
     weight: NDArray[np.float32]
@@ -42,8 +42,8 @@ class LinearModel:
     arrays: tuple[str, ...] | None = None
 
     def logits(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits [n] of embeddings [n, d]; NaN where a row holds NaN."""
-        # einsum sums each row by itself: a BLAS may round by the row's place and its own threads
+        """Return logits [n] of embeddings [n, d]; NaN where a row holds NaN."""
+        # einsum sums each row by itself; a BLAS may round by row position and number of threads
         logits: NDArray[np.float32] = np.einsum("ij,j->i", rows, self.weight)
         logits += self.bias
         return logits
@@ -59,7 +59,7 @@ def load_classifier(source: str | Path, positive_class: int = 1) -> LinearModel:
             the logit of a `weight` [1, d].
 
     Raises:
-        InputError: no such file, not such a file, or numbers that make no classifier.
+        InputError: the file cannot be read, or holds no classifier.
     """
     path = Path(source)
     if not path.is_file():
@@ -67,13 +67,13 @@ def load_classifier(source: str | Path, positive_class: int = 1) -> LinearModel:
             f"--classifier {source} is not a file: give IN1K-Classifier.pt, CC2M-Classifier.pt, or "
             "one that datacomp-flyt train_classifier wrote"
         )
-    found = read_checkpoint(path, str(path))
-    arrays = None if found.metadata is None else _arrays(found.metadata, path)
-    return _from_tensors(found.tensors, arrays, positive_class, path)
+    content = read_checkpoint(path, str(path))
+    arrays = None if content.metadata is None else _arrays(content.metadata, path)
+    return _from_tensors(content.tensors, arrays, positive_class, path)
 
 
 def save_classifier(model: LinearModel, path: Path) -> None:
-    """Write a classifier, with the names of its arrays, as safetensors; whole or not at all."""
+    """Write a classifier and the names of its arrays as safetensors, whole or not at all."""
     with needs_extra():
         from safetensors.numpy import save
     tensors = {"weight": model.weight[None], "bias": np.array([model.bias])}

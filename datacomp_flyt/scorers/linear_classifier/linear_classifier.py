@@ -1,8 +1,8 @@
-"""IN1K-Classifier and CC2M-Classifier: how much an example looks like one of a better dataset.
+"""IN1K-Classifier and CC2M-Classifier: similarity of an example to those of a better dataset.
 
-The logit of a linear classifier that tells a "high quality" dataset from the pool by their CLIP
-embeddings: ImageNet's training images by image alone, CC2M by image and text (FLYT, B.2).
-`datacomp-flyt train_classifier` makes such classifiers.
+The score is the logit of a linear classifier that separates a "high quality" dataset from the pool
+by CLIP embeddings: ImageNet's training images by image alone, CC2M by image and text (FLYT, B.2).
+`datacomp-flyt train_classifier` trains such classifiers.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ _COLUMNS = {("image",): "IN1K-Classifier", ("image", "text"): "CC2M-Classifier"}
 
 
 class LinearClassifier(MetadataScorer):
-    """Logits of a linear classifier on npz embeddings: higher is more like its positives."""
+    """Logits of a linear classifier on npz embeddings; positives have higher ones."""
 
     def __init__(
         self,
         classifier: str,
+        *,
         arrays: Sequence[str] | None = None,
         positive_class: int = 1,
         renormalize: bool = False,
@@ -40,16 +41,16 @@ class LinearClassifier(MetadataScorer):
     ) -> None:
         """
         Args:
-            classifier: file, see `load_classifier`.
-            arrays: of the npz, side by side in this order; None for those that it was trained on,
-                or for the published ones' where the file does not say.
+            classifier: the classifier's file, see `load_classifier`.
+            arrays: npz arrays, side by side in this order; None for those that it was trained on,
+                or, if the file does not name them, those of the published classifiers.
             positive_class: see `load_classifier`.
-            renormalize: give each array's part of a row length 1; else they are as stored.
-            column: name of the score; None for the published one.
+            renormalize: scale each array's part of a row to unit norm; otherwise as stored.
+            column: the name of the score; None for the published one.
 
         Raises:
-            InputError: not such a file; or nothing says which arrays it takes or what its score is
-                called.
+            InputError: the file holds no classifier, or its arrays or the name of its score are not
+                known.
         """
         self.model = load_classifier(classifier, positive_class)
         self.classifier, self.renormalize = classifier, renormalize

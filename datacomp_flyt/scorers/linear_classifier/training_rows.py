@@ -1,10 +1,10 @@
-"""Embeddings drawn at random from files of any size, to train classifiers on.
+"""Draws embeddings at random from files of any size, to train classifiers on.
 
-The files are read through a buffer of rows. What fits into it is read once and drawn from
-uniformly, with replacement. Of more, each draw takes different rows out of the buffer at random
-and puts the next rows of the files in their places, as a shuffle buffer does: the files come in
-random order, `_OPEN_FILES` side by side, a block of each in turn, and again in another order when
-all were read. So a long training sees a random part of a huge pool's files, and reads no more.
+The files are read through a buffer of rows. If all rows fit into it, they are read once and drawn
+uniformly, with replacement. Otherwise it is a shuffle buffer: each draw takes distinct random rows
+out of the buffer and replaces them by the next rows of the files. The files are read in random
+order, `_OPEN_FILES` at a time, block by block in turn, and in another order after all were read.
+So a training that ends earlier reads only a random part of a huge pool's files.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class EmbeddingFile:
     """A file of embeddings.
 
     Attributes:
-        path: of the file.
-        num_rows: rows in it.
-        width: columns of all its arrays together.
-        blocks: reads it, some rows at a time: float32 [n, width], normalised if the first argument
-            says so; rows that cannot be used are NaN, and counted in the second.
+        path: its path.
+        num_rows: the number of rows.
+        width: the columns of all its arrays together.
+        blocks: reads it in blocks, float32 [n, width], with unit rows if the first argument is
+            true; rows that cannot be used are NaN, and counted in the second argument.
         uids: reads its uids from the parquet file beside it.
     """
 
@@ -60,36 +60,36 @@ class EmbeddingFile:
     uids: Callable[[], NDArray[np.void]]
 
 
-def find_embeddings(places: Sequence[str], arrays: Sequence[str], flag: str) -> list[EmbeddingFile]:
-    """The files of embeddings at some places, each place's sorted by name.
+def find_embeddings(paths: Sequence[str], arrays: Sequence[str], flag: str) -> list[EmbeddingFile]:
+    """List the files of embeddings at some paths, in the order of the paths and sorted within each.
 
     Args:
-        places: folders, of which all .npz files are taken, such as a pool's metadata; .npz files;
-            or, for a single array, .npy files. Folders and .npz files may be in a cloud (fsspec).
+        paths: folders, of which all .npz files are taken, such as a pool's metadata; .npz files;
+            or, for a single array, .npy files. Folders and .npz files may be in cloud storage.
         arrays: names in the .npz files, side by side in this order.
-        flag: that named the places, for messages.
+        flag: the flag that names the paths, for messages.
 
     Raises:
-        InputError: a place that is not there, holds no such file, or files without such arrays of
-            floats, of other widths than the first, or with no row in all of them.
+        InputError: a path does not exist or holds no such file, a file lacks such arrays of floats,
+            widths differ, or there is no row in all of them.
     """
-    found: list[tuple[Any, str]] = []
-    for place in places:
+    stored: list[tuple[Any, str]] = []
+    for path in paths:
         try:
-            fs, root = resolve_path(place)
+            fs, root = resolve_path(path)
             folder = is_folder(fs, root)
             if not folder and not fs.isfile(root):
-                raise InputError(f"{flag} {place} is not there: give a folder, .npz or .npy files")
+                raise InputError(f"{flag} {path} is not there: give a folder, .npz or .npy files")
         except (OSError, ImportError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{flag} {place} cannot be listed ({error})") from None
+            raise InputError(f"{flag} {path} cannot be listed ({error})") from None
         if not folder:
-            found.append((fs, root))
+            stored.append((fs, root))
             continue
-        found += [(fs, p) for p in list_folder(place, flag, (".npz",), needed=(".npz",)).versions]
+        stored += [(fs, p) for p in list_folder(path, flag, (".npz",), needed=(".npz",)).versions]
     files = map_threads(
-        lambda file: _describe(*file, arrays, flag), found, default_num_workers(), "opening files"
+        lambda file: _describe(*file, arrays, flag), stored, default_num_workers(), "opening files"
     )
     for file in files:
         if file.width != files[0].width:
@@ -98,7 +98,7 @@ def find_embeddings(places: Sequence[str], arrays: Sequence[str], flag: str) -> 
                 f"{files[0].width}: take those of one model"
             )
     if not sum(file.num_rows for file in files):
-        raise InputError(f"{flag} {' '.join(places)} holds no example: all files are empty")
+        raise InputError(f"{flag} {' '.join(paths)} holds no example: all files are empty")
     return files
 
 
@@ -164,10 +164,10 @@ class RandomRows:
     """Usable rows of some files, drawn at random; see the module.
 
     Attributes:
-        width: of a row.
-        held: rows in the buffer.
-        whole: it holds all usable rows there are.
-        counts: rows read that were skipped.
+        width: the width of a row.
+        held: the number of rows in the buffer.
+        whole: whether the buffer holds all usable rows.
+        counts: the number of rows with a note, by note.
     """
 
     def __init__(
@@ -183,13 +183,14 @@ class RandomRows:
 
         Args:
             files: see `find_embeddings`.
+            rng: the source of randomness.
             buffer_rows: rows of the buffer, float16 as DataComp stores them.
-            flag: that named the files, for messages.
-            renormalize: give each array's part of a row length 1.
+            flag: the flag that names the files, for messages.
+            renormalize: scale each array's part of a row to unit norm.
             subset: only take rows with these uids, `u8,u8` array [n].
 
         Raises:
-            InputError: a damaged file; no usable row; or a row of another length than 1, without
+            InputError: a file is damaged, no row is usable, or a row is not of unit norm, without
                 `renormalize`.
         """
         self._files, self._rng, self._flag = files, rng, flag
@@ -220,21 +221,21 @@ class RandomRows:
             )
         self._buffer = buffer[: self.held]
 
-    def draw(self, number: int) -> NDArray[np.float16]:
-        """Random rows [number, width]; `number` is at most `buffer_rows`."""
+    def draw(self, count: int) -> NDArray[np.float16]:
+        """Draw random rows [count, width]; `count` is at most `buffer_rows`."""
         if self.whole:
-            return self._buffer[self._rng.integers(self.held, size=number)]
-        while len(self._next) < number:
+            return self._buffer[self._rng.integers(self.held, size=count)]
+        while len(self._next) < count:
             self._next = np.concatenate([self._next, next(self._rows)])
-        places = self._rng.choice(self.held, number, replace=False, shuffle=False)
-        drawn = self._buffer[places]
-        self._buffer[places], self._next = self._next[:number], self._next[number:]
+        drawn_rows = self._rng.choice(self.held, count, replace=False, shuffle=False)
+        drawn = self._buffer[drawn_rows]
+        self._buffer[drawn_rows], self._next = self._next[:count], self._next[count:]
         return drawn
 
     def _endless(self) -> Iterator[NDArray[np.float16]]:
-        """Usable rows, a block at a time; an empty block at the end of each pass."""
+        """Yield usable rows block by block, and an empty block at the end of each pass."""
         while True:
-            waiting = [self._files[number] for number in self._rng.permutation(len(self._files))]
+            waiting = [self._files[index] for index in self._rng.permutation(len(self._files))]
             opened: list[Iterator[NDArray[np.float16]]] = []
             while waiting or opened:
                 while waiting and len(opened) < _OPEN_FILES:
@@ -248,6 +249,7 @@ class RandomRows:
             yield np.empty((0, self.width), np.float16)
 
     def _usable(self, file: EmbeddingFile) -> Iterator[NDArray[np.float16]]:
+        """Yield the usable rows of one file block by block."""
         wanted = None
         if self._subset is not None:
             wanted = np.isin(file.uids(), self._subset)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from datacomp_flyt.clip.models import load_clip_model
+from datacomp_flyt.scorers.base.registry import option_names
 from datacomp_flyt.scorers.base.scorer import ScoredShard, Scorer
 from tests.flyt.runs import SMALL_MODEL, noise_image
 from tests.flyt.tars import uid_of
@@ -72,13 +73,11 @@ def checkpoint(path: Path, state: dict[str, Tensor], prefix: str = "") -> Path:
 
 
 def scorer_of(kind: type[Scorer], *words: object, **flags: Any) -> Any:
-    """Made from a command line, and from the flags that every scorer has."""
+    """Make a scorer of its own flags on a command line, and of other options."""
     parser = argparse.ArgumentParser()
     kind.add_arguments(parser)
-    args = parser.parse_args(list(map(str, words)))
-    for name, value in ({"precision": "fp32", "column": None} | flags).items():
-        setattr(args, name, value)
-    return kind.from_args(args)
+    args = vars(parser.parse_args(list(map(str, words)))) | flags
+    return kind(**{name: args[name] for name in option_names(kind) if name in args})
 
 
 def score(scorer: Scorer, shard: object, device: str = "cpu") -> ScoredShard:

@@ -13,7 +13,7 @@ import torch
 
 from datacomp_flyt.engines.engine import Engine, Outcome, TaskFactory
 from datacomp_flyt.pool.parquet import open_shards
-from datacomp_flyt.scorers.base.score_pool import Report, score_pool
+from datacomp_flyt.scorers.base.score_pool import ScoreReport, score_pool
 from datacomp_flyt.scorers.base.scorer import Scorer
 from datacomp_flyt.tars.shard_names import shard_name
 from tests.conftest import hex_uids
@@ -50,7 +50,7 @@ def write_pool(folder: Path, arrays: dict[str, np.ndarray], sizes: Sequence[int]
 
 def run(
     scorer: Scorer, metadata_dir: Path, scores_dir: Path, engine: Engine | None = None
-) -> Report:
+) -> ScoreReport:
     """Score a pool's metadata files."""
     shards = open_shards(str(metadata_dir), "--metadata_dir", 1)
     named = {shard_name(shard.path): shard for shard in shards}
@@ -79,3 +79,25 @@ def scores_of(
     assert not report.failed, report.failed
     folder = tmp_path / "scores" / scorer.columns[0]
     return read_scores(folder, uids, scorer.columns[0])
+
+
+class Killed(BaseException):
+    pass
+
+
+class KilledEngine(InlineEngine):
+    """Ends the job when so many shards have been handled, over all passes."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def run(self, make, items):
+        for outcome in super().run(make, items):
+            if not self.left:
+                raise Killed
+            self.left -= 1
+            yield outcome
+
+
+def table_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

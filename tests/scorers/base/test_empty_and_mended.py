@@ -13,16 +13,14 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-from datacomp_flyt.scorers.base.until_usable import has_rows
+from datacomp_flyt.engines.until_usable import has_rows
 from datacomp_flyt.tars.nothing_usable import MemberCounts
 from datacomp_flyt.tars.samples import UnreadableShard, read_tar
 from datacomp_flyt.tars.shards import Stream, list_shards
 from tests.conftest import refusal
-from tests.files.test_names_that_run_nothing import ends
 from tests.flyt.tars import write_tar
 from tests.scorers.base.image_tars import sample
-from tests.scorers.base.test_nothing_usable import finished
-from tests.scorers.base.unusable_tars import write_members
+from tests.scorers.base.unusable_tars import ends, finished, write_members
 
 
 @pytest.mark.parametrize("command", ["embed", "score"])

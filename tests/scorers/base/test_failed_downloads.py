@@ -25,7 +25,7 @@ from datacomp_flyt.scorers.vas import Vas
 from tests.conftest import hex_uids, sorted_uids, take, write_parquet
 from tests.scorers.base.inline import run
 from tests.scorers.base.made import made_embeddings, made_head, write_npz
-from tests.scorers.test_norm_sim_d import leaning
+from tests.scorers.made_pairs import leaning
 
 SIZES = (20, 10, 30)
 THERE = np.arange(sum(SIZES)) % 4 != 1
@@ -63,7 +63,7 @@ def e_flyt(folder: Path) -> Scorer:
 
 
 def m_flyt(folder: Path) -> Scorer:
-    return MFlyt("paper", str(folder), allow_missing_scores=True)
+    return MFlyt(scoring_model="paper", metadata_dir=str(folder), allow_missing_scores=True)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def m_flyt(folder: Path) -> Scorer:
         lambda _: ClipScore(source="npz"),
         lambda _: NegClipLoss(batch_size=16, num_partitions=3),
         lambda _: Vas(),
-        lambda _: NormSimD(0.3, 12, candidates=9),
+        lambda _: NormSimD(fraction=0.3, num_rounds=12, candidates=9),
         e_flyt,
         m_flyt,
     ],

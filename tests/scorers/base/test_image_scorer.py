@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import tarfile
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from datacomp_flyt.clip.inference import decode_threads
 from datacomp_flyt.engines.messages import pack, unpack
-from datacomp_flyt.scorers.base.image_scorer import NOT_FINITE, ImageScorer, add_image_arguments
+from datacomp_flyt.scorers.base.image_scorer import NOT_FINITE, ImageScorer
 from datacomp_flyt.tars.pairs import BAD_UID, DUPLICATE
 from datacomp_flyt.tars.samples import BAD_IMAGE, NO_CAPTION, NO_IMAGE, NO_UID
 from tests.conftest import refusal
@@ -34,10 +33,6 @@ class ShadeAndNumber(ImageScorer):
     """Of `tars.pair`: the mean shade of the image, and the number in the caption."""
 
     columns = ("shade", "number")
-
-    @staticmethod
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        add_image_arguments(parser)
 
     def load(self, device: str) -> None:
         super().load(device)
@@ -253,7 +248,7 @@ def test_scorers_are_pickled_before_they_are_loaded(tmp_path: Path) -> None:
 
 
 def test_a_gpu_gets_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datacomp_flyt.scorers.base.image_scorer.default_num_workers", lambda: 17)
+    monkeypatch.setattr("datacomp_flyt.clip.inference.default_num_workers", lambda: 17)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert decode_threads(None, torch.device("cuda:1")) == 4
     assert decode_threads(None, torch.device("cpu")) == 1

@@ -23,14 +23,13 @@ from datacomp_flyt.scorers.clip_score import ClipScore
 from datacomp_flyt.scorers.norm_sim_d import NormSimD
 from datacomp_flyt.scorers.vas import Vas
 from tests.conftest import refusal
-from tests.scorers.base.inline import run, write_pool
-from tests.scorers.base.test_score_pool import Killed, KilledEngine, table_bytes
-from tests.scorers.test_neg_clip_loss import pairs
+from tests.scorers.base.inline import Killed, KilledEngine, run, table_bytes, write_pool
+from tests.scorers.made_pairs import pairs
 
 MAKE: list[Callable[[], Any]] = [
     lambda: ClipScore(source="npz"),
     Vas,
-    lambda: NormSimD(0.3, 12, candidates=9),
+    lambda: NormSimD(fraction=0.3, num_rounds=12, candidates=9),
 ]
 READERS: dict[str, Callable[[Path], Any]] = {
     "pandas": lambda folder: pd.read_parquet(folder).columns.tolist(),
@@ -67,7 +66,9 @@ def states(scorer: Any, metadata: Path, scores: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("reader", READERS)
 def test_a_column_whose_job_was_killed(metadata: Path, tmp_path: Path, reader: str) -> None:
     """With the state of a pass, a lock and half a table."""
-    for folder in states(NormSimD(0.3, 12, candidates=9), metadata, tmp_path / "scores"):
+    for folder in states(
+        NormSimD(fraction=0.3, num_rounds=12, candidates=9), metadata, tmp_path / "scores"
+    ):
         os.close(create_temporary(folder / "x.parquet")[0])
         hidden = [path.name for path in folder.iterdir() if path.suffix != ".parquet"]
         assert hidden

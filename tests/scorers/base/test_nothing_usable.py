@@ -15,54 +15,23 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 
-from datacomp_flyt.cli import embed as embed_command
-from datacomp_flyt.cli import score as score_command
+from datacomp_flyt.engines import until_usable
+from datacomp_flyt.engines.until_usable import UntilUsable, Usable
 from datacomp_flyt.errors import NothingUsable
 from datacomp_flyt.flyt.shard_reader import ShardReader
 from datacomp_flyt.report.examples import find_candidates, read_pictures
-from datacomp_flyt.scorers.base import until_usable
-from datacomp_flyt.scorers.base.until_usable import UntilUsable, Usable
 from datacomp_flyt.scorers.clip_score import ClipScore
 from datacomp_flyt.scorers.linear_classifier.training_rows import RandomRows, find_embeddings
-from datacomp_flyt.self_filtering.first_mix import read_uids
+from datacomp_flyt.self_filtering.initial_subset import read_uids
 from datacomp_flyt.tars.samples import Sample, Skip, caption, decode, stored_image, stored_uid
 from tests.conftest import refusal
-from tests.files.test_names_that_run_nothing import ends
 from tests.flyt.tars import write_tar
-from tests.scorers.base.image_tars import checkpoint, sample, scorer_of, small_model, small_weights
-from tests.scorers.base.inline import InlineEngine, write_pool
+from tests.scorers.base.image_tars import sample
 from tests.scorers.base.inline import run as run_scorer
-from tests.scorers.base.unusable_tars import ROWS, UNUSABLE, write_members
+from tests.scorers.base.inline import write_pool
+from tests.scorers.base.unusable_tars import ROWS, UNUSABLE, ends, finished, write_members
 
 KINDS = list(UNUSABLE)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("model")
-    config = small_model(folder)
-    return config, checkpoint(folder / "weights.pt", small_weights(config))
-
-
-@pytest.fixture
-def words(
-    tmp_path: Path, model: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> dict[str, list[object]]:
-    """Commands over the tars of a folder."""
-    for command in (embed_command, score_command):
-        monkeypatch.setattr(command, "make_engine", lambda *args: InlineEngine())
-    tars = tmp_path / "tars"
-    tars.mkdir()
-    embed = ["embed", "--metadata_dir", tmp_path / "out", "--encoder", f"b={model[0]}:{model[1]}"]
-    score = ["score", "--scorer", "dfn", "--scores_dir", tmp_path, "--column", "out"]
-    return {
-        "embed": [*embed, "--shards_dir", tars],
-        "score": [*score, "--shards_dir", tars, "--model", model[0], "--checkpoint", model[1]],
-    }
-
-
-def finished(tmp_path: Path) -> list[str]:
-    return sorted(path.name for path in (tmp_path / "out").glob("*.parquet"))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +127,7 @@ def test_what_is_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_metadata_without_a_usable_embedding(tmp_path: Path, value: float) -> None:
     arrays = {name: np.full((6, 4), value, np.float32) for name in ("b32_img", "b32_txt")}
     write_pool(tmp_path / "metadata", arrays, [4, 2])
-    scorer = scorer_of(ClipScore, "--source", "npz", "--arch", "b32")
+    scorer = ClipScore(source="npz")
     said = refusal(run_scorer, scorer, tmp_path / "metadata", tmp_path / "scores")
     assert "2 shards hold 6 rows, none of which can be used" in said
     assert not list((tmp_path / "scores").rglob("*.parquet"))

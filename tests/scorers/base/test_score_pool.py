@@ -17,27 +17,14 @@ from datacomp_flyt.scorers.clip_score import ClipScore
 from datacomp_flyt.scorers.norm_sim_d import NormSimD
 from datacomp_flyt.scorers.vas import Vas
 from tests.conftest import refusal
-from tests.scorers.base.inline import InlineEngine, run, write_pool
-from tests.scorers.test_neg_clip_loss import pairs
-from tests.scorers.test_norm_sim_d import leaning
-
-
-class Killed(BaseException):
-    pass
-
-
-class KilledEngine(InlineEngine):
-    """Ends the job when so many shards have been handled, over all passes."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def run(self, make, items):
-        for outcome in super().run(make, items):
-            if not self.left:
-                raise Killed
-            self.left -= 1
-            yield outcome
+from tests.scorers.base.inline import (
+    Killed,
+    KilledEngine,
+    run,
+    table_bytes,
+    write_pool,
+)
+from tests.scorers.made_pairs import leaning, pairs
 
 
 class Flaky(ClipScore):
@@ -51,12 +38,13 @@ class Flaky(ClipScore):
         return super().score(shard, state)
 
 
-def table_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 @pytest.mark.parametrize(
-    "make", [lambda: ClipScore(source="npz"), Vas, lambda: NormSimD(0.3, 12, candidates=9)]
+    "make",
+    [
+        lambda: ClipScore(source="npz"),
+        Vas,
+        lambda: NormSimD(fraction=0.3, num_rounds=12, candidates=9),
+    ],
 )
 def test_killed_anywhere_and_gone_on_with(make: Callable, tmp_path: Path) -> None:
     arrays = {"b32_img": leaning(60), "b32_txt": leaning(60, seed=1)}
@@ -78,11 +66,11 @@ def test_killed_anywhere_and_gone_on_with(make: Callable, tmp_path: Path) -> Non
 def test_finished_shards_are_not_redone(tmp_path: Path) -> None:
     write_pool(tmp_path / "metadata", pairs(9), [4, 5])
     report = run(ClipScore(source="npz"), tmp_path / "metadata", tmp_path / "scores")
-    assert (report.num_scored, report.num_found) == (2, 0)
+    assert (report.num_scored, report.num_finished_before) == (2, 0)
     (tmp_path / "scores/vit-b-32/shard_1.parquet").unlink()
     before = (tmp_path / "scores/vit-b-32/shard_0.parquet").stat()
     report = run(ClipScore(source="npz"), tmp_path / "metadata", tmp_path / "scores")
-    assert (report.num_scored, report.num_found) == (1, 1)
+    assert (report.num_scored, report.num_finished_before) == (1, 1)
     assert (tmp_path / "scores/vit-b-32/shard_0.parquet").stat() == before
 
 

@@ -7,6 +7,9 @@ import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import pytest
+
+from datacomp_flyt.cli import main
 from tests.scorers.base.image_tars import sample
 
 ROWS = 3
@@ -59,3 +62,14 @@ UNUSABLE: dict[str, Callable[[], Members]] = {
     "no extensions": lambda: [(f"{n:05d}", sample(n)["jpg"]) for n in range(ROWS)],
     "folders alone": lambda: [("a/", b""), ("b/", b"")],
 }
+
+
+def finished(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "out").glob("*.parquet"))
+
+
+def ends(words: list[object], code: int = 0) -> None:
+    """Run a command in this process, and check its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(map(str, words)))
+    assert ended.value.code == code

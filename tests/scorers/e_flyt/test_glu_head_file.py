@@ -142,5 +142,5 @@ def test_mixing_models_and_scoring_heads_are_told_apart(tmp_path: Path) -> None:
     save_glu_head(made_head(), heads[1])
     for path in heads:
         assert str(path) in refusal(load_mixing_model, str(path))
-        assert "use it with --name flyt" in refusal(load_mixing_model, str(path))
+        assert "use it with --name e_flyt" in refusal(load_mixing_model, str(path))
         assert load_glu_head(str(path)).layers

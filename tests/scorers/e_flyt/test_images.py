@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datacomp_flyt.scorers import GluHead
 from datacomp_flyt.scorers.e_flyt.glu_head_file import save_glu_head
-from datacomp_flyt.scorers.e_flyt.images import EFlytImages
+from datacomp_flyt.scorers.e_flyt.images import EFlytImages, make_e_flyt
 from tests.conftest import refusal
 from tests.flyt.tars import write_tar
 from tests.oracles.e_flyt import e_flyt_score
@@ -139,7 +139,7 @@ def test_another_extractor_than_the_one_in_the_file(tmp_path: Path, model: Path,
 def test_wrong_files(tmp_path: Path, model: Path) -> None:
     clip = small_weights(model)
     head = made_head(WIDTH, 24, arrays=None)
-    assert "--scoring_model is missing" in refusal(scorer_of, EFlytImages, "--model", model)
+    assert "wants --scoring_model" in refusal(make_e_flyt, None)
 
     path = tmp_path / "head.pt"
     published(path, head, {})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tests.tolerances import float_bound
@@ -128,3 +131,10 @@ def made_reference(width: int = TINY.out, images: int = 6, texts: int = 9) -> St
 def save(path: Path, content: Any) -> Path:
     torch.save(content, path)
     return path
+
+
+def jpeg(seed: int, size: tuple[int, int]) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
+    return file.getvalue()

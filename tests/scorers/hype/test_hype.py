@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 from pathlib import Path
@@ -21,12 +20,22 @@ from torch import Tensor
 from datacomp_flyt.clip.inference import inference
 from datacomp_flyt.engines.messages import pack, unpack
 from datacomp_flyt.pool.uids import format_uid
+from datacomp_flyt.scorers.base.score import score
 from datacomp_flyt.scorers.hype.hype import Hype
 from tests.conftest import hex_uids, refusal
 from tests.flyt.tars import write_tar
 from tests.oracles.hype import hype_scores
 from tests.oracles.hype_model import image_vector, text_vector
-from tests.scorers.hype.made_hype import TINY, Sizes, made_inputs, made_reference, made_state, save
+from tests.scorers.base.image_tars import scorer_of as from_flags
+from tests.scorers.hype.made_hype import (
+    TINY,
+    Sizes,
+    jpeg,
+    made_inputs,
+    made_reference,
+    made_state,
+    save,
+)
 
 CPU = torch.device("cpu")
 
@@ -41,18 +50,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("hype") / "reference.pt", made_reference())
 
 
-def arguments(*flags: object, precision: str = "fp32") -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    Hype.add_arguments(parser)
-    args = parser.parse_args([str(flag) for flag in flags])
-    args.precision, args.column = precision, None
-    return args
-
-
 def scorer_of(checkpoint: Path, reference: Path, **options: Any) -> Hype:
-    flags = ("--checkpoint", checkpoint, "--reference", reference, "--batch_size", 4)
-    scorer = Hype.from_args(arguments(*flags, **options))
-    scorer = unpack(pack(scorer))
+    scorer: Hype = unpack(pack(Hype(checkpoint, reference, batch_size=4, **options)))
     scorer.load("cpu")
     return scorer
 
@@ -90,13 +89,6 @@ def test_bfloat16_is_of_the_encoders_alone(checkpoint: Path, reference: Path) ->
     assert not torch.equal(found, exact)
     torch.testing.assert_close(found, exact, rtol=0, atol=0.1)
     assert not torch.equal(found.bfloat16().float(), found)
-
-
-def jpeg(seed: int, size: tuple[int, int]) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
-    return file.getvalue()
 
 
 def test_a_tar(tmp_path: Path, checkpoint: Path, reference: Path) -> None:
@@ -163,15 +155,16 @@ def test_settings_name_the_files_by_content(
 
 
 def test_flags(tmp_path: Path, checkpoint: Path, reference: Path) -> None:
-    def message(*flags: object, column: str | None = None) -> str:
-        args = arguments(*flags)
-        args.column = column
-        return refusal(Hype.from_args, args)
+    def message(*flags: object) -> str:
+        return refusal(from_flags, Hype, *flags)
 
     both = ("--checkpoint", checkpoint, "--reference", reference)
     assert message().startswith("--checkpoint is missing: give ckpt.pt")
     assert message(*both[:2]).startswith("--reference is missing: give reference.pt")
-    assert "3: leave it out" in message(*both, column="score")
+    tars = {"shards_dir": str(tmp_path), "scores_dir": tmp_path / "scores"}
+    options = {"checkpoint": checkpoint, "reference": reference}
+    said = refusal(lambda: score("hype", column="score", **tars, **options))
+    assert said == "--column score names one score and hype makes 3: leave it out"
     assert "less than 1" in message(*both, "--batch_size", 0)
     missing = tmp_path / "none.pt"
     assert f"--checkpoint {missing}" in message("--checkpoint", missing, *both[2:])

@@ -34,7 +34,6 @@ from tests.scorers.hype.made_hype import (
     save,
 )
 from tests.scorers.hype.public_hype import public_geometry, public_module, requires_checkout
-from tests.scorers.hype.test_hype import arguments
 
 pytestmark = [pytest.mark.slow, requires_checkout]
 
@@ -125,8 +124,7 @@ def test_where_the_public_code_is_not_a_number(tmp_path: Path, c: float) -> None
 def test_scores(tmp_path: Path) -> None:
     """From pictures and captions to the three scores."""
     reference, state = made_reference(), made_state()
-    flags = ("--checkpoint", save(tmp_path / "c.pt", state))
-    scorer = Hype.from_args(arguments(*flags, "--reference", save(tmp_path / "r.pt", reference)))
+    scorer = Hype(save(tmp_path / "c.pt", state), save(tmp_path / "r.pt", reference))
     scorer.load("cpu")
     rng = np.random.default_rng(0)
     pictures = [

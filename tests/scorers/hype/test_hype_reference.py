@@ -17,8 +17,7 @@ from datacomp_flyt.scorers.hype.model import HypeModel, load_reference
 from datacomp_flyt.scorers.hype.reference import main, make_reference
 from tests.conftest import hex_uids, refusal
 from tests.flyt.tars import write_tar
-from tests.scorers.hype.made_hype import TINY, made_state, save
-from tests.scorers.hype.test_hype import jpeg
+from tests.scorers.hype.made_hype import TINY, jpeg, made_state, save
 
 TARS, ROWS = 3, 4
 

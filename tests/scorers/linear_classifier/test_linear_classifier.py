@@ -82,12 +82,11 @@ def scored(scorer: LinearClassifier, shards: Sequence[ParquetShard]) -> tuple[np
     return np.array([found[uid] for uid in POOL.uids]), counts
 
 
-def parsed(*words: str) -> argparse.Namespace:
-    """What from_args gets: its own flags, and those of every scorer."""
+def from_flags(*words: str, column: str | None = None) -> LinearClassifier:
+    """The scorer that a command line makes."""
     parser = argparse.ArgumentParser()
     LinearClassifier.add_arguments(parser)
-    parser.set_defaults(renormalize=False, column=None, seed=0, device="cpu", precision="fp32")
-    return parser.parse_args(words)
+    return LinearClassifier(**vars(parser.parse_args(words)), column=column)
 
 
 def logit_bound(weight: np.ndarray, bias: ArrayLike, rows: ArrayLike) -> float:
@@ -107,7 +106,7 @@ def test_one_output_is_the_logit(tmp_path: Path, arrays: tuple[str, ...]) -> Non
     weight, bias = weights(1, 512 * len(arrays))
     path = classifier_file(tmp_path / "c.pt", weight=weight, bias=bias)
     embeddings = made_embeddings(ROWS, WIDTHS)
-    scorer = LinearClassifier.from_args(parsed("--classifier", path))
+    scorer = from_flags("--classifier", path)
     scores, counts = scored(scorer, metadata(tmp_path / "pool", embeddings))
     rows = np.concatenate([embeddings[name] for name in arrays], axis=1).astype(float).tolist()
     wanted = [logit(weight[0].tolist(), float(bias[0]), row) for row in rows]
@@ -117,7 +116,7 @@ def test_one_output_is_the_logit(tmp_path: Path, arrays: tuple[str, ...]) -> Non
     assert not +counts
     assert scorer.columns == ({1: "IN1K-Classifier", 2: "CC2M-Classifier"}[len(arrays)],)
 
-    turned = LinearClassifier.from_args(parsed("--classifier", path, "--positive_class", "0"))
+    turned = from_flags("--classifier", path, "--positive_class", "0")
     assert np.array_equal(
         scored(turned, open_shards(str(tmp_path / "pool"), "", 1))[0],
         -scores,
@@ -167,10 +166,9 @@ def test_flags_over_what_the_file_says(tmp_path: Path) -> None:
     names = ("l14_txt", "l14_img")
     save_classifier(LinearModel(weight[0], bias[0], ("a", "b")), tmp_path / "c.safetensors")
     embeddings = made_embeddings(ROWS, {"l14_txt": 5, "l14_img": 4})
-    arguments = parsed("--classifier", str(tmp_path / "c.safetensors"), "--arrays", *names)
-    assert "--column" in refusal(LinearClassifier.from_args, arguments)
-    arguments.column = "mine"
-    scorer = LinearClassifier.from_args(arguments)
+    flags = ("--classifier", str(tmp_path / "c.safetensors"), "--arrays", *names)
+    assert "--column" in refusal(from_flags, *flags)
+    scorer = from_flags(*flags, column="mine")
     assert scorer.columns == ("mine",)
     scores, _ = scored(scorer, metadata(tmp_path / "pool", embeddings))
     rows = np.concatenate([embeddings[name] for name in names], axis=1).astype(float).tolist()
@@ -182,9 +180,9 @@ def test_names_of_dataset2metadata(tmp_path: Path) -> None:
     weight, bias = weights(1, 8)
     path = classifier_file(tmp_path / "c.pt", weight=weight, bias=bias)
     names = ["oai-clip-vit-b32-image", "oai-clip-vit-b32-text"]
-    assert LinearClassifier(path, names).columns == ("CC2M-Classifier",)
-    assert LinearClassifier(path, names[:1]).columns == ("IN1K-Classifier",)
-    assert "no published name" in refusal(LinearClassifier, path, names[1:])
+    assert LinearClassifier(path, arrays=names).columns == ("CC2M-Classifier",)
+    assert LinearClassifier(path, arrays=names[:1]).columns == ("IN1K-Classifier",)
+    assert "no published name" in refusal(LinearClassifier, path, arrays=names[1:])
 
 
 # ---------------------------------------------------------------------------------- rows
@@ -198,7 +196,7 @@ def test_rows_as_stored_or_of_length_one(tmp_path: Path, renormalize: bool) -> N
     embeddings["b32_txt"][5:8] *= np.float16(3)
     embeddings["b32_img"][11, 2] = np.nan
     embeddings["b32_txt"][12] = 0
-    scorer = LinearClassifier(path, B32, renormalize=renormalize)
+    scorer = LinearClassifier(path, arrays=B32, renormalize=renormalize)
     scores, counts = scored(scorer, metadata(tmp_path / "pool", embeddings))
     assert counts == {UNUSABLE: 2, NOT_UNIT_NORM: 3}
     assert np.flatnonzero(np.isnan(scores)).tolist() == [11, 12]
@@ -243,11 +241,15 @@ def test_demo_pool_has_another_width(tmp_path: Path) -> None:
     weight, bias = weights(1, 64)
     path = classifier_file(tmp_path / "d.pt", weight=weight, bias=bias)
     assert "takes 64 numbers" in refusal(LinearClassifier, path)
-    scorer = LinearClassifier(path, B32)
+    scorer = LinearClassifier(path, arrays=B32)
     assert np.isfinite(scorer.score(shard, {}).values).all()
-    message = refusal(LinearClassifier(path, ("b32_img", "l14_img"), column="x").score, shard, {})
+    message = refusal(
+        LinearClassifier(path, arrays=("b32_img", "l14_img"), column="x").score, shard, {}
+    )
     assert "has 32 + 64 columns in b32_img, l14_img" in message
-    assert "no array 'h14_img'" in refusal(LinearClassifier(path, ["h14_img"]).score, shard, {})
+    assert "no array 'h14_img'" in refusal(
+        LinearClassifier(path, arrays=["h14_img"]).score, shard, {}
+    )
 
 
 # --------------------------------------------------------------------------------- files
@@ -338,7 +340,7 @@ def test_settings_follow_what_decides_the_scores(tmp_path: Path) -> None:
     for different in (
         LinearClassifier(other),
         LinearClassifier(path, positive_class=0),
-        LinearClassifier(path, ["l14_img"]),
+        LinearClassifier(path, arrays=["l14_img"]),
         LinearClassifier(path, renormalize=True),
     ):
         assert different.settings != base

@@ -1,4 +1,4 @@
-"""The mixer against a slow one in plain Python, and what it promises."""
+"""Subsets of rounds against a slow version in plain Python, and their properties."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import running
 from datacomp_flyt.pool.subset import read_subset, write_subset
-from datacomp_flyt.self_filtering import mix as module
-from datacomp_flyt.self_filtering.mix import in_first_half, mix_counts, spread
+from datacomp_flyt.self_filtering import next_subset as module
+from datacomp_flyt.self_filtering.next_subset import in_first_half, spread, subset_counts
 from tests.conftest import hex_uids, write_files
 from tests.oracles import self_filtering as oracle
 from tests.oracles.selection import parse_uid, uid_array
@@ -38,31 +38,33 @@ def test_like_the_slow_one(
     if sum(score == score for score in scores) < int(fraction * len(scores)):
         return
     uids = PAIRS[: len(scores)]
-    found = mix_counts(np.array(scores), uid_array(uids), draws, fraction, share, number, seed)
-    assert found.counts.tolist() == oracle.mix(scores, uids, draws, fraction, share, number, seed)
-    assert found.counts.sum() == draws
+    made = subset_counts(np.array(scores), uid_array(uids), draws, fraction, share, number, seed)
+    assert made.total.tolist() == oracle.subset_counts(
+        scores, uids, draws, fraction, share, number, seed
+    )
+    assert made.total.sum() == draws
 
 
 def test_shares_of_the_two_parts() -> None:
     scores = np.linspace(0, 1, 90)
-    made = mix_counts(scores, UIDS, 1000, 0.3, 0.2, 1, 0)
+    made = subset_counts(scores, UIDS, 1000, 0.3, 0.2, 1, 0)
     assert (made.confident.sum(), made.random.sum()) == (800, 200)
     assert np.flatnonzero(made.confident).tolist() == list(range(63, 90))
     assert set(made.confident[63:]) == {29, 30}
     assert set(made.random) == {2, 3}
-    assert not mix_counts(scores, UIDS, 1000, 0.3, 1.0, 1, 0).confident.any()
-    assert not mix_counts(scores, UIDS, 1000, 0.3, 0.0, 1, 0).random.any()
+    assert not subset_counts(scores, UIDS, 1000, 0.3, 1.0, 1, 0).confident.any()
+    assert not subset_counts(scores, UIDS, 1000, 0.3, 0.0, 1, 0).random.any()
 
 
 def test_order_of_the_pool_does_not_matter() -> None:
     rng = np.random.default_rng(0)
     scores, order = rng.normal(size=90).round(1), rng.permutation(90)
-    one = mix_counts(scores, UIDS, 333, 0.4, 0.35, 2, 7).counts
-    other = mix_counts(scores[order], UIDS[order], 333, 0.4, 0.35, 2, 7).counts
+    one = subset_counts(scores, UIDS, 333, 0.4, 0.35, 2, 7).total
+    other = subset_counts(scores[order], UIDS[order], 333, 0.4, 0.35, 2, 7).total
     assert one[order].tolist() == other.tolist()
 
 
-def test_rounds_seeds_and_parts_have_chance_of_their_own() -> None:
+def test_rounds_seeds_and_parts_have_random_bits_of_their_own() -> None:
     kinds = [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)]
     chosen = {tuple(spread(45, UIDS, number, seed, part)) for number, seed, part in kinds}
     assert len(chosen) == len(kinds)
@@ -87,26 +89,26 @@ def test_too_few_scores_for_the_fraction() -> None:
     scores = np.full(90, np.nan)
     scores[:10] = 1
     with pytest.raises(InputError, match="fraction"):
-        mix_counts(scores, UIDS, 100, 0.3, 0.2, 1, 0)
+        subset_counts(scores, UIDS, 100, 0.3, 0.2, 1, 0)
 
 
 # ------------------------------------------------------------------------------ as a command
 
 
 def run(*words: object) -> None:
-    with mock.patch.object(sys, "argv", ["mix", *map(str, words)]), running("mix"):
+    with mock.patch.object(sys, "argv", ["next_subset", *map(str, words)]), running("next_subset"):
         module.main()
 
 
 def write(folder: Path, parts: int, seed: int | None) -> tuple[str, str]:
-    """Metadata and a score table in so many files."""
+    """Write metadata and a score table in `parts` files each."""
     uids, scores = hex_uids(90), np.random.default_rng(1).normal(size=90)
     columns = {"uid": uids, "self_filtering": scores.astype(np.float32)}
     metadata = write_files(folder / "metadata", {"uid": uids}, parts, seed)
     return metadata, write_files(folder / "scores", columns, parts, None if seed is None else 9)
 
 
-def test_files_do_not_matter(tmp_path: Path) -> None:
+def test_the_split_into_files_does_not_matter(tmp_path: Path) -> None:
     contents = []
     for name, parts, seed in (("one", 1, None), ("four", 4, 2), ("seven", 7, 3)):
         metadata, scores = write(tmp_path / name, parts, seed)
@@ -115,20 +117,22 @@ def test_files_do_not_matter(tmp_path: Path) -> None:
             "--halves", "--out", out)  # fmt: skip
         contents.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert contents[0] == contents[1] == contents[2]
-    assert set(contents[0]) == {"mix.npy", "confident.npy", "mix_a.npy", "mix_b.npy"}
+    assert set(contents[0]) == {"subset.npy", "confident.npy", "subset_a.npy", "subset_b.npy"}
 
 
-def test_halves_are_the_mix_taken_apart(tmp_path: Path) -> None:
+def test_halves_partition_the_subset(tmp_path: Path) -> None:
     metadata, scores = write(tmp_path, 2, 1)
     run("--metadata_dir", metadata, "--scores_dir", scores, "--draws", 200, "--round", 1,
         "--halves", "--out", tmp_path)  # fmt: skip
-    whole, a, b = (np.load(tmp_path / name) for name in ("mix.npy", "mix_a.npy", "mix_b.npy"))
+    whole, a, b = (
+        np.load(tmp_path / name) for name in ("subset.npy", "subset_a.npy", "subset_b.npy")
+    )
     assert np.sort(np.concatenate([a, b])).tolist() == whole.tolist()
     assert in_first_half(a, 0).all()
     assert not in_first_half(b, 0).any()
 
 
-def test_a_selection_in_place_of_scores(tmp_path: Path) -> None:
+def test_a_selection_instead_of_scores(tmp_path: Path) -> None:
     metadata, _ = write(tmp_path, 2, 1)
     chosen = np.zeros(90, int)
     chosen[::9] = 7
@@ -136,10 +140,10 @@ def test_a_selection_in_place_of_scores(tmp_path: Path) -> None:
     write_subset(tmp_path / "selected.npy", UIDS[order], chosen[order])
     flags = ("--metadata_dir", metadata, "--selected", tmp_path / "selected.npy", "--round", 1)
     run(*flags, "--draws", 100, "--out", tmp_path / "out")
-    uids, counts = read_subset(tmp_path / "out" / "mix.npy")
+    uids, counts = read_subset(tmp_path / "out" / "subset.npy")
     assert counts.sum() == 100
     assert (counts[np.isin(uids, UIDS[::9])] >= 7).all()
     assert (counts[~np.isin(uids, UIDS[::9])] == 1).all()
     with pytest.raises(SystemExit, match="2"):
         run(*flags, "--draws", 60, "--out", tmp_path / "less")
-    assert not (tmp_path / "less" / "mix.npy").exists()
+    assert not (tmp_path / "less" / "subset.npy").exists()

@@ -1,4 +1,4 @@
-"""`--name flyt`: from embeddings to a subset, and what is refused."""
+"""`--name e_flyt`: from embeddings to a subset, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from datacomp_flyt.mixing.m_flyt import PAPER_MODEL
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.samplers import hard_cap_counts, no_cap_counts, soft_cap_counts
 from datacomp_flyt.scorers import e_flyt_scores, save_glu_head
-from tests.baselines_plugin.job import Job, as_command, in_process
-from tests.baselines_plugin.test_bad_input import assert_refused
+from tests.baselines_plugin.job import Job, as_command, assert_refused, in_process
 from tests.conftest import make_pool
 from tests.oracles import selection
 from tests.scorers.base.made import flyt_file, made_embeddings, made_head, write_npz
@@ -37,7 +36,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def flyt(job: Job, *flags: object, model: str = "head.safetensors") -> list[str]:
-    named = ("--name", "flyt", "--scoring_model", job.folder / model)
+    named = ("--name", "e_flyt", "--scoring_model", job.folder / model)
     return job.flags(*named, *flags, table=False)
 
 
@@ -71,10 +70,10 @@ def test_saved_scores_make_the_same_subset_as_a_column(job: Job, tmp_path: Path)
     saved = tmp_path / "flyt_scores" / "flyt.parquet"
     assert in_process(*flyt(job, *SCS, "--save_scores", saved)).code == 0
     table = pq.read_table(saved)
-    assert table.column_names == ["uid", "flyt"]
+    assert table.column_names == ["uid", "e_flyt"]
     assert len(table) == len(POOL.uids)
     first = job.save_path.read_bytes()
-    again = job.flags("--name", "scs", "--score", "flyt", *SCS, table=False)
+    again = job.flags("--name", "scs", "--column", "e_flyt", *SCS, table=False)
     assert in_process(*again, "--scores_dir", str(saved.parent)).code == 0
     assert job.save_path.read_bytes() == first
 
@@ -120,7 +119,7 @@ AT_FAULT: dict[str, tuple[Callable[[Job], None], str, list[str]]] = {
     "no npz": (no_npz, "head.safetensors", ["part-00001.npz is not there", "--download_npz"]),
     "no array": (no_array, "head.safetensors", ["part-00000.npz has no array 'b32_txt'"]),
     "another width": (narrow, "head.safetensors", ["4 + 3 columns", "head.safetensors takes 8"]),
-    "flyt.pt": (from_images, "model", ["GELU", "--name scs --score FLYT"]),
+    "flyt.pt": (from_images, "model", ["GELU", "--name scs --column FLYT"]),
     "a head from images": (ours_from_images, "model.safetensors", ["GELU", "npz embeddings"]),
     "a mixing model": (mixing_model, "model.safetensors", ["use it with --name m_flyt"]),
     "no model": (lambda _: None, "nothing.pt", ["nothing.pt is not a file"]),
@@ -141,19 +140,19 @@ def test_files_at_fault(
 def test_m_flyt_with_a_scoring_head(job: Job, model: str) -> None:
     flyt_file(job.folder / "flyt.pt", HEAD.tensors())
     flags = ("--name", "m_flyt", "--scoring_model", job.folder / model, *SCS)
-    assert_refused(in_process(*job.flags(*flags)), model, "use it with --name flyt")
+    assert_refused(in_process(*job.flags(*flags)), model, "use it with --name e_flyt")
 
 
 def test_flags_at_fault(job: Job) -> None:
     for flags, said in (
-        (("--scores_dir", job.scores), "--scores_dir has no meaning for --name flyt"),
+        (("--scores_dir", job.scores), "--scores_dir has no meaning for --name e_flyt"),
         (("--allow_partial_scores",), "--allow_partial_scores has no meaning"),
         (("--save_scoring_model", "m.safetensors"), "--save_scoring_model has no meaning"),
-        (("--score", "FLYT"), "--score has no meaning"),
+        (("--column", "FLYT"), "--column has no meaning"),
         (("--allow_missing_scores",), "--allow_missing_scores has no meaning"),
         (("--work_dir", job.folder / "work"), "--work_dir is for methods that mix score columns"),
     ):
         assert_refused(in_process(*flyt(job, *SCS, *flags)), said)
     assert not (job.folder / "work").exists()
-    bare = job.flags("--name", "flyt", *SCS, table=False)
-    assert_refused(in_process(*bare), "--name flyt wants --scoring_model")
+    bare = job.flags("--name", "e_flyt", *SCS, table=False)
+    assert_refused(in_process(*bare), "--name e_flyt wants --scoring_model")

@@ -1,0 +1,143 @@
+"""Scorers of other packages, found by their entry points, and the template of docs/score.md."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from datacomp_flyt.demo import POOL
+from datacomp_flyt.scorers import MetadataScorer
+from datacomp_flyt.scorers.base import registry
+from datacomp_flyt.scorers.base.score import score
+from tests.conftest import REPOSITORY, refusal
+
+METADATA = POOL / "metadata"
+
+
+def template() -> str:
+    """The class in the page's section about scorers of one's own."""
+    page = (REPOSITORY / "docs" / "score.md").read_text()
+    section = page.partition("## A scorer of your own")[2]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
+
+
+def package(folder: Path, name: str, code: str, entries: str) -> Path:
+    """An installed package of one module."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.py").write_text(code)
+    metadata = folder / f"{name}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[datacomp_flyt.scorers]\n{entries}\n")
+    return folder
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package with the template's scorer, and one with scorers that cannot be used."""
+    folder = tmp_path / "site"
+    package(folder, "words", template(), "caption_length = words:CaptionLength")
+    broken = "broken = faulty:Scorer\nnone = faulty:none\nvas = faulty:none"
+    package(folder, "faulty", "none = object\nimport not_installed\n", broken)
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+def command(packages: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": f"{packages}:{REPOSITORY}"}
+    return subprocess.run(
+        [sys.executable, "-m", "datacomp_flyt.cli", "score", *map(str, words)],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+
+
+def lengths(folder: Path, longest: int) -> None:
+    """Compare a folder's scores with the captions."""
+    for path in sorted(METADATA.glob("*.parquet")):
+        wanted = [
+            min(len(text.split()), longest) for text in pq.read_table(path)["text"].to_pylist()
+        ]
+        assert len(set(wanted)) > 2
+        made = pq.read_table(folder / path.name)
+        assert made["uid"].to_pylist() == pq.read_table(path)["uid"].to_pylist()
+        np.testing.assert_array_equal(made.column(1).to_numpy(), wanted)
+
+
+def test_the_template_is_short() -> None:
+    assert len(template().strip().splitlines()) <= 15
+
+
+def test_a_scorer_of_another_package(packages: Path, tmp_path: Path) -> None:
+    words = ("--scorer", "caption_length", "--metadata_dir", METADATA, "--num_workers", 1)
+    ended = command(packages, *words, "--scores_dir", tmp_path / "scores", "--longest", 4)
+    assert ended.returncode == 0, ended.stderr
+    lengths(tmp_path / "scores" / "caption_length", 4)
+    ended = command(packages, *words, "--scores_dir", tmp_path / "scores", "--longest", 5)
+    assert ended.returncode == 2, "other settings"
+    assert "was made with longest 4, now it is 5" in ended.stderr
+    ended = command(packages, *words, "--scores_dir", tmp_path / "scores", "--column", "other")
+    assert ended.returncode == 0, ended.stderr
+    lengths(tmp_path / "scores" / "other", 77)
+
+
+def test_it_is_listed_with_its_column_and_flags(packages: Path) -> None:
+    assert "caption_length: of package words" in command(packages, "--help").stdout
+    assert "--longest" in command(packages, "--scorer", "caption_length", "--help").stdout
+    assert list(registry.list_scorers())[-3:] == ["broken", "caption_length", "none"]
+    assert "words" not in sys.modules
+    assert registry.columns_of("caption_length") == ("caption_length",)
+    assert registry.columns_of("neg_clip_loss") == ("negCLIPLoss",)
+
+
+def test_broken_packages_are_named_when_they_are_asked_for(packages: Path, tmp_path: Path) -> None:
+    folders = ("--metadata_dir", METADATA, "--scores_dir", tmp_path / "scores")
+    for name in ("broken", "none", "vas"):
+        ended = command(packages, "--scorer", name, *folders)
+        assert ended.returncode == 2
+        (line,) = ended.stderr.splitlines()
+        assert "package faulty" in line
+    (packages / "faulty.py").write_text("none = object\n")
+    assert "adds no Scorer" in command(packages, "--scorer", "none", *folders).stderr
+    assert command(packages, "--scorer", "clip_score", *folders).returncode == 0
+
+
+class Halves(MetadataScorer):
+    """A scorer with options of all kinds, one of them large."""
+
+    columns = ("halves",)
+
+    def __init__(self, *, share: float = 0.5, name: str = "x", table: list[int] | None = None):
+        self.share, self.name, self.table, self._seen = share, name, table or [1], 0
+
+    def score_rows(self, shard, state, counts):  # type: ignore[no-untyped-def]
+        return np.full(shard.num_rows, self.share)
+
+
+def test_default_settings_and_a_scorer_as_an_object(tmp_path: Path) -> None:
+    scorer = Halves(share=0.25)
+    assert scorer.settings == {"share": 0.25, "name": "x"}
+    folders = {"metadata_dir": METADATA, "scores_dir": tmp_path}
+    report = score(scorer, num_workers=1, **folders)
+    assert (report.num_scored, report.num_examples, report.failed) == (4, 420, {})
+    assert report.folder == tmp_path / "halves"
+    assert score(Halves(share=0.25), num_workers=1, **folders).num_finished_before == 4
+    said = refusal(lambda: score(Halves(), num_workers=1, **folders))
+    assert "was made with share 0.25, now it is 0.5" in said
+    with pytest.raises(TypeError, match="share: options are for a scorer given by its name"):
+        score(scorer, share=1, **folders)
+
+
+def test_names_and_options_that_are_not_known(tmp_path: Path) -> None:
+    folders = {"metadata_dir": METADATA, "scores_dir": tmp_path}
+    assert "--scorer nope is not known: give one of clip_score," in refusal(
+        score, "nope", **folders
+    )
+    with pytest.raises(TypeError, match="sauce"):
+        score("clip_score", sauce=1, **folders)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datacomp_flyt.demo.run_demo import DemoResult, run_demo
     from datacomp_flyt.errors import InputError
     from datacomp_flyt.flyt.train import train
+    from datacomp_flyt.open_clip_hook.train_clip import train_clip
     from datacomp_flyt.pool.manifest import check_manifest, write_manifest
     from datacomp_flyt.report.report import write_report
     from datacomp_flyt.scorers.base.score import score
@@ -54,6 +55,7 @@ _MODULE_OF = {
     "InputError": "errors",
     "check_manifest": "pool.manifest",
     "list_images": "tars.image_list",
+    "train_clip": "open_clip_hook.train_clip",
     "train": "flyt.train",
     "write_manifest": "pool.manifest",
     "DemoResult": "demo.run_demo",
@@ -131,6 +133,7 @@ __all__ = [
     "top_fraction",
     "train",
     "train_classifier",
+    "train_clip",
     "write_manifest",
     "write_report",
 ]

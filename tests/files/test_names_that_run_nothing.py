@@ -19,7 +19,7 @@ from datacomp_flyt.cli import main
 from datacomp_flyt.clip import embed as embedding
 from datacomp_flyt.datacomp import resharded_parts
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.open_clip_hook.checks import check_names
+from datacomp_flyt.open_clip_hook.preconditions import check_names
 from datacomp_flyt.scorers.base import score as scoring
 from datacomp_flyt.self_filtering.initial_subset import read_uids
 from datacomp_flyt.self_filtering.trainer_command import train_data

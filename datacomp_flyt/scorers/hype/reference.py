@@ -57,7 +57,7 @@ def make_reference(
     """
     order = random.Random(seed).sample(sorted(shards), len(shards))
     device = model.clip.curvature.device
-    tokenize = partial(open_clip.SimpleTokenizer(), context_length=model.context_length)
+    tokenize = partial(open_clip.tokenize, context_length=model.context_length)
     vectors: dict[str, list[Tensor]] = {"img": [], "txt": []}
     left = num_examples
     refuse_decompression_bombs()

@@ -108,7 +108,7 @@ def _tokenizer(name: str, model: nn.Module) -> Callable[[list[str]], Tensor]:
     get_tokenizer of open_clip 2.16.1 makes 77 tokens for every model. CoCa is left as it is: its
     releases differ in whether the token that it appends itself is counted.
     """
-    tokenize: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
+    tokenize: Callable[..., Tensor] = open_clip.get_tokenizer(name)
     if type(model) not in _PLAIN:
         return tokenize
     length = open_clip.get_model_config(name)["text_cfg"].get("context_length", 77)

@@ -259,9 +259,7 @@ def _start_processes(device: str | None) -> torch.device:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `torchrun --nproc_per_node 8 -m datacomp_flyt.flyt.train --preset m_flyt_base ...`."""
-    parser = Parser(
-        prog="python -m datacomp_flyt.flyt.train", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = Parser(description=__doc__)
     add_arguments(parser)
     with running("datacomp_flyt.flyt.train") as command:
         config = TrainingConfig(**vars(parser.parse_args(argv)))

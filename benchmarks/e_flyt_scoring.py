@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.measure import PeakMemory, print_result, say
+from datacomp_flyt.exits import Parser
 from datacomp_flyt.pool.embeddings import iter_embeddings
 from datacomp_flyt.pool.pool import Pool, read_pool
 from datacomp_flyt.pool.uids import UID_DTYPE, encode_uids
@@ -168,9 +169,7 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, and print a line of JSON."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.e_flyt_scoring", description=__doc__
-    )
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--kind", choices=[*_SAVE, "all"], default="all", help="of npz")
     add("--rows", type=int, default=131_072)

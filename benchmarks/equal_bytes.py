@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.measure import add_dir_argument, print_result, run_child, say
 from benchmarks.selection import make_pool
+from datacomp_flyt.exits import Parser
 from datacomp_flyt.files.digest import file_digest
 
 _PENALTY = ("--repetition_penalty", "0.15")
@@ -87,7 +88,7 @@ def _run(args: argparse.Namespace, pool: Path, folder: Path, flags: list[str]) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.equal_bytes", description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--rows", type=int, default=10_000_000)
     add("--draws", type=int, help="of scs, hcs and no_cap (default: as many as rows)")

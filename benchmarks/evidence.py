@@ -13,7 +13,6 @@ A killed run resumes. `--table` only prints the table of finished parts.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +35,7 @@ from datacomp_flyt.demo.experiment import (
 )
 from datacomp_flyt.demo.noisy_pool import FACTS, RANDOM
 from datacomp_flyt.demo.tour import folder_of
+from datacomp_flyt.exits import Parser
 from datacomp_flyt.steps import Step, run_steps
 
 PARTS = {
@@ -169,7 +169,7 @@ def read_runs(folder: Path, noise: float, seeds: Sequence[int]) -> list[dict[str
 
 def main() -> None:
     """Print one JSON line, and tables before it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("evidence_output"))
     parser.add_argument(
         "--seeds",

@@ -32,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import PeakMemory, print_result, say
+from datacomp_flyt.exits import Parser
 from datacomp_flyt.flyt.downstream_loss import CrossEntropy, DownstreamClipLoss
 from datacomp_flyt.flyt.lookahead_adamw import LookaheadAdamW, OptimizerState, Tensors
 from datacomp_flyt.flyt.metagradient import Downstream, LossOfRows, weight_metagradient
@@ -371,7 +372,7 @@ def _gradient_in(
 
 def main() -> None:
     """Measure, and print a line of JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--batch", type=int, default=32, help="B; B' is three quarters of it")
     parser.add_argument("--micro_batch", type=int)

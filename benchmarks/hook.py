@@ -12,7 +12,6 @@ buffer than open_clip's 5,000, so that a short run sees their lasting rate.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib
 import json
@@ -32,6 +31,7 @@ import torch
 
 from benchmarks.image_pool import ImagePool, make_pool, reshard, write_table
 from benchmarks.measure import print_result, say
+from datacomp_flyt.exits import Parser
 from datacomp_flyt.open_clip_hook import install_hook
 
 # these have no types
@@ -229,7 +229,7 @@ def measure_loaders(
 
 def parse_flags() -> Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.hook", description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--examples", type=int, default=20_000, help="of the pool")
     add("--shards", type=int, default=20)

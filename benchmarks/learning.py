@@ -10,7 +10,6 @@ as in the paper; M-FLYT's is random.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from scipy.stats import rankdata
 from benchmarks.corrupted_pool import NOISE, CorruptedPool, make_corrupted_pool
 from benchmarks.measure import ROOT, print_result, say
 from datacomp_flyt.demo import POOL
+from datacomp_flyt.exits import Parser
 from datacomp_flyt.mixing import load_mixing_model, mix
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.pool.uids import format_uid
@@ -111,7 +111,7 @@ def _e_flyt_scores(pool: CorruptedPool, head: Any) -> Scores:
 
 def main() -> None:
     """Measure, and print a line of JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--copies", type=int, default=32, help="copies of the demo pool")
     parser.add_argument("--parallel", type=int, default=2, help="seeds at a time")

@@ -8,7 +8,6 @@ they cost a few tars, whatever the pool's size.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from statistics import median
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import add_dir_argument, print_result, run_child, say
 from benchmarks.selection import make_pool
+from datacomp_flyt.exits import Parser
 
 _WORDS = 5_000  # different words, as frequent as in a language: Zipf
 _CAPTION_WORDS = 9  # as DataComp's captions have in the mean
@@ -67,7 +67,7 @@ def make_selections(folder: Path, rows: int, num_workers: int) -> dict[str, Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--rows", type=int, default=10_000_000, help="examples of the pool (default: %(default)s)")
     add("--repeats", type=int, default=3)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import ROOT, PeakMemory, memory, print_result, reset_peak_memory, say
+from datacomp_flyt.exits import Parser
 from datacomp_flyt.pool.uids import UID_DTYPE
 from datacomp_flyt.samplers import soft_cap_counts
 
@@ -198,7 +199,7 @@ def part_medium(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--part", choices=["naive", "medium", "all"], default="all")
     add("--examples", type=int, default=1_280_000, help="naive: scores")

@@ -28,6 +28,7 @@ import numpy as np
 from benchmarks.measure import ROOT, print_result, say
 from benchmarks.memory_cap import MemoryCap, NoCap, memory_cap
 from benchmarks.scale_pool import COLUMNS, make_pool
+from datacomp_flyt.exits import Parser
 
 _PHASES = ("start", "partitioning", "sorting", "mixing_and_sampling", "writing")
 _POLL = 0.2  # seconds
@@ -252,11 +253,7 @@ def _children(process: int) -> Iterator[int]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scale",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--rows", type=int, nargs="+", default=[128_000_000, 256_000_000, 512_000_000])
     add("--cap", type=int, default=2_000_000_000, help="bytes of memory (default: %(default)s)")

@@ -32,6 +32,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.measure import PeakMemory, add_dir_argument, print_result, run_child, say
 from datacomp_flyt.demo import POOL
+from datacomp_flyt.exits import Parser
 from datacomp_flyt.pool.uids import UID_DTYPE, encode_uids
 from datacomp_flyt.scorers.base.matrix_products import Compute
 from datacomp_flyt.scorers.neg_clip_loss import neg_clip_loss_of_batch
@@ -221,7 +222,7 @@ def measure_bfloat16() -> dict[str, Any]:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scorers", description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--batch_size", type=int, default=32_768, help="of negCLIPLoss, and rows of a shard")
     add("--targets", type=int, default=100_000)

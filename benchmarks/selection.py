@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.measure import Child, add_dir_argument, print_result, run_child, say
+from datacomp_flyt.exits import Parser
 from datacomp_flyt.mixing.published import PUBLISHED_COLUMNS
 from datacomp_flyt.pool.uids import UID_DTYPE, encode_uids
 
@@ -260,7 +261,7 @@ def _like_for_like_jobs(num_workers: int) -> dict[str, tuple[list[str], dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.selection", description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--part", choices=["whole_job", "like_for_like", "all"], default="all")
     add("--rows", type=int, default=12_000_000, help="whole_job: examples, and draws")

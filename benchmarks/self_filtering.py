@@ -20,7 +20,6 @@ A killed run resumes. `--table` only prints the tables of finished parts.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -35,6 +34,7 @@ from benchmarks.seeds import cell, compare, mean_and_error, table
 from datacomp_flyt.demo.experiment import BATCH_SIZE, UNFILTERED, Experiment, ours, single
 from datacomp_flyt.demo.noisy_pool import FACTS, MODEL, NOISE, RANDOM
 from datacomp_flyt.demo.tour import folder_of
+from datacomp_flyt.exits import Parser
 from datacomp_flyt.self_filtering.next_subset import SUBSET
 from datacomp_flyt.self_filtering.rounds import Run
 from datacomp_flyt.self_filtering.settings import Settings
@@ -284,7 +284,7 @@ def table_of_rounds(figures: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Print one JSON line, and tables before it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("self_filtering_output"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--ablation_seeds", type=int, default=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from itertools import islice
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from open_clip.loss import ClipLoss
 
 from datacomp_flyt.clip.models import load_clip_model
+from datacomp_flyt.exits import Parser
 from datacomp_flyt.flyt.data import upstream_loader
 from datacomp_flyt.flyt.lookahead_adamw import decays
 from datacomp_flyt.flyt.schedule import learning_rate
@@ -21,7 +21,7 @@ BATCH, RATE, WARMUP = 64, 1e-3, 50
 
 def main() -> None:
     """Parse the flags, train, and write a state dict for `--reference_init`."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--train_data", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)

@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datacomp_flyt.clip.embed import EmbedReport, embed
+    from datacomp_flyt.datacomp.check_subset import check_subset
+    from datacomp_flyt.datacomp.checkout_patch import install, is_installed, revert
+    from datacomp_flyt.datacomp.resharded_parts import check_parts
     from datacomp_flyt.demo.run_demo import DemoResult, run_demo
     from datacomp_flyt.errors import InputError
     from datacomp_flyt.flyt.train import train
+    from datacomp_flyt.open_clip_hook.train_clip import train_clip
     from datacomp_flyt.pool.manifest import check_manifest, write_manifest
+    from datacomp_flyt.report.report import write_report
     from datacomp_flyt.scorers.base.score import score
     from datacomp_flyt.scorers.base.score_pool import ScoreReport
     from datacomp_flyt.scorers.linear_classifier.train import TrainedClassifier, train_classifier
@@ -50,6 +55,7 @@ _MODULE_OF = {
     "InputError": "errors",
     "check_manifest": "pool.manifest",
     "list_images": "tars.image_list",
+    "train_clip": "open_clip_hook.train_clip",
     "train": "flyt.train",
     "write_manifest": "pool.manifest",
     "DemoResult": "demo.run_demo",
@@ -79,6 +85,12 @@ _MODULE_OF = {
     "embed": "clip.embed",
     "score": "scorers.base.score",
     "train_classifier": "scorers.linear_classifier.train",
+    "check_parts": "datacomp.resharded_parts",
+    "check_subset": "datacomp.check_subset",
+    "install": "datacomp.checkout_patch",
+    "is_installed": "datacomp.checkout_patch",
+    "revert": "datacomp.checkout_patch",
+    "write_report": "report.report",
 }
 """The module of each public name, relative to this package."""
 
@@ -95,17 +107,22 @@ __all__ = [
     "TrainedClassifier",
     "__version__",
     "check_manifest",
+    "check_parts",
+    "check_subset",
     "column",
     "e_flyt",
     "embed",
     "hard_cap_sample",
     "hype",
     "in_weighted_sum",
+    "install",
+    "is_installed",
     "list_images",
     "m_flyt",
     "neg_clip_loss_norm_sim",
     "open_pool",
     "plain_sum",
+    "revert",
     "run_demo",
     "sample_with_replacement",
     "score",
@@ -116,14 +133,20 @@ __all__ = [
     "top_fraction",
     "train",
     "train_classifier",
+    "train_clip",
     "write_manifest",
+    "write_report",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    from datacomp_flyt.installation import needs_extra
+
+    with needs_extra():
+        module = importlib.import_module(f"{__name__}.{_MODULE_OF[name]}")
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -11,13 +11,13 @@ import tarfile
 import zipfile
 import zlib
 
-_LONGEST = 2000  # characters of a sentence
-_OF_WORKER = re.compile(
+_MAX_LENGTH = 2000  # characters of a sentence
+_WORKER_TRACEBACK = re.compile(
     r"Caught \w+ in DataLoader worker process \d+\.\n.*\n(?:\w+\.)*\w+: (.*)", re.DOTALL
 )
-# What Python, and readers of files, raise of what is in one. Clients of clouds have kinds of their
-# own.
-_CONTENT = (
+# Errors that Python and readers of files raise for the content of a file. An error of another type
+# comes from a filesystem, such as the client of a cloud.
+_CONTENT_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError,
     LookupError, MemoryError, NameError, RuntimeError, SyntaxError, SystemError, TypeError,
     ValueError, lzma.LZMAError, struct.error, tarfile.TarError, zipfile.BadZipFile, zlib.error,
@@ -28,25 +28,25 @@ _NO_MEMORY = re.compile(
     r"ALLOC_FAILED|killed by signal: Killed",
     re.IGNORECASE,
 )
-_PLACE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_PATH_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 class InputError(ValueError):
-    """Something given is wrong: one sentence that names the file, row or flag, and the way out.
+    """An error in the input: one sentence that names the file, row or flag, and the way out.
 
-    The sentence often quotes the file. Characters that would break the line or control a terminal
-    are escaped, and the middle of a text that is too long is cut out. A traceback that torch puts
-    before the sentence of a data loader's worker is removed.
+    The sentence may quote a file. Characters that would break the line or control a terminal are
+    escaped, and the middle of a text that is too long is removed. A traceback that torch puts
+    before the sentence of a data loader's worker is removed as well.
     """
 
     def __init__(self, sentence: str) -> None:
-        if of_worker := _OF_WORKER.fullmatch(sentence.strip()):
-            sentence = of_worker[1]
+        if match := _WORKER_TRACEBACK.fullmatch(sentence.strip()):
+            sentence = match[1]
         super().__init__(_shortened(printable(_shortened(sentence))))
 
 
 class ReadError(InputError):
-    """Storage failed while a file was read, which may pass: who met it tries again."""
+    """Storage failed while a file was read; the failure may be transient, so callers retry."""
 
 
 class ChangedError(InputError):
@@ -58,32 +58,35 @@ class NothingUsable(InputError):
 
 
 def unreadable(sentence: str, error: BaseException) -> InputError:
-    """That a file cannot be read: `ReadError` where storage failed, not what it holds or its place.
+    """Make the error for a file that cannot be read.
 
     Args:
-        sentence: for the user.
-        error: what a reader or a filesystem raised.
+        sentence: the sentence for the user.
+        error: the error that a reader or a filesystem raised.
+
+    Returns:
+        `ReadError` if storage failed; `InputError` if the fault is in the file's content or path.
     """
-    return ReadError(sentence) if _is_of_storage(error) else InputError(sentence)
+    return ReadError(sentence) if _is_storage_error(error) else InputError(sentence)
 
 
-def _is_of_storage(error: BaseException) -> bool:
-    if isinstance(error, _PLACE):
+def _is_storage_error(error: BaseException) -> bool:
+    if isinstance(error, _PATH_ERRORS):
         return False
-    # of damage Arrow raises an OSError without a number; a filesystem's has one, but EINVAL is of
-    # a place that the file itself named
+    # For damaged content, Arrow raises an OSError without an errno, or EINVAL for an offset that
+    # the file itself gives. The OSError of a filesystem has another errno.
     if isinstance(error, OSError) and (
         type(error) is not OSError or error.errno not in (None, errno.EINVAL)
     ):
         return True
-    before = error.__cause__ or error.__context__  # of which zipfile says that it is no zip file
-    if before is not None and _is_of_storage(before):
+    before = error.__cause__ or error.__context__  # zipfile hides a read error behind BadZipFile
+    if before is not None and _is_storage_error(before):
         return True
-    return not isinstance(error, (OSError, *_CONTENT)) and not _is_of_arrow(error)
+    return not isinstance(error, (OSError, *_CONTENT_ERRORS)) and not _is_arrow_error(error)
 
 
-def _is_of_arrow(error: BaseException) -> bool:
-    # not imported here: `install --check` runs where pyarrow is broken
+def _is_arrow_error(error: BaseException) -> bool:
+    # not imported, since `install --check` runs even if pyarrow is broken
     arrow = getattr(sys.modules.get("pyarrow"), "ArrowException", None)
     return arrow is not None and isinstance(error, arrow)
 
@@ -101,15 +104,15 @@ def lacks_memory(error: BaseException | None) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or the name of its type if the text is empty."""
+    """Return the first line of an error's text, or the name of its type if the text is empty."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def printable(text: str) -> str:
-    """The text on one line, with characters that break lines or control a terminal escaped.
+    """Escape the characters of a text that break lines or control a terminal.
 
-    These are control characters, line breaks, marks of writing direction, and halves of surrogate
-    pairs, which stand for bytes of a file name that are no UTF-8.
+    These are control characters, line breaks, marks of writing direction, and lone surrogates,
+    which stand for bytes of a file name that are not UTF-8.
     """
     if text.isprintable():
         return text
@@ -117,4 +120,4 @@ def printable(text: str) -> str:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 500]} ... {text[-400:]}"
+    return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 500]} ... {text[-400:]}"

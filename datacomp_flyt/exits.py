@@ -1,7 +1,7 @@
-"""Turns everything that ends a command into a sentence and an exit code (docs/faults.md).
+"""Turns errors and signals that end a command into a sentence and an exit code (docs/faults.md).
 
-Commands themselves return 0 (done) or 1 (an answer, such as `check`: not valid); this module makes
-all other codes. Importing it is cheap, so that every command can start with it.
+A command returns 0 if it is done, and 1 for an answer such as `check`: not valid. This module makes
+all other exit codes. Importing it is cheap, so that every command can start with it.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from datacomp_flyt.sentences import sentence_of, too_long_for_sockets
 from datacomp_flyt.streams import protected, say
 
 WRONG_INPUT = 2
-MISTAKE = 70  # EX_SOFTWARE of sysexits.h
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 _SIGNALS = {
     signal.SIGINT: "Ctrl-C",
     signal.SIGTERM: "SIGTERM",
     **({signal.SIGHUP: "SIGHUP"} if hasattr(signal, "SIGHUP") else {}),
 }
-_WAKE = getattr(signal, "SIGURG", None)
-_AT_ONCE = 1.0  # seconds in which a repeated signal counts as the same request
-_LONGEST_SOCKET = 100  # bytes of a path; Linux allows 107 and macOS 103
-_NAME_OF_SOCKET = len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # added by multiprocessing
-_NUMPY = 1 << 28  # bytes of address space, with its BLAS
-_outer: list[Running] = []  # the command of this process, while it runs
+_WAKE = getattr(signal, "SIGURG", None)  # the signal that interrupts waits of the main thread
+_SAME_SIGNAL = 1.0  # seconds in which a repeated signal counts as the same request
+_MAX_SOCKET_PATH = 100  # bytes; Linux allows 107 and macOS 103
+_SOCKET_NAME = len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # the name that multiprocessing adds
+_NUMPY = 1 << 28  # bytes of address space that NumPy and its BLAS need
+_running: list[Running] = []  # the command of this process, while it runs
 
 
 class Running:
     """A command that is running.
 
     Attributes:
-        flags: its flags by name, once they are parsed, for advice on saving memory.
+        name: the command, as users type it.
+        flags: its flags by name, once they are parsed. Errors use them for advice on memory.
         signum: the signal that stopped it, or None.
     """
 
@@ -55,43 +56,57 @@ class Running:
         self._since = 0.0
 
     def stop(self, signum: int, _: FrameType | None) -> None:
-        """Handle a signal: the first ends the command in good order, a later one at once."""
+        """Handle a signal: the first raises KeyboardInterrupt, a later one ends the process."""
         now = time.monotonic()
         if self.signum is None:
             self.signum, self._since = signum, now
             raise KeyboardInterrupt
-        if now - self._since > _AT_ONCE:
-            with contextlib.suppress(OSError):  # not `say`, which may be what was interrupted
+        if now - self._since > _SAME_SIGNAL:
+            with contextlib.suppress(OSError):  # `say` may be running
                 os.write(2, f"{self.name}: stopped at once\n".encode(errors="replace"))
             os._exit(128 + self.signum)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that escapes the words in its messages, since a shell may expand file names."""
+    """The parser of every program of this repository.
+
+    It escapes the words in its error messages, since a shell may expand file names. Modules that
+    `python -m` runs give their docstring as `description`, and only its first line is shown;
+    `prog` is `python -m MODULE`, as in Python 3.14.
+    """
+
+    def __init__(
+        self, prog: str | None = None, description: str | None = None, **options: Any
+    ) -> None:
+        module = getattr(sys.modules["__main__"], "__spec__", None)
+        if prog is None and module is not None:
+            prog = f"python -m {module.name.removesuffix('.__main__')}"
+        first_line = (description or "").partition("\n")[0]
+        super().__init__(prog, description=first_line, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Print the message, and end with exit code 2."""
+        """Print the message and exit with code 2."""
         super().error(printable(message))
 
 
 @contextlib.contextmanager
 def running(name: str) -> Iterator[Running]:
-    """Run a command in the block; any error becomes one line on stderr and an exit code.
+    """Run a command in the block. An error becomes one line on stderr and an exit code.
 
-    A nested block does nothing: the outer one handles everything.
+    A nested block does nothing: the outer one handles errors.
 
     Args:
         name: the command, as users type it.
 
     Raises:
-        SystemExit: the block raised any exception.
+        SystemExit: the block raised an exception.
     """
-    if _outer:
-        yield _outer[0]
+    if _running:
+        yield _running[0]
         return
     command = Running(name)
     with protected(name), _signals(command):
-        _outer.append(command)
+        _running.append(command)
         try:
             _check_memory()
             _shorten_socket_paths()
@@ -104,13 +119,13 @@ def running(name: str) -> Iterator[Running]:
             sys.stdout.flush()
             raise SystemExit(_exit_code(command, error)) from None
         finally:
-            _outer.clear()
+            _running.clear()
 
 
 def run_main(module: str) -> NoReturn:
     """Import a module and run its `main`, for `python -m MODULE`.
 
-    The module calls this before its other imports, so that their errors are handled, too.
+    The module calls this before its other imports, so that their errors are handled as well.
 
     Raises:
         SystemExit: always; see `running`.
@@ -128,7 +143,7 @@ def _exit_code(command: Running, error: BaseException) -> int:
         # the error itself comes last, since people quote the end of a log
         say(f"{command.name}: an internal error: please report these lines", error=True)
         say(*"".join(traceback.format_exception(error)).rstrip().split("\n"), error=True)
-        return MISTAKE
+        return INTERNAL_ERROR
     say(f"{command.name}: error: {sentence}", error=True)
     return WRONG_INPUT
 
@@ -145,7 +160,7 @@ def _ended_by_signal(command: Running) -> int:
 
 @contextlib.contextmanager
 def _signals(command: Running) -> Iterator[None]:
-    """Handle the signals that are neither handled nor ignored yet (`nohup` ignores SIGHUP)."""
+    """Handle signals that are neither handled nor ignored already (`nohup` ignores SIGHUP)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -160,8 +175,8 @@ def _signals(command: Running) -> Iterator[None]:
 def _woken(command: Running) -> Iterator[None]:
     """Wake the main thread when a signal comes.
 
-    The kernel may deliver it to a thread of a library; Python's handler would then run only after
-    the main thread's wait has ended. `_WAKE` interrupts the wait.
+    The kernel may deliver a signal to a thread of a library. Python's handler would then run only
+    after a wait of the main thread has ended; `_WAKE` interrupts this wait.
     """
     if _WAKE is None:
         yield
@@ -173,7 +188,7 @@ def _woken(command: Running) -> Iterator[None]:
     def watch() -> None:
         while signums := os.read(reader, 1):
             if signums[0] in _SIGNALS:
-                end = time.monotonic() + _AT_ONCE
+                end = time.monotonic() + _SAME_SIGNAL
                 while command.signum is None and time.monotonic() < end:
                     signal.pthread_kill(main, _WAKE)
                     time.sleep(0.05)
@@ -204,13 +219,13 @@ def keep_signals() -> Iterator[None]:
 
 
 def _in_forked_child() -> None:
-    """Make a forked child, such as a data loader's worker, end silently: its parent reports."""
-    if _outer:
-        _outer.clear()
+    """Make a forked child, such as a data loader's worker, end silently; its parent reports."""
+    if _running:
+        _running.clear()
         signal.set_wakeup_fd(-1)
     for signum in _SIGNALS:
         if isinstance(getattr(signal.getsignal(signum), "__self__", None), Running):
-            # not SIG_IGN, which programs that the child executes would inherit
+            # programs that the child executes would inherit SIG_IGN
             signal.signal(signum, _nothing if signum == signal.SIGINT else signal.SIG_DFL)
 
 
@@ -233,16 +248,16 @@ def socket_folder(longest_name: int) -> str:
     """
     folder = tempfile.gettempdir()
     for short in (folder, "/tmp", "/var/tmp", "/dev/shm"):
-        fits = len(os.fsencode(short)) + longest_name <= _LONGEST_SOCKET
+        fits = len(os.fsencode(short)) + longest_name <= _MAX_SOCKET_PATH
         if fits and os.access(short, os.W_OK | os.X_OK):
             return short
     raise too_long_for_sockets(folder)
 
 
 def _check_memory() -> None:
-    """Raise where a limit (`ulimit -v`) leaves too little for NumPy to be loaded.
+    """Raise if a limit (`ulimit -v`) leaves too little memory to load NumPy.
 
-    OpenBLAS would end the process itself, with exit code 1: an answer of `check`.
+    OpenBLAS would end the process itself with exit code 1, which `check` uses for "not valid".
     """
     if "numpy" not in sys.modules:
         with mmap.mmap(-1, _NUMPY):
@@ -250,17 +265,17 @@ def _check_memory() -> None:
 
 
 def _shorten_socket_paths() -> None:
-    """Move multiprocessing's sockets elsewhere if the path of TMPDIR is too long.
+    """Move multiprocessing's sockets to another folder if the path of TMPDIR is too long.
 
-    Otherwise a data loader's workers would fail silently, and their parent would wait forever.
+    Otherwise the workers of a data loader would fail silently and their parent would wait forever.
     """
-    if len(os.environ.get("TMPDIR", "")) + _NAME_OF_SOCKET <= _LONGEST_SOCKET:
+    if len(os.environ.get("TMPDIR", "")) + _SOCKET_NAME <= _MAX_SOCKET_PATH:
         return
     import multiprocessing.util
 
     before = tempfile.gettempdir()
     try:
-        tempfile.tempdir = socket_folder(_NAME_OF_SOCKET)
-        multiprocessing.util.get_temp_dir()  # a process and its children ask for it once
+        tempfile.tempdir = socket_folder(_SOCKET_NAME)
+        multiprocessing.util.get_temp_dir()  # multiprocessing keeps this folder
     finally:
         tempfile.tempdir = before

@@ -1,6 +1,6 @@
-"""The packages of this environment: their versions, and the command that installs missing ones.
+"""Finds versions of installed packages, and the command that installs missing ones.
 
-Importable without NumPy, pyarrow or torch, so that a broken environment can be described.
+This module can be imported without NumPy, pyarrow or torch, to describe a broken environment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlparse
 from datacomp_flyt.errors import InputError
 
 DISTRIBUTION = "datacomp-flyt"
-# The oldest releases that train a scoring model; all else runs with those that DataComp pins.
+# The oldest releases that train a scoring model. All else runs with those that DataComp pins.
 OLDEST_FOR_TRAINING = {"torch": "2.3", "open_clip_torch": "2.20"}
 DISTRIBUTIONS = {
     "PIL": "pillow",
@@ -29,13 +29,13 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
-"""Distributions by module, where the names differ."""
+"""The distribution of each module whose name differs from it."""
 _EXTRA_OF = {
     **dict.fromkeys(("torch", "torchvision", "open_clip", "pandas", "PIL", "webdataset"), "train"),
     **dict.fromkeys(("jinja2", "matplotlib"), "report"),
     "ray": "ray",
 }
-"""The extra that brings a module, for imports whose command is not known."""
+"""The extra that requires each module, for imports whose command is not known."""
 _EXTRA = re.compile(r"extra\s*==\s*[\"']([\w-]+)[\"']")
 
 
@@ -43,8 +43,8 @@ class Installed(NamedTuple):
     """Metadata of an installed copy of this package.
 
     Attributes:
-        requires: requirements as in `Requires-Dist`.
-        direct_url: content of pip's `direct_url.json`, None for a package from an index.
+        requires: its requirements, as in `Requires-Dist`.
+        direct_url: the content of pip's `direct_url.json`; None for a package from an index.
     """
 
     requires: list[str]
@@ -52,13 +52,13 @@ class Installed(NamedTuple):
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: (1, 13, 0) for `1.13.0+cu117`."""
-    numbers = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in numbers[0].split(".")) if numbers else ()
+    """Return the leading numbers of a version: (1, 13, 0) for `1.13.0+cu117`."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
 def installed_version(distribution: str) -> str | None:
-    """The version of a distribution in this environment, None where it is not installed."""
+    """Return the installed version of a distribution; None if it is not installed."""
     try:
         # a distribution whose removal was interrupted has no version
         return importlib.metadata.version(distribution) or None
@@ -66,13 +66,13 @@ def installed_version(distribution: str) -> str | None:
         return None
 
 
-def require_version(distribution: str, at_least: str, what: str) -> None:
+def require_version(distribution: str, at_least: str, command: str) -> None:
     """Refuse a package that is too old for a command.
 
     Args:
-        distribution: the name of the package; a package that is not installed is not refused here.
+        distribution: the name of the package. If it is not installed, it is not refused here.
         at_least: the oldest version that works.
-        what: the command, for the message.
+        command: the command, for the message.
 
     Raises:
         InputError: the installed version is older.
@@ -80,28 +80,28 @@ def require_version(distribution: str, at_least: str, what: str) -> None:
     version = installed_version(distribution)
     if version is not None and release(version) < release(at_least):
         raise InputError(
-            f"{what} needs {distribution} {at_least} or later and this environment has {version}: "
-            "run it in an environment of its own, see docs/environments.md"
+            f"{command} needs {distribution} {at_least} or later and this environment has "
+            f"{version}: run it in an environment of its own, see docs/environments.md"
         )
 
 
-def require_training(what: str) -> None:
-    """Raise InputError where the packages are too old to train a scoring model.
+def require_training(command: str) -> None:
+    """Raise InputError if the packages are too old to train a scoring model.
 
     Args:
-        what: the command, for the message.
+        command: the command, for the message.
     """
     for distribution, at_least in OLDEST_FOR_TRAINING.items():
-        require_version(distribution, at_least, what)
+        require_version(distribution, at_least, command)
 
 
 @contextlib.contextmanager
 def needs_extra(extra: str = "") -> Iterator[None]:
-    """Turn a missing package inside the block into a sentence that says how to install it.
+    """Turn the failed import of a package in the block into a sentence that says how to install it.
 
     Args:
-        extra: the extra that requires the package, several separated by commas; none for packages
-            that are always required.
+        extra: the extra that requires the package, several separated by commas; by default it is
+            looked up by the name of the module.
     """
     try:
         yield
@@ -112,9 +112,10 @@ def needs_extra(extra: str = "") -> Iterator[None]:
 
 
 def missing_package(error: ImportError, extra: str) -> InputError:
-    """The sentence about a package that cannot be imported, with the command that installs it.
+    """Make the error for a package that cannot be imported, with the command that installs it.
 
     Args:
+        error: the failed import.
         extra: the extra of this package that requires it, several separated by commas, or "".
     """
     name = error.name or "a package"
@@ -131,13 +132,13 @@ def missing_package(error: ImportError, extra: str) -> InputError:
 
 
 def install_command(extra: str, module: str | None = None) -> str:
-    """A command that installs this package's requirements into this environment.
+    """Return a command that installs this package's requirements into this environment.
 
-    It repeats how the package was installed, since the package is not on PyPI.
+    The command repeats the installation of this package, which is not on PyPI.
 
     Args:
         extra: an extra, several separated by commas, or "" for none.
-        module: the missing module, which is named if the source of the installation is unknown.
+        module: the missing module; it is named if the source of the installation is unknown.
     """
     return command_for(extra, Path(__file__).parents[1], _installed(), module)
 
@@ -145,7 +146,13 @@ def install_command(extra: str, module: str | None = None) -> str:
 def command_for(
     extra: str, root: Path, installed: Installed | None, module: str | None = None
 ) -> str:
-    """`install_command` of a package that lies in `root` with the given metadata."""
+    """Return the `install_command` of a copy of this package.
+
+    Args:
+        extra, module: as for `install_command`.
+        root: the folder that holds the package.
+        installed: the metadata of the copy, if it is installed.
+    """
     extras = f"[{extra}]" if extra else ""
     source = _source(installed)
     if _is_checkout(root):
@@ -163,10 +170,10 @@ def command_for(
 
 def _installed() -> Installed | None:
     try:
-        found = importlib.metadata.distribution(DISTRIBUTION)
+        distribution = importlib.metadata.distribution(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return None
-    return Installed(found.requires or [], found.read_text("direct_url.json"))
+    return Installed(distribution.requires or [], distribution.read_text("direct_url.json"))
 
 
 def _is_checkout(root: Path) -> bool:
@@ -178,7 +185,7 @@ def _is_checkout(root: Path) -> bool:
 
 
 def _source(installed: Installed | None) -> str | None:
-    """The folder or URL that pip installed from; None if it is unknown or no longer exists."""
+    """Return the folder or URL that pip installed from; None if it is unknown or is gone."""
     if installed is None or installed.direct_url is None:
         return None
     try:
@@ -201,12 +208,12 @@ def _source(installed: Installed | None) -> str | None:
 
 
 def _requirements(requires: Iterable[str], extras: Iterable[str]) -> list[str]:
-    """The requirements of the package itself and of some extras, as pip takes them."""
+    """Return the requirements of the package itself and of some extras, as pip takes them."""
     wanted = []
     for line in requires:
         requirement, _, marker = (part.strip() for part in line.partition(";"))
-        named = _EXTRA.search(marker)
-        if named is not None and named[1] not in extras:
+        match = _EXTRA.search(marker)
+        if match is not None and match[1] not in extras:
             continue
         others = [part.strip() for part in marker.split(" and ") if not _EXTRA.search(part)]
         if _holds_here(others):
@@ -215,9 +222,9 @@ def _requirements(requires: Iterable[str], extras: Iterable[str]) -> list[str]:
 
 
 def _holds_here(markers: Iterable[str]) -> bool:
-    """Return whether markers hold; this package only uses `python_version < "X"` and `>= "X"`."""
+    """Return whether markers hold; this package uses only `python_version < "X"` and `>= "X"`."""
     for marker in filter(None, markers):
-        found = re.fullmatch(r"python_version\s*(<|>=)\s*[\"']([\d.]+)[\"']", marker)
-        if found and (sys.version_info[:2] < release(found[2])) != (found[1] == "<"):
+        match = re.fullmatch(r"python_version\s*(<|>=)\s*[\"']([\d.]+)[\"']", marker)
+        if match and (sys.version_info[:2] < release(match[2])) != (match[1] == "<"):
             return False
     return True

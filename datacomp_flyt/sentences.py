@@ -1,4 +1,4 @@
-"""Sentences for errors that a user can act on. No import here takes time."""
+"""Turns errors that a user can act on into sentences. Importing this module is cheap."""
 
 from __future__ import annotations
 
@@ -11,45 +11,50 @@ from typing import Any
 from datacomp_flyt.errors import InputError, first_line, lacks_memory
 from datacomp_flyt.installation import missing_package
 
-_OF_THE_MACHINE = (
+_MACHINE_ERRORS = (
     *(errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE),
     *(errno.ENOSPC, errno.EPERM, errno.EROFS, errno.ESTALE),
-)  # errors that the file's name and the system's text describe sufficiently
-_FLAGS_OF_MEMORY = (
+)  # the file's name and the system's text suffice for these
+_MEMORY_FLAGS = (
     *("num_workers", "batch_size", "upstream_batch_size", "downstream_batch_size"),
     *("info_nce_batch", "buffer_rows", "max_rows", "sampling_batch_size"),
 )
 
 
 def sentence_of(error: BaseException, flags: dict[str, Any]) -> str | None:
-    """The sentence for an error that a user can act on; None for an internal error."""
+    """Return the sentence for an error that a user can act on; None for an internal error.
+
+    Args:
+        error: the error that ended a command.
+        flags: the flags of the command by name.
+    """
     if lacks_memory(error):
-        said = str(error) if isinstance(error, InputError) else first_line(error)
-        return f"there is too little memory ({said}): {_way_out_of_memory(flags)}"
+        reason = str(error) if isinstance(error, InputError) else first_line(error)
+        return f"there is too little memory ({reason}): {_way_out_of_memory(flags)}"
     if isinstance(error, InputError):
         return str(error)
-    said = first_line(error)
-    if package := _that_failed_to_import(error):
+    text = first_line(error)
+    if package := _failed_import(error):
         if not isinstance(error, ImportError) or not error.name:
-            error = ImportError(said, name=package)
+            error = ImportError(text, name=package)
         return str(missing_package(error, ""))
     if isinstance(error, OSError) and error.errno == errno.EMFILE and not error.filename:
         return "too many files are open: allow more, as by `ulimit -n 4096`"
-    if isinstance(error, FileNotFoundError) and not _has_folder():
+    if isinstance(error, FileNotFoundError) and not _current_folder_exists():
         return "the current folder has been removed: change to one that exists"
-    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+    if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         return f"{error.filename or 'a file'}: {error.strerror}"
-    if isinstance(error, OSError) and "AF_UNIX path" in said:
+    if isinstance(error, OSError) and "AF_UNIX path" in text:
         return str(too_long_for_sockets(tempfile.gettempdir()))
-    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in said:
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in text:
         return "no folder for temporary files can be written: name one with TMPDIR"
-    if type(error).__name__.startswith("Dist") or "/gloo/" in said or "NCCL error" in said:
-        return f"another rank ended, or cannot be reached ({said}): see the message of that rank"
+    if type(error).__name__.startswith("Dist") or "/gloo/" in text or "NCCL error" in text:
+        return f"another rank ended, or cannot be reached ({text}): see the message of that rank"
     return None
 
 
-def _that_failed_to_import(error: BaseException) -> str | None:
-    """The package whose import raised the error, of any kind; None if no import did, or ours."""
+def _failed_import(error: BaseException) -> str | None:
+    """Return the package whose import raised the error; None if none did, or one of ours."""
     if isinstance(error, ImportError) and error.name:
         return None if _is_ours(error.name) else error.name
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -59,7 +64,7 @@ def _that_failed_to_import(error: BaseException) -> str | None:
     return None
 
 
-def _has_folder() -> bool:
+def _current_folder_exists() -> bool:
     try:
         return bool(os.getcwd())
     except FileNotFoundError:
@@ -71,7 +76,13 @@ def _is_ours(module: str) -> bool:
 
 
 def _way_out_of_memory(flags: dict[str, Any]) -> str:
-    smaller = [f"--{name}" for name in _FLAGS_OF_MEMORY if (flags.get(name) or 0) > 1]
+    """List the flags that would save memory."""
+    flags = {**flags}
+    # None stands for the default: as many workers as cores, or very many rows
+    for name, default in (("num_workers", os.cpu_count()), ("max_rows", 2)):
+        if name in flags and flags[name] is None:
+            flags[name] = default
+    smaller = [f"--{name}" for name in _MEMORY_FLAGS if (flags.get(name) or 0) > 1]
     ways = ["free some"]
     if smaller:
         ways.append(f"give a smaller {' or '.join(smaller)}")
@@ -81,7 +92,7 @@ def _way_out_of_memory(flags: dict[str, Any]) -> str:
 
 
 def too_long_for_sockets(folder: str) -> InputError:
-    """The error where every folder for temporary files has too long a path."""
+    """Make the error for the case that each folder for temporary files has too long a path."""
     return InputError(
         f"the folder of temporary files, {folder}, has too long a path for a socket: "
         "name a shorter one with TMPDIR"

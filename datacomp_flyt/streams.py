@@ -1,7 +1,7 @@
-"""Prints lines with escaped names; a failure to print never ends a job.
+"""Prints lines with escaped names. A failure to print never ends a job.
 
-`say` is the package's only `print`. `protected` keeps writes to stdout and stderr from raising: a
-reader that has gone, a full disk or a closed descriptor does not end a job.
+`say` is the package's only `print`. `protected` keeps writes to stdout and stderr from raising, so
+that a closed pipe, a full disk or a closed descriptor does not end a job.
 """
 
 from __future__ import annotations
@@ -20,36 +20,41 @@ def say(*lines: object, error: bool = False) -> None:
     """Print lines with control characters escaped.
 
     Args:
-        lines: may quote names from files.
-        error: print to stderr.
+        lines: the lines, which may quote names from files.
+        error: print to stderr instead of stdout.
     """
     text = "\n".join(printable(str(line)) for line in lines)
     print(text, file=sys.stderr if error else sys.stdout)
 
 
 class ProtectedStream:
-    """A text stream whose writes never raise. After a failure its descriptor is /dev/null.
+    """A text stream whose writes never raise.
 
-    Therefore the interpreter's last flush and libraries that hold the stream do not fail either.
+    After a failure its descriptor is /dev/null, so that the interpreter's last flush and libraries
+    that hold the stream do not fail either.
+
+    Attributes:
+        stream: the stream itself.
+        failure: the text of a failure other than a closed pipe, or None.
     """
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
-        self.failure: str | None = None  # a failure other than a closed pipe
+        self.failure: str | None = None
 
     def write(self, text: str) -> int:
-        """Write, or drop the text."""
+        """Write the text; drop it if that fails."""
         with self._dropping():
             self.stream.write(text)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write each text, or drop it."""
+        """Write each text; drop it if that fails."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Flush the stream, or drop its content."""
+        """Flush the stream; drop its content if that fails."""
         with self._dropping():
             self.stream.flush()
 
@@ -64,8 +69,8 @@ class ProtectedStream:
             with contextlib.suppress(OSError, ValueError):
                 os.set_blocking(self.stream.fileno(), True)
         except (OSError, ValueError) as error:  # ValueError: the stream is closed
-            number = getattr(error, "errno", None)
-            if number != errno.EPIPE and self.failure is None:
+            code = getattr(error, "errno", None)
+            if code != errno.EPIPE and self.failure is None:
                 self.failure = getattr(error, "strerror", None) or str(error)
             with contextlib.suppress(OSError, ValueError):
                 null = os.open(os.devnull, os.O_WRONLY)
@@ -75,10 +80,13 @@ class ProtectedStream:
 
 @contextlib.contextmanager
 def protected(program: str) -> Iterator[None]:
-    """Protect stdout and stderr while the block runs; at its end, report a failed stdout.
+    """Protect stdout and stderr while the block runs, and report a failed stdout at its end.
 
-    Characters that the encoding lacks are escaped, and each complete line is written at once, so
-    that a log shows the progress of its job.
+    Characters that the encoding lacks are escaped. Each complete line is written at once, so that a
+    log shows the progress of its job.
+
+    Args:
+        program: the name of the command, for the report.
     """
     _open_descriptors()
     before = sys.stdout, sys.stderr
@@ -107,8 +115,8 @@ def _protect(name: str) -> Any:
     if isinstance(stream, ProtectedStream):
         return stream
     if stream is None:  # closed when Python started
-        number = ("stdin", "stdout", "stderr").index(name)
-        stream = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        descriptor = ("stdin", "stdout", "stderr").index(name)
+        stream = open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     with contextlib.suppress(AttributeError, OSError, ValueError):  # another type, or closed
         stream.reconfigure(errors="backslashreplace", line_buffering=True)
     return ProtectedStream(stream)
@@ -117,12 +125,12 @@ def _protect(name: str) -> Any:
 def _open_descriptors() -> None:
     """Open /dev/null for standard streams that are closed.
 
-    Otherwise the next file to be opened would get the descriptor, and receive the output.
+    Otherwise the next file that is opened would get the descriptor and receive the output.
     """
-    for number in range(3):
+    for descriptor in range(3):
         try:
-            os.fstat(number)
+            os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
             with contextlib.suppress(OSError):
-                os.set_inheritable(number, True)
+                os.set_inheritable(descriptor, True)

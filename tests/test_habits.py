@@ -16,8 +16,6 @@ NOT_YET_MOVED = {
     "tests/faults/test_damaged.py",
     "tests/faults/test_full_disk.py",
     "tests/faults/test_read_errors.py",
-    "tests/open_clip_hook/test_members_trained_on.py",
-    "tests/open_clip_hook/test_no_whole_sample.py",
     "tests/samplers/test_counts_like_naive.py",
     "tests/scorers/base/test_empty_and_mended.py",
     "tests/scorers/base/test_failed_downloads.py",

@@ -1,8 +1,8 @@
 """Importing a module imports no package that it does not need.
 
 Selection runs in DataComp's own environment, and the open_clip hook there without `torch.func`.
-Every module is imported in one of a few processes in which the packages that it must not need
-cannot be imported.
+Every module is imported in a process in which the packages that it must not need cannot be
+imported. Import-linter checks the imports of modules by each other (pyproject.toml).
 """
 
 from __future__ import annotations
@@ -10,39 +10,35 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from tests.conftest import REPOSITORY
 
-HEAVY = ("torch", "open_clip", "webdataset", "pandas", "ray", "matplotlib", "jinja2", "safetensors")
+PACKAGES = (
+    "torch", "open_clip", "webdataset", "pandas", "ray", "matplotlib", "jinja2", "safetensors"
+)  # fmt: skip
 MODELS = ("torch", "webdataset", "open_clip", "pandas")  # pandas: open_clip's trainer
-# By the longest prefix of a module's name; all others need none of them.
-NEEDS: dict[str, tuple[str, ...]] = {
-    "datacomp_flyt.clip.": MODELS,
-    "datacomp_flyt.demo.evaluate": MODELS,
-    "datacomp_flyt.demo.tour": MODELS,
-    "datacomp_flyt.distributed.collectives": ("torch",),
-    "datacomp_flyt.flyt.": MODELS,
-    "datacomp_flyt.open_clip_hook": MODELS,
-    "datacomp_flyt.report.": ("matplotlib", "jinja2"),
-    "datacomp_flyt.report.sample": (),
-    "datacomp_flyt.report.selections": (),
-    "datacomp_flyt.report.statistics": (),
-    "datacomp_flyt.report.words": (),
-    "datacomp_flyt.scorers.": MODELS,
-    "datacomp_flyt.scorers.e_flyt.e_flyt": (),
-    "datacomp_flyt.scorers.e_flyt.images": MODELS,
-    "datacomp_flyt.scorers.e_flyt.glu_head": (),
-    "datacomp_flyt.scorers.base.embedding_blocks": (),
-    "datacomp_flyt.scorers.base.score_pool": (),
-    "datacomp_flyt.scorers.m_flyt": (),
-    "datacomp_flyt.scorers.base.registry": (),
-    "datacomp_flyt.scorers.base.scorer": (),
-    "datacomp_flyt.scorers.linear_classifier.train": (),
+ALLOWED = {
+    "clip": MODELS,
+    "demo.evaluate": MODELS,
+    "demo.tour": MODELS,
+    "distributed.collectives": ("torch",),
+    "flyt": MODELS,
+    "open_clip_hook": MODELS,
+    "report": ("matplotlib", "jinja2"),
+    "scorers": MODELS,
 }
-SCRIPTS = ("datacomp_flyt.cli.__main__",)
+"""The packages that a module or the modules of a folder may import; other modules import none."""
+NONE = {
+    "flyt": ("__init__",),
+    "report": ("__init__", "sample", "selections", "statistics", "words"),
+    "scorers": (
+        "__init__", "base.embedding_blocks", "base.registry", "base.score_pool", "base.scorer",
+        "e_flyt.e_flyt", "e_flyt.glu_head", "linear_classifier.train", "m_flyt",
+    ),
+}  # fmt: skip
+"""Modules of these folders that import none of the packages either."""
 PROGRAM = """
 import importlib, sys
 blocked, modules = sys.argv[1].split(","), sys.argv[2:]
@@ -54,24 +50,31 @@ for name in modules:
         print(f"{name} imports {error.name}")
 print(*(name for name in sys.modules if name.startswith("datacomp_flyt.flyt.")))
 """
+MODULES = [
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+    for package in ("baselines_plugin", "datacomp_flyt")
+    for path in sorted((REPOSITORY / package).rglob("*.py"))
+    if path.name != "__main__.py"
+]
 
 
-def modules() -> Iterator[str]:
-    for package in ("baselines_plugin", "datacomp_flyt"):
-        for path in sorted((REPOSITORY / package).rglob("*.py")):
-            name = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
-            if not name.startswith(SCRIPTS):
-                yield name.removesuffix(".__init__")
+def allowed_packages(module: str) -> tuple[str, ...]:
+    """Return the packages that a module may import."""
+    folder, _, name = module.removeprefix("datacomp_flyt.").partition(".")
+    if name in NONE.get(folder, ()):
+        return ()
+    return ALLOWED.get(f"{folder}.{name}", ALLOWED.get(folder, ()))
 
 
-def needs(name: str) -> tuple[str, ...]:
-    prefixes = [prefix for prefix in NEEDS if name.startswith(prefix)]
-    return NEEDS[max(prefixes, key=len)] if prefixes else ()
+def run_imports(modules: list[str], allowed: tuple[str, ...]) -> list[str]:
+    """Import modules in a process that has only some of the packages.
 
-
-def imported(names: list[str], allowed: tuple[str, ...]) -> list[str]:
-    """Import modules where only some of the packages are; the lines of what they lacked."""
-    blocked = ",".join(name for name in HEAVY if name not in allowed)
+    Returns:
+        a line for each import that failed, and a last line with the modules of `flyt` that were
+        imported.
+    """
+    blocked = ",".join(name for name in PACKAGES if name not in allowed)
+    names = [module.removesuffix(".__init__") for module in modules]
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM, blocked, *names],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
@@ -79,32 +82,38 @@ def imported(names: list[str], allowed: tuple[str, ...]) -> list[str]:
     return ended.stdout.splitlines()
 
 
-@pytest.mark.parametrize("allowed", sorted(set(NEEDS.values()) | {()}), ids="-".join)
+@pytest.mark.parametrize("allowed", sorted({*ALLOWED.values(), ()}), ids="-".join)
 def test_modules_import_only_what_they_need(allowed: tuple[str, ...]) -> None:
-    names = [name for name in modules() if needs(name) == allowed]
-    assert names
+    modules = [module for module in MODULES if allowed_packages(module) == allowed]
+    assert modules
     for package in allowed:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    *lacked, _ = imported(names, allowed)
-    assert lacked == []
+    *failed, _ = run_imports(modules, allowed)
+    assert failed == []
 
 
-def test_selection_and_the_commands_need_none_of_them() -> None:
-    for name in (
-        "baselines_plugin.run", "datacomp_flyt.cli.install", "datacomp_flyt.cli.train_clip",
-        "datacomp_flyt.flyt", "datacomp_flyt.mixing.m_flyt", "datacomp_flyt.pool.subset",
-        "datacomp_flyt.samplers.race", "datacomp_flyt.selection.select",
-    ):  # fmt: skip
-        assert needs(name) == ()
+def test_the_lists_name_folders_and_modules() -> None:
+    for folder, names in NONE.items():
+        for name in names:
+            assert f"datacomp_flyt.{folder}.{name}" in MODULES
+            assert allowed_packages(f"datacomp_flyt.{folder}.{name}") == ()
+    for module in (
+        "baselines_plugin.run",
+        "datacomp_flyt.cli.train_clip",
+        "datacomp_flyt.selection.select",
+    ):
+        assert module in MODULES
+        assert allowed_packages(module) == ()
+    assert allowed_packages("datacomp_flyt.scorers.hype.model") == MODELS
 
 
 def test_the_hook_imports_nothing_of_flyt() -> None:
-    """Its modules want a newer PyTorch than the one that DataComp pins."""
+    """Modules of `flyt` need a newer PyTorch than the one that DataComp pins."""
     pytest.importorskip("open_clip")
-    names = [name for name in modules() if name.startswith("datacomp_flyt.open_clip_hook")]
-    names.append("datacomp_flyt.scorers.e_flyt.images")  # which --scoring_model imports
-    assert imported(names, MODELS) == [""]
+    modules = [name for name in MODULES if name.startswith("datacomp_flyt.open_clip_hook")]
+    modules.append("datacomp_flyt.scorers.e_flyt.images")  # imported by --scoring_model
+    assert run_imports(modules, MODELS) == [""]
 
 
 def test_the_functions_of_flyt_are_not_hidden_by_modules() -> None:

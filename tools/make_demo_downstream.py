@@ -115,7 +115,7 @@ def write_tar(path: Path, shard: int, drawings: list[Drawing]) -> None:
 
 def main() -> None:
     """Read the pool's concepts, draw them, and write the set."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("--fluent_dir", type=Path, required=True, help="unpacked npm package")
     parser.add_argument("--pool_dir", type=Path, required=True, help="the demo pool")
     parser.add_argument("--out", type=Path, required=True, help="the set's folder")

@@ -364,7 +364,7 @@ def write_pool(out: Path, pairs: list[Pair], arrays: dict[str, FloatArray]) -> N
 
 def main() -> None:
     """Read the two packages, embed, print the towers' agreement, and write the pool."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("--google_dir", type=Path, required=True, help="unpacked npm package")
     parser.add_argument("--twitter_dir", type=Path, required=True, help="unpacked npm package")
     parser.add_argument("--out", type=Path, required=True, help="the pool's folder")

@@ -1,4 +1,4 @@
-"""`datacomp-flyt COMMAND`: one file of this folder a command."""
+"""The command line `datacomp-flyt COMMAND`; each command is a module of this folder."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ COMMANDS = (
     "report",
     "demo",
 )
-"""Each command is a module of this folder, imported on demand, since it may need packages that
-other commands do not. The module's docstring is the command's help; it has
-`add_arguments` and `run`.
+"""The names of the commands, which are the names of their modules.
 
-`add_arguments` also gets the command line's words, since some flags add other flags.
+A module is imported on demand, since it may need packages that other commands do not. The first
+line of its docstring is the command's help. Its `add_arguments` adds the flags to a parser; it also
+gets the words of the command line, since some flags add other flags. Its `run` calls the function
+of the command and returns the exit code.
 """
 
 
@@ -40,16 +41,18 @@ def command_module(name: str) -> ModuleType:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command; its exit code is 0, 1 where the answer is no, or one of `exits`."""
+    """Run a command. The exit code is 0, 1 if the answer is no, or one of `exits`."""
     argv = sys.argv[1:] if argv is None else argv
-    asked = next((word for word in argv if not word.startswith("-")), None)
-    with running(f"datacomp-flyt {asked}" if asked in COMMANDS else "datacomp-flyt") as command:
-        args = _parser(asked, argv).parse_args(argv)
+    requested = next((word for word in argv if not word.startswith("-")), None)
+    with running(
+        f"datacomp-flyt {requested}" if requested in COMMANDS else "datacomp-flyt"
+    ) as command:
+        args = _parser(requested, argv).parse_args(argv)
         command.flags = vars(args)
         sys.exit(command_module(args.command).run(args))
 
 
-def _parser(asked: str | None, argv: list[str]) -> argparse.ArgumentParser:
+def _parser(requested: str | None, argv: list[str]) -> argparse.ArgumentParser:
     parser = Parser(
         prog="datacomp-flyt",
         description="FLYT for DataComp. Selection itself is `python baselines.py --name m_flyt` "
@@ -58,13 +61,13 @@ def _parser(asked: str | None, argv: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"datacomp-flyt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
-        if asked not in (None, name):
+        if requested not in (None, name):
             commands.add_parser(name)
             continue
         with needs_extra():
             module = command_module(name)
         text = (module.__doc__ or "").split("\n")[0]
         command = commands.add_parser(name, help=text, description=text)
-        if name == asked:
+        if name == requested:
             module.add_arguments(command, argv)
     return parser

@@ -1,4 +1,4 @@
-"""`python -m datacomp_flyt.cli`, for where the console script is not on the path."""
+"""Runs `python -m datacomp_flyt.cli`, which is the command `datacomp-flyt`."""
 
 from datacomp_flyt.cli import main
 

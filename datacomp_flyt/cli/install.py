@@ -1,4 +1,4 @@
-"""Put the plugin's lines into a DataComp checkout, check them and the environment, or revert."""
+"""Insert the plugin's lines into a DataComp checkout, check for them, or remove them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from datacomp_flyt.datacomp.checkout_patch import check, install, load_patches, revert
+from datacomp_flyt.datacomp.checkout_patch import install, is_installed, revert
 from datacomp_flyt.datacomp.environments import heading, table, versions_here
 from datacomp_flyt.streams import say
 
@@ -17,27 +17,26 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     action.add_argument(
         "--check",
         action="store_true",
-        help="only say whether the lines are there, and which commands run in this environment",
+        help="only say whether the lines are present, and which commands run in this environment",
     )
-    action.add_argument("--revert", action="store_true", help="take the lines out again")
+    action.add_argument("--revert", action="store_true", help="remove the lines")
 
 
 def run(args: argparse.Namespace) -> int:
-    patches = load_patches()
+    """Install, check or revert; return 1 if `--check` finds no lines, else 0."""
+    directory = args.directory
     if args.check:
-        there = check(args.directory, patches)
+        installed = is_installed(directory)
         versions = versions_here()
         say(
-            f"{args.directory}: {'installed' if there else 'not installed'}",
+            f"{directory}: {'installed' if installed else 'not installed'}",
             heading(versions),
             *table(versions),
         )
-        return 0 if there else 1
+        return 0 if installed else 1
     if args.revert:
-        done = revert(args.directory, patches)
-        say(f"{args.directory}: {'reverted' if done else 'nothing to revert'}")
+        say(f"{directory}: {'reverted' if revert(directory) else 'nothing to revert'}")
         return 0
-    done = install(args.directory, patches)
-    say(f"{args.directory}: {'installed' if done else 'installed already'}")
+    say(f"{directory}: {'installed' if install(directory) else 'installed already'}")
     say("try: python baselines.py --help")
     return 0

@@ -1,15 +1,13 @@
-"""One HTML page of what was selected and why: scores, repetitions, pictures, words."""
+"""Write one HTML page on what was selected and why: scores, repetitions, pictures, words."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 
 from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.streams import say
-from datacomp_flyt.threads import default_num_workers
-
-_PENALTIES = (0.1, 0.15, 0.3, 0.6)  # the range of FLYT's Figure 3
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -21,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         required=True,
         nargs="+",
         metavar="[NAME=]FILE",
-        help="selections to compare, .npy files; named by the file where no name is given",
+        help="selections to compare, .npy files; a file without a name is called by its stem",
     )
     add(
         "--shards_dir",
@@ -33,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         "--available",
         metavar="FILE",
         help="list of the images at hand (`datacomp-flyt available`), to say how many draws have "
-        "one; not needed where a parquet of img2dataset lies beside every tar",
+        "one; not needed if a parquet of img2dataset lies beside every tar",
     )
     add(
         "--score_columns",
@@ -55,38 +53,34 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         "--repetition_penalties",
         nargs="+",
         type=float,
-        default=_PENALTIES,
         metavar="ALPHA",
         help="alphas of the counts against score (default: 0.1 0.15 0.3 0.6)",
     )
     add(
         "--max_rows",
         type=int,
-        default=200_000,
         help="about how many of the pool's examples to read scores and captions of "
-        "(default: %(default)s)",
+        "(default: 200000)",
     )
-    add(
-        "--max_tars",
-        type=int,
-        default=8,
-        help="tars to choose shown examples from (default: %(default)s)",
-    )
-    add("--examples", type=int, default=8, help="pictures in each group (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the sample (default: 0)")
-    add("--num_workers", type=int, default=default_num_workers(), help="threads")
+    add("--max_tars", type=int, help="tars to choose shown examples from (default: 8)")
+    add("--examples", type=int, help="pictures in each group (default: 8)")
+    add("--seed", type=int, help="seed of the sample (default: 0)")
+    add("--num_workers", type=int, help="threads (default: all cores)")
     add("--out", required=True, metavar="FOLDER", help="write index.html here")
     parser.set_defaults(argv=list(argv))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page.
-
-    Raises:
-        InputError: something given is wrong, or a package is missing.
-    """
+    """Write the page."""
     with needs_extra("report"):
         from datacomp_flyt.report.report import write_report
-    path = write_report(args, args.argv)
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    del given["command"]
+    path = write_report(
+        given.pop("out"),
+        subsets=given.pop("subset"),
+        command=shlex.join(["datacomp-flyt", *given.pop("argv")]),
+        **given,
+    )
     say(f"saved {path}")
     return 0

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def load_clip_model(
             model, transform, eval_transform = open_clip.create_model_and_transforms(
                 name, pretrained=tag
             )
-            tokenize = open_clip.get_tokenizer(name)
+            tokenize = _tokenizer(name, model)
         except Exception as error:  # downloads and wrong configurations raise a dozen kinds
             what = (
                 f"{model_flag} {given} makes no model"
@@ -101,11 +102,23 @@ def load_clip_model(
     return ClipModel(model, transform, tokenize, eval_transform)
 
 
+def _tokenizer(name: str, model: nn.Module) -> Callable[[list[str]], Tensor]:
+    """The model's tokenizer, at the model's context length.
+
+    get_tokenizer of open_clip 2.16.1 makes 77 tokens for every model. CoCa is left as it is: its
+    releases differ in whether the token that it appends itself is counted.
+    """
+    tokenize: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
+    if type(model) not in _PLAIN:
+        return tokenize
+    length = open_clip.get_model_config(name)["text_cfg"].get("context_length", 77)
+    return partial(tokenize, context_length=length)
+
+
 def _check_outputs(model: nn.Module, what: str) -> None:
     """Raise InputError if a model is more than two towers and a logit scale."""
     # recognised by class and bias: releases before 2.20 cannot embed one input alone
-    plain = type(model) in (open_clip.CLIP, open_clip.CustomTextCLIP)
-    if not plain or getattr(model, "logit_bias", None) is not None:
+    if type(model) not in _PLAIN or getattr(model, "logit_bias", None) is not None:
         raise InputError(
             f"{what} is more than an image tower, a text tower and a logit scale (CoCa and SigLIP "
             "are): the weighted CLIP loss has no place for that, so give a plain CLIP model"
@@ -199,6 +212,7 @@ def _as_the_model(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[s
     }
 
 
+_PLAIN = (open_clip.CLIP, open_clip.CustomTextCLIP)
 _CLIP, _TEXT = "clip_model.", "text."
 _SCALARS = {"logit_scale", "logit_bias"}
 # open_clip's older releases kept position ids and the mask, FLYT's trainer its downstream

@@ -24,10 +24,10 @@ class Patch:
     """Added lines for one known version of one file; nothing is ever changed or removed.
 
     Attributes:
-        repository, commit: where that version is from.
-        file: its path in the checkout.
-        sha256, sha256_patched: of its bytes without and with the lines.
-        insertions: the lines, in order.
+        repository, commit: the origin of that version.
+        file: the file's path in the checkout.
+        sha256, sha256_patched: the hashes of the file without and with the lines.
+        insertions: the lines, in the order of the file.
     """
 
     repository: str
@@ -38,7 +38,7 @@ class Patch:
     insertions: tuple[Insertion, ...]
 
     def applied_to(self, content: bytes) -> bytes:
-        """The file with the added lines."""
+        """Return the file with the added lines."""
         lines = content.splitlines(keepends=True)
         for insertion in reversed(self.insertions):
             added = [f"{line}\n".encode() for line in insertion.lines]
@@ -46,20 +46,20 @@ class Patch:
         return b"".join(lines)
 
     def removed_from(self, content: bytes) -> bytes:
-        """The file without the added lines."""
+        """Return the file without the added lines."""
         lines = content.splitlines(keepends=True)
-        for insertion in self.insertions:  # in file order, each moves the next to its old place
+        for insertion in self.insertions:  # each removal moves the next one to its original line
             del lines[insertion.after_line : insertion.after_line + len(insertion.lines)]
         return b"".join(lines)
 
 
 def load_patches(folder: Path | None = None) -> list[Patch]:
-    """The patches of a folder of JSON files; by default those that come with the package."""
+    """Load the patches of a folder of JSON files; by default those of the package."""
     if folder is None:
         package = Path(__file__).parents[1]
-        folder = package / "patches"  # of an installed package
+        folder = package / "patches"  # in an installed package
         if not folder.is_dir():
-            folder = package.parent / "patches"  # of a checkout
+            folder = package.parent / "patches"  # in a clone of the repository
     patches = []
     for path in sorted(folder.glob("*.json")):
         values = json.loads(path.read_text())
@@ -71,11 +71,19 @@ def load_patches(folder: Path | None = None) -> list[Patch]:
     return patches
 
 
-def install(directory: Path, patches: Sequence[Patch]) -> bool:
-    """Add the lines; False if they are there already.
+def install(directory: str | Path, *, patches: Sequence[Patch] | None = None) -> bool:
+    """Insert the plugin's lines into a DataComp checkout.
+
+    Args:
+        directory: the folder of the checkout.
+        patches: one patch for each known version of the file; by default those of the package.
+
+    Returns:
+        whether the lines were added; False if they were there already.
 
     Raises:
-        InputError: no such file, or one that is neither the known version nor patched.
+        InputError: the checkout lacks the file, or the file is neither a known version of it nor a
+            patched one.
     """
     path, patch, patched = _state(directory, patches)
     if not patched:
@@ -83,20 +91,21 @@ def install(directory: Path, patches: Sequence[Patch]) -> bool:
     return not patched
 
 
-def check(directory: Path, patches: Sequence[Patch]) -> bool:
-    """Are the lines there?
+def is_installed(directory: str | Path, *, patches: Sequence[Patch] | None = None) -> bool:
+    """Return whether the plugin's lines are in a DataComp checkout.
 
-    Raises:
-        InputError: as `install`.
+    Args and errors are those of `install`.
     """
     return _state(directory, patches)[2]
 
 
-def revert(directory: Path, patches: Sequence[Patch]) -> bool:
-    """Take the lines out, byte for byte; False if they were not there.
+def revert(directory: str | Path, *, patches: Sequence[Patch] | None = None) -> bool:
+    """Remove the plugin's lines from a DataComp checkout, which restores the file byte for byte.
 
-    Raises:
-        InputError: as `install`.
+    Args and errors are those of `install`.
+
+    Returns:
+        whether lines were removed; False if there were none.
     """
     path, patch, patched = _state(directory, patches)
     if patched:
@@ -104,8 +113,10 @@ def revert(directory: Path, patches: Sequence[Patch]) -> bool:
     return patched
 
 
-def _state(directory: Path, patches: Sequence[Patch]) -> tuple[Path, Patch, bool]:
-    """The file to patch, the patch that fits it, and whether it is in."""
+def _state(directory: str | Path, patches: Sequence[Patch] | None) -> tuple[Path, Patch, bool]:
+    """Return the file to patch, the patch that fits it, and whether it is applied."""
+    directory = Path(directory)
+    patches = load_patches() if patches is None else patches
     for patch in patches:
         path = directory / patch.file
         if path.is_file():
@@ -127,7 +138,7 @@ def _state(directory: Path, patches: Sequence[Patch]) -> tuple[Path, Patch, bool
 def _replace(path: Path, content: bytes, sha256: str) -> None:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise InputError(f"the patch for {path} is damaged: install datacomp-flyt again")
-    # imported here: it imports NumPy, which `install --check` does without
+    # imported here because it imports NumPy, and `install --check` runs without NumPy
     from datacomp_flyt.files.output_files import atomic_write
 
     mode = path.stat().st_mode

@@ -1,8 +1,7 @@
 """Checks which commands, of this package and of DataComp, run in an environment.
 
-A command has requirements, written as pip writes them but with names of modules, since DataComp's
-own are installed under several names. Nothing is imported, so it runs where packages are missing
-or broken.
+The requirements of a command have pip's form, but name modules, since DataComp's own packages are
+installed under several names. No package is imported, so that missing and broken ones are found.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from datacomp_flyt.installation import (
 )
 
 Versions = Mapping[str, str]
-"""Version by name of the module; an empty string where it is unknown. Others are not installed."""
+"""The version of each installed module by its name; an empty string if it is unknown."""
 
 HALF = "half-installed"
 """The version of a package that pip lists although its module is missing."""
 
 PAGE = "docs/environments.md"
 _REQUIREMENT = re.compile(r"(\w+)((?:[<>]=?[\d.]+,?)*)")
-# The releases of each that were built for NumPy 2 begin here.
+# The first release of each package that was built for NumPy 2.
 _FOR_NUMPY_2 = {
     "torch": "2.3", "pyarrow": "16.0", "pandas": "2.2.2", "matplotlib": "3.8.4", "cv2": "4.10",
     "sklearn": "1.4.2",
@@ -46,12 +45,12 @@ _REPORT = ("jinja2>=3.1", "matplotlib>=3.7")
 
 @dataclass(frozen=True)
 class Command:
-    """A command and what it needs.
+    """A command and its requirements.
 
     Attributes:
         name: the command, as the table shows it.
-        needs: its requirements, by module.
-        extra: the extra of this package that brings them; None for DataComp's own scripts.
+        needs: the requirements, by module.
+        extra: the extra of this package that requires them; None for DataComp's own scripts.
     """
 
     name: str
@@ -105,35 +104,36 @@ COMMANDS = (
     Command("datacomp-flyt report", (*_SELECTION, *_REPORT, *_TARS), "report"),
     Command("--engine ray", (*_SELECTION, "ray>=2.9"), "ray"),
 )
-"""`demo --quick` needs what selection does, the rest of the tour what `train` and `report` do."""
+"""`demo --quick` has the requirements of selection, `demo` those of `train` and `report`."""
 
 
 def versions_here() -> dict[str, str]:
-    """The versions of the modules that commands need, as far as they are installed."""
+    """Return the versions of the installed modules that commands need."""
     names = {name for command in COMMANDS for name in _names(command)}
-    found = {}
+    versions = {}
     for name in sorted(names):
         version = installed_version(DISTRIBUTIONS.get(name, name))
         spec = importlib.util.find_spec(name)
         # the empty folder of a removed package has a spec, but no origin
         if spec is not None and spec.origin is not None:
-            found[name] = version or ""
+            versions[name] = version or ""
         elif version is not None:
-            found[name] = HALF
-    return found
+            versions[name] = HALF
+    return versions
 
 
 def problems(
     command: Command, versions: Versions, installs: Callable[[str], str] = install_command
 ) -> list[str]:
-    """The reasons why a command does not run in an environment; none where it does.
+    """List the reasons why a command does not run in an environment; none if it runs.
 
     Args:
+        command: the command.
         versions: the versions of the environment's modules.
-        installs: the command that installs an extra of this package.
+        installs: returns the command that installs an extra of this package.
     """
     missing: list[str] = []
-    too_old: dict[str, str] = {}  # by module; of two bounds, the later one is the stricter one
+    too_old: dict[str, str] = {}  # bound by module; the last bound of a module is the strictest
     too_new: dict[str, str] = {}
     for_numpy_1: list[str] = []
     half = [DISTRIBUTIONS.get(n, n) for n in _names(command) if versions.get(n) == HALF]
@@ -173,7 +173,7 @@ def problems(
 
 
 def table(versions: Versions, installs: Callable[[str], str] = install_command) -> list[str]:
-    """Lines of a table that says for each command whether it runs, or why it does not."""
+    """Return lines of a table that says for each command that it runs, or why it does not."""
     width = max(len(command.name) for command in COMMANDS)
     lines = []
     for command in COMMANDS:
@@ -183,7 +183,7 @@ def table(versions: Versions, installs: Callable[[str], str] = install_command) 
 
 
 def heading(versions: Versions) -> str:
-    """One line that lists the environment's versions."""
+    """Return a line that lists the environment's versions."""
     main = ("numpy", "pandas", "pyarrow", "torch", "open_clip", "webdataset")
     named = [_named(name, versions) for name in main if name in versions]
     packages = ", ".join([f"Python {platform.python_version()}", *named])
@@ -195,19 +195,19 @@ def _named(name: str, versions: Versions) -> str:
 
 
 def _names(command: Command) -> list[str]:
-    """The modules that a command needs."""
+    """Return the modules that a command needs."""
     return list(dict.fromkeys(_parsed(need)[0] for need in command.needs))
 
 
 def _parsed(need: str) -> tuple[str, list[tuple[str, str]]]:
-    """Name and bounds: `a>=1,<=2` as ("a", [(">=", "1"), ("<=", "2")])."""
+    """Split a requirement: `a>=1,<=2` becomes ("a", [(">=", "1"), ("<=", "2")])."""
     match = _REQUIREMENT.fullmatch(need)
     assert match is not None, need
     return match[1], re.findall(r"([<>]=?)([\d.]+)", match[2])
 
 
 def _violates(version: str, sign: str, bound: str) -> bool:
-    """Return whether a version is outside a bound; an unknown version never is."""
+    """Return whether a version is outside a bound. An unknown version is not."""
     have, limit = release(version), release(bound)
     if not have:
         return False

@@ -118,7 +118,7 @@ def write_evaluation(
 
 def main() -> None:
     """Parse the flags and call `write_evaluation`."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("--evaluation_dir", type=Path, required=True)
     parser.add_argument("--checkpoint", nargs="+", required=True, metavar="NAME=FILE")
     parser.add_argument("--model", default=MODEL)

@@ -263,7 +263,7 @@ def write_sets(*, out: Path, pairs: int, noise: float, seed: int) -> None:
 
 def main() -> None:
     """Parse the flags and call `write_sets`."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=10_000)
     parser.add_argument("--noise", type=float, default=0.5, help="share of spoiled pairs")

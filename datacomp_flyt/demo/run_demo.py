@@ -69,6 +69,8 @@ def _quick_tour(work_dir: Path) -> DemoResult:
 
 
 def _tour(work_dir: Path, seeds: int, noise: float) -> DemoResult:
+    # first, since installing the extras below would not help an environment that is too old
+    require_training("datacomp-flyt demo without --quick")
     with needs_extra("train,report"):
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
@@ -76,7 +78,6 @@ def _tour(work_dir: Path, seeds: int, noise: float) -> DemoResult:
 
         from datacomp_flyt.demo.experiment import Experiment
         from datacomp_flyt.demo.tour import page_of, run_tour, subsets_of
-    require_training("datacomp-flyt demo without --quick")
     experiments = [Experiment(noise, seed) for seed in range(seeds)]
     figures = run_tour(work_dir, experiments)
     subsets = [path for experiment in experiments for path in subsets_of(work_dir, experiment)]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from datacomp_flyt.demo import POOL
 from datacomp_flyt.pool.pool import read_pool
-from datacomp_flyt.pool.subset import check_subset, read_subset
+from datacomp_flyt.pool.subset import check_subset_file, read_subset
 from datacomp_flyt.pool.uids import decode_uids
 from datacomp_flyt.selection.select import select
 from datacomp_flyt.streams import say
@@ -63,7 +63,7 @@ def run_selection_tour(work_dir: Path) -> tuple[list[Path], list[str]]:
         say("", f"=== {step}. {title}", f"$ {_command(method, {**options, **paths})}")
         select(method, **options, **paths)
         subsets.append(save_path)
-        report = check_subset(save_path, pool_uids)
+        report = check_subset_file(save_path, pool_uids=pool_uids)
         problems += report.problems
         say("  not valid: " + "; ".join(report.problems) if report.problems else "  valid")
         _show(save_path)

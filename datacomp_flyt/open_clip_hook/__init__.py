@@ -1,7 +1,8 @@
-"""open_clip's own trainer with weighted examples, a subset read from the original shards, or both.
+"""Replaces functions of open_clip's trainer: weighted examples, subsets of the original shards.
 
-Legend of this package: B rows of a contrastive batch over all ranks (and micro-batches, with
-`--accum-freq`), b those of one rank, D embedding, L tokens of a text, w weights.
+Symbols in this package: B is the number of rows of a contrastive batch over all ranks (and
+micro-batches, with `--accum-freq`), b the number of one rank's rows, D the embedding dimension, L
+the context length, w the weights.
 """
 
 from datacomp_flyt.open_clip_hook.hook import Hook, install_hook

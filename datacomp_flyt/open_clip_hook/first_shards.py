@@ -1,4 +1,4 @@
-"""A look at a few shards, so that what cannot work is said before training begins."""
+"""Checks a few shards, so that unusable training data are refused before training begins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.log_weights import LogWeights
-from datacomp_flyt.open_clip_hook.reading import (
+from datacomp_flyt.open_clip_hook.subset_reader import (
     Reader,
     SubsetCounts,
     check_whole,
@@ -16,10 +16,10 @@ from datacomp_flyt.open_clip_hook.reading import (
 from datacomp_flyt.tars.nothing_usable import MemberCounts, nothing_usable
 from datacomp_flyt.tars.samples import BAD_IMAGE, Skip, decode, stored_image
 
-_TRIED = 20  # shards at most; patterns of shards name missing ones, too
-_READ = 3  # of those, that can be read
-_EXAMPLES = 1_000  # of the first of these, whose weights are looked up
-_WITHOUT_UID = 10  # examples of a shard, after which it is said
+_MAX_SHARDS = 20  # shards to try; patterns of shards may also name missing ones
+_MAX_READABLE = 3  # readable shards to search for an example of the subset
+_MAX_EXAMPLES = 1_000  # examples of a shard whose weights are looked up
+_MAX_WITHOUT_UID = 10  # examples without a uid in a shard before it is refused
 
 
 def check_first_shards(
@@ -34,23 +34,25 @@ def check_first_shards(
     Args:
         read: the trainer's own function, from tars to samples.
         urls: the shards of the training data; some of them are read, spread over the list.
-        drops_empty_captions: whether the trainer leaves out samples with an empty caption.
+        subset: the subset that is trained on; None for all examples.
+        weights: the weights of the examples; None to train without weights.
+        drops_empty_captions: whether the trainer skips samples with an empty caption.
 
     Raises:
         InputError: no sample can be trained on, the subset has none of them, or weights are
             missing.
     """
-    number = min(_TRIED, len(urls))
+    num_tried = min(_MAX_SHARDS, len(urls))
     readable: list[str] = []
-    look = _Look(read, subset, drops_empty_captions)
-    for url in [urls[len(urls) * part // number] for part in range(number)]:
-        kept, found = look.kept_uids(url)
+    first_shards = _FirstShards(read, subset, drops_empty_captions)
+    for url in [urls[len(urls) * part // num_tried] for part in range(num_tried)]:
+        kept, has_others = first_shards.kept_uids(url)
         if kept and weights is not None:
             weights.check(kept, url)
         if kept:
             return
-        readable += [url] if found else []
-        if len(readable) == _READ:
+        readable += [url] if has_others else []
+        if len(readable) == _MAX_READABLE:
             break
     if readable:
         assert subset is not None
@@ -59,14 +61,14 @@ def check_first_shards(
             "shards of the pool that it was selected from"
         )
     clause = (
-        f"no example could be read of {urls[0]} and other shards ({number} of {len(urls):,} were "
-        "tried)"
+        f"no example could be read of {urls[0]} and other shards ({num_tried} of {len(urls):,} "
+        "were tried)"
     )
-    raise nothing_usable(clause, look.seen, look.reasons)
+    raise nothing_usable(clause, first_shards.seen, first_shards.reasons)
 
 
-class _Look:
-    """The samples seen in the first shards.
+class _FirstShards:
+    """The samples of the first shards.
 
     Attributes:
         seen: the members of their samples.
@@ -81,13 +83,13 @@ class _Look:
         self.seen, self.reasons = MemberCounts(), Counter[str]()
 
     def kept_uids(self, url: str) -> tuple[list[str], bool]:
-        """Some uids of a tar that will be trained on, and whether other samples could be.
+        """Return uids of a tar that will be trained on, and whether it has others.
 
         Raises:
-            InputError: its samples are whole but for the uid.
+            InputError: samples of the tar lack nothing but the uid.
         """
         kept: list[str] = []
-        found, without = False, 0
+        has_others, num_without_uid = False, 0
         for sample in self._read(iter([{"url": url}])):
             self.seen.add(sample)
             try:
@@ -98,24 +100,24 @@ class _Look:
             try:
                 uid = usable_uid(sample)
                 if self._subset is not None and not self._subset.count(uid):
-                    found = True
+                    has_others = True
                     continue
                 if not kept:  # one image that can be decoded is enough
                     decode(stored_image(sample), lambda image: None)
                 kept.append(uid)
             except Skip as skip:
                 self.reasons[skip.reason] += 1
-                without += skip.reason != BAD_IMAGE
-                if without == _WITHOUT_UID:
-                    what = skip.reason if "json" in sample else "no json beside its image"
+                num_without_uid += skip.reason != BAD_IMAGE
+                if num_without_uid == _MAX_WITHOUT_UID:
+                    reason = skip.reason if "json" in sample else "no json beside its image"
                     raise InputError(
-                        f"{url}: example {sample['__key__']} has {what}, as {without} in that "
-                        "shard: the hook joins on the uid, which DataComp's download_upstream.py "
-                        "writes"
+                        f"{url}: example {sample['__key__']} has {reason}, as have "
+                        f"{num_without_uid} examples of that shard: the hook joins on the uid, "
+                        "which DataComp's download_upstream.py writes"
                     ) from None
-            if len(kept) == _EXAMPLES:
+            if len(kept) == _MAX_EXAMPLES:
                 break
-        return kept, found
+        return kept, has_others
 
 
 def _names(urls: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Putting the hook into open_clip's trainer, and taking it out again."""
+"""Installs the hook in open_clip's trainer, and removes it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import numpy as np
 from datacomp_flyt.clip.models import known_name
 from datacomp_flyt.errors import InputError, printable
 from datacomp_flyt.files.locks import lock_outputs
-from datacomp_flyt.open_clip_hook.batches import WeighedLoader
-from datacomp_flyt.open_clip_hook.checks import check_data, check_loss, check_names
+from datacomp_flyt.open_clip_hook.batch_weights import BatchWeights
 from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
 from datacomp_flyt.open_clip_hook.log_weights import (
     LogWeights,
@@ -25,10 +24,10 @@ from datacomp_flyt.open_clip_hook.log_weights import (
     read_weights,
 )
 from datacomp_flyt.open_clip_hook.loss import WeightedClipLoss
-from datacomp_flyt.open_clip_hook.pending import PendingBatch
-from datacomp_flyt.open_clip_hook.reading import StockReader, SubsetReader, open_subset
-from datacomp_flyt.open_clip_hook.seeded import seeded_shuffles
+from datacomp_flyt.open_clip_hook.preconditions import check_data, check_loss, check_names
+from datacomp_flyt.open_clip_hook.seeded_shuffle import seeded_shuffles
 from datacomp_flyt.open_clip_hook.subset_images import count_images
+from datacomp_flyt.open_clip_hook.subset_reader import StockReader, SubsetReader, open_subset
 from datacomp_flyt.open_clip_hook.tar_blocks import BlockReader
 from datacomp_flyt.open_clip_hook.trainer import (
     HOOKED,
@@ -36,20 +35,20 @@ from datacomp_flyt.open_clip_hook.trainer import (
     find_trainer,
 )
 from datacomp_flyt.open_clip_hook.uid_columns import UidTokenizer
+from datacomp_flyt.open_clip_hook.weighted_loader import WeightedLoader
 from datacomp_flyt.pool.available import read_available
-
-MODEL = "ViT-B-32"
 
 
 class Hook:
-    """What `install_hook` put in, and whether the trainer has come by."""
+    """The replacements of the trainer's functions. Made by `install_hook`."""
 
     def __init__(
         self,
         trainer: Trainer,
-        subset: str | Path | None,
-        log_weights: LogWeights | None,
-        distinct_in_batch: bool,
+        *,
+        subset: str | Path | None = None,
+        log_weights: LogWeights | None = None,
+        distinct_in_batch: bool = False,
         shuffle_seed: int | None = None,
         available: str | Path | None = None,
     ) -> None:
@@ -58,9 +57,13 @@ class Hook:
             trainer: the trainer whose functions are replaced.
             subset: the uid subset to read; None for all examples.
             log_weights: computes the weights of a batch; None to leave the loss unchanged.
-            distinct_in_batch: no pair twice in a batch.
-            shuffle_seed: the seed of the sample shuffle; None for the trainer's, from the clock.
+            distinct_in_batch: move repeats of a pair out of a batch.
+            shuffle_seed: the seed of the sample shuffle; None for the trainer's own shuffle,
+                which is seeded by the clock.
             available: a list of the images, to count the subset's draws that have an image.
+
+        Raises:
+            InputError: the subset or the list of images cannot be read.
         """
         self.trainer = trainer
         self._shuffle_seed = shuffle_seed
@@ -68,18 +71,18 @@ class Hook:
         self._available = None if available is None else read_available(str(available))
         self._log_weights = log_weights
         self._distinct_in_batch = distinct_in_batch
-        self._pending = PendingBatch()
-        self._reads, self._weighs = False, log_weights is None
+        self._batch_weights = BatchWeights()
+        self._made_data, self._made_loss = False, log_weights is None
         self._stock: dict[tuple[ModuleType, str], Any] = {}
         self._lock = contextlib.ExitStack()
 
     @property
     def was_used(self) -> bool:
-        """Whether the trainer asked for its data, and for its loss where that is weighted."""
-        return self._reads and self._weighs
+        """Whether the trainer has made its data, and its loss if that is weighted."""
+        return self._made_data and self._made_loss
 
     def install(self) -> None:
-        """Take the place of the trainer's three functions."""
+        """Replace the trainer's functions."""
         data, main = self.trainer.data, self.trainer.main
         self._stock = {
             (data, "tarfile_to_samples_nothrow"): data.tarfile_to_samples_nothrow,
@@ -94,7 +97,7 @@ class Hook:
             setattr(main, maker, self._make_loss)
 
     def remove(self) -> None:
-        """Give the trainer its own functions back, and the folder of the run to others."""
+        """Restore the trainer's functions, and unlock the folder of the run."""
         self._lock.close()
         for (module, name), function in self._stock.items():
             setattr(module, name, function)
@@ -109,16 +112,17 @@ class Hook:
         tokenizer: Any = None,
         **others: Any,
     ) -> dict[str, Any]:
-        """The trainer's data, of which the training part is ours.
+        """Return the trainer's data, with the training data read through the hook.
 
-        Made apart, since all of it gets the same tokenizer.
+        Training and evaluation data are made by two calls, since one call gives both the same
+        tokenizer.
         """
         make = self._stock[self.trainer.main, "get_data"]
         if not args.train_data and not args.dataset_type.startswith("synthetic"):
             return dict(make(args, preprocess_fns, epoch, tokenizer, **others))
         check_data(args, self.trainer)
         self._lock.close()
-        # main() has made the folder of the run; a script that asks for data alone has none
+        # main() has made the folder of the run; a script that only makes the data has none
         if args.rank == 0 and args.name and (run := Path(args.logs) / args.name).is_dir():
             self._lock.enter_context(lock_outputs(run))
         urls, _ = self.trainer.data.expand_urls(args.train_data)
@@ -143,20 +147,20 @@ class Hook:
             data = self._read_through(
                 make, training, preprocess_fns, epoch, uid_tokenizer, **others
             )
-            data["train"].dataloader = WeighedLoader(
+            data["train"].dataloader = WeightedLoader(
                 data["train"].dataloader,
                 self._log_weights,
-                self._pending,
-                tokenizer("").shape[1],
-                args.accum_freq,
-                self._distinct_in_batch,
-                str(args.device),
+                self._batch_weights,
+                context_length=tokenizer("").shape[1],
+                accum_freq=args.accum_freq,
+                distinct_in_batch=self._distinct_in_batch,
+                device=str(args.device),
             )
-        self._reads = True
+        self._made_data = True
         return {**data, **make(evaluation, preprocess_fns, epoch, tokenizer, **others)}
 
     def _read_through(self, make: Any, *args: Any, **others: Any) -> dict[str, Any]:
-        """Data that the trainer makes while our reader is in the place of its own."""
+        """Return the data that the trainer makes while its reader is replaced."""
         host: Any = self.trainer.data
         stock = self._stock[host, "tarfile_to_samples_nothrow"]
         host.tarfile_to_samples_nothrow = SubsetReader(
@@ -177,10 +181,10 @@ class Hook:
             host.tarfile_to_samples_nothrow = _refuse_to_read
 
     def _fit_epoch(self, args: Namespace, samples: int | None) -> None:
-        """Set the length of an epoch, unless the user did, to the subset's samples in the tars.
+        """Set the length of an epoch to the subset's samples in the tars, unless the user set it.
 
-        It is the number of all draws if the samples are not known. The trainer would take the
-        pool's length.
+        If their number is not known, the length is that of the subset. The trainer would use the
+        size of the pool.
         """
         assert self._subset is not None
         if args.train_num_samples is None:
@@ -193,28 +197,29 @@ class Hook:
             )
         if not args.dataset_resampled and args.workers * args.world_size > 1:
             logging.warning(
-                "Without --dataset-resampled each data loader worker makes as many batches as the "
-                "others, of the shards that it has: pairs of a worker with few of the subset's "
-                "come more often than it says."
+                "Without --dataset-resampled all data loader workers make the same number of "
+                "batches, each from its own shards: a worker whose shards have few of the subset's "
+                "pairs repeats these more often than the subset does."
             )
 
     def _make_loss(self, args: Namespace, *others: Any, **named: Any) -> Any:
-        """The trainer's loss, or the task that it belongs to, with our loss in it."""
-        made = self._stock[self.trainer.main, self.trainer.loss_maker](args, *others, **named)
-        stock = made.loss if self.trainer.makes_tasks else made
+        """Return the weighted loss, or the trainer's task with the weighted loss in it."""
+        make = self._stock[self.trainer.main, self.trainer.loss_maker]
+        loss_or_task = make(args, *others, **named)
+        stock = loss_or_task.loss if self.trainer.makes_tasks else loss_or_task
         check_loss(args, stock, self.trainer)
-        weighted = WeightedClipLoss(stock, self._pending, self._distinct_in_batch)
-        self._weighs = True
+        weighted = WeightedClipLoss(stock, self._batch_weights, self._distinct_in_batch)
+        self._made_loss = True
         if not self.trainer.makes_tasks:
             return weighted
-        made.loss = weighted
-        return made
+        loss_or_task.loss = weighted
+        return loss_or_task
 
 
 def _refuse_to_read(*args: Any, **named: Any) -> Any:
     raise InputError(
-        "training data were opened by another way than the trainer's main: they would be neither "
-        "weighted nor a subset, so take get_data from the module of main, or remove() the hook"
+        "the training data were not opened by the trainer's main, so neither weights nor a subset "
+        "would apply: call get_data of the module of main, or remove() the hook"
     )
 
 
@@ -225,7 +230,7 @@ def install_hook(
     column: str | None = None,
     missing_value: float | None = None,
     scoring_model: str | None = None,
-    extractor_model: str = MODEL,
+    extractor_model: str = "ViT-B-32",
     extractor_checkpoint: str | None = None,
     subset: str | Path | None = None,
     available: str | Path | None = None,
@@ -234,61 +239,91 @@ def install_hook(
     shuffle_seed: int | None = None,
     allow_unknown_version: bool = False,
 ) -> Hook:
-    """Make open_clip's trainer weigh its examples, read a subset, or both.
+    """Replace functions of open_clip's trainer, so that it weighs examples or reads a subset.
 
-    Call it in every rank before the trainer's `main()`; `Hook.remove` undoes it.
+    Call this in every rank before the trainer's `main()`; `Hook.remove` undoes it. `weights`,
+    `scores` and `scoring_model` exclude each other.
 
     Args:
         weights: parquet of `uid` and a weight of at least 0, a file or a folder.
-        scores: or of `uid` and a score, whose softmax over each batch is the weight.
-        column: the column to read, if there are several numeric ones.
-        missing_value: weight or score of examples that the table lacks; None to refuse them.
-        scoring_model: or a head of E-FLYT trained on features made from images, which scores each
+        scores: parquet of `uid` and a score; the softmax of the scores over each batch gives the
+            weights.
+        column: the column of `weights` or `scores`; needed if there are several numeric ones.
+        missing_value: the weight or score of examples that are not in the table; None to refuse
+            such examples.
+        scoring_model: a head of E-FLYT trained on features made from images, which scores each
             batch.
         extractor_model, extractor_checkpoint: the model that makes these features; `flyt.pt`
             contains its own.
-        subset: a uid subset (.npy): only its examples, each as often as it says.
-        available: a list of the images (`datacomp-flyt available`), by which the subset's draws
-            that have an image are counted; their number is the length of an epoch.
-        distinct_in_batch: no pair twice in a contrastive batch.
-        model_config: a JSON file whose stem the trainer's `--model` may then name.
-        shuffle_seed: decides the sample shuffle and, in loader processes, the crops: two runs see
-            the same batches, and a resumed one those that it would have seen.
+        subset: a uid subset (.npy): only its examples are read, each as often as it is drawn.
+        available: a list of the images (`datacomp-flyt available`), used to count the subset's
+            draws that have an image; their number is the length of an epoch.
+        distinct_in_batch: move repeats of a pair out of each contrastive batch.
+        model_config: a JSON file whose stem becomes a valid `--model` of the trainer.
+        shuffle_seed: the seed of the sample shuffle and, in loader processes, of the crops: two
+            runs see the same batches, and so does a resumed run.
         allow_unknown_version: accept an unknown version of open_clip.
 
     Raises:
-        InputError: no argument asks for a change, there are two kinds of weights, a file is not
-            right, or the hook does not know the installed trainer.
+        InputError: no argument asks for a change, several kinds of weights are given, a file is
+            not valid, or the installed trainer is not supported.
     """
-    kinds = {"--weights": weights, "--scores": scores, "--scoring_model": scoring_model}
-    given = [flag for flag, value in kinds.items() if value is not None]
-    if len(given) > 1:
-        raise InputError(f"{' and '.join(given)}: weights come from one of them")
+    weighs = any(value is not None for value in (weights, scores, scoring_model))
     others = (subset, model_config, shuffle_seed)
-    if not given and not distinct_in_batch and all(value is None for value in others):
+    if not weighs and not distinct_in_batch and all(value is None for value in others):
         raise InputError(
             "nothing to do: give --weights, --scores or --scoring_model, --subset, "
             "--distinct_in_batch, --model_config, or --shuffle_seed"
         )
     if available is not None and subset is None:
-        raise InputError("--available tells which draws of --subset have an image: give that too")
+        raise InputError("--available counts the draws of --subset that have an image: give both")
+    log_weights = _make_log_weights(
+        weights=weights,
+        scores=scores,
+        column=column,
+        missing_value=missing_value,
+        scoring_model=scoring_model,
+        extractor_model=extractor_model,
+        extractor_checkpoint=extractor_checkpoint,
+    )
+    if log_weights is None and distinct_in_batch:
+        log_weights = LogWeights()
     if model_config is not None:
         known_name(model_config, "--model_config")
-    tables = {"--column": column, "--missing_value": missing_value}
-    for flag, value in tables.items():
-        if value is not None and weights is None and scores is None:
-            raise InputError(f"{flag} is for --weights or --scores: give one of them")
-
-    log_weights: LogWeights | None = None
-    if weights is not None:
-        log_weights = read_weights(weights, column, missing_value)
-    elif scores is not None:
-        log_weights = read_scores(scores, column, missing_value)
-    elif scoring_model is not None:
-        log_weights = ScoringModelWeights(scoring_model, extractor_model, extractor_checkpoint)
-    elif distinct_in_batch:
-        log_weights = LogWeights()
-    trainer = find_trainer(allow_unknown_version)
-    hook = Hook(trainer, subset, log_weights, distinct_in_batch, shuffle_seed, available)
+    hook = Hook(
+        find_trainer(allow_unknown_version),
+        subset=subset,
+        log_weights=log_weights,
+        distinct_in_batch=distinct_in_batch,
+        shuffle_seed=shuffle_seed,
+        available=available,
+    )
     hook.install()
     return hook
+
+
+def _make_log_weights(
+    *,
+    weights: str | Path | None,
+    scores: str | Path | None,
+    column: str | None,
+    missing_value: float | None,
+    scoring_model: str | None,
+    extractor_model: str,
+    extractor_checkpoint: str | None,
+) -> LogWeights | None:
+    """Return the log weights that some arguments of `install_hook` select, None without any."""
+    kinds = {"--weights": weights, "--scores": scores, "--scoring_model": scoring_model}
+    given = [flag for flag, value in kinds.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} exclude each other: give one of them")
+    for flag, value in {"--column": column, "--missing_value": missing_value}.items():
+        if value is not None and weights is None and scores is None:
+            raise InputError(f"{flag} is for --weights or --scores: give one of them")
+    if weights is not None:
+        return read_weights(weights, column, missing_value)
+    if scores is not None:
+        return read_scores(scores, column, missing_value)
+    if scoring_model is not None:
+        return ScoringModelWeights(scoring_model, extractor_model, extractor_checkpoint)
+    return None

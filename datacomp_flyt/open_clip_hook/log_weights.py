@@ -1,4 +1,4 @@
-"""Log weights of a batch: by uid from a table, or by a scoring model that looks at the batch."""
+"""Computes the log weights of a batch: from a table by uid, or with a scoring model."""
 
 from __future__ import annotations
 
@@ -25,28 +25,39 @@ from datacomp_flyt.threads import default_num_workers
 
 
 class LogWeights:
-    """log w of examples, up to a constant: the loss divides by the sum over its batch.
+    """Computes log w of examples, up to a constant: the loss divides by the sum over its batch.
 
-    This one weighs all alike.
+    This base class gives equal weights.
     """
 
     def load(self, device: str, tokenize: Any, transform: Any) -> None:
-        """Make ready, in the process that trains on `device`.
+        """Prepare for calls, in the training process.
 
         Args:
-            tokenize, transform: what makes the texts and images of the training.
+            device: the device of the training.
+            tokenize: the tokenizer of the trained model.
+            transform: the image transform of the training.
+
+        Raises:
+            InputError: the weights cannot be computed from such texts or images.
         """
 
     def check(self, uids: Sequence[str], shard: str) -> None:
-        """Raise InputError where a shard's examples have no weight."""
+        """Raise InputError if examples of a shard have no weight."""
 
     def __call__(self, uids: NDArray[np.void], images: Tensor, texts: Tensor) -> Tensor:
-        """log w [b], float32, -inf for weight 0, of uids [b], images [b, 3, H, W], texts [b, L]."""
+        """Return log w [b], float32, -inf for weight 0.
+
+        Args:
+            uids: `u8,u8` array [b].
+            images: [b, 3, H, W].
+            texts: tokens [b, L].
+        """
         return torch.zeros(len(uids))
 
 
 class TableWeights(LogWeights):
-    """Weights, or scores whose softmax over the batch they are, by uid."""
+    """Looks up weights by uid, or scores whose softmax over the batch gives the weights."""
 
     def __init__(
         self,
@@ -58,43 +69,44 @@ class TableWeights(LogWeights):
     ) -> None:
         """
         Args:
-            high, low: halves of the uids [M], sorted.
-            log_weights: of these [M].
-            missing: log weight of all others; None to refuse them.
-            name: flag and path, for messages.
+            high, low: the halves of the uids [M], sorted.
+            log_weights: the log weights of these uids [M].
+            missing: the log weight of all other uids; None to refuse them.
+            name: the flag and the path, for messages.
         """
         self._high, self._low, self._log_weights = high, low, log_weights
         self._missing, self._name = missing, name
 
     def check(self, uids: Sequence[str], shard: str) -> None:
-        self._look_up(decode_uids(pa.array(uids, pa.string())), f"the first {len(uids):,}", shard)
+        uid_array = decode_uids(pa.array(uids, pa.string()))
+        self._look_up(uid_array, f"the first {len(uids):,} examples of {shard}")
 
     def __call__(self, uids: NDArray[np.void], images: Tensor, texts: Tensor) -> Tensor:
-        return torch.from_numpy(self._look_up(uids, f"the {len(uids):,}", "a batch"))
+        return torch.from_numpy(self._look_up(uids, f"the {len(uids):,} examples of a batch"))
 
-    def _look_up(self, uids: NDArray[np.void], number: str, where: str) -> NDArray[np.float32]:
+    def _look_up(self, uids: NDArray[np.void], examples: str) -> NDArray[np.float32]:
         rows = find_uids(self._high, self._low, uids)
         log_weights = self._log_weights[rows]
         unknown_uids = np.flatnonzero(rows < 0)
         if len(unknown_uids):
             if self._missing is None:
                 raise InputError(
-                    f"{self._name} lacks {len(unknown_uids):,} of {number} examples of {where} "
+                    f"{self._name} lacks {len(unknown_uids):,} of {examples} "
                     f"({len(unknown_uids) / len(uids):.1%}; the first is "
-                    f"{format_uid(uids[unknown_uids[0]])}): weigh them too, or say what they count "
-                    "with --missing_value"
+                    f"{format_uid(uids[unknown_uids[0]])}): add them to the table, or give their "
+                    "value with --missing_value"
                 )
             log_weights[unknown_uids] = self._missing
         return log_weights
 
 
 class ScoringModelWeights(LogWeights):
-    """Softmax over the batch of the scores that E-FLYT gives to its images and texts."""
+    """Scores the batch with E-FLYT; the softmax of the scores gives the weights."""
 
     def __init__(self, scoring_model: str, model: str, checkpoint: str | None) -> None:
         """
         Args:
-            scoring_model, model, checkpoint: see `EFlytImages`, whose InputErrors are raised.
+            scoring_model, model, checkpoint: as for `EFlytImages`, whose InputErrors are raised.
         """
         from datacomp_flyt.scorers.e_flyt.images import EFlytImages
 
@@ -105,17 +117,18 @@ class ScoringModelWeights(LogWeights):
         self._scorer.load(device)
         self._device = device
         texts = ["a photo of a cat", "two words, and 3 signs!"]
-        ours, theirs = self._scorer.tokenize(texts), tokenize(texts)
-        if ours.shape != theirs.shape or not torch.equal(ours, theirs):
+        expected, given = self._scorer.tokenize(texts), tokenize(texts)
+        if expected.shape != given.shape or not torch.equal(expected, given):
             raise InputError(
-                f"{self._name} reads texts by another tokenizer, or of another length, than the "
-                "trained model: name an extractor that takes what the trained model takes"
+                f"{self._name} uses another tokenizer or another context length than the trained "
+                "model: choose an extractor with the trained model's"
             )
-        wanted, given = normalization(self._scorer.transform), normalization(transform)
-        if wanted != given:
+        scorer_stats = normalization(self._scorer.transform)
+        trainer_stats = normalization(transform)
+        if scorer_stats != trainer_stats:
             raise InputError(
-                f"{self._name} takes images normalised by mean and std {wanted} and this training "
-                f"makes {given}: name an extractor that takes what the trained model takes"
+                f"{self._name} takes images normalised by mean and std {scorer_stats} and this "
+                f"training makes {trainer_stats}: choose an extractor with the trained model's"
             )
 
     def __call__(self, uids: NDArray[np.void], images: Tensor, texts: Tensor) -> Tensor:
@@ -123,7 +136,7 @@ class ScoringModelWeights(LogWeights):
         if size != self._scorer.image_size:
             raise InputError(
                 f"{self._name} takes images of {self._scorer.image_size} and this training makes "
-                f"{size}: name an extractor that takes what the trained model takes"
+                f"{size}: choose an extractor with the trained model's"
             )
         with torch.no_grad():
             images = images.to(self._device, torch.float32)
@@ -132,7 +145,7 @@ class ScoringModelWeights(LogWeights):
 
 
 def normalization(transform: Any) -> tuple[tuple[float, ...], ...] | None:
-    """Mean and std by which a composed transform normalises images, None where it does not say."""
+    """Return mean and std of the normalisation in a composed transform, None if it has none."""
     for part in reversed(getattr(transform, "transforms", [])):
         if hasattr(part, "mean") and hasattr(part, "std"):
             return tuple(tuple(float(x) for x in values) for values in (part.mean, part.std))
@@ -140,7 +153,12 @@ def normalization(transform: Any) -> tuple[tuple[float, ...], ...] | None:
 
 
 def read_weights(path: str | Path, column: str | None, missing: float | None) -> TableWeights:
-    """Weights of a table: parquet of `uid` and one number of at least 0 each.
+    """Read a table of weights: parquet of `uid` and a number of at least 0.
+
+    Args:
+        path: a file or a folder.
+        column: the column of the weights; None for the only numeric one.
+        missing: the weight of all other examples; None to refuse them.
 
     Raises:
         InputError: no such table or column, a uid twice, a weight that is negative or not finite.
@@ -150,22 +168,27 @@ def read_weights(path: str | Path, column: str | None, missing: float | None) ->
         raise InputError(f"--missing_value is {missing}, wanted a weight: at least 0")
     high, low, weights = _read(str(path), "--weights", column)
     if (weights < 0).any():
-        wrong = np.flatnonzero(weights < 0)
+        negative = np.flatnonzero(weights < 0)
         raise InputError(
-            f"{name} has {len(wrong):,} weights below 0 (the first is of uid "
-            f"{high[wrong[0]]:016x}{low[wrong[0]]:016x}): for scores, whose softmax over the batch "
-            "is the weight, there is --scores"
+            f"{name} has {len(negative):,} weights below 0 (the first is of uid "
+            f"{high[negative[0]]:016x}{low[negative[0]]:016x}): give scores, whose softmax over "
+            "the batch is the weight, as --scores"
         )
     if not weights.any():
-        raise InputError(f"{name} is 0 for every example: there would be nothing to train on")
+        raise InputError(f"{name} is 0 for every example: give some of them a weight above 0")
     with np.errstate(divide="ignore"):  # weight 0
         logs = np.log(weights, out=weights).astype(np.float32, copy=False)
-        other = None if missing is None else float(np.log(missing))
-    return TableWeights(high, low, logs, other, name)
+        missing_log = None if missing is None else float(np.log(missing))
+    return TableWeights(high, low, logs, missing_log, name)
 
 
 def read_scores(path: str | Path, column: str | None, missing: float | None) -> TableWeights:
-    """Scores of a table, whose softmax over a batch are the weights there (FLYT, section 3.1).
+    """Read a table of scores, whose softmax over a batch gives its weights (FLYT, section 3.2).
+
+    Args:
+        path: a file or a folder.
+        column: the column of the scores; None for the only numeric one.
+        missing: the score of all other examples; None to refuse them.
 
     Raises:
         InputError: no such table or column, a uid twice, a score that is not finite.
@@ -180,7 +203,7 @@ def read_scores(path: str | Path, column: str | None, missing: float | None) -> 
 def _read(
     path: str, flag: str, column: str | None
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.floating]]:
-    """uids, sorted, and their numbers [M]."""
+    """Return the halves of the sorted uids [M], and their values [M]."""
     shards = open_file_or_folder(path, flag, default_num_workers())
     table = ScoreTable(shards, f"{flag} {path}")
     column = _column(table, column)
@@ -191,24 +214,24 @@ def _read(
     (values,) = table.read(
         [column], pool, default_num_workers(), drop_nonfinite=True, progress=False
     )
-    wrong = np.flatnonzero(~np.isfinite(values))
-    if len(wrong):
+    nonfinite = np.flatnonzero(~np.isfinite(values))
+    if len(nonfinite):
         raise InputError(
-            f"{flag} {path} has {len(wrong):,} values of {column!r} that are NaN, infinite or "
-            f"missing (the first is of uid {format_uid(pool.uids_of(wrong[:1])[0])}): mend them, "
-            "or leave those rows out and say what they count with --missing_value"
+            f"{flag} {path} has {len(nonfinite):,} values of {column!r} that are NaN, infinite or "
+            f"missing (the first is of uid {format_uid(pool.uids_of(nonfinite[:1])[0])}): repair "
+            "them, or leave out those rows and give their value with --missing_value"
         )
     return pool.high, pool.low, values
 
 
 def _column(table: ScoreTable, column: str | None) -> str:
-    """The name of the requested column, or of the only numeric one."""
+    """Return the name of the requested column, or of the only numeric one."""
     if column is None and len(table.columns) == 1:
         return table.columns[0]
     if column is None or column not in table:
-        asked = "several columns" if column is None else f"no column {column!r}"
+        problem = "several columns" if column is None else f"no column {column!r}"
         raise InputError(
-            f"{table.name} has {asked if table.columns else 'no column of numbers'} (it has "
-            f"{', '.join(table.columns) or 'none'}): name one with --column"
+            f"{table.name} has {problem if table.columns else 'no column of numbers'} (it has "
+            f"{', '.join(table.columns) or 'none'}): choose one with --column"
         )
     return column

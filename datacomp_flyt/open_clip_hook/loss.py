@@ -1,9 +1,9 @@
-"""FLYT's weighted CLIP loss (Eq. 3) out of the parts of open_clip's own ClipLoss.
+"""FLYT's weighted CLIP loss (Eq. 3), computed with the parts of open_clip's own ClipLoss.
 
-With a_ij the logits, w weights of sum 1, the loss is -sum_i w_i log(w_i e^a_ii / sum_j w_j e^a_ij)
-for images and the same for texts, halved. That is the cross entropy of the logits a_ij + log w_j in
-which class i, which is the label of row i, weighs w_i. So it differs from `ClipLoss.forward` in one
-sum and one argument, and with equal weights not in a single bit.
+Let a_ij be the logits and w weights of sum 1. The loss is the mean over images and texts of
+-sum_i w_i log(w_i e^a_ii / sum_j w_j e^a_ij), which is the cross entropy of the logits
+a_ij + log w_j with class weights w_i, where the label of row i is i. It differs from
+`ClipLoss.forward` in one sum and one argument; with equal weights it is bit-identical.
 """
 
 from __future__ import annotations
@@ -15,42 +15,41 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datacomp_flyt.open_clip_hook.pending import PendingBatch
+from datacomp_flyt.open_clip_hook.batch_weights import BatchWeights
 
-_NOTHING = -1e30  # log of weight 0: finite, so that a batch of nothing else is no NaN
-_IGNORED = -100  # label of rows that do not count: PyTorch's own
+_LOG_ZERO = -1e30  # log of weight 0; finite, so that a batch of zero weights gives no NaN
+_IGNORED = -100  # label of rows with weight 0; PyTorch's default for ignore_index
 
 
 class LoggedLosses(dict[str, Tensor]):
-    """A loss, and a number that the trainer shall log beside it.
+    """The loss, and a number for the trainer to log.
 
     The trainer adds up the `values()` and then logs all `items()`.
     """
 
     def values(self) -> list[Tensor]:  # type: ignore[override]
-        """The losses alone."""
+        """Return the losses without the number that is only logged."""
         return [value for name, value in self.items() if name.endswith("loss")]
 
 
 class WeightedClipLoss(nn.Module):
-    """Takes the place of a ClipLoss, with the weights that the loader announced."""
+    """Replaces a ClipLoss, with weights from the loader."""
 
-    _shared: Tensor  # log weights [B] of the step under way
+    _shared: Tensor  # log weights [B] of the current step
 
-    def __init__(self, stock: Any, pending: PendingBatch, distinct_in_batch: bool) -> None:
+    def __init__(self, stock: Any, batch_weights: BatchWeights, distinct_in_batch: bool) -> None:
         """
         Args:
             stock: open_clip's ClipLoss.
-            pending: what the loader said of the batch.
+            batch_weights: receives the weights of a batch from the loader.
             distinct_in_batch: give weight 0 to all but the first of a pair's copies in a batch.
         """
         super().__init__()
         self.stock: Any = stock
-        self._pending, self._distinct_in_batch = pending, distinct_in_batch
+        self._batch_weights, self._distinct_in_batch = batch_weights, distinct_in_batch
         self._world_size: int = stock.world_size
-        self._shares = (
-            stock.world_size if stock.local_loss else 1
-        )  # parts that the loss is a mean of
+        # the number of ranks whose losses are averaged
+        self._shares = stock.world_size if stock.local_loss else 1
 
     def forward(
         self,
@@ -60,10 +59,10 @@ class WeightedClipLoss(nn.Module):
         logit_bias: Tensor | None = None,
         output_dict: bool = False,
     ) -> dict[str, Tensor] | Tensor:
-        """The loss [] of features [b, D] and a logit scale [], as `ClipLoss` returns it.
+        """Return the loss [] of features [b, D] and a logit scale [], as `ClipLoss` does.
 
-        Its gradient is this rank's share as in the stock loss; its value is that of all ranks.
-        `effective_examples` is (sum w)^2 / sum w^2 over the batch.
+        Its gradient is this rank's share, as in the stock loss; its value is the loss over all
+        ranks. `effective_examples` is (sum w)^2 / sum w^2 over the batch.
         """
         rows = len(image_features)
         log_weights = self._log_weights(rows, image_features.device)
@@ -87,16 +86,16 @@ class WeightedClipLoss(nn.Module):
         return LoggedLosses(contrastive_loss=loss, effective_examples=effective)
 
     def _log_weights(self, rows: int, device: torch.device) -> Tensor:
-        """log w [B] of the batch over all ranks, of which the largest is 0."""
-        local, keys, first = self._pending.take(rows)
+        """Return log w [B] of the batch over all ranks, shifted so that the largest is 0."""
+        local, keys, first = self._batch_weights.take(rows)
         if not first:  # the same step again, with --accum-freq
             return self._shared
-        log_weights = self._gather(local.to(device, non_blocking=True)).clamp_min(_NOTHING)
+        log_weights = self._gather(local.to(device, non_blocking=True)).clamp_min(_LOG_ZERO)
         if self._distinct_in_batch:
             repeated = _repeats(self._gather(keys.to(device, non_blocking=True)))
-            self._pending.count_masked(repeated.sum())
-            log_weights = log_weights.masked_fill(repeated, _NOTHING)
-        self._shared = log_weights - log_weights.max().clamp_min(_NOTHING / 2)
+            self._batch_weights.count_masked(repeated.sum())
+            log_weights = log_weights.masked_fill(repeated, _LOG_ZERO)
+        self._shared = log_weights - log_weights.max().clamp_min(_LOG_ZERO / 2)
         return self._shared
 
     def _gather(self, values: Tensor) -> Tensor:
@@ -119,8 +118,8 @@ def _cross_entropy(
 
 
 def _repeats(keys: Tensor) -> Tensor:
-    """Which of some keys [B] were there before, in the order of rows."""
-    in_order, order = torch.sort(keys, stable=True)
-    again = torch.zeros_like(keys, dtype=torch.bool)
-    again[order[1:]] = in_order[1:] == in_order[:-1]
-    return again
+    """Return a mask [B] of the keys that occur in an earlier row."""
+    sorted_keys, order = torch.sort(keys, stable=True)
+    repeated = torch.zeros_like(keys, dtype=torch.bool)
+    repeated[order[1:]] = sorted_keys[1:] == sorted_keys[:-1]
+    return repeated

@@ -44,7 +44,7 @@ def portable_checkpoints() -> Iterator[None]:
 
 
 def without_numpy_scalars(value: Any) -> Any:
-    """The value with the NumPy scalars in its dicts, lists and tuples as Python numbers.
+    """Return the value with the NumPy scalars in its dicts, lists and tuples as Python numbers.
 
     A part without such scalars is returned uncopied, so a state dict keeps its attributes.
     """

@@ -1,4 +1,4 @@
-"""Running a trainer script, unmodified, with the hook in place."""
+"""Runs an unmodified trainer script with the hook installed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def run_script(words: Sequence[str], hook: Hook) -> None:
     """Run `SCRIPT ARGS...` or `-m MODULE ARGS...` as Python itself would.
 
     Raises:
-        InputError: no such script or module, or one that ended without using the hook.
-        SystemExit: of the script.
+        InputError: the script or module does not exist, or it ended without using the hook.
+        SystemExit: the script ended with an exit code other than 0.
     """
     accept_numpy_scalars()
     try:
@@ -38,25 +38,26 @@ def run_script(words: Sequence[str], hook: Hook) -> None:
             raise
     if not hook.was_used:
         raise InputError(
-            f"{' '.join(words[:2])} ended without training through {hook.trainer.package}: what it "
-            "trained, if anything, was neither weighted nor a subset"
+            f"{' '.join(words[:2])} ended without training through {hook.trainer.package}: a model "
+            "that it trained did not use the weights or the subset, so give a script that trains "
+            f"with {hook.trainer.package}.main"
         )
 
 
 def _run_module(words: Sequence[str], hook: Hook) -> None:
     if not words:
-        raise InputError(f"-m wants a module, such as {hook.trainer.package}.main")
+        raise InputError(f"-m needs a module, such as {hook.trainer.package}.main")
     sys.path.insert(0, os.getcwd())
     alias_packages(hook.trainer.package)
     module, *arguments = words
     if module in {f"{package}.main" for package in PACKAGES}:
         _run_main(hook, arguments)
-    elif _is_there(module):
+    elif _is_importable(module):
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
         raise InputError(
-            f"there is no module {module}: name one, such as {hook.trainer.package}.main"
+            f"there is no module {module}: give one, such as {hook.trainer.package}.main"
         )
 
 
@@ -64,7 +65,7 @@ def _run_file(words: Sequence[str], hook: Hook) -> None:
     script, *arguments = words
     if not os.path.isfile(script):
         raise InputError(
-            f"{script} is not a file: after -- comes a script such as DataComp's train.py, or -m "
+            f"{script} is not a file: give a script such as DataComp's train.py after --, or -m "
             f"{hook.trainer.package}.main"
         )
     sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
@@ -77,13 +78,13 @@ def _run_file(words: Sequence[str], hook: Hook) -> None:
 
 
 def alias_packages(package: str) -> None:
-    """Make the trainer's modules known under the name of older releases, or of newer ones.
+    """Alias the trainer's modules to the names of older releases, or of newer ones.
 
-    DataComp's train.py imports `training.main`. Both names mean the same module objects, or what
-    was put into the one would be missing in the other.
+    DataComp's train.py imports `training.main`. Both names must be the same module objects, or
+    functions replaced in one would be missing in the other.
     """
     for other in PACKAGES:
-        if other == package or _is_there(f"{other}.main"):
+        if other == package or _is_importable(f"{other}.main"):
             continue
         for name, module in list(sys.modules.items()):
             if name == package or name.startswith(f"{package}."):
@@ -91,9 +92,9 @@ def alias_packages(package: str) -> None:
 
 
 def accept_numpy_scalars() -> None:
-    """Let checkpoints be resumed in which the learning rate is a NumPy scalar.
+    """Allow torch to load checkpoints in which the learning rate is a NumPy scalar.
 
-    open_clip writes such up to 2.27; torch from 2.6 on refuses what it does not know.
+    open_clip writes such checkpoints up to 2.27; torch from 2.6 on refuses unknown types.
     """
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
         return
@@ -104,12 +105,12 @@ def accept_numpy_scalars() -> None:
 
 
 def _run_main(hook: Hook, arguments: list[str]) -> None:
-    """The trainer's own main: run as a script it would be another module than the hooked one."""
+    """Call the trainer's main; run as a script it would be another module than the hooked one."""
     sys.argv = [str(hook.trainer.main.__file__), *arguments]
     hook.trainer.main.main(arguments)
 
 
-def _is_there(module: str) -> bool:
+def _is_importable(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.open_clip_hook.reading import SubsetCounts
+from datacomp_flyt.open_clip_hook.subset_reader import SubsetCounts
 from datacomp_flyt.pool.available import Available
 from datacomp_flyt.tars.tables_beside import count_in_tables
 from datacomp_flyt.threads import default_num_workers
@@ -15,7 +15,7 @@ from datacomp_flyt.threads import default_num_workers
 def count_images(
     subset: SubsetCounts, urls: Sequence[str], available: Available | None, log: bool
 ) -> int | None:
-    """The number of samples of a subset in the training tars; None if it is not known.
+    """Return the number of samples of a subset in the training tars, None if it is not known.
 
     Args:
         subset: the subset.
@@ -29,24 +29,24 @@ def count_images(
     draws = int(subset.counts.sum(dtype="int64"))
     text = f"subset: {draws:,} draws of {len(subset):,} examples"
     if available is not None:
-        there = available.contains(subset.uids)
-        with_image = samples = int(subset.counts[there].sum(dtype="int64"))
-        where = available.name
+        has_image = available.contains(subset.uids)
+        with_image = samples = int(subset.counts[has_image].sum(dtype="int64"))
+        images = available.name
     else:
-        found = count_in_tables(urls, [subset], default_num_workers())
-        if found is None:
+        occurrences = count_in_tables(urls, [subset], default_num_workers())
+        if occurrences is None:
             if log:
                 logging.info(
                     f"{text}; how many have an image is not known: make a list of the images with "
                     "`datacomp-flyt available TARS --save_path FILE` and give it as --available"
                 )
             return None
-        with_image = int(subset.counts[found[0] > 0].sum(dtype="int64"))
-        samples = int((subset.counts * found[0]).sum(dtype="int64"))
-        where = "the training tars, by the tables beside them"
+        with_image = int(subset.counts[occurrences[0] > 0].sum(dtype="int64"))
+        samples = int((subset.counts * occurrences[0]).sum(dtype="int64"))
+        images = "the training tars, by the tables beside them"
     if not samples:
         raise InputError(
-            f"--subset {subset.path} has no example with an image in {where}: give the images of "
+            f"--subset {subset.path} has no example with an image in {images}: give the images of "
             "the pool that it was selected from"
         )
     if log:

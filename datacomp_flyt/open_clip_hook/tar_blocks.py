@@ -1,9 +1,9 @@
-"""Members of plain tars, read in large blocks: what a subset leaves out should cost little.
+"""Reads the members of plain tars in large blocks, so that skipping samples is cheap.
 
-tarfile spends 180 µs on the six headers of a pair (each file has one of its own for the time);
-headers as img2dataset and the resharder write them are read here, in a sixth of that. At any other
-header the rest of the tar, from there on, goes to webdataset's own reader, and so do damaged,
-compressed and cut-off tars: what becomes of those, and what is said of them, stays the same.
+tarfile spends 180 µs on the six headers of a pair (each file has a pax header for its time).
+Headers as img2dataset and the resharder write them are parsed here in a sixth of that. At any other
+header webdataset's own reader reads the rest of the tar, and so it does for damaged, compressed and
+truncated tars: their samples and their messages stay the same.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from datacomp_flyt.tars.samples import Sample
 Member = dict[str, Any]
 Handler = Callable[[Exception], bool]
 
-_BLOCK = 512  # bytes: tars are made of such
-_READ = 1 << 20  # bytes read at once
+_BLOCK = 512  # bytes of a tar block
+_READ = 1 << 20  # bytes of a read
 _END = bytes(_BLOCK)
 _CHECKSUM = re.compile(rb"[0-7]{6}\0 ")
 _SIZE = re.compile(rb"[0-7]{11}[\0 ]")
-_TIME = re.compile(rb"(\d+) [amc]time=\d+(?:\.\d+)?\n")  # the one pax record of a usual header
+_TIME = re.compile(rb"(\d+) [amc]time=\d+(?:\.\d+)?\n")  # the only pax record in a usual header
 
-# tarfile is strict with the first header of a file only, so put a harmless one before the rest
+# tarfile is strict with the first header of a file only, so a harmless one goes before the rest
 _FOLDER = tarfile.TarInfo(".")
 _FOLDER.type = tarfile.DIRTYPE
 _NOT_FIRST = _FOLDER.tobuf(tarfile.USTAR_FORMAT)
@@ -41,12 +41,12 @@ class BlockReader:
     def __init__(self, module: str) -> None:
         """
         Args:
-            module: the trainer's `data`; tars are opened and members grouped by its functions.
+            module: the name of the trainer's `data`, whose functions open tars and group members.
         """
         self._module = module
 
     def __call__(self, src: Iterable[Any], handler: Handler | None = None) -> Iterator[Sample]:
-        """Samples of the tars that `src` names; errors go to `handler`, or are logged."""
+        """Yield the samples of the tars in `src`; errors go to `handler`, or are logged."""
         data: Any = importlib.import_module(self._module)
         handler = handler or data.log_and_continue
         members = iter_members(data.url_opener(src, handler=handler), handler)
@@ -55,11 +55,11 @@ class BlockReader:
 
 
 def iter_members(sources: Iterable[Member], handler: Handler) -> Iterator[Member]:
-    """What webdataset's `tar_file_expander` gives: `fname`, `data` and `__url__` of each file.
+    """Yield `fname`, `data` and `__url__` of each file, as webdataset's `tar_file_expander` does.
 
     Args:
         sources: `url` and `stream` of each tar.
-        handler: says of an error whether to go on with the next tar.
+        handler: decides whether to continue with the next tar after an error.
     """
     for source in sources:
         try:
@@ -72,56 +72,56 @@ def iter_members(sources: Iterable[Member], handler: Handler) -> Iterator[Member
 
 
 class _Buffer:
-    """A stream with bytes that were read ahead."""
+    """A stream with read-ahead."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._error: Exception | None = None
-        self._bytes, self._at = b"", 0
+        self._bytes, self._position = b"", 0
 
-    def has(self, number: int) -> bool:
-        """Whether so many bytes follow."""
-        if len(self._bytes) - self._at < number:
-            self._fill(number)
-        return len(self._bytes) - self._at >= number
+    def has(self, num_bytes: int) -> bool:
+        """Return whether this number of bytes follows, after reading them into the buffer."""
+        if len(self._bytes) - self._position < num_bytes:
+            self._fill(num_bytes)
+        return len(self._bytes) - self._position >= num_bytes
 
-    def _fill(self, number: int) -> None:
-        parts = [self._bytes[self._at :]]
-        missing = number - len(parts[0])
+    def _fill(self, num_bytes: int) -> None:
+        parts = [self._bytes[self._position :]]
+        missing = num_bytes - len(parts[0])
         while missing > 0 and self._error is None:
             try:
                 part = self._stream.read(max(_READ, missing))
-            except Exception as error:  # said where tarfile would meet it
+            except Exception as error:  # raised later, where tarfile would meet it
                 self._error = error
                 break
             if not part:
                 break
             parts.append(part)
             missing -= len(part)
-        self._bytes, self._at = b"".join(parts), 0
+        self._bytes, self._position = b"".join(parts), 0
 
     def peek(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) from here on, as far as `has` made sure of them."""
-        return self._bytes[self._at + start : self._at + stop]
+        """Return bytes [start, stop) from the current position, as far as `has` has read them."""
+        return self._bytes[self._position + start : self._position + stop]
 
-    def skip(self, number: int) -> None:
-        """Leave bytes behind."""
-        self._at += number
+    def skip(self, num_bytes: int) -> None:
+        """Advance by a number of buffered bytes."""
+        self._position += num_bytes
 
     def at_end(self) -> bool:
-        """Whether nothing follows, not even an error."""
+        """Return whether neither bytes nor an error follow."""
         return not self.has(1) and self._error is None
 
     def put_back(self, content: bytes) -> None:
-        """Let this come next."""
-        self._bytes, self._at = content + self._bytes[self._at :], 0
+        """Insert bytes at the current position."""
+        self._bytes, self._position = content + self._bytes[self._position :], 0
 
     def read(self, size: int = -1) -> bytes:
-        """As a file reads."""
-        if self._at < len(self._bytes):
+        """Read like a file."""
+        if self._position < len(self._bytes):
             size = len(self._bytes) if size < 0 else size
-            part = self._bytes[self._at : self._at + size]
-            self._at += len(part)
+            part = self._bytes[self._position : self._position + size]
+            self._position += len(part)
             return part
         if self._error is not None:
             error, self._error = self._error, None
@@ -130,7 +130,7 @@ class _Buffer:
         return content
 
     def __str__(self) -> str:
-        return str(self._stream)  # webdataset puts it into messages
+        return str(self._stream)  # for webdataset's messages
 
 
 def _members_of(stream: Any, handler: Handler) -> Iterator[tuple[str, bytes]]:
@@ -154,7 +154,7 @@ def _members_of(stream: Any, handler: Handler) -> Iterator[tuple[str, bytes]]:
 
 
 def _usual_member(buffer: _Buffer) -> tuple[str, int, int] | None:
-    """Name of the next file and where its bytes are; None where tarfile should look at it."""
+    """Return name, start and stop of the next file; None if tarfile has to read it."""
     header, start = buffer.peek(0, _BLOCK), _BLOCK
     if header[156:157] == b"x":
         size = _size(header)
@@ -174,13 +174,13 @@ def _usual_member(buffer: _Buffer) -> tuple[str, int, int] | None:
 
 
 def _size(header: bytes) -> int | None:
-    """Size of a header's file; None unless the header is whole and its checksum right."""
+    """Return the size of a header's file; None if the header or its checksum is damaged."""
     if len(header) != _BLOCK or not header.isascii():
         return None
     checksum, size = header[148:156], header[124:136]
     if not _CHECKSUM.fullmatch(checksum) or not _SIZE.fullmatch(size):
         return None
-    # the low half of adler32 is 1 and the sum of all bytes, of which the checksum counts as blanks
+    # the low half of adler32 is 1 plus the sum of all bytes; the sum counts the checksum as blanks
     if (zlib.adler32(header) & 0xFFFF) - 1 != int(checksum[:6], 8) + sum(checksum) - 8 * ord(" "):
         return None
     return int(size[:11], 8)

@@ -1,9 +1,8 @@
-"""Which trainer of open_clip is installed, and is it one that the hook knows?
+"""Finds the installed trainer of open_clip, and checks that the hook supports it.
 
-The trainer offers no plugin and no flag for a loss. Three of its functions are looked up by name
-when they are called, in every version, and these are the ones that the hook takes the place of:
-`data.tarfile_to_samples_nothrow`, `main.get_data`, and `main.create_loss` (`main.create_task` from
-4.2 on).
+The trainer has no plugin interface and no flag for a loss. In every version, three of its functions
+are looked up by name when they are called, and the hook replaces these: `main.get_data`,
+`main.create_loss` (`main.create_task` from 4.2 on) and `data.tarfile_to_samples_nothrow`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from datacomp_flyt.installation import install_command
 FIRST, LAST = "2.16.1", "3.3.0"
 DEVELOPMENT = "4.2.0.dev0"
 PACKAGES = ("open_clip_train", "training")
-HOOKED = "datacomp_flyt_hook"  # set in the trainer's `data` while the hook is in
+HOOKED = "datacomp_flyt_hook"  # set in the trainer's `data` while the hook is installed
 _RENAMED = (2, 26)  # the first release with `open_clip_train`
 
 _ARGUMENTS = {
@@ -43,10 +42,10 @@ class Trainer:
     """The installed trainer.
 
     Attributes:
-        version: of open_clip_torch.
+        version: the version of open_clip_torch.
         package: `open_clip_train`, or `training` before 2.26.
-        data, main: its modules.
-        makes_tasks: from 4.2 on, where the loss belongs to a task and batches are dicts.
+        data, main: modules of the package.
+        makes_tasks: whether the loss belongs to a task and batches are dicts, as from 4.2 on.
     """
 
     version: str
@@ -57,35 +56,35 @@ class Trainer:
 
     @property
     def loss_maker(self) -> str:
-        """The function of `main` that makes the loss."""
+        """The name of the function in `main` that makes the loss."""
         return "create_task" if self.makes_tasks else "create_loss"
 
     @property
     def drops_empty_captions(self) -> bool:
-        """Whether examples with an empty caption are left out, before they are tokenised."""
+        """Whether examples with an empty caption are dropped before they are tokenised."""
         return hasattr(self.data, "FilterNonEmptyText")
 
 
 def find_trainer(allow_unknown_version: bool = False) -> Trainer:
-    """The trainer of the installed open_clip.
+    """Find the trainer of the installed open_clip.
 
     Args:
         allow_unknown_version: accept versions that were not tested; all other checks remain.
 
     Raises:
-        InputError: no open_clip or no trainer in it, a version that is not known, or functions
-            that are not those that the hook can take the place of.
+        InputError: open_clip or its trainer is missing, the version is not supported, or the
+            functions are not those that the hook can replace.
     """
     version = _version()
     if not allow_unknown_version and not _is_known(version):
         raise InputError(
-            f"open_clip_torch {version} is not known to the hook, which knows {FIRST} to {LAST} "
-            f"and {DEVELOPMENT}: install one of these, or try --allow_unknown_version"
+            f"open_clip_torch {version} is not supported by the hook, which supports {FIRST} to "
+            f"{LAST} and {DEVELOPMENT}: install one of these, or try --allow_unknown_version"
         )
     package = package_of(version)
     if not _ships_trainer(package):
         raise InputError(
-            f"the trainer of open_clip_torch {version} is not there ({package}.main): "
+            f"the trainer of open_clip_torch {version} is missing ({package}.main): "
             f"{install_command('train', 'open_clip')}"
         )
     try:
@@ -96,14 +95,14 @@ def find_trainer(allow_unknown_version: bool = False) -> Trainer:
             f"{package} cannot be imported ({error}): pip install 'open_clip_torch[training]'"
         ) from None
     if hasattr(data, HOOKED):
-        raise InputError(f"{package} has the hook already: remove() that one first")
+        raise InputError(f"the hook is already installed in {package}: remove() that one first")
     trainer = Trainer(version, package, data, main, hasattr(main, "create_task"))
     _check(trainer)
     return trainer
 
 
 def package_of(version: str) -> str:
-    """The name of the trainer's package in a release."""
+    """Return the name of the trainer's package in a release."""
     numbers = _numbers(version)
     return "training" if numbers is not None and numbers < _RENAMED else "open_clip_train"
 
@@ -111,7 +110,7 @@ def package_of(version: str) -> str:
 def _version() -> str:
     try:
         open_clip = importlib.import_module("open_clip")
-        # some releases do not say; a checkout on the path has no metadata
+        # some releases have no __version__; a checkout on the path has no metadata
         return str(getattr(open_clip, "__version__", None) or _installed_version())
     except ImportError as error:
         raise InputError(
@@ -131,7 +130,7 @@ def _is_known(version: str) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...] | None:
-    """2.16.1 as (2, 16, 1); None for what is no release."""
+    """Return 2.16.1 as (2, 16, 1); None for a version that is no release."""
     try:
         return tuple(int(part) for part in version.split("."))
     except ValueError:
@@ -139,7 +138,7 @@ def _numbers(version: str) -> tuple[int, ...] | None:
 
 
 def _ships_trainer(package: str) -> bool:
-    """`training` is a name that anybody's folder may have."""
+    """Return whether the package has the trainer; any folder may be called `training`."""
     if importlib.util.find_spec(package) is None:
         return False
     return all(importlib.util.find_spec(f"{package}.{part}") for part in ("data", "main"))
@@ -158,26 +157,27 @@ def _check(trainer: Trainer) -> None:
 
 
 def check_arguments(function: Callable[..., Any], trainer: Trainer) -> None:
-    """Raise InputError unless a function of open_clip takes what it is known to take."""
-    found = list(inspect.signature(function).parameters)
+    """Raise InputError unless a function of open_clip has the expected parameters."""
+    parameters = list(inspect.signature(function).parameters)
     name = function.__name__
-    unknown = [part for part in found if part not in (*_ARGUMENTS[name], *_LATER_ARGUMENTS)]
-    missing = [part for part in _ARGUMENTS[name] if part not in found]
+    known = {*_ARGUMENTS[name], *_LATER_ARGUMENTS}
+    unknown = [parameter for parameter in parameters if parameter not in known]
+    missing = [parameter for parameter in _ARGUMENTS[name] if parameter not in parameters]
     if unknown or missing:
         raise InputError(
-            f"{name} of open_clip_torch {trainer.version} takes ({', '.join(found)}), which the "
-            f"hook does not know: install open_clip_torch {FIRST} to {LAST}"
+            f"{name} of open_clip_torch {trainer.version} takes ({', '.join(parameters)}), which "
+            f"the hook does not support: install open_clip_torch {FIRST} to {LAST}"
         )
 
 
 def _function(trainer: Trainer, module: ModuleType, name: str) -> Callable[..., Any]:
-    found = getattr(module, name, None)
-    if not inspect.isfunction(found):
+    function = getattr(module, name, None)
+    if not inspect.isfunction(function):
         raise InputError(
             f"{module.__name__} of open_clip_torch {trainer.version} has no function {name}: "
             f"install open_clip_torch {FIRST} to {LAST}"
         )
-    return found
+    return function
 
 
 def _check_calls(
@@ -186,6 +186,6 @@ def _check_calls(
     if function.__name__ not in caller.__code__.co_names:
         raise InputError(
             f"{caller.__name__} of open_clip_torch {trainer.version} does not call "
-            f"{function.__name__}, where the hook would come in: install open_clip_torch {FIRST} "
+            f"{function.__name__}, which the hook replaces: install open_clip_torch {FIRST} "
             f"to {LAST}"
         )

@@ -69,15 +69,29 @@ def read_subset(path: str | Path) -> tuple[NDArray[np.void], NDArray[np.integer]
 
 @dataclass
 class SubsetReport:
-    """Facts on a subset, warnings, and the problems that make it unusable."""
+    """The result of checking a subset, as texts for a person to read.
+
+    Attributes:
+        facts: what the subset holds.
+        warnings: what probably is a mistake.
+        problems: the reasons why the subset cannot be used; each goes on "it ...".
+        not_checked: the checks that were left out.
+    """
 
     facts: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+
+    @property
+    def valid(self) -> bool:
+        """True if there is no problem."""
+        return not self.problems
 
 
-def check_subset(
-    path: Path,
+def check_subset_file(
+    path: str | Path,
+    *,
     pool_uids: NDArray[np.void] | None = None,
     num_samples: int | None = None,
     available: Available | None = None,

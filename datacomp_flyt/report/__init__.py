@@ -1,1 +1,1 @@
-"""One HTML page of what was selected and why."""
+"""Writes an HTML page on what was selected and why."""

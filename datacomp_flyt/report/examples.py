@@ -1,8 +1,8 @@
-"""Pictures and captions of examples that a selection takes most, takes, or never takes.
+"""Shows pictures and captions of examples that a selection draws often, sometimes or never.
 
-Figures 5 to 7 of FLYT. Which tar holds a uid is known only where img2dataset's own parquet lies
-beside the tar. So the examples come from a few tars chosen by seed, and the page says so; of those
-with a parquet, only the tars that hold a shown example are opened.
+These are figures 5 to 7 of FLYT. The tar of a uid is known only if img2dataset's parquet lies
+beside the tar. Therefore the examples come from a few tars that the seed chooses, and the page says
+so. Of the tars with a parquet, only those that hold a shown example are opened.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from datacomp_flyt.tars.uids import uids_of_tar
 from datacomp_flyt.threads import map_threads
 
 THUMBNAIL = 160
-"""Pixels, at most, of a thumbnail's longer side."""
+"""The largest size of a thumbnail's longer side, in pixels."""
 
 _MISSING = "not in its tar"
 
@@ -50,12 +50,12 @@ class Candidates:
     """Examples that can be shown.
 
     Attributes:
-        uids: `u8,u8` [n], sorted, no uid twice.
-        tar_of: which of `tars` holds each [n].
+        uids: `u8,u8` [n], sorted, without repeats.
+        tar_of: the index in `tars` of the tar that holds each uid [n].
         tars: the chosen tars.
-        all_tars: how many there are.
-        opened: which tars were opened to get the uids.
-        unreadable: what was wrong with tars that could not be read to their end.
+        all_tars: the number of the pool's tars.
+        opened: the tars that were opened to read their uids.
+        unreadable: the problems of tars that could not be read to their end.
     """
 
     uids: NDArray[np.void]
@@ -68,7 +68,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as a data URI, or why there is none; and the caption."""
+    """An image as a data URI, or the problem if there is none; and the caption."""
 
     image: str | None
     width: int
@@ -80,82 +80,94 @@ class Picture:
 def find_candidates(
     tars: Sequence[str], max_tars: int, seed: int, num_workers: int, flag: str
 ) -> Candidates:
-    """The examples of at most `max_tars` tars.
+    """Find the examples of at most `max_tars` tars.
 
     Args:
         tars: shards, as `list_shards` returns them.
-        seed: chooses the tars by their names, whatever their order.
+        max_tars: the number of tars to choose.
+        seed: chooses the tars by their names, in any order.
+        num_workers: threads.
         flag: the flag that named them, for the message.
 
     Raises:
         InputError: none of the chosen tars can be read, or none has an example with a uid.
     """
 
-    def lot(tar: str) -> bytes:
+    def hash_of_name(tar: str) -> bytes:
         return hashlib.sha256(f"{seed} {shard_name(tar)}".encode()).digest()
 
-    chosen = sorted(sorted(tars, key=lot)[:max_tars])
-    found = map_threads(
-        lambda tar: uids_of_tar(tar, with_image=False),  # a missing picture is shown as missing
+    chosen = sorted(sorted(tars, key=hash_of_name)[:max_tars])
+    contents = map_threads(
+        lambda tar: uids_of_tar(tar, with_image=False),  # the page shows a missing picture as such
         chosen,
         num_workers,
         "finding pictures",
         "tar",
     )
-    problems = [f"{tar}: {of.problem}" for tar, of in zip(chosen, found, strict=True) if of.problem]
-    for invalid in filter(None, (of.invalid for of in found)):
+    pairs = list(zip(chosen, contents, strict=True))
+    problems = [f"{tar}: {content.problem}" for tar, content in pairs if content.problem]
+    for invalid in filter(None, (content.invalid for content in contents)):
         raise InputError(f"{flag} holds the uid {invalid!r}: a uid is 32 hex digits")
-    uids = np.concatenate([of.uids for of in found])
+    uids = np.concatenate([content.uids for content in contents])
     if not len(uids):
-        said = f" ({problems[0]})" if problems else ""
-        raise InputError(f"{flag} has no example with a uid in the tars looked into{said}")
-    tar_of = np.repeat(np.arange(len(chosen)), [len(of.uids) for of in found])
+        problem = f" ({problems[0]})" if problems else ""
+        raise InputError(f"{flag} has no example with a uid in the tars looked into{problem}")
+    tar_of = np.repeat(np.arange(len(chosen)), [len(content.uids) for content in contents])
     uids, first = np.unique(uids, return_index=True)
-    opened = [tar for tar, of in zip(chosen, found, strict=True) if of.opened]
+    opened = [tar for tar, content in pairs if content.opened]
     return Candidates(uids, tar_of[first], chosen, len(tars), opened, problems)
 
 
 def choose_examples(
-    counts: NDArray[np.integer], scores: NDArray[np.floating], number: int
+    counts: NDArray[np.integer], scores: NDArray[np.floating], num_examples: int
 ) -> dict[str, NDArray[np.intp]]:
-    """Which candidates to show for a selection.
+    """Choose the candidates to show for a selection.
 
     Args:
-        counts: how often it draws each [n], in the order of uids.
-        scores: of each [n]; those without one count as lowest.
-        number: examples in each group, at most.
+        counts: the number of draws of each candidate [n], in the order of uids.
+        scores: the score of each candidate [n]; one without a score ranks lowest.
+        num_examples: the largest number of examples in a group.
 
     Returns:
-        Candidates by group: `top`, drawn most often, higher scores first where equal; `middle`,
-        around the median of those drawn; `rejected`, never drawn, at equal steps from the highest
-        score to the lowest. No example is in two groups.
+        indices of candidates by group: `top`, drawn most often, ties by the higher score; `middle`,
+        around the median of the drawn ones; `rejected`, never drawn, at equal steps from the
+        highest score to the lowest. No example is in two groups.
     """
     ranked = np.lexsort((-np.nan_to_num(scores, nan=-np.inf), -counts))
     drawn = ranked[counts[ranked] > 0]
     never = ranked[len(drawn) :]
-    rest = drawn[number:]
-    start = min(max(len(drawn) // 2 - number // 2 - number, 0), max(len(rest) - number, 0))
-    steps = np.unique(np.linspace(0, max(len(never) - 1, 0), number).round().astype(np.intp))
+    rest = drawn[num_examples:]
+    middle = len(drawn) // 2 - num_examples // 2 - num_examples
+    start = min(max(middle, 0), max(len(rest) - num_examples, 0))
+    steps = np.unique(np.linspace(0, max(len(never) - 1, 0), num_examples).round().astype(np.intp))
     return {
-        "top": drawn[:number],
-        "middle": rest[start : start + number],
+        "top": drawn[:num_examples],
+        "middle": rest[start : start + num_examples],
         "rejected": never[steps] if len(never) else never,
     }
 
 
 def read_pictures(
-    candidates: Candidates, wanted: NDArray[np.intp], num_workers: int
+    candidates: Candidates, indices: NDArray[np.intp], num_workers: int
 ) -> tuple[dict[int, Picture], list[str]]:
-    """Thumbnails and captions of some candidates, and the tars that were opened for them.
+    """Read thumbnails and captions of candidates.
+
+    Args:
+        candidates: the candidates.
+        indices: the indices of those to read; repeats are read once.
+        num_workers: threads.
+
+    Returns:
+        the pictures by index, and the tars that were opened for them.
 
     Raises:
         InputError: no candidate has a picture.
     """
-    numbers = np.unique(wanted)
-    names = encode_uids(candidates.uids[numbers]).to_pylist()
+    indices = np.unique(indices)
+    uids = encode_uids(candidates.uids[indices]).to_pylist()
     by_tar: dict[int, dict[str, int]] = {}
-    for name, number in zip(names, numbers.tolist(), strict=True):
-        by_tar.setdefault(int(candidates.tar_of[number]), {})[name] = number
+    for uid, index in zip(uids, indices.tolist(), strict=True):
+        by_tar.setdefault(int(candidates.tar_of[index]), {})[uid] = index
 
     def read(tar: int) -> dict[int, Picture]:
         return _read_tar(candidates.tars[tar], by_tar[tar])
@@ -171,26 +183,31 @@ def read_pictures(
 
 def examples_section(
     candidates: Candidates,
-    places: NDArray[np.signedinteger],
+    rows: NDArray[np.signedinteger],
     ranking: Ranking,
     selections: Sequence[Selection],
-    number: int,
+    num_examples: int,
     num_workers: int,
 ) -> dict[str, Any]:
-    """Pictures and captions: top, middle and rejected examples of each selection.
+    """Make the section of top, middle and rejected examples of each selection.
 
     Args:
-        places: where the candidates are among the examples read, -1 for none [c].
+        candidates: the examples that can be shown [c].
+        rows: the row of each candidate in `ranking.values` [c]; -1 for one that was not read.
+        ranking: the score that orders examples.
+        selections: the selections.
+        num_examples: the largest number of examples in a group.
+        num_workers: threads.
     """
-    inside = np.flatnonzero(places >= 0)
-    scores = ranking.values[places[inside]]
+    inside = np.flatnonzero(rows >= 0)
+    scores = ranking.values[rows[inside]]
     chosen = []
     for selection in selections:
         counts = selection.counts_of(candidates.uids[inside])
-        groups = choose_examples(counts, scores, number)
+        groups = choose_examples(counts, scores, num_examples)
         chosen.append((selection.name, counts, groups))
-    wanted = [inside[group] for _, _, groups in chosen for group in groups.values()]
-    pictures, opened = read_pictures(candidates, np.concatenate(wanted), num_workers)
+    shown = [inside[group] for _, _, groups in chosen for group in groups.values()]
+    pictures, opened = read_pictures(candidates, np.concatenate(shown), num_workers)
 
     def card(row: int, counts: NDArray[np.integer]) -> dict[str, Any]:
         score = float(scores[row])
@@ -220,7 +237,8 @@ def examples_section(
     }
 
 
-def _read_tar(tar: str, wanted: dict[str, int]) -> dict[int, Picture]:
+def _read_tar(tar: str, index_of: dict[str, int]) -> dict[int, Picture]:
+    """Read the pictures of a tar, given as index by uid."""
     pictures: dict[int, Picture] = {}
     problem = _MISSING
     samples = read_tar(tar)
@@ -230,16 +248,16 @@ def _read_tar(tar: str, wanted: dict[str, int]) -> dict[int, Picture]:
                 uid = stored_uid(sample)
             except Skip:
                 continue
-            if uid in wanted and wanted[uid] not in pictures:
-                pictures[wanted[uid]] = _picture(sample)
-            if len(pictures) == len(wanted):
+            if uid in index_of and index_of[uid] not in pictures:
+                pictures[index_of[uid]] = _picture(sample)
+            if len(pictures) == len(index_of):
                 break  # the rest of the tar is not needed
     except UnreadableShard as error:
         problem = f"tar cannot be read ({error})"
     finally:
         samples.close()
-    for number in wanted.values():
-        pictures.setdefault(number, Picture(None, 0, 0, "", problem))
+    for index in index_of.values():
+        pictures.setdefault(index, Picture(None, 0, 0, "", problem))
     return pictures
 
 

@@ -1,7 +1,7 @@
-"""The figures, as inline SVG: text stays text, bytes depend on nothing but the numbers.
+"""Draws the figures as inline SVG. Text stays text, and bytes depend on the numbers alone.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart; each comes with a line style and
-a hatch, so that the figures survive a printer without colour.
+The colours are those of Okabe and Ito, which colour-blind readers can tell apart. Each has a line
+style and a hatch, so that a print without colour can be read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LINE = 1.7
 
 @dataclass(frozen=True)
 class LineStyle:
-    """How one selection, or one alpha, is drawn: colour, dashes in line widths, hatch."""
+    """The style of one selection or one alpha: colour, dashes in line widths, hatch."""
 
     color: str
     dashes: tuple[float, ...]
@@ -40,13 +40,13 @@ class LineStyle:
 
     @property
     def light(self) -> str:
-        """The colour, mixed with two parts of white: hatches take no transparency."""
+        """The colour mixed with two parts of white, since hatches have no transparency."""
         parts = (int(self.color[at : at + 2], 16) for at in (1, 3, 5))
         return "#" + "".join(f"{(part + 2 * 255) // 3:02x}" for part in parts)
 
     @property
     def dash_array(self) -> str:
-        """For SVG's `stroke-dasharray`, at the line width of the figures in points."""
+        """The value of SVG's `stroke-dasharray` for the line width of the figures."""
         return " ".join(f"{_LINE * dash:g}" for dash in self.dashes) or "none"
 
 
@@ -62,7 +62,7 @@ STYLES = (
 
 
 def distribution(edges: Floats, pool: Floats, selections: Sequence[Floats], label: str) -> Markup:
-    """Shares of the pool (filled) and of each selection's draws (lines) by score."""
+    """Draw shares of the pool (filled) and of each selection's draws (lines) by score."""
     with _figure(label) as (figure, axes, svg):
         axes.stairs(100 * pool, edges, fill=True, color="#d9d9d9")
         axes.stairs(100 * pool, edges, color=POOL_COLOR, linewidth=1)
@@ -75,9 +75,8 @@ def distribution(edges: Floats, pool: Floats, selections: Sequence[Floats], labe
     return _inline(svg, f"Distribution of {label} over the pool and over each selection's draws")
 
 
-def repetitions(edges: NDArray[np.int64], examples: Floats, number: int, name: str) -> Markup:
-    """Examples by how often selection `number` draws them (Figure 2)."""
-    style = STYLES[number]
+def repetitions(edges: NDArray[np.int64], examples: Floats, style: LineStyle, name: str) -> Markup:
+    """Draw the number of examples by their number of draws in a selection (FLYT, Figure 2)."""
     with _figure(name) as (figure, axes, svg):
         shown = examples > 0
         axes.bar(
@@ -108,7 +107,7 @@ def repetitions(edges: NDArray[np.int64], examples: Floats, number: int, name: s
 
 
 def counts_by_score(scores: Floats, lines: Sequence[Floats], label: str, caption: str) -> Markup:
-    """Mean draws of an example against its score, one line each."""
+    """Draw the mean number of draws of an example against its score, one line each."""
     with _figure(label) as (figure, axes, svg):
         for style, means in zip(STYLES, lines, strict=False):
             axes.plot(scores, means, **_line(style))
@@ -120,7 +119,7 @@ def counts_by_score(scores: Floats, lines: Sequence[Floats], label: str, caption
 
 
 def by_round(lines: Sequence[Sequence[float]], caption: str) -> Markup:
-    """Shares between 0 and 1 by round, one line each; NaN leaves a gap."""
+    """Draw shares between 0 and 1 by round, one line each; NaN leaves a gap."""
     with _figure(caption) as (figure, axes, svg):
         for style, values in zip(STYLES, lines, strict=False):
             axes.plot(range(len(values)), values, marker="o", markersize=3.5, **_line(style))
@@ -132,7 +131,7 @@ def by_round(lines: Sequence[Sequence[float]], caption: str) -> Markup:
 
 
 def contributions(inputs: Sequence[Contribution]) -> Markup:
-    """Each input's contribution to the mixed score: 5% to 95% of the pool, and its median."""
+    """Draw each input's contribution to the mixed score: 5% to 95% of the pool, and its median."""
     height = 0.55 + 0.26 * len(inputs)
     with _figure("contributions", 4.6, height) as (figure, axes, svg):
         rows = np.arange(len(inputs))[::-1]
@@ -149,7 +148,7 @@ def contributions(inputs: Sequence[Contribution]) -> Markup:
 
 
 def _plain(value: float, _: float) -> str:
-    """A tick of a logarithmic axis in digits: powers would be mathematical text, which is off."""
+    """Write a tick of a logarithmic axis in digits, since mathematical text is switched off."""
     return f"{value:,.0f}" if 1 <= value < 1e6 else f"{value:g}"
 
 
@@ -162,11 +161,11 @@ def _line(style: LineStyle) -> dict[str, Any]:
 def _figure(
     name: str, width: float = _WIDTH, height: float = _HEIGHT
 ) -> Iterator[tuple[Figure, Axes, io.BytesIO]]:
-    """A figure with one set of axes under our settings, and a buffer for its SVG."""
+    """Make a figure with one set of axes under these settings, and a buffer for its SVG."""
     settings = {
         "svg.fonttype": "none",
         "svg.hashsalt": f"datacomp_flyt {name}",
-        "text.parse_math": False,  # names of columns may hold a dollar
+        "text.parse_math": False,  # names of columns may contain a dollar sign
         "font.family": "sans-serif",
         "font.size": 10.0,
         "axes.spines.top": False,
@@ -175,7 +174,7 @@ def _figure(
         "axes.formatter.useoffset": False,
     }
     with matplotlib.style.context(["default", settings]), warnings.catch_warnings():
-        # the browser brings the letters that Matplotlib's own font lacks
+        # the browser has fonts for the characters that Matplotlib's font lacks
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
         figure = Figure((width, height), layout="constrained")
         yield figure, figure.add_subplot(), io.BytesIO()
@@ -187,10 +186,10 @@ def _save(figure: Figure, svg: io.BytesIO) -> None:
 
 
 def _inline(svg: io.BytesIO, text: str) -> Markup:
-    """The svg element for a page: named for who does not see it, ids unlike other figures'."""
+    """Make the svg element for a page, with a label for screen readers and ids of its own."""
     content = svg.getvalue().decode()
     content = content[content.index("<svg") :]
-    # on a page the rule would reach everything; the page's own style has it for figures
+    # the rule would apply to the whole page; style.css.j2 has it for figures alone
     content = re.sub(
         r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", content, count=1, flags=re.S
     )

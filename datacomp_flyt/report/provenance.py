@@ -1,4 +1,4 @@
-"""What decided a report: versions, and a hash of every input file."""
+"""Records the provenance of a report: versions, and a hash of every input file."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ from datacomp_flyt.threads import map_threads
 WHOLE = "all bytes"
 FOOTER = "name, size and footer"
 
-_WHOLE_FOLDER = 64 << 20  # bytes of a folder up to which its files are hashed whole
-_TAIL = 8  # bytes at the end of a parquet file: length of the footer, and PAR1
+_TAIL = 8  # bytes at the end of a parquet file: the length of the footer, and PAR1
 _BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file that decided the report: its hash (SHA-256, hexadecimal) and what was hashed."""
+    """An input file: its size, its SHA-256 in hexadecimal, and the part that was hashed."""
 
     path: str
     size: int
@@ -39,7 +38,7 @@ class InputFile:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and the packages that shape the page."""
+    """Return the versions of Python and of the packages that shape the page."""
     return {
         "datacomp_flyt": __version__,
         "python": platform.python_version(),
@@ -51,22 +50,29 @@ def versions() -> dict[str, str]:
 
 
 def hash_file(path: str | Path) -> InputFile:
-    """A local file with the hash of its bytes. Raises InputError where it cannot be read."""
+    """Hash the bytes of a local file. Raises InputError if it cannot be read."""
     return InputFile(str(path), Path(path).stat().st_size, file_digest(path), WHOLE)
 
 
-def hash_folder(shards: Sequence[ParquetShard], num_workers: int) -> list[InputFile]:
-    """The files of a parquet folder, sorted by path.
+def hash_folder(
+    shards: Sequence[ParquetShard], num_workers: int, max_whole: int = 64 << 20
+) -> list[InputFile]:
+    """Hash the files of a parquet folder, sorted by path.
 
-    Files of a small folder are hashed whole. Of a large one, each hash is of the file's name, a
-    line feed, its size, a line feed, and the parquet footer: rows, schema, and sizes, offsets and
+    Files of a small folder are hashed whole. For a large folder, each hash covers the file's name,
+    a line feed, its size, a line feed, and the parquet footer: rows, schema, and sizes, offsets and
     statistics of every column chunk.
+
+    Args:
+        shards: the files.
+        num_workers: threads.
+        max_whole: the largest size in bytes of a folder whose files are hashed whole.
 
     Raises:
         InputError: a file cannot be read.
     """
     sizes = [_size(shard) for shard in shards]
-    whole = sum(sizes) <= _WHOLE_FOLDER
+    whole = sum(sizes) <= max_whole
 
     def hashed(item: tuple[ParquetShard, int]) -> InputFile:
         shard, size = item
@@ -91,7 +97,7 @@ def hash_folder(shards: Sequence[ParquetShard], num_workers: int) -> list[InputF
 
 
 def digest_of_all(files: Sequence[InputFile]) -> str:
-    """One hash for many files: of the lines `hash  path`, in their order."""
+    """Hash the lines `hash  path` of many files, in their order."""
     lines = "".join(f"{file.digest}  {file.path}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 

@@ -1,10 +1,9 @@
-"""The whole job: inputs, sample, numbers, figures, page."""
+"""Writes the report: reads the inputs, samples the pool, and renders the page."""
 
 from __future__ import annotations
 
-import argparse
-import shlex
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from datacomp_flyt.installation import needs_extra
 from datacomp_flyt.mixing import load_mixing_model
 from datacomp_flyt.pool.available import read_available
 from datacomp_flyt.pool.outputs import Output, check_outputs
-from datacomp_flyt.pool.parquet import open_shards
+from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.uid_search import find_uids
 from datacomp_flyt.report import sections
 from datacomp_flyt.report.page import render
@@ -28,84 +27,118 @@ from datacomp_flyt.report.selections import (
     Selection,
     check_in_pool,
     draws_with_image,
+    name_subsets,
     read_selections,
 )
 from datacomp_flyt.streams import say
 from datacomp_flyt.tars.download_keys import DownloadKeys
+from datacomp_flyt.threads import check_num_workers
 
 if TYPE_CHECKING:
     from datacomp_flyt.report.examples import Candidates
 
 PAGE = "index.html"
+PENALTIES = (0.1, 0.15, 0.3, 0.6)
+"""The range of FLYT's Figure 3."""
 
 
-def write_report(args: argparse.Namespace, argv: Sequence[str]) -> Path:
-    """Write `--out`/index.html from the flags of `datacomp-flyt report`.
+def write_report(
+    out: str | Path,
+    *,
+    metadata_dir: str,
+    subsets: Mapping[str, str | Path] | Sequence[str | Path],
+    scores_dir: str | None = None,
+    shards_dir: str | None = None,
+    available: str | None = None,
+    score_columns: Sequence[str] | None = None,
+    scoring_model: str | None = None,
+    score: str | None = None,
+    repetition_penalties: Sequence[float] = PENALTIES,
+    max_rows: int = 200_000,
+    max_tars: int = 8,
+    examples: int = 8,
+    seed: int = 0,
+    num_workers: int | None = None,
+    command: str | None = None,
+) -> Path:
+    """Write one HTML page on what was selected from a pool, and why (docs/report.md).
+
+    Args:
+        out: the folder in which index.html is written.
+        metadata_dir: the pool, a local or cloud folder of parquet files.
+        subsets: the selections to compare, 1 to 7 .npy files: by name, or a sequence of `FILE` or
+            `NAME=FILE`, where a file without a name is called by its stem.
+        scores_dir: a local or cloud folder of score tables.
+        shards_dir: the pool's tars, for pictures.
+        available: a list of the images at hand, as `datacomp-flyt available` writes it.
+        score_columns: the scores to show; by default all of `scores_dir`, and the CLIP scores of
+            the metadata.
+        scoring_model: the mixing model, `paper` or a file.
+        score: the column that orders examples; by default the mixed score of `scoring_model`, else
+            the first column.
+        repetition_penalties: alphas of Soft Cap Sampling to show draws against score for.
+        max_rows: about how many examples of the pool to read scores and captions of.
+        max_tars: the number of tars from which the examples with pictures are chosen.
+        examples: the number of pictures in each group.
+        seed: the seed of the sample.
+        num_workers: threads; by default as many as there are cores.
+        command: the text on the page that says how it was made; by default this call.
+
+    Returns:
+        the path of the page.
 
     Raises:
-        InputError: something given is wrong; no page is written then, and an older one stays.
+        InputError: an input is wrong. No page is written then, and an older one stays.
     """
-    _check_flags(args)
-    path = check_save_path(f"{args.out}/{PAGE}", "--out")
-    check_outputs([Output("--out", path.parent, (PAGE,))], vars(args))
-    model = load_mixing_model(args.scoring_model) if args.scoring_model else None
-    shards = open_shards(args.metadata_dir, "--metadata_dir", args.num_workers)
-    keys = DownloadKeys(args.shards_dir, args.num_workers) if args.shards_dir else None
-    tables = (
-        open_shards(args.scores_dir, "--scores_dir", args.num_workers, recursive=True, keys=keys)
-        if args.scores_dir
-        else []
-    )
-    names = args.score_columns or default_columns(shards, tables)
-    selections = read_selections(args.subset, args.num_workers)
-    available = read_available(args.available) if args.available else None
-    tars = _tars(args) if args.shards_dir else None
-    candidates = _candidates(args, tars) if tars else None
-    with_image = draws_with_image(selections, available, tars, args.num_workers)
-    for selection, number in zip(selections, with_image or (), strict=False):
-        say(f"{selection.name}: {number:,} of {selection.draws:,} draws have an image")
+    arguments = dict(locals())
+    _check_arguments(arguments)
+    num_workers = check_num_workers(num_workers)
+    path = check_save_path(f"{out}/{PAGE}", "--out")
+    named = name_subsets(subsets)
+    arguments |= {"out": str(out), "subsets": named}
+    flags = arguments | {"subsets": None, "subset": list(named.values())}
+    check_outputs([Output("--out", path.parent, (PAGE,))], flags)
+    model = load_mixing_model(scoring_model) if scoring_model else None
+    shards = open_shards(metadata_dir, "--metadata_dir", num_workers)
+    keys = DownloadKeys(shards_dir, num_workers) if shards_dir else None
+    tables: list[ParquetShard] = []
+    if scores_dir:
+        tables = open_shards(scores_dir, "--scores_dir", num_workers, recursive=True, keys=keys)
+    names = list(score_columns or default_columns(shards, tables))
+    selections = read_selections(named, num_workers)
+    images = read_available(available) if available else None
+    tars = _list_tars(shards_dir) if shards_dir else None
+    candidates = _candidates(tars, max_tars, seed, num_workers, shards_dir) if tars else None
+    with_image = draws_with_image(selections, images, tars, num_workers)
+    for selection, count in zip(selections, with_image or (), strict=False):
+        say(f"{selection.name}: {count:,} of {selection.draws:,} draws have an image")
     also = candidates.uids if candidates else None
-    sample = read_sample(shards, args.max_rows, args.seed, args.num_workers, also)
+    sample = read_sample(shards, max_rows, seed, num_workers, also)
     for selection in selections:
         check_in_pool(selection, sample)
-    scores, ranking = read_scores(args, sample, names, model, keys)
-    page = _page(args, argv, sample, selections, scores, ranking, candidates, with_image)
-    page["inputs"] = {
-        "metadata": hash_folder(shards, args.num_workers),
-        "scores": hash_folder(tables, args.num_workers),
-        "files": [hash_file(selection.path) for selection in selections],
-    }
-    if args.scoring_model and args.scoring_model != "paper":
-        page["inputs"]["files"].append(hash_file(args.scoring_model))
-    if available is not None:
-        available.check_unchanged()
-        page["inputs"]["files"].append(hash_file(args.available))
+    folders = {"metadata_dir": metadata_dir, "scores_dir": scores_dir}
+    scores, ranking = read_scores(
+        sample, names, model, score, **folders, num_workers=num_workers, keys=keys
+    )
+    page = _sections(sample, selections, scores, ranking, with_image, repetition_penalties, seed)
+    if candidates is not None:
+        page["examples"] = _examples(candidates, sample, ranking, selections, examples, num_workers)
+    if images is not None:
+        images.check_unchanged()
+    files = [*named.values(), *filter(None, (scoring_model, available))]
+    page |= {"command": command or _call(arguments), "seed": seed, "versions": versions()}
+    page["inputs"] = _hashes(shards, tables, files, num_workers)
     content = render(page)
     with atomic_write(path) as file:
         file.write(content.encode())
     return path
 
 
-def _tars(args: argparse.Namespace) -> list[str]:
-    # imported where there are tars to read: webdataset brings torch where that is installed
-    with needs_extra("report"):
-        from datacomp_flyt.tars.shards import list_shards
-    return list_shards(args.shards_dir, "--shards_dir")
-
-
-def _candidates(args: argparse.Namespace, tars: list[str]) -> Candidates:
-    """The examples that can be shown as pictures."""
-    with needs_extra("report"):
-        from datacomp_flyt.report.examples import find_candidates
-    flag = f"--shards_dir {args.shards_dir}"
-    return find_candidates(tars, args.max_tars, args.seed, args.num_workers, flag)
-
-
-def _check_flags(args: argparse.Namespace) -> None:
-    for flag in ("max_rows", "max_tars", "num_workers", "examples"):
-        if getattr(args, flag) < 1:
-            raise InputError(f"--{flag} is {getattr(args, flag)}, wanted 1 or more")
-    penalties = args.repetition_penalties
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    for name in ("max_rows", "max_tars", "examples"):
+        if arguments[name] < 1:
+            raise InputError(f"--{name} is {arguments[name]}, wanted 1 or more")
+    penalties = arguments["repetition_penalties"]
     if len(penalties) > sections.MOST_PENALTIES or not all(0 <= p < np.inf for p in penalties):
         raise InputError(
             f"--repetition_penalties {' '.join(f'{p:g}' for p in penalties)}: wanted at most "
@@ -113,47 +146,89 @@ def _check_flags(args: argparse.Namespace) -> None:
         )
 
 
-def _page(
-    args: argparse.Namespace,
-    argv: Sequence[str],
-    sample: PoolSample,
-    selections: list[Selection],
-    scores: dict[str, NDArray[np.floating]],
-    ranking: Ranking,
-    candidates: Candidates | None,
-    with_image: list[int] | None,
+def _hashes(
+    shards: Sequence[ParquetShard],
+    tables: Sequence[ParquetShard],
+    files: Sequence[str],
+    num_workers: int,
 ) -> dict[str, Any]:
-    """What the template shows, but for the inputs' hashes."""
+    """Hash the metadata, the score tables and the other input files."""
+    return {
+        "metadata": hash_folder(shards, num_workers),
+        "scores": hash_folder(tables, num_workers),
+        "files": [hash_file(file) for file in files if file != "paper"],
+    }
+
+
+def _call(arguments: Mapping[str, Any]) -> str:
+    """Write the call of `write_report` as Python, without the arguments that have their default."""
+    parameters = inspect.signature(write_report).parameters
+    given = [
+        repr(value) if parameter.kind is not parameter.KEYWORD_ONLY else f"{name}={value!r}"
+        for name, parameter in parameters.items()
+        if (value := arguments[name]) != parameter.default
+    ]
+    return f"datacomp_flyt.write_report({', '.join(given)})"
+
+
+def _list_tars(shards_dir: str) -> list[str]:
+    # imported only if there are tars to read: webdataset imports torch where that is installed
+    with needs_extra("report"):
+        from datacomp_flyt.tars.shards import list_shards
+    return list_shards(shards_dir, "--shards_dir")
+
+
+def _candidates(
+    tars: Sequence[str], max_tars: int, seed: int, num_workers: int, shards_dir: str | None
+) -> Candidates:
+    """Find the examples that can be shown as pictures."""
+    with needs_extra("report"):
+        from datacomp_flyt.report.examples import find_candidates
+    return find_candidates(tars, max_tars, seed, num_workers, f"--shards_dir {shards_dir}")
+
+
+def _sections(
+    sample: PoolSample,
+    selections: Sequence[Selection],
+    scores: Mapping[str, NDArray[np.floating]],
+    ranking: Ranking,
+    with_image: Sequence[int] | None,
+    repetition_penalties: Sequence[float],
+    seed: int,
+) -> dict[str, Any]:
+    """Make the sections of the page, without pictures."""
     chosen = sample.chosen
     uids = sample.pool.uids_of(np.flatnonzero(chosen))
     counts = [selection.counts_of(uids) for selection in selections]
-    ordered = ranking.values[chosen]
-    inside = {name: values[chosen] for name, values in scores.items()}
+    ranked = ranking.values[chosen]
+    columns = {name: values[chosen] for name, values in scores.items()}
     per_example = selections[0].draws / sample.rule.pool_size
-    page: dict[str, Any] = {
-        "command": shlex.join(["datacomp-flyt", *argv]),
-        "seed": args.seed,
-        "versions": versions(),
+    captions = None if sample.captions is None else sample.captions[chosen].tolist()
+    return {
         "summary": sections.summary(sample, selections, with_image),
-        "distributions": sections.distributions(inside, ordered, ranking, counts),
+        "distributions": sections.distributions(columns, ranked, ranking, counts),
         "repetitions": sections.repetitions(selections),
         "mixing": sections.mixing(ranking, chosen, counts),
-        "correlation": sections.correlation(inside, ordered, ranking),
+        "correlation": sections.correlation(columns, ranked, ranking),
         "penalties": sections.penalties(
-            *(uids, ordered, ranking.name, counts, per_example),
-            *(args.repetition_penalties, args.seed),
+            *(uids, ranked, ranking.name, counts, per_example), *(repetition_penalties, seed)
         ),
         "overlap": sections.overlap_tables(selections),
         "examples": None,
-        "words": None,
+        "words": sections.words(captions, counts, selections) if captions is not None else None,
     }
-    if sample.captions is not None:
-        page["words"] = sections.words(sample.captions[chosen].tolist(), counts, selections)
-    if candidates is not None:
-        from datacomp_flyt.report.examples import examples_section
 
-        places = find_uids(sample.pool.high, sample.pool.low, candidates.uids)
-        page["examples"] = examples_section(
-            candidates, places, ranking, selections, args.examples, args.num_workers
-        )
-    return page
+
+def _examples(
+    candidates: Candidates,
+    sample: PoolSample,
+    ranking: Ranking,
+    selections: Sequence[Selection],
+    num_examples: int,
+    num_workers: int,
+) -> sections.Section:
+    """Make the section of pictures."""
+    from datacomp_flyt.report.examples import examples_section
+
+    rows = find_uids(sample.pool.high, sample.pool.low, candidates.uids)
+    return examples_section(candidates, rows, ranking, selections, num_examples, num_workers)

@@ -1,7 +1,7 @@
-"""A sample of a pool: the examples with a low hash of (seed, uid), whatever their order or files.
+"""Samples a pool: the examples with a low hash of (seed, uid), in any order and any files.
 
-A hash of the uid picks the same examples out of the metadata, out of score tables in another order
-and out of subsets, so that nothing of the pool's length is kept but one index for each row.
+The hash selects the same examples from the metadata, from score tables in another order and from
+subsets. Therefore memory holds only one index for each row of the pool.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.streams import say
 from datacomp_flyt.threads import map_threads
 
-# Samplers take their draws from the stream of the same seed. Examples with low bits there are
-# the ones that Soft Cap Sampling draws first: no fair sample, so ours has a stream of its own.
+# Soft Cap Sampling draws first the examples that have low bits in the stream of the same seed.
+# They would not be a fair sample, so this sample has a stream of its own.
 _STREAM = 0x7265706F7274
 _CAPTION = "text"
 
 
 @dataclass(frozen=True)
 class SampleRule:
-    """Which uids are in the sample: about `max_rows` of `pool_size`, chosen by `seed`."""
+    """The rule that samples about `max_rows` of `pool_size` uids, chosen by `seed`."""
 
     max_rows: int
     pool_size: int
@@ -38,11 +38,11 @@ class SampleRule:
 
     @property
     def whole(self) -> bool:
-        """Whether the sample is the whole pool."""
+        """True if the sample is the whole pool."""
         return self.max_rows >= self.pool_size
 
     def takes(self, uids: NDArray[np.void]) -> NDArray[np.bool_]:
-        """Whether each of these uids [n] is in the sample."""
+        """Return whether each of these uids [n] is in the sample."""
         if self.whole:
             return np.ones(len(uids), np.bool_)
         bits = random_bits(stream_keys(np.ascontiguousarray(uids), self.seed ^ _STREAM), 0)
@@ -51,13 +51,14 @@ class SampleRule:
 
 @dataclass(frozen=True)
 class PoolSample:
-    """Some examples of a pool.
+    """Examples of a pool: a sample, and others that were requested by uid.
 
     Attributes:
-        rule: what chose them.
-        pool: the examples [n] in the order of their uids; its files have position -1 for others.
-        chosen: which of them are the sample [n]; the others were asked for by uid.
-        captions: of all [n], or None where the metadata has none.
+        rule: the rule of the sample.
+        pool: the examples [n] in the order of their uids; its files have position -1 for rows that
+            were not read.
+        chosen: whether each example is in the sample [n].
+        captions: the captions [n], or None if the metadata has none.
     """
 
     rule: SampleRule
@@ -80,14 +81,14 @@ def read_sample(
 
     Args:
         shards: the pool's metadata files.
-        max_rows: about so many examples; the whole pool if it has no more.
-        seed: chooses them, together with their uids.
+        max_rows: the approximate number of examples; a pool that is no larger is read whole.
+        seed: the seed of the sample.
         num_workers: threads.
-        also: uids to read besides, sorted, no uid twice; those that the pool lacks are left out.
+        also: other uids to read, sorted, without repeats; uids that the pool lacks are left out.
 
     Raises:
-        InputError: a value that is no uid, a sampled uid twice in the pool, a damaged file, or no
-            example in the sample.
+        InputError: a uid is invalid, a sampled uid is in the pool twice, a file is damaged, or the
+            sample is empty.
     """
     pool_size = sum(map(_num_in_pool, shards))
     name = "--metadata_dir"
@@ -103,15 +104,15 @@ def read_sample(
     ) -> tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.object_]]:
         row, uids, rows = 0, [np.empty(0, UID_DTYPE)], [np.empty(0, np.int64)]
         for part, _, in_pool in shard.pool_rows():
-            wanted = rule.takes(part)
+            selected = rule.takes(part)
             if len(extra) and not rule.whole:
-                wanted |= find_uids(extra_high, extra_low, part) >= 0
-            inside = np.flatnonzero(wanted if in_pool is None else wanted & in_pool)
-            uids.append(part[inside])
-            rows.append(inside + row)
+                selected |= find_uids(extra_high, extra_low, part) >= 0
+            indices = np.flatnonzero(selected if in_pool is None else selected & in_pool)
+            uids.append(part[indices])
+            rows.append(indices + row)
             row += len(part)
-        chosen = np.concatenate(rows)
-        return np.concatenate(uids), chosen, _captions(shard, chosen, with_captions)
+        rows_read = np.concatenate(rows)
+        return np.concatenate(uids), rows_read, _captions(shard, rows_read, with_captions)
 
     parts = map_threads(read, shards, num_workers, "sampling the pool")
     pa.default_memory_pool().release_unused()
@@ -120,8 +121,8 @@ def read_sample(
     uids = uids[order]
     twice = np.flatnonzero(uids[1:] == uids[:-1])
     if len(twice):
-        of_row = np.repeat(np.arange(len(shards)), [len(part[0]) for part in parts])
-        files = [shards[number].path for number in of_row[order[twice[0] : twice[0] + 2]]]
+        shard_of_row = np.repeat(np.arange(len(shards)), [len(part[0]) for part in parts])
+        files = [shards[index].path for index in shard_of_row[order[twice[0] : twice[0] + 2]]]
         raise repeated_in_pool(format_uid(uids[twice[0]]), " and ".join(sorted(files)), len(twice))
     if not len(uids):
         raise InputError("the sample of the pool holds no example: give a larger --max_rows")
@@ -140,15 +141,15 @@ def _positions(
     parts: list[tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.object_]]],
     order: NDArray[np.signedinteger],
 ) -> list[NDArray[np.signedinteger]]:
-    """For each file, where its rows are in the sorted sample; -1 for those outside."""
+    """Return for each file the positions of its rows in the sorted sample; -1 for other rows."""
     dtype = position_dtype(len(order))
     rank = np.empty(len(order), dtype)
     rank[order] = np.arange(len(order), dtype=dtype)
     positions, start = [], 0
     for shard, (uids, rows, _) in zip(shards, parts, strict=True):
-        places: NDArray[np.signedinteger] = np.full(shard.num_rows, -1, dtype)
-        places[rows] = rank[start : start + len(uids)]
-        positions.append(places)
+        of_shard: NDArray[np.signedinteger] = np.full(shard.num_rows, -1, dtype)
+        of_shard[rows] = rank[start : start + len(uids)]
+        positions.append(of_shard)
         start += len(uids)
     return positions
 
@@ -161,7 +162,7 @@ def _has_captions(shard: ParquetShard) -> bool:
 def _captions(
     shard: ParquetShard, rows: NDArray[np.int64], with_captions: bool
 ) -> NDArray[np.object_]:
-    """Captions of some rows, ascending; "" for null."""
+    """Read the captions of rows, given in ascending order; null becomes ""."""
     captions = np.full(len(rows), "", np.object_)
     if not with_captions or not len(rows):
         return captions
@@ -170,9 +171,9 @@ def _captions(
         end = int(np.searchsorted(rows, start + len(batch)))
         try:
             texts = batch.take(pa.array(rows[done:end] - start)).to_pylist()
-        except UnicodeDecodeError as error:  # Arrow reads it, and looks at it only now
+        except UnicodeDecodeError as error:  # Arrow decodes text only here
             raise InputError(
-                f"{shard.path} has captions in {_CAPTION!r} that are no UTF-8 ({error}): write it "
+                f"{shard.path} has captions in {_CAPTION!r} that are not UTF-8 ({error}): write it "
                 "again"
             ) from None
         captions[done:end] = [text or "" for text in texts]

@@ -1,8 +1,8 @@
-"""The score columns of a sample, and the score that its examples are ordered by."""
+"""Reads the score columns of a sample, and the score that orders its examples."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,11 +23,11 @@ class Ranking:
     """The score that orders examples.
 
     Attributes:
-        name: of a column, or "mixed score".
-        values: [n]; NaN where there is none.
+        name: the name of a column, or "mixed score".
+        values: the score of each example [n]; NaN for an example without one.
         model: the mixing model, if one was given, with the statistics that standardised its inputs.
         inputs: the model's columns [n] by name.
-        left_out: the model's columns that there are not.
+        left_out: the model's columns that do not exist.
     """
 
     name: str
@@ -38,76 +38,84 @@ class Ranking:
 
 
 def default_columns(shards: list[ParquetShard], tables: list[ParquetShard]) -> list[str]:
-    """All columns of score tables, and the metadata's CLIP scores where these lack them."""
+    """Return all columns of the score tables, and the CLIP scores that only the metadata have.
+
+    Raises:
+        InputError: there is no score.
+    """
     table, metadata = ScoreTable(tables, ""), ScoreTable(shards, "").columns
-    # a published column of another type than numbers is refused when it is read, not passed over
-    there = {*table.columns, *(name for name in PUBLISHED_COLUMNS if name in table)}
-    there |= {
+    # a published column that does not hold numbers is kept here, so that reading refuses it
+    names = {*table.columns, *(name for name in PUBLISHED_COLUMNS if name in table)}
+    names |= {
         name
         for name, column in METADATA_COLUMN_OF.items()
         if column in metadata and column not in table
     }
-    if not there:
+    if not names:
         raise InputError(
             "there is no score to report on: give --scores_dir, or --score_columns of the metadata"
         )
-    known = [name for name in PUBLISHED_COLUMNS if name in there]
-    return known + sorted(there - set(known))  # not in the order of files
+    published = [name for name in PUBLISHED_COLUMNS if name in names]
+    return published + sorted(names - set(published))  # whatever the order of the files
 
 
 def read_scores(
-    args: argparse.Namespace,
     sample: PoolSample,
-    names: list[str],
+    names: Sequence[str],
     model: LinearMixingModel | None,
+    score: str | None,
+    *,
+    metadata_dir: str | None,
+    scores_dir: str | None,
+    num_workers: int,
     keys: DownloadKeys | None = None,
 ) -> tuple[dict[str, NDArray[np.floating]], Ranking]:
-    """Columns [n] by name, and the score that orders examples; NaN where an example has none.
+    """Read columns [n] by name, and the score that orders examples; NaN if an example has none.
 
     Args:
-        args: `metadata_dir`, `scores_dir`, `score` and `num_workers` of the flags.
         sample: the sample of examples.
         names: columns to show.
         model: the mixing model, if one was given; its columns that do not exist are left out.
+        score: the column that orders examples; None for the mixed score, else the first column.
+        metadata_dir, scores_dir: the folders of the metadata and of score tables, if given.
+        num_workers: threads.
         keys: looks up the uids of score tables that have img2dataset's keys instead.
 
     Raises:
         InputError: a column does not exist, has no finite value, or has two for an example.
     """
-    places = (args.metadata_dir, args.scores_dir, args.num_workers)
-    columns = Columns(sample.pool, *places, True, True, keys=keys)
-    otherwise = "leave it out of --score_columns"
-    names = columns.find(names, otherwise=otherwise)
-    wanted = columns.find([args.score]) if args.score else []
+    columns = Columns(sample.pool, metadata_dir, scores_dir, num_workers, True, True, keys=keys)
+    names = columns.find(names, otherwise="leave it out of --score_columns")
+    more = columns.find([score]) if score else []
     left_out: tuple[str, ...] = ()
     if model is not None:
         mixed = columns.find(model.columns, allow_missing=True)
         left_out = tuple(name for name in model.columns if name not in mixed)
-        wanted += mixed
+        more += mixed
         model = model.restricted_to(mixed)
-    every = list(dict.fromkeys([*names, *wanted]))
-    read = dict(zip(every, columns.read(every), strict=True))
+    all_names = list(dict.fromkeys([*names, *more]))
+    read = dict(zip(all_names, columns.read(all_names), strict=True))
     for name, values in read.items():
         if not np.isfinite(values[sample.chosen]).any():
             raise InputError(f"column {name!r} has no finite value in the sample: leave it out")
     if model is None:
-        name = args.score or names[0]
+        name = score or names[0]
         ranking = Ranking(name, read[name])
     else:
         values, model = _mixed(model, read, sample)
         inputs = {name: read[name] for name in model.columns}
         ranking = Ranking("mixed score", values, model, inputs, left_out)
-        if args.score:
-            ranking = replace(ranking, name=args.score, values=read[args.score])
+        if score:
+            ranking = replace(ranking, name=score, values=read[score])
     return {name: read[name] for name in names}, ranking
 
 
 def _mixed(
     model: LinearMixingModel, read: dict[str, NDArray[np.floating]], sample: PoolSample
 ) -> tuple[NDArray[np.float64], LinearMixingModel]:
-    """Mixed scores [n]; statistics that the model does not bring are the sample's."""
+    """Compute mixed scores [n]; a model without statistics is standardised over the sample."""
     columns = [read[name] for name in model.columns]
     if model.standardize and (model.means is None or model.stds is None):
-        # not those of all rows read: examples with pictures were asked for by uid
+        # rows that were read for their pictures do not count
         _, model = mix(model, [values[sample.chosen] for values in columns])
     return mix(model, columns)

@@ -1,4 +1,4 @@
-"""The page's sections: numbers and figures for the template, one function each."""
+"""Makes the sections of the page, numbers and figures for the template, by one function each."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from datacomp_flyt.report.words import PRIOR_WORDS, count_words, word_odds
 from datacomp_flyt.samplers import soft_cap_counts
 
 MOST_PENALTIES = len(figures.STYLES)
-_WORDS = 15  # rows of each table of words
-_LEAST_Z = 1.0  # nearer to 0, a word is as frequent as chance makes it
+_WORDS = 15  # rows of a table of words
+_LEAST_Z = 1.0  # words with |z| below this are left out
 
 Counts = Sequence[NDArray[np.integer]]
-"""How often each selection draws the sampled examples [n]."""
+"""For each selection, the number of draws of each sampled example [n]."""
 
 Section = dict[str, Any]
 
@@ -28,9 +28,11 @@ Section = dict[str, Any]
 def summary(
     sample: PoolSample, selections: Sequence[Selection], with_image: Sequence[int] | None
 ) -> Section:
-    """Numbers on each selection, counted over all of it.
+    """Make the table of selections, counted over all of their draws.
 
     Args:
+        sample: the sample of the pool.
+        selections: the selections.
         with_image: the number of each selection's draws that have an image; None if not known.
     """
     size = sample.rule.pool_size
@@ -45,14 +47,14 @@ def summary(
                 "name": selection.name,
                 "path": selection.path,
                 "draws": selection.draws,
-                "with_image": number,
+                "with_image": images,
                 "distinct": selection.distinct,
                 "effective": selection.effective,
                 "share": selection.distinct / size,
                 "most": selection.most,
                 "style": style,
             }
-            for selection, style, number in zip(
+            for selection, style, images in zip(
                 selections, figures.STYLES, with_image or [0] * len(selections), strict=False
             )
         ],
@@ -61,19 +63,19 @@ def summary(
 
 def distributions(
     columns: dict[str, NDArray[np.floating]],
-    ordered: NDArray[np.floating],
+    ranked: NDArray[np.floating],
     ranking: Ranking,
     counts: Counts,
 ) -> list[Section]:
-    """Each column, and the mixed score, over the pool and over each selection's draws."""
+    """Make histograms of each column and the mixed score, over the pool and the draws."""
     if ranking.name not in columns:
-        columns = {ranking.name: ordered} | columns
-    found = []
+        columns = {ranking.name: ranked} | columns
+    histograms = []
     for name, values in columns.items():
         edges = statistics.bin_edges(values)
         pool, mean = statistics.weighted_histogram(values, np.ones(len(values)), edges)
         drawn = [statistics.weighted_histogram(values, weights, edges) for weights in counts]
-        found.append(
+        histograms.append(
             {
                 "name": name,
                 "figure": figures.distribution(edges, pool, [shares for shares, _ in drawn], name),
@@ -82,16 +84,16 @@ def distributions(
                 "without": int(np.count_nonzero(~np.isfinite(values))),
             }
         )
-    return found
+    return histograms
 
 
 def repetitions(selections: Sequence[Selection]) -> list[Section]:
-    """Figure 2, counted over all of each selection."""
-    found = []
-    for number, selection in enumerate(selections):
+    """Make histograms of repetitions (FLYT, Figure 2), counted over all draws."""
+    histograms = []
+    for selection, style in zip(selections, figures.STYLES, strict=False):
         edges, examples = statistics.repetition_histogram(selection.counts)
-        figure = figures.repetitions(edges, examples, number, selection.name)
-        found.append(
+        figure = figures.repetitions(edges, examples, style, selection.name)
+        histograms.append(
             {
                 "name": selection.name,
                 "figure": figure,
@@ -101,18 +103,18 @@ def repetitions(selections: Sequence[Selection]) -> list[Section]:
                 "spans": bool(np.diff(edges).max() > 1),
             }
         )
-    return found
+    return histograms
 
 
 def mixing(ranking: Ranking, chosen: NDArray[np.bool_], counts: Counts) -> Section | None:
-    """Weights, statistics and contributions of the mixing model's inputs (Table 2)."""
+    """Make the table of the mixing model's inputs: weights, statistics and contributions."""
     model = ranking.model
     if model is None:
         return None
     inputs = []
-    for number, (name, weight) in enumerate(zip(model.columns, model.weights, strict=True)):
-        mean = model.means[number] if model.means and model.standardize else 0.0
-        std = model.stds[number] if model.stds and model.standardize else 1.0
+    for index, (name, weight) in enumerate(zip(model.columns, model.weights, strict=True)):
+        mean = model.means[index] if model.means and model.standardize else 0.0
+        std = model.stds[index] if model.stds and model.standardize else 1.0
         values = ranking.inputs[name][chosen]
         inputs.append(statistics.contribution(name, values, counts, weight, mean, std))
     inputs.sort(key=lambda item: (-abs(item.weight), item.column))
@@ -125,42 +127,46 @@ def mixing(ranking: Ranking, chosen: NDArray[np.bool_], counts: Counts) -> Secti
 
 
 def correlation(
-    columns: dict[str, NDArray[np.floating]], ordered: NDArray[np.floating], ranking: Ranking
+    columns: dict[str, NDArray[np.floating]], ranked: NDArray[np.floating], ranking: Ranking
 ) -> Section:
-    """Pearson's correlations of the columns, and of the mixed score with them."""
+    """Compute Pearson's correlations of the columns and the mixed score."""
     if ranking.name not in columns:
-        columns = columns | {ranking.name: ordered}
+        columns = columns | {ranking.name: ranked}
     return {"names": list(columns), "values": statistics.correlations(list(columns.values()))}
 
 
 def penalties(
     uids: NDArray[np.void],
-    ordered: NDArray[np.floating],
+    ranked: NDArray[np.floating],
     name: str,
     counts: Counts,
     per_example: float,
     repetition_penalties: Sequence[float],
     seed: int,
 ) -> Section:
-    """Counts against score: Soft Cap Sampling of the sample for several alphas, and as selected.
+    """Make draws against score: as selected, and by Soft Cap Sampling for several alphas.
 
-    Draws per example stay those of the pool, so that the sampler runs to the same log time, and an
-    example of some score is drawn as often as it would be there.
+    The number of draws per example is that of the pool, so that an example of some score is drawn
+    as often in the sample as it would be in the pool.
 
     Args:
-        uids, ordered: of the sampled examples [n], and their score, called `name`.
-        per_example: draws per example of the pool.
-        seed: of the sampler.
+        uids: the uids of the sampled examples [n].
+        ranked: the scores of these examples [n].
+        name: the name of the score.
+        counts: the draws of each selection.
+        per_example: the number of draws per example of the pool.
+        repetition_penalties: the alphas.
+        seed: the seed of the sampler.
     """
-    finite = np.isfinite(ordered)
-    uids, ordered = uids[finite], ordered[finite]
-    num_samples = max(round(per_example * len(ordered)), 1)
+    finite = np.isfinite(ranked)
+    uids, ranked = uids[finite], ranked[finite]
+    num_samples = max(round(per_example * len(ranked)), 1)
     simulated = [
-        soft_cap_counts(ordered, uids, num_samples, penalty, seed)
+        soft_cap_counts(ranked, uids, num_samples, penalty, seed)
         for penalty in repetition_penalties
     ]
-    scores, means = statistics.mean_by_score(ordered, simulated)
-    _, selected = statistics.mean_by_score(ordered, [drawn[finite] for drawn in counts])
+    scores, means = statistics.mean_by_score(ranked, simulated)
+    _, selected = statistics.mean_by_score(ranked, [drawn[finite] for drawn in counts])
     rows = []
     for penalty, drawn, style in zip(repetition_penalties, simulated, figures.STYLES, strict=False):
         squares = float(np.square(drawn, dtype=np.float64).sum())
@@ -177,7 +183,7 @@ def penalties(
     return {
         "name": name,
         "draws": num_samples,
-        "examples": len(ordered),
+        "examples": len(ranked),
         "per_example": per_example,
         "rows": rows,
         "simulated": figures.counts_by_score(
@@ -190,7 +196,7 @@ def penalties(
 
 
 def overlap_tables(selections: Sequence[Selection]) -> Section | None:
-    """What the selections have in common, counted over all of them; None for a single one."""
+    """Compute what the selections have in common, over all draws; None for a single selection."""
     if len(selections) < 2:
         return None
     draws, distinct = overlap(selections)
@@ -199,7 +205,7 @@ def overlap_tables(selections: Sequence[Selection]) -> Section | None:
 
 
 def words(captions: Sequence[str], counts: Counts, selections: Sequence[Selection]) -> Section:
-    """Words that each selection takes more, and less, often than the pool has them."""
+    """Make tables of words that each selection draws more and less often than the pool has them."""
     counted = count_words(captions)
     tables = []
     for drawn, selection in zip(counts, selections, strict=True):

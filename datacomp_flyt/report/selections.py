@@ -1,8 +1,8 @@
-"""The subsets that a report compares: how often each draws which examples."""
+"""The subsets that a report compares, and how often each draws which examples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,20 +19,20 @@ from datacomp_flyt.tars.tables_beside import count_in_tables
 from datacomp_flyt.threads import map_threads
 
 MOST_SELECTIONS = 7
-"""As many as there are colours that all readers can tell apart."""
+"""The number of colours that all readers can tell apart."""
 
 Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A subset under a name.
+    """A subset with a name.
 
     Attributes:
-        name: of the flag, or the file's stem.
-        path: of the .npy file.
+        name: the name in the report.
+        path: the .npy file.
         high, low: the halves of its distinct uids, uint64 [n], sorted as pairs.
-        counts: how often each is drawn [n].
+        counts: the number of draws of each uid [n].
     """
 
     name: str
@@ -43,46 +43,59 @@ class Selection:
 
     @property
     def draws(self) -> int:
+        """The number of draws."""
         return int(self.counts.sum(dtype=np.int64))
 
     @property
     def distinct(self) -> int:
+        """The number of distinct examples."""
         return len(self.counts)
 
     @property
     def effective(self) -> float:
-        """Examples that would weigh as much if all were drawn equally often: (Σc)² / Σc²."""
+        """The effective number of examples, (Σc)² / Σc² for counts c."""
         return self.draws**2 / float(np.square(self.counts, dtype=np.float64).sum())
 
     @property
     def most(self) -> int:
+        """The largest number of draws of one example."""
         return int(self.counts.max())
 
     @property
     def uids(self) -> NDArray[np.void]:
+        """The distinct uids, `u8,u8` [n], sorted."""
         uids = np.empty(self.distinct, UID_DTYPE)
         uids["f0"], uids["f1"] = self.high, self.low
         return uids
 
     def counts_of(self, uids: NDArray[np.void]) -> NDArray[np.int64]:
-        """How often each of these uids [m] is drawn."""
-        places = find_uids(self.high, self.low, uids)
-        return np.where(places >= 0, self.counts[places], 0).astype(np.int64)
+        """Return the number of draws of each of these uids [m]."""
+        rows = find_uids(self.high, self.low, uids)
+        return np.where(rows >= 0, self.counts[rows], 0).astype(np.int64)
 
 
-def read_selections(given: Sequence[str], num_workers: int) -> list[Selection]:
-    """Read the subsets of `--subset`: paths, or `NAME=path`.
+def name_subsets(subsets: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, str]:
+    """Name the subsets of a report.
+
+    Args:
+        subsets: files by name, or `FILE` and `NAME=FILE`, where a file without a name is called by
+            its stem.
+
+    Returns:
+        the paths by name, in the same order.
 
     Raises:
-        InputError: a file is no subset, two have one name, or there are too many to tell apart.
+        InputError: two subsets have one name, or there are too many to tell apart.
     """
-    if len(given) > MOST_SELECTIONS:
+    if len(subsets) > MOST_SELECTIONS:
         raise InputError(
-            f"--subset names {len(given)} files and a report compares at most {MOST_SELECTIONS}: "
-            "make two reports"
+            f"--subset names {len(subsets)} files and a report compares at most "
+            f"{MOST_SELECTIONS}: make two reports"
         )
+    if isinstance(subsets, Mapping):
+        return {name: str(path) for name, path in subsets.items()}
     paths: dict[str, str] = {}
-    for text in given:
+    for text in map(str, subsets):
         name, equals, path = text.partition("=")
         if not equals or Path(text).exists():
             name, path = Path(text).stem, text
@@ -93,10 +106,20 @@ def read_selections(given: Sequence[str], num_workers: int) -> list[Selection]:
                 + ": give each a name of its own, NAME=path"
             )
         paths[name] = path
+    return paths
+
+
+def read_selections(paths: Mapping[str, str], num_workers: int) -> list[Selection]:
+    """Read subsets, given by name.
+
+    Raises:
+        InputError: a file is not a subset.
+    """
 
     def read(item: tuple[str, str]) -> Selection:
-        uids, counts = read_subset(item[1])
-        return Selection(*item, uids["f0"].copy(), uids["f1"].copy(), counts)
+        name, path = item
+        uids, counts = read_subset(path)
+        return Selection(name, path, uids["f0"].copy(), uids["f1"].copy(), counts)
 
     return map_threads(read, paths.items(), num_workers, "reading subsets")
 
@@ -107,30 +130,30 @@ def draws_with_image(
     tars: Sequence[str] | None,
     num_workers: int,
 ) -> list[int] | None:
-    """Count the draws of each selection that have an image; None if that is not known.
+    """Count the draws of each selection that have an image; None if it is not known.
 
     Args:
         selections: the selections.
         available: the list of images, if given.
-        tars: otherwise the tars, which are used if each has a table of img2dataset beside it.
+        tars: the tars, which are used without such a list if img2dataset's table lies beside each.
         num_workers: threads.
     """
     if available is not None:
-        there = [available.contains(selection.uids) for selection in selections]
+        have_image = [available.contains(selection.uids) for selection in selections]
     else:
-        wanted = [UidIndex(selection.high, selection.low) for selection in selections]
-        times = count_in_tables(tars, wanted, num_workers, "reading tables") if tars else None
-        if times is None:
+        indices = [UidIndex(selection.high, selection.low) for selection in selections]
+        counts = count_in_tables(tars, indices, num_workers, "reading tables") if tars else None
+        if counts is None:
             return None
-        there = [some > 0 for some in times]
+        have_image = [images > 0 for images in counts]
     return [
-        int(selection.counts[some].sum(dtype=np.int64))
-        for selection, some in zip(selections, there, strict=True)
+        int(selection.counts[has_image].sum(dtype=np.int64))
+        for selection, has_image in zip(selections, have_image, strict=True)
     ]
 
 
 def check_in_pool(selection: Selection, sample: PoolSample) -> None:
-    """Raise InputError where a sampled uid of the selection is not in the pool."""
+    """Raise InputError if a sampled uid of the selection is not in the pool."""
     uids = selection.uids
     uids = uids[sample.rule.takes(uids)]
     unknown_uids = uids[find_uids(sample.pool.high, sample.pool.low, uids) < 0]
@@ -143,10 +166,11 @@ def check_in_pool(selection: Selection, sample: PoolSample) -> None:
 
 
 def overlap(selections: Sequence[Selection]) -> tuple[Matrix, Matrix]:
-    """What selections have in common, as shares of each row's selection.
+    """Compute what selections have in common, as shares of each row's selection.
 
     Returns:
-        of its draws, Σ min(c_row, c_column) / Σ c_row [k, k], and of its distinct examples [k, k].
+        the shares of the draws, Σ min(c_row, c_column) / Σ c_row [k, k], and the shares of the
+        distinct examples [k, k].
     """
     size = len(selections)
     draws, distinct = np.eye(size), np.eye(size)

@@ -1,4 +1,4 @@
-"""What the figures show, as numbers: weighted histograms, counts by score, correlations."""
+"""Computes the numbers of the figures: weighted histograms, counts by score, correlations."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _FEWEST_BINS, _MOST_BINS = 10, 60
-_TAIL = 0.001  # of the pool at either end goes to the outermost bins, lest an outlier set the scale
+_TAIL = 0.001  # share of values at each end that share a bin, so that outliers set no scale
 _MOST_BARS = 60
-_FEWEST = 20  # examples that a mean is taken of
+_FEWEST = 20  # examples in a mean
 
 
 def bin_edges(values: NDArray[np.floating]) -> Floats:
-    """Edges [b + 1] of equal bins over the finite values, but for the outermost 0.1% at each end.
+    """Compute edges [b + 1] of equal bins over the finite values, without 0.1% at each end.
 
     There are 10 to 60 bins, fewer for few values.
     """
@@ -33,16 +33,16 @@ def bin_edges(values: NDArray[np.floating]) -> Floats:
 def weighted_histogram(
     values: NDArray[np.floating], weights: NDArray[np.generic], edges: Floats
 ) -> tuple[Floats, float]:
-    """Share of the weight in each bin, and the weighted mean of the values.
+    """Compute the share of the weight in each bin, and the weighted mean of the values.
 
     Args:
-        values: [n]; the ones that are not finite are left out, those beyond the edges are counted
-            in the outermost bins.
-        weights: [n].
-        edges: [b + 1].
+        values: the values [n]. Those that are not finite are left out, and those beyond the edges
+            count in the outermost bins.
+        weights: their weights [n].
+        edges: the edges of the bins [b + 1].
 
     Returns:
-        shares [b] that sum to 1, all 0 where nothing weighs anything; and the mean, or NaN.
+        shares [b] that sum to 1, and the mean; zeros and NaN if the weights sum to 0.
     """
     used = np.isfinite(values)
     finite, used_weights = values[used].astype(np.float64), weights[used].astype(np.float64)
@@ -55,14 +55,14 @@ def weighted_histogram(
 
 
 def repetition_histogram(counts: NDArray[np.integer]) -> tuple[NDArray[np.int64], Floats]:
-    """How many examples are drawn how often (FLYT, Figure 2).
+    """Count examples by their number of draws (FLYT, Figure 2).
 
     Args:
-        counts: how often each example is drawn [n], 1 or more.
+        counts: the number of draws of each example [n], 1 or more.
 
     Returns:
-        edges [b + 1] of spans of repetitions, `edges[i] <= count < edges[i + 1]`: single numbers up
-        to 60, growing spans where there are more; and examples [b] for each number in a span.
+        edges [b + 1] of bins, `edges[i] <= count < edges[i + 1]`: one for each count up to 60, or
+        growing bins if there are more; and the mean number of examples for a count in each bin [b].
     """
     most = int(counts.max())
     if most <= _MOST_BARS:
@@ -76,16 +76,16 @@ def repetition_histogram(counts: NDArray[np.integer]) -> tuple[NDArray[np.int64]
 def mean_by_score(
     scores: NDArray[np.floating], groups: Sequence[NDArray[np.integer]], num_bins: int = 40
 ) -> tuple[Floats, list[Floats]]:
-    """Means of numbers of examples with about the same score.
+    """Compute means over examples with about the same score.
 
     Args:
-        scores: finite [n].
+        scores: finite scores [n].
         groups: arrays of numbers [n].
-        num_bins: parts of equal size; the one with the highest scores is cut into ten more. Fewer
-            where a part would hold less than 20 examples.
+        num_bins: the number of bins of equal size. The bin with the highest scores is split into
+            ten. There are fewer bins if one would hold less than 20 examples.
 
     Returns:
-        median score of each part [b], and for each of `groups` its mean there [b].
+        the median score of each bin [b], and for each of `groups` its means [b].
     """
     order = np.argsort(scores, kind="stable")
     parts = np.array_split(order, min(max(len(order) // _FEWEST, 1), num_bins))
@@ -95,10 +95,10 @@ def mean_by_score(
 
 
 def correlations(columns: Sequence[NDArray[np.floating]]) -> Floats:
-    """Pearson's correlation of columns [n] pair by pair, over rows where both are finite.
+    """Compute Pearson's correlation of each pair of columns [n], over rows where both are finite.
 
     Returns:
-        [k, k]; NaN where there are fewer than 3 such rows or one of the two is constant there.
+        [k, k]; NaN for a pair with fewer than 3 such rows, or with a constant column.
     """
     finite = [np.isfinite(column) for column in columns]
     result: Floats = np.full((len(columns), len(columns)), np.nan)
@@ -117,13 +117,14 @@ def correlations(columns: Sequence[NDArray[np.floating]]) -> Floats:
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one input adds to the mixed score.
+    """The contribution of one input to the mixed score.
 
     Attributes:
-        column, weight, mean, std: the input, its weight and what standardises it.
-        spread: standard deviation of weight * (x - mean) / std over the pool.
-        low, middle, high: its 5%, 50% and 95% quantiles.
-        shifts: its mean over each selection's draws, less that over the pool [k].
+        column, weight: the input and its weight.
+        mean, std: the statistics that standardise the input.
+        spread: the standard deviation over the pool of weight * (x - mean) / std.
+        low, middle, high: the 5%, 50% and 95% quantiles of this product.
+        shifts: its mean over each selection's draws, less its mean over the pool [k].
     """
 
     column: str
@@ -145,10 +146,13 @@ def contribution(
     mean: float,
     std: float,
 ) -> Contribution:
-    """The contribution of a column [n] with at least one finite value.
+    """Compute the contribution of a column.
 
     Args:
-        counts: how often each selection draws the examples, [n] each.
+        column: its name.
+        values: its values [n], at least one of them finite.
+        counts: for each selection, the number of draws of each example [n].
+        weight, mean, std: the weight of the column and the statistics that standardise it.
     """
     finite = np.isfinite(values)
     added = weight * (values[finite].astype(np.float64) - mean) / std

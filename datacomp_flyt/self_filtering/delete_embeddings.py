@@ -28,6 +28,6 @@ def delete_embeddings(round_dir: Path) -> None:
 
 def main() -> None:
     """Parse the flags and call `delete_embeddings`."""
-    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("round", type=Path, help="folder of the round")
     delete_embeddings(parser.parse_args().round)

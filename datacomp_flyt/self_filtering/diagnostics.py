@@ -292,7 +292,7 @@ def _nan_as_null(value: Any) -> Any:
 
 def main() -> None:
     """Parse the flags and call `judge`."""
-    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--run_dir", type=Path, required=True, help="folder of the run")
     add("--round", type=int, required=True, dest="round_index", help="the round")

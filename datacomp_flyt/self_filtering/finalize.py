@@ -67,7 +67,7 @@ def final_subset(run_dir: Path) -> Path:
 
 def main() -> None:
     """Parse the flags and call `finalize`."""
-    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("--run_dir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, required=True)
     args = parser.parse_args()

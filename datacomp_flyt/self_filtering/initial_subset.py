@@ -86,7 +86,7 @@ def write_initial_subset(
 
 def main() -> None:
     """Parse the flags and call `write_initial_subset`."""
-    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--shards_dir", required=True, help="the pool's tars")
     add("--draws", type=int, required=True, help="the least number of draws (each pair: one)")

@@ -45,7 +45,7 @@ def link_external_scores(scores_dir: Path, out: Path) -> int:
 
 def main() -> None:
     """Parse the flags, call `link_external_scores` and print the number of tables."""
-    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("--scores_dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

@@ -237,7 +237,7 @@ def write_next_subset(
 
 def main() -> None:
     """Parse the flags and call `write_next_subset`."""
-    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--metadata_dir", type=Path, required=True, help="the pool")
     add("--scores_dir", type=Path, help="score tables; without, --column is one of the metadata")

@@ -158,7 +158,7 @@ def write_page(run_dir: Path, rounds: int) -> Path:
 
 def main() -> None:
     """Parse the flags, call `write_page` and print the page's path."""
-    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("--run_dir", type=Path, required=True, help="folder of the run")
     parser.add_argument("--rounds", type=int, required=True, help="the last round")
     args = parser.parse_args()

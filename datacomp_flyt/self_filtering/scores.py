@@ -159,7 +159,7 @@ def score_round(
 
 def main() -> None:
     """Parse the flags and call `score_round`."""
-    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--score", choices=["alignment", *TWO_MODELS], required=True)
     add("--metadata_dir", required=True, help="made by `datacomp-flyt embed` with the models")

@@ -1,4 +1,4 @@
-"""Commands that take long, to be stopped: `python -m tests.cli.interrupted KIND FOLDER`."""
+"""Long commands that tests stop: `python -m tests.cli.interrupted KIND FOLDER`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECONDS = 120
 
 
 def writing(folder: Path) -> None:
-    """A file that is half written, in a folder that is locked."""
+    """Write half of a file, in a locked folder."""
     with lock_outputs(folder / "out.npy"), atomic_write(folder / "out.npy") as file:
         file.write(b"half")
         (folder / "pid0").touch()
@@ -29,7 +29,7 @@ def writing(folder: Path) -> None:
 
 
 def threads(folder: Path) -> None:
-    """Threads with more items than they get to."""
+    """Run threads with more items than they can finish."""
 
     def wait(number: int) -> None:
         (folder / "pid0").touch()
@@ -39,12 +39,12 @@ def threads(folder: Path) -> None:
 
 
 def processes(folder: Path) -> None:
-    """Workers that compute."""
+    """Run worker processes."""
     on(ProcessEngine(2, "cpu"), folder)
 
 
 def ray(folder: Path) -> None:
-    """The same on a Ray cluster of this machine."""
+    """Run workers on a Ray cluster of this machine."""
     from datacomp_flyt.engines.ray_cluster import RayEngine
 
     on(RayEngine(None, 2, "cpu"), folder)
@@ -60,14 +60,14 @@ def compute(device: str, item: tuple[str, work.Marked]) -> None:
 
 
 def step(folder: Path) -> None:
-    """A step whose command, in another process, is the first of these."""
+    """Run a step whose command, in another process, is `writing`."""
     steps._PRELOADED = ()
     words = ("python", "-m", "tests.cli.interrupted", "writing", str(folder))
     steps.run_steps([steps.Step("long", "Take long", words)], folder / "run", quiet=True)
 
 
 def wrapped(folder: Path) -> None:
-    """A library that turns whatever it meets into an error of its own."""
+    """Run like a library that turns every error into one of its own."""
     (folder / "pid0").touch()
     try:
         time.sleep(SECONDS)
@@ -76,7 +76,7 @@ def wrapped(folder: Path) -> None:
 
 
 def lingering(folder: Path) -> None:
-    """A library that takes long to end."""
+    """Run like a library that ends slowly."""
     (folder / "pid0").touch()
     with contextlib.suppress(KeyboardInterrupt):
         time.sleep(SECONDS)

@@ -13,7 +13,7 @@ pytest.importorskip("webdataset")
 
 from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.subset import write_subset
-from tests.cli.test_check import run
+from tests.cli.commands import run
 from tests.conftest import hex_uids, sorted_uids
 from tests.tars.made_downloads import Download, write_download, write_shard
 
@@ -65,7 +65,7 @@ def test_everything_worth_knowing_is_said(capsys: Capture, made: Download) -> No
 
 
 def test_a_mended_tar(capsys: Capture, made: Download) -> None:
-    """As `download it again`: the others are not read again, and the list is whole."""
+    """After a new download of one tar, only this tar is read, and the list is complete."""
     tar = made.shards / "00000001.tar"
     content = tar.read_bytes()
     tar.write_bytes(content[:3000])
@@ -109,7 +109,7 @@ def test_no_list(
 
 @pytest.fixture
 def subset(made: Download) -> Path:
-    """Each example twice but for ten of those that are there, which are drawn once."""
+    """Draw each example twice, and ten of those with an image once."""
     uids = sorted_uids(made.uids)
     counts = np.full(120, 2)
     counts[np.flatnonzero(np.isin(uids, sorted_uids(made.at_hand)))[:10]] = 1
@@ -182,7 +182,7 @@ def test_img2dataset_s_own_tables_as_the_pool(capsys: Capture, made: Download) -
 
 
 def report(capsys: Capture, made: Download, *flags: object) -> tuple[str, str]:
-    """The row of the selection in the page, and what was said."""
+    """Return the page's row of the selection, and what was printed."""
     words = ("--metadata_dir", made.folder / "metadata", "--out", made.folder / "out")
     code, out, err = run(
         capsys, "report", *words, "--subset", made.folder / "s.npy", "--num_workers", 1, *flags
@@ -206,7 +206,7 @@ def test_tables_beside_the_tars_tell_it_too(made: Download, subset: Path) -> Non
     pytest.importorskip("matplotlib")
     from datacomp_flyt.report.selections import draws_with_image, read_selections
 
-    selections = read_selections([str(subset), f"again={subset}"], 1)
+    selections = read_selections({"once": str(subset), "again": str(subset)}, 1)
     tars = sorted(map(str, made.shards.glob("*.tar")))
     available = Available("--available F", sorted_uids(made.at_hand))
     assert draws_with_image(selections, None, tars, 1) == [170, 170]

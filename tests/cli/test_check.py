@@ -1,4 +1,4 @@
-"""`datacomp-flyt check`: 0 valid, 1 not valid, 2 not readable."""
+"""`datacomp-flyt check`: exit code 0 for valid, 1 for not valid, 2 for not readable."""
 
 from __future__ import annotations
 
@@ -12,21 +12,13 @@ import numpy as np
 import pytest
 
 from datacomp_flyt import __version__
-from datacomp_flyt.cli import COMMANDS, command_module, main
+from datacomp_flyt.cli import COMMANDS, command_module
 from datacomp_flyt.pool.subset import write_subset
+from tests.cli.commands import run
 from tests.conftest import REPOSITORY, hex_uids, make_pool, sorted_uids, write_files
 
 POOL = make_pool(30)
 UIDS = sorted_uids(POOL.uids)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr of `datacomp-flyt ...`."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, captured.out, captured.err
 
 
 @pytest.fixture
@@ -36,7 +28,7 @@ def metadata(tmp_path: Path) -> str:
 
 @pytest.fixture
 def subset(tmp_path: Path) -> Path:
-    """40 draws: 20 examples twice."""
+    """Write 40 draws: 20 examples twice."""
     write_subset(tmp_path / "s.npy", UIDS, np.array([2] * 20 + [0] * 10, np.int32))
     return tmp_path / "s.npy"
 
@@ -58,7 +50,7 @@ def test_a_valid_subset(capsys: pytest.CaptureFixture[str], subset: Path, metada
 def test_size_and_hash_name_the_file(
     capsys: pytest.CaptureFixture[str], subset: Path, tmp_path: Path
 ) -> None:
-    """So that the resharder's `sample_ids.npy` and the uploaded file can be compared with it."""
+    """The hash identifies the resharder's `sample_ids.npy` and the uploaded file."""
     copy = tmp_path / "sample_ids.npy"
     copy.write_bytes(subset.read_bytes())
     lines = [run(capsys, "check", path)[1].splitlines()[1] for path in (subset, copy)]

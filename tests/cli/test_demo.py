@@ -15,7 +15,7 @@ from datacomp_flyt.cli import main
 from datacomp_flyt.demo import POOL
 from datacomp_flyt.installation import install_command
 from datacomp_flyt.pool.pool import read_pool
-from datacomp_flyt.pool.subset import check_subset
+from datacomp_flyt.pool.subset import check_subset_file
 from tests.conftest import REPOSITORY
 
 # modules of the extras [train], [report] and [ray]
@@ -112,7 +112,7 @@ def test_quick_needs_no_extra(tmp_path: Path) -> None:
     subsets = sorted(work.iterdir())
     assert [path.name for path in subsets] == [f"subset_{number}.npy" for number in (1, 2, 3, 4)]
     for path in subsets:
-        assert check_subset(path, pool).problems == []
+        assert check_subset_file(path, pool_uids=pool).problems == []
     draws = [len(np.load(path)) for path in subsets]
     assert draws == [126, 420, 420, 420]  # 30% of 420, and --num_samples
     assert ended.stdout.splitlines().count("  valid") == 4

@@ -1,15 +1,13 @@
-"""How commands end: signals, too little memory, mistakes, ranks that do not come."""
+"""The ends of commands: signals, too little memory, internal errors, ranks that do not start."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import types
 from pathlib import Path
 
 import numpy as np
@@ -17,47 +15,16 @@ import pyarrow as pa
 import pytest
 
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.exits import MISTAKE, running, socket_folder
+from datacomp_flyt.exits import INTERNAL_ERROR, Parser, running, socket_folder
 from datacomp_flyt.files.open_file import readable
 from datacomp_flyt.pool.subset import write_subset
+from tests.cli.commands import POOL, STOPPED, marked, started
 from tests.conftest import REPOSITORY, make_pool, refusal, sorted_uids, write_files
-from tests.engines.contract import pids_in, wait_until_ended
-
-POOL = make_pool(30)
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-STOPPED = "no file is half-written; the same command goes on or begins anew"
-
-
-@contextlib.contextmanager
-def started(*words: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python program in a process group of its own, none of which is left."""
-    with subprocess.Popen(
-        [sys.executable, *words],
-        env={**ENVIRONMENT, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=heed,
-    ) as process:
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def heed() -> None:
-    """Heed signals that this process may ignore, as background jobs of a shell do."""
-    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_DFL)
-
-
-def marked(folder: Path, number: int = 1) -> list[int]:
-    return pids_in(folder, number, 60)
+from tests.engines.contract import wait_until_ended
 
 
 def temporary_files(folder: Path) -> list[str]:
+    """List hidden files, as temporary files are."""
     return [path.name for path in folder.rglob(".*") if path.is_file()]
 
 
@@ -83,7 +50,7 @@ def temporary_files(folder: Path) -> list[str]:
 def test_a_signal_ends_a_command_with_one_line(
     tmp_path: Path, kind: str, to: object, signum: signal.Signals, code: int
 ) -> None:
-    """No traceback, here or of workers; no worker goes on, and no temporary file stays."""
+    """Nobody prints a traceback, no worker goes on, and no temporary file stays."""
     if kind == "ray":
         pytest.importorskip("ray")
     with started("-m", "tests.cli.interrupted", kind, str(tmp_path)) as process:
@@ -99,7 +66,7 @@ def test_a_signal_ends_a_command_with_one_line(
 
 
 def test_the_same_signal_twice_is_one(tmp_path: Path) -> None:
-    """A terminal and torchrun both tell a process of Ctrl-C."""
+    """Both a terminal and torchrun send the signal of Ctrl-C to a process."""
     with started("-m", "tests.cli.interrupted", "writing", str(tmp_path)) as process:
         marked(tmp_path)
         for _ in range(3):
@@ -149,7 +116,7 @@ def test_handlers_are_as_before() -> None:
 
 
 def test_a_forked_child_is_silent() -> None:
-    """Workers of a data loader are their parent's to end."""
+    """The parent ends the workers of a data loader."""
     with running("x"):
         pid = os.fork()
         if pid == 0:
@@ -163,7 +130,7 @@ def test_a_forked_child_is_silent() -> None:
 
 
 def of_reader() -> InputError:
-    """As readers of files tell of it."""
+    """Readers of files wrap the error in their own."""
     try:
         with readable("a.parquet", "parquet", "download it again"):
             np.empty(1 << 62, np.uint8)
@@ -249,7 +216,7 @@ def larger_pool(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("megabytes", [0, 1, 2, 3, 4, 6, 200])
 def test_a_selection_in_little_memory(tmp_path: Path, larger_pool: str, megabytes: int) -> None:
-    """Wherever it runs out. (Where threads of C++ libraries get none, they abort the process.)"""
+    """Memory may run out anywhere. (Threads of C++ libraries then abort the process.)"""
     save_path = tmp_path / "s.npy"
     flags = ("--name", "top_fraction", "--column", "clip_l14_similarity_score", "--fraction", "0.5")
     places = ("--metadata_dir", larger_pool, "--save_path", str(save_path), "--num_workers", "1")
@@ -280,7 +247,7 @@ def test_a_mistake_is_neither_an_answer_nor_wrong_input(
 ) -> None:
     with pytest.raises(SystemExit) as ended, running("datacomp-flyt check"):
         raise error
-    assert ended.value.code == MISTAKE == 70
+    assert ended.value.code == INTERNAL_ERROR == 70
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "datacomp-flyt check: an internal error: please report these lines"
     assert lines[1] == "Traceback (most recent call last):"
@@ -345,7 +312,7 @@ def test_a_folder_for_sockets(
 
 @pytest.mark.parametrize("place", ["long", "absent", "file", "read_only", "relative", "umlaut"])
 def test_any_tmpdir(tmp_path: Path, place: str) -> None:
-    """A step runs: multiprocessing listens at a socket for it."""
+    """A step runs, for which multiprocessing listens at a socket."""
     folder = {"long": tmp_path / ("x" * 200), "umlaut": tmp_path / ("é" * 90)}.get(
         place, tmp_path / place
     )
@@ -404,7 +371,7 @@ def test_what_torchrun_says_is_checked(
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_does_not_come(rank: int) -> None:
-    """Neither the one that listens nor the one that calls waits for ever."""
+    """Neither the listening rank nor the calling rank waits forever."""
     pytest.importorskip("torch")
     import socket
 
@@ -427,7 +394,7 @@ def test_a_rank_that_does_not_come(rank: int) -> None:
 
 
 def test_check_answers_with_0_1_and_2(tmp_path: Path) -> None:
-    """None of which anything else here is."""
+    """These errors stand for missing ranks, and no other error does."""
     uids = sorted_uids(POOL.uids)
     write_subset(tmp_path / "valid.npy", uids)
     np.save(tmp_path / "unsorted.npy", uids[::-1])
@@ -435,3 +402,20 @@ def test_check_answers_with_0_1_and_2(tmp_path: Path) -> None:
         with started("-m", "datacomp_flyt.cli", "check", str(tmp_path / name)) as process:
             process.communicate(timeout=60)
         assert process.returncode == code
+
+
+# --- the parser
+
+
+def test_a_program_shows_the_first_line_of_its_docstring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = types.SimpleNamespace(name="benchmarks.report.__main__")
+    monkeypatch.setitem(sys.modules, "__main__", types.SimpleNamespace(__spec__=spec))
+    parser = Parser(description="One line.\n\nMore lines.")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: python -m benchmarks.report [-h]")
+    assert "One line." in shown
+    assert "More" not in shown

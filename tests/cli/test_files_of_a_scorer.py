@@ -16,7 +16,7 @@ from datacomp_flyt.demo import POOL
 from datacomp_flyt.scorers.base import score as scoring
 from datacomp_flyt.scorers.linear_classifier.classifier_file import LinearModel, save_classifier
 from datacomp_flyt.scorers.linear_classifier.linear_classifier import LinearClassifier
-from tests.cli.test_one_run import run
+from tests.cli.commands import run
 from tests.engines.here import Here
 from tests.files.test_replaced_files import REPLACE
 
@@ -51,7 +51,7 @@ def test_a_classifier_that_is_replaced(
     monkeypatch.setattr(LinearClassifier, "score", replacing)
     words = ["score", "--scorer", "linear_classifier", "--classifier", path, "--column", "c"]
     words += ["--metadata_dir", POOL / "metadata", "--scores_dir", tmp_path / "scores"]
-    code, said = run(capsys, *words)
+    code, _, said = run(capsys, *words)
     assert code == 2
     assert f"{path} has changed since this run began" in said
     made = sorted(name for name in os.listdir(tmp_path / "scores" / "c") if name[0] not in "._")

@@ -1,4 +1,4 @@
-"""`datacomp-flyt install` on made-up files; tests/host runs it on hosts that do something."""
+"""`datacomp-flyt install` on small files; tests/host runs it on whole checkouts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datacomp_flyt.cli import install as command
 from datacomp_flyt.cli import main
+from datacomp_flyt.datacomp import checkout_patch
 from datacomp_flyt.datacomp.checkout_patch import (
     Insertion,
     Patch,
-    check,
     install,
+    is_installed,
     load_patches,
     revert,
 )
@@ -29,7 +29,7 @@ FilesIn = Callable[[], dict[str, bytes]]
 
 
 def patch_of(clean: bytes, patched: bytes, *insertions: tuple[int, list[str]]) -> Patch:
-    """A patch whose sums are those of files written out by hand."""
+    """Make a patch from the file without and with the lines."""
     return Patch(
         "someone/something",
         "0123abc",
@@ -74,16 +74,16 @@ def test_in_and_out_again(
     path = checkout(tmp_path, mode=mode)
     patches = [patch_of(CLEAN, patched, *insertions)]
     for content, function, done in [
-        (CLEAN, check, False),
+        (CLEAN, is_installed, False),
         (CLEAN, revert, False),
         (patched, install, True),
-        (patched, check, True),
+        (patched, is_installed, True),
         (patched, install, False),
         (CLEAN, revert, True),
         (CLEAN, revert, False),
-        (CLEAN, check, False),
+        (CLEAN, is_installed, False),
     ]:
-        assert function(tmp_path, patches) is done
+        assert function(tmp_path, patches=patches) is done
         assert path.read_bytes() == content
         assert path.stat().st_mode & 0o777 == mode
         assert list(tmp_path.iterdir()) == [path]
@@ -92,16 +92,16 @@ def test_in_and_out_again(
 def test_what_is_already_right_is_not_written_again(tmp_path: Path) -> None:
     patches = [patch_of(CLEAN, *CASES["at the top"][:1], *CASES["at the top"][1])]
     path = checkout(tmp_path)
-    install(tmp_path, patches)
+    install(tmp_path, patches=patches)
     before = path.stat()
-    install(tmp_path, patches)
+    install(tmp_path, patches=patches)
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 PATCH = patch_of(CLEAN, CASES["everywhere"][0], *CASES["everywhere"][1])
 
 
-@pytest.mark.parametrize("function", [install, check, revert])
+@pytest.mark.parametrize("function", [install, is_installed, revert])
 @pytest.mark.parametrize(
     "content",
     [
@@ -118,35 +118,35 @@ PATCH = patch_of(CLEAN, CASES["everywhere"][0], *CASES["everywhere"][1])
 def test_an_unknown_file_is_refused_and_left(
     tmp_path: Path,
     files_in: FilesIn,
-    function: Callable[[Path, list[Patch]], bool],
+    function: Callable[..., bool],
     content: bytes,
 ) -> None:
     path = checkout(tmp_path, content)
-    message = refusal(function, tmp_path, [PATCH])
+    message = refusal(function, tmp_path, patches=[PATCH])
     assert str(path) in message
     assert "someone/something 0123abc" in message
     assert files_in() == {"main.py": content}
 
 
-@pytest.mark.parametrize("function", [install, check, revert])
+@pytest.mark.parametrize("function", [install, is_installed, revert])
 @pytest.mark.parametrize("folder", [".", "nowhere", "other.py"])
 def test_a_folder_without_the_file(
-    tmp_path: Path, function: Callable[[Path, list[Patch]], bool], folder: str
+    tmp_path: Path, function: Callable[..., bool], folder: str
 ) -> None:
     (tmp_path / "other.py").write_bytes(CLEAN)
-    message = refusal(function, tmp_path / folder, [PATCH])
+    message = refusal(function, tmp_path / folder, patches=[PATCH])
     assert f"{tmp_path / folder} has no main.py" in message
 
 
 @pytest.mark.parametrize("function", [install, revert])
 def test_a_damaged_patch_changes_nothing(
-    tmp_path: Path, files_in: FilesIn, function: Callable[[Path, list[Patch]], bool]
+    tmp_path: Path, files_in: FilesIn, function: Callable[..., bool]
 ) -> None:
-    """Its lines do not lead from the one sum to the other."""
+    """The patched file would have another hash than the patch says."""
     start = CLEAN if function is install else CASES["at the top"][0]
     checkout(tmp_path, start)
     damaged = patch_of(CLEAN, CASES["at the top"][0], (0, ["A", "B"]))
-    assert "damaged" in refusal(function, tmp_path, [damaged])
+    assert "damaged" in refusal(function, tmp_path, patches=[damaged])
     assert files_in() == {"main.py": start}
 
 
@@ -157,10 +157,10 @@ def test_the_patch_that_fits_is_taken(tmp_path: Path) -> None:
         patch_of(b"b\n", b"A\nb\n", (0, ["A"])),
     ]
     path = checkout(tmp_path)
-    assert install(tmp_path, others)
+    assert install(tmp_path, patches=others)
     assert path.read_bytes() == CASES["everywhere"][0]
     path.write_bytes(b"b\n")
-    assert install(tmp_path, others)
+    assert install(tmp_path, patches=others)
     assert path.read_bytes() == b"A\nb\n"
 
 
@@ -237,7 +237,7 @@ def ended(*arguments: str) -> object:
 def test_exit_codes_of_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "load_patches", lambda: [PATCH])
+    monkeypatch.setattr(checkout_patch, "load_patches", lambda: [PATCH])
     path = checkout(tmp_path)
     where = str(tmp_path)
     for arguments, code, said in [

@@ -1,4 +1,4 @@
-"""Commands that install what is missing: each has to work as it is printed."""
+"""Commands that install missing packages: each has to work as it is printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each command that writes a folder: alone there, and of shards that stay as they are."""
+"""Commands that write a folder: one run at a time, and on shards that do not change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ pytest.importorskip("open_clip")
 
 import torch
 
-from datacomp_flyt.cli import main
 from datacomp_flyt.clip import embed as embedding
 from datacomp_flyt.demo import POOL
 from datacomp_flyt.files.locks import lock_outputs
@@ -27,6 +26,7 @@ from datacomp_flyt.scorers.base import score as score_module
 from datacomp_flyt.scorers.clip_score import ClipScore
 from datacomp_flyt.self_filtering import self_filter
 from datacomp_flyt.self_filtering.plan import SelfFilterOptions
+from tests.cli.commands import run
 from tests.conftest import refusal
 from tests.engines.here import Here
 
@@ -34,15 +34,8 @@ TAKEN = "is being written by another run"
 COLUMN = "vit-b-32"
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
-    """Exit code and stderr of `datacomp-flyt ...`."""
-    with pytest.raises(SystemExit) as ended:
-        main(list(map(str, words)))
-    return int(ended.value.code or 0), capsys.readouterr().err
-
-
 def refused(place: Path) -> None:
-    """A run that would write there is refused by now."""
+    """Check that another run that would write there is refused."""
 
     def take() -> None:
         with lock_outputs(place):
@@ -66,7 +59,7 @@ def test_two_scorings_of_one_column(
 ) -> None:
     (tmp_path / "scores" / COLUMN).mkdir(parents=True)
     with lock_outputs(tmp_path / "scores" / COLUMN):
-        code, said = run(capsys, *scoring(metadata, tmp_path / "scores"))
+        code, _, said = run(capsys, *scoring(metadata, tmp_path / "scores"))
     assert code == 2
     assert str(tmp_path / "scores" / COLUMN) in said
     assert TAKEN in said
@@ -79,7 +72,7 @@ def test_a_shard_that_changes_gets_no_score_table(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is scored when it is run again."""
+    """The next run scores the shard."""
     first, second, *_ = sorted(metadata.glob("*.parquet"))
     table = pq.read_table(second)
     turned = table.take(list(range(table.num_rows))[::-1])
@@ -93,7 +86,7 @@ def test_a_shard_that_changes_gets_no_score_table(
 
     monkeypatch.setattr(score_module, "make_engine", lambda *_, **__: Here())
     monkeypatch.setattr(ClipScore, "score_rows", changing)
-    code, said = run(capsys, *scoring(metadata, tmp_path / "scores"))
+    code, _, said = run(capsys, *scoring(metadata, tmp_path / "scores"))
     assert code == 2
     assert f"{second} has changed since this run began to read" in said
     folder = tmp_path / "scores" / COLUMN
@@ -115,13 +108,13 @@ def test_scoring_by_a_manifest(
     gone = sorted(metadata.glob("*.npz"))[1]
     gone.rename(tmp_path / "kept.npz")
     words = scoring(metadata, tmp_path / "scores", "--manifest", path)
-    code, said = run(capsys, *words)
+    code, _, said = run(capsys, *words)
     assert code == 2
     assert f"1 missing: {gone.name}" in said
     (tmp_path / "kept.npz").rename(gone)
     assert run(capsys, *words)[0] == 0
     tars = ["score", "--scorer", "dfn", "--shards_dir", POOL / "shards", "--checkpoint", "x"]
-    code, said = run(capsys, *tars, "--scores_dir", tmp_path / "s", "--manifest", path)
+    code, _, said = run(capsys, *tars, "--scores_dir", tmp_path / "s", "--manifest", path)
     assert code == 2
 
 
@@ -136,18 +129,18 @@ def test_tars_that_change_get_no_embeddings(
 
     monkeypatch.setattr(embedding, "run_shards", changing)
     words = ["embed", "--shards_dir", shards, "--encoder", "b32=flyt-tiny:random"]
-    code, said = run(capsys, *words, "--metadata_dir", tmp_path / "made")
+    code, _, said = run(capsys, *words, "--metadata_dir", tmp_path / "made")
     assert code == 2
     assert "00000000.tar has changed since this run began" in said
     with lock_outputs(tmp_path / "made"):
-        code, said = run(capsys, *words, "--metadata_dir", tmp_path / "made")
+        code, _, said = run(capsys, *words, "--metadata_dir", tmp_path / "made")
     assert code == 2
     assert TAKEN in said
 
 
 def test_two_demos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with lock_outputs(tmp_path):
-        code, said = run(capsys, "demo", "--quick", "--work_dir", tmp_path)
+        code, _, said = run(capsys, "demo", "--quick", "--work_dir", tmp_path)
     assert code == 2
     assert TAKEN in said
 
@@ -173,7 +166,7 @@ def test_two_self_filterings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_trainings(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks other than the first write nothing, and wait for no lock."""
+    """Ranks other than the first write nothing and take no lock."""
     asked = []
     monkeypatch.setattr(train, "rank_and_world_size", lambda: (rank, 2))
     monkeypatch.setattr(
@@ -192,11 +185,11 @@ def test_two_trainings(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 class Reached(Exception):
-    """A trainer's data are asked for."""
+    """Request the data of a trainer."""
 
 
 def hooked(monkeypatch: pytest.MonkeyPatch) -> Hook:
-    """A hook in a trainer that opens no data."""
+    """Install the hook in a trainer that opens no data."""
 
     def expand_urls(where: str) -> Any:
         raise Reached
@@ -211,7 +204,7 @@ def hooked(monkeypatch: pytest.MonkeyPatch) -> Hook:
 
 
 def trained(folder: Path, name: str | None, rank: int = 0) -> Namespace:
-    """The flags of a trainer."""
+    """Make the flags of a trainer."""
     return Namespace(
         train_data="x", dataset_type="webdataset", rank=rank, logs=str(folder), name=name
     )
@@ -221,7 +214,7 @@ def trained(folder: Path, name: str | None, rank: int = 0) -> Namespace:
 def test_data_without_a_run(
     name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scripts that call get_data themselves: open_clip's main() gives the name and the folder."""
+    """A script may call get_data itself; open_clip's main() gives the name and the folder."""
     with pytest.raises(Reached):
         hooked(monkeypatch)._get_data(trained(tmp_path / "logs", name), None)
     assert list(tmp_path.iterdir()) == []

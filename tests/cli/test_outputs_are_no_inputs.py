@@ -1,4 +1,4 @@
-"""No command replaces what it reads, or writes a file that it would read the next time."""
+"""No command replaces its inputs, or writes a file that its next run would read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SUM = ("--name", "standardized_sum", *DRAWS)
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    """A pool with an npz, score tables in sub-folders too, and links of several kinds."""
+    """Make a pool with an npz, score tables in sub-folders, and links of several kinds."""
     job = Job(POOL, tmp_path).write(2)
     np.savez(job.metadata / "part-00000.npz", b32_img=np.zeros((15, 4), np.float16))
     (job.scores / "deep").mkdir()
@@ -144,7 +144,7 @@ def test_a_run_of_self_filter_keeps_its_result(job: Job, tmp_path: Path) -> None
 
 
 def run(*words: object) -> int:
-    """Exit code of `datacomp-flyt ...`."""
+    """Run `datacomp-flyt` and return its exit code."""
     with pytest.raises(SystemExit) as ended:
         main(list(map(str, words)))
     return int(ended.value.code or 0)
@@ -152,7 +152,7 @@ def run(*words: object) -> int:
 
 @pytest.fixture
 def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The demo's pool, and files that commands read, in the working directory."""
+    """Link the demo's pool and other inputs of commands into the working directory."""
     shutil.copytree(DEMO, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tmp_path / "metadata", tmp_path / "scores" / "vit-b-32")
@@ -247,7 +247,7 @@ def test_rounds_of_self_filter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_words_that_name_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inputs are found in every form in which commands take them; other words are no files."""
+    """Inputs are found in every form that commands take; other words are not taken for files."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a.pt"
     path.touch()

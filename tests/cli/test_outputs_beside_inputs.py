@@ -1,4 +1,4 @@
-"""Outputs that would be read beside an input, column names that are paths, and notes of runs."""
+"""Outputs beside inputs, column names that are paths, and notes of runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names from files cannot steer a terminal, break a line, or pass for something else."""
+"""Names from files cannot control a terminal, break a line, or look like other text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datacomp_flyt.cli import main
 from datacomp_flyt.errors import InputError, printable
 from datacomp_flyt.pool.subset import write_subset
 from datacomp_flyt.progress import Progress
 from datacomp_flyt.streams import say
 from tests.baselines_plugin.job import in_process
+from tests.cli.commands import run
 from tests.conftest import REPOSITORY, make_pool, sorted_uids, write_files
 
 POOL = make_pool(30)
@@ -40,18 +40,11 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def checked(text: str) -> list[str]:
-    """The lines of what was printed, in which nothing is left that does not print."""
+    """Return the printed lines, and check that all characters are printable."""
     assert text.endswith("\n")
     lines = text[:-1].split("\n")
     assert all(line.isprintable() for line in lines)
     return lines
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[object, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return ended.value.code, captured.out, captured.err
 
 
 def test_what_prints_stays() -> None:
@@ -85,7 +78,7 @@ def test_check(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) ->
 def test_words_of_the_command_line(
     capsys: pytest.CaptureFixture[str], name: str, words: tuple[str, ...]
 ) -> None:
-    """A shell puts names of files there for `*`."""
+    """A shell replaces `*` by names of files."""
     code, _, err = run(capsys, *words, f"--{name}")
     assert code == 2
     checked(err)
@@ -106,7 +99,7 @@ def test_manifest(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str)
 
 
 def test_a_selection(tmp_path: Path, name: str) -> None:
-    """Of a column, from a folder to a file."""
+    """The name may be that of a column, a folder or a file."""
     # Arrow takes neither columns nor paths that are no UTF-8
     column = "plain" if "\udcff" in name else name
     metadata = {"uid": POOL.uids, column: np.arange(30.0)}

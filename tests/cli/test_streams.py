@@ -1,4 +1,4 @@
-"""A job does not depend on whether somebody reads what it prints."""
+"""A job goes on if its output cannot be written."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, words: tuple[str, ...], shell: str = "", **environment: str) -> Ended:
-    """`python WORDS` with what follows in a shell's line; in the end its own exit code."""
+    """Run `python WORDS` in a shell line and return the exit code of Python."""
     ended = subprocess.run(
         ["bash", "-c", f'set -o pipefail; "$@" {shell}', "bash", sys.executable, *words],
         cwd=folder,
@@ -111,7 +111,7 @@ def test_exit_codes_stay_answers(
 
 
 def test_no_file_gets_the_number_of_a_closed_stream(folder: Path) -> None:
-    """What is printed would be written into it."""
+    """Otherwise printed text would be written into the output file."""
     script = (
         "import os\nfrom datacomp_flyt.exits import running\nwith running('x'):\n"
         "    file = open('data', 'w')\n    print('to nobody')\n    os.write(1, b'nor this')\n"
@@ -158,7 +158,7 @@ def test_a_terminal_that_lacks_a_character(
 def test_printing_never_raises(
     monkeypatch: pytest.MonkeyPatch, printing: Callable[[], object], kind: str
 ) -> None:
-    """Nor does the stream's own end, as in the interpreter's last moments."""
+    """Closing the stream does not raise either, as at the end of the interpreter."""
     if kind == "full":
         number = os.open("/dev/full", os.O_WRONLY)
     else:
@@ -178,7 +178,7 @@ def test_printing_never_raises(
 
 
 def test_what_libraries_print(capsys: pytest.CaptureFixture[str]) -> None:
-    """Through handlers and bars that keep the stream, of which one has failed."""
+    """Handlers and bars keep a stream after it has failed."""
     with open("/dev/full", "w") as full:
         stream = ProtectedStream(full)
         handler = logging.StreamHandler(stream)

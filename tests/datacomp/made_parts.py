@@ -1,4 +1,4 @@
-"""What runs of DataComp's resharder leave, written by hand: parts of a subset, and its pool."""
+"""Writes the output of DataComp's resharder: parts of a subset, and the tars of a pool."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PER_TAR = 4
 
 
 def write_tar(path: Path, samples: Iterable[tuple[str, str]]) -> None:
-    """Samples of (key, uid), each an image, a caption and a json."""
+    """Write a tar of samples, given as (key, uid), each an image, a caption and a json."""
     with tarfile.open(path, "w") as archive:
         for key, uid in samples:
             for ending, content in (
@@ -36,7 +36,7 @@ def write_part(
     first_shard: int = 0,
     num_shards: int | None = 2,
 ) -> Path:
-    """One run: the draws of each uid, four to a tar."""
+    """Write the output of one run: the draws of each uid, four in a tar."""
     folder.mkdir()
     keys = [(f"{uid}-{number}", uid) for uid, times in draws.items() for number in range(times)]
     tars = [keys[start : start + PER_TAR] for start in range(0, len(keys), PER_TAR)]
@@ -59,7 +59,7 @@ def write_part(
 
 
 def write_subset_of(path: Path, draws: Mapping[str, int]) -> Path:
-    """A subset that draws these uids."""
+    """Write a subset with these numbers of draws."""
     uids = sorted(draws)
     write_subset(path, sorted_uids([uid for uid in uids for _ in range(draws[uid])]))
     return path

@@ -1,4 +1,4 @@
-"""`install DIR --check`: which commands run in environments, given as tables of versions."""
+"""`install DIR --check`: the commands that run in an environment, given as a table of versions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ RAY = "--engine ray"
 
 
 def refused(versions: Mapping[str, str]) -> dict[str, str]:
-    """The commands that do not run, with the reasons."""
+    """Return the commands that do not run, with the reasons."""
     found = {c.name: "; ".join(problems(c, versions, installs)) for c in COMMANDS}
     return {name: reasons for name, reasons in found.items() if reasons}
 
@@ -105,7 +105,7 @@ def test_what_does_not_run_and_why(
 
 @pytest.mark.parametrize("version", ["", "1.13.0a0+git49444c3", "2.3.0a0+nv24.5", "unknown"])
 def test_versions_that_are_no_releases(version: str) -> None:
-    """An unknown version is taken as it is, and a local one by its numbers."""
+    """An unknown version is accepted, and a local one is compared by its numbers."""
     command = Command("one", ("torch>=1.13",), "train")
     assert problems(command, {"torch": version}, installs) == []
 
@@ -129,7 +129,7 @@ def test_the_bounds_are_those_of_the_extras_and_of_the_hook() -> None:
 
 
 def test_check_runs_where_no_package_can_be_imported(tmp_path: Path) -> None:
-    """Its exit code says whether the lines are in the checkout, as before."""
+    """The exit code says whether the lines are in the checkout."""
     blocked = ("numpy", "pyarrow", "torch", "open_clip", "webdataset", "pandas", "safetensors")
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked}))\n"

@@ -22,7 +22,7 @@ pytest.importorskip("webdataset")
 
 from datacomp_flyt.demo import POOL, noisy_pool
 from datacomp_flyt.demo.noisy_pool import Pair, make_pair, make_pairs
-from datacomp_flyt.pool.subset import check_subset, read_subset
+from datacomp_flyt.pool.subset import check_subset_file, read_subset
 from datacomp_flyt.tars.samples import read_tar
 from tests.conftest import sorted_uids
 from tests.demo import drawn
@@ -330,7 +330,7 @@ def test_pools_share_no_uid(made: Made, tmp_path: Path) -> None:
 
 def test_the_random_subset(made: Made) -> None:
     path = made.folder / "subsets" / "random_30.npy"
-    report = check_subset(path, sorted_uids(list(made.kinds)))
+    report = check_subset_file(path, pool_uids=sorted_uids(list(made.kinds)))
     assert report.problems == []
     uids, counts = read_subset(path)
     assert counts.max() == 1

@@ -72,7 +72,7 @@ def make_home(home: Path, share_of_images: float, share_of_scores: float) -> Pat
     shutil.copytree(HOST, checkout, ignore=shutil.ignore_patterns(".git", "__pycache__"))
     if HOST == STAND_IN:
         for patch in map(carry_over, load_patches(REPOSITORY / "patches")):
-            install(checkout, [patch])
+            install(checkout, patches=[patch])
     script = REPOSITORY / "tests/open_clip_hook/shrunk_datacomp.py"
     (checkout / "train.py").write_text(_TRAIN.format(host=str(HOST), script=str(script)))
     for name in ("baselines_plugin", "benchmarks", "datacomp_flyt", "tests"):

@@ -49,7 +49,7 @@ SUBSTITUTIONS = [
     (r"--num_samples 1280000000", "--num_samples 1000", "the same"),
     (r"--work_dir /(?:fast|local)/disk/work", "--work_dir work", "there is no such disk"),
     (r"--kills 200", "--kills 1", "half an hour"),
-    (r"--mutants 230", "--mutants 1", "half an hour"),
+    (r"--mutants 60", "--mutants 1", "minutes"),
     (r"datacomp-flyt demo", "datacomp-flyt demo --quick", "five minutes; tested by tests/demo"),
     (r"--num_rounds 500", "--num_rounds 5", "a pool of 420 rows has nothing to drop 500 times"),
     (r"--preset m_flyt_base", "--preset tiny --num_steps 2", "a GPU model"),

@@ -1,4 +1,4 @@
-"""The long commands, each on inputs so small that it takes seconds."""
+"""The long commands, on inputs so small that each takes seconds."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ROWS = 60_000
 
 
 def select(place: Path) -> Command:
-    """In memory, rounds of G, with all three outputs."""
+    """Select in memory, in rounds of G, with all three outputs."""
     return Command("select", ("-m", "baselines_plugin", *_selection(place)))
 
 
 def select_in_files(place: Path) -> Command:
-    """With `--work_dir`: several buckets, two workers."""
+    """Select with `--work_dir`, in several buckets, with two workers."""
     words = ("-m", "tests.faults.small_slices", *_selection(place), "--work_dir", "work")
     return Command("select --work_dir", words, growing=("work/uids.npy", "work/column_*.npy"))
 
@@ -43,13 +43,13 @@ def _selection(place: Path) -> tuple[str, ...]:
 
 
 def score(place: Path) -> Command:
-    """A scorer of shards by themselves."""
+    """Run a scorer that needs one shard at a time."""
     flags = ("--num_partitions", "60", "--num_workers", "2")
     return Command("score", _score("neg_clip_loss", *flags))
 
 
 def score_in_passes(place: Path) -> Command:
-    """A scorer that wants the whole pool first."""
+    """Run a scorer that needs a statistic of the whole pool."""
     flags = ("--num_rounds", "60", "--num_workers", "2")
     return Command("score in passes", _score("norm_sim_d", *flags))
 
@@ -60,7 +60,7 @@ def _score(scorer: str, *flags: str) -> tuple[str, ...]:
 
 
 def embed(place: Path) -> Command:
-    """Two encoders of milliseconds over four tars."""
+    """Embed four tars with two tiny encoders."""
     import torch
 
     from tests.flyt.runs import make_data
@@ -75,12 +75,12 @@ def embed(place: Path) -> Command:
 
 
 def train(place: Path) -> Command:
-    """M-FLYT."""
+    """Train M-FLYT."""
     return Command("train", _train(place, "scores"), *_TRAINED)
 
 
 def train_e_flyt(place: Path) -> Command:
-    """E-FLYT on embeddings."""
+    """Train E-FLYT on embeddings."""
     return Command("train, E-FLYT", _train(place, "embeddings"), *_TRAINED)
 
 
@@ -96,7 +96,7 @@ def _train(place: Path, features: str) -> tuple[str, ...]:
 
 
 def train_clip(place: Path) -> Command:
-    """open_clip's trainer on a weighted pool, its batches decided by a seed."""
+    """Run open_clip's trainer on a weighted pool, with seeded batches."""
     from datacomp_flyt.demo.noisy_pool import make_pairs, write_pool
 
     write_pool(place, make_pairs(64, 0.4, 0), "kills")
@@ -115,7 +115,7 @@ def train_clip(place: Path) -> Command:
 
 
 def self_filter(place: Path) -> Command:
-    """A round of self-filtering with open_clip's trainer."""
+    """Run a round of self-filtering with open_clip's trainer."""
     from datacomp_flyt.demo.noisy_pool import make_pairs, write_pool
 
     write_pool(place, make_pairs(64, 0.4, 0), "kills")
@@ -146,4 +146,4 @@ COMMANDS: dict[str, Callable[[Path], Command]] = {
     "train_clip": train_clip,
     "self_filter": self_filter,
 }
-"""Each writes its inputs into a folder, and returns the command."""
+"""Functions that write the inputs of a command into a folder and return the command."""

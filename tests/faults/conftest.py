@@ -1,4 +1,4 @@
-"""Disks that are full: a limit on the size of files, and a small disk of its own where we may."""
+"""Full disks: a limit on the size of files, and a small disk if it can be mounted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import resource
 
 @contextlib.contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """In the block a write fails with EFBIG where it would make a file of this process longer."""
+    """Make writes of this process fail with EFBIG beyond a size of the file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -28,7 +28,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 kB."""
+    """Mount a disk of 256 kB."""
     place = tmp_path / "disk"
     place.mkdir()
     if sys.platform != "linux" or os.geteuid():

@@ -1,4 +1,4 @@
-"""A filesystem in memory, `faulty://`, whose files fail to be read when they are told to."""
+"""A filesystem in memory, `faulty://`, in which reads fail as planned."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
 Plan = Callable[[str, int], str | None]
-"""From a file's name and the number of the read to `EIO`, `short`, or None to leave it alone."""
+"""The fault of a read, `EIO`, `short` or None, by the file's name and the number of the read."""
 
 
 class FaultyFile(io.BytesIO):
-    """Reads count from 0 for each file, over all the times that it is opened."""
+    """A file whose reads are counted from 0, over all the times that it is opened."""
 
     def __init__(self, path: str, content: bytes) -> None:
         super().__init__(content)
@@ -38,7 +38,7 @@ class FaultyFile(io.BytesIO):
 
 
 class FaultyFileSystem(MemoryFileSystem):
-    """Files of its own, apart from those of `memory://`."""
+    """A filesystem with files of its own, apart from those of `memory://`."""
 
     protocol = "faulty"
     store: ClassVar[dict[str, Any]] = {}
@@ -60,7 +60,7 @@ fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)
 
 
 def upload(folder: Path, name: str) -> str:
-    """A folder's files, as `faulty://name`; no faults are planned, and no reads counted."""
+    """Copy a folder to `faulty://name`, without planned faults or counted reads."""
     fs = fsspec.filesystem("faulty")
     for path in folder.iterdir():
         fs.pipe_file(f"/{name}/{path.name}", path.read_bytes())
@@ -69,11 +69,11 @@ def upload(folder: Path, name: str) -> str:
 
 
 def plan(faults: Plan) -> None:
-    """What is to fail from now on."""
+    """Plan the faults of the reads that follow."""
     FaultyFileSystem.reads.clear()
     FaultyFileSystem.plan = staticmethod(faults)  # type: ignore[assignment]
 
 
 def reads() -> dict[str, int]:
-    """How often each file has been read since."""
+    """Return the number of reads of each file since then."""
     return dict(FaultyFileSystem.reads)

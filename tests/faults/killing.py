@@ -38,7 +38,7 @@ _BLINK = 0.004  # seconds between two looks
 
 @dataclass(frozen=True)
 class Command:
-    """A command of Python in the folder of its run.
+    """A Python command in the folder of its run.
 
     Attributes:
         name: for people.
@@ -60,16 +60,16 @@ class Command:
         return not _matches(name, self.changing)
 
     def is_final(self, name: str) -> bool:
-        """Whether the file is in its last state as soon as it is there."""
+        """Return whether the file has its last content as soon as it exists."""
         return self.is_compared(name) and not _matches(name, self.growing)
 
     def is_ours(self, name: str) -> bool:
-        """Whether the file has to be whole whenever it is there."""
+        """Return whether the file has to be complete whenever it exists."""
         return not _matches(name, self.foreign)
 
 
 class Whole(NamedTuple):
-    """What an undisturbed run left, how long it took, and how many files came up meanwhile."""
+    """The files of an undisturbed run, its duration, and the number of files that appeared."""
 
     files: dict[str, bytes]
     seconds: float
@@ -78,7 +78,7 @@ class Whole(NamedTuple):
 
 @dataclass
 class Findings:
-    """What killing a command came to; sentences of what was wrong, by kind."""
+    """The results of killing a command, with sentences on what was wrong, by kind."""
 
     kills: Counter[str] = field(default_factory=Counter)
     ended: int = 0
@@ -92,7 +92,7 @@ class Findings:
 
 
 class Running:
-    """A command in a process group of its own, which ends with the block."""
+    """Run a command in a process group of its own, which is killed at the end of the block."""
 
     def __init__(self, command: Command, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ class Running:
         self.process.wait()
 
     def others(self) -> list[int]:
-        """Its living processes but for the one that was started."""
+        """Return the living processes of the group without the one that was started."""
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -136,17 +136,17 @@ class Running:
         return sorted(found)
 
     def is_over(self) -> bool:
-        """Whether the process that was started has ended; it is not waited for."""
+        """Return whether the process that was started has ended, without waiting."""
         ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return os.waitid(os.P_PID, self.process.pid, ended) is not None
 
     def look(self) -> int:
-        """How many files there have been so far."""
+        """Return the number of files that have appeared so far."""
         self.names |= {name for name, _ in _walk(self.folder)}
         return len(self.names)
 
     def wait(self, until: Callable[[], bool] = lambda: False) -> bool:
-        """Wait for its end, or for `until` before that: then True.
+        """Wait for the end of the command, or until `until` returns True; return True in that case.
 
         Raises:
             TimeoutError: neither comes.
@@ -160,7 +160,7 @@ class Running:
         return False
 
     def kill(self, whom: str, rng: random.Random) -> str:
-        """SIGKILL to all its processes, to the one that was started, or to one of the others.
+        """Send SIGKILL to all processes, to the one that was started, or to one of the others.
 
         Returns:
             whom it was, which is all of them where there are no others.
@@ -176,7 +176,7 @@ class Running:
         return "group"
 
     def code(self) -> int:
-        """Its exit code, once the others have ended as well.
+        """Return the exit code, after the other processes have ended as well.
 
         Raises:
             TimeoutError: they go on.
@@ -197,7 +197,7 @@ _RUNNING: set[int] = set()
 
 
 def end_all() -> None:
-    """End what runs in any thread, for one who is ended himself."""
+    """Kill the commands of all threads when this process is ended."""
     for group in list(_RUNNING):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
@@ -207,7 +207,7 @@ def end_all() -> None:
 
 
 def _walk(folder: Path) -> list[tuple[str, str]]:
-    """Files below it, by name there; some may be gone already."""
+    """Yield the files below a folder by relative name; some may be gone already."""
     return [
         (os.path.relpath(os.path.join(place, name), folder), os.path.join(place, name))
         for place, _, names in os.walk(folder)
@@ -216,7 +216,7 @@ def _walk(folder: Path) -> list[tuple[str, str]]:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """All files below it, hidden ones too."""
+    """Read all files below a folder, hidden ones as well."""
     found = {}
     for name, path in _walk(folder):
         try:
@@ -227,12 +227,12 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether nobody would take it for a result. `tmp.pt` is open_clip's name for such a file."""
+    """Return whether a file is temporary by its name. open_clip calls such a file `tmp.pt`."""
     return any(part.startswith(".") for part in name.split("/")) or name.endswith("/tmp.pt")
 
 
 def problem(name: str, content: bytes) -> str | None:
-    """Why a file is no whole file of its kind; None if it is one."""
+    """Return why a file is not a complete file of its format; None if it is."""
     try:
         if (suffix := Path(name).suffix) in _READERS:
             _READERS[suffix](content)
@@ -277,7 +277,7 @@ _READERS: dict[str, Callable[[bytes], object]] = {
 
 
 def _timeless(name: str, content: bytes) -> bytes:
-    """Of JSON what does not tell how long something took."""
+    """Remove measured times from JSON."""
     return _TIMES.sub(b"", content) if name.endswith((".json", ".jsonl")) else content
 
 
@@ -291,7 +291,7 @@ def _same(name: str, one: bytes, other: bytes) -> bool:
 
 
 def _same_state(one: bytes, other: bytes) -> bool:
-    """Of torch's files: which equal strings are one object differs once a state was loaded."""
+    """Normalise a torch file: which equal strings share an object depends on loading."""
     import torch
 
     def equal(a: object, b: object) -> bool:
@@ -316,7 +316,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def undisturbed(command: Command, folder: Path) -> Whole:
-    """The run that others are compared with; it is run twice, and has to be the same.
+    """Run the command undisturbed, twice, and check that both runs leave the same files.
 
     Raises:
         RuntimeError: it fails, or it is not.
@@ -339,7 +339,7 @@ def _run_whole(command: Command, folder: Path) -> Whole:
 
 
 def differences(command: Command, whole: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
-    """What is missing, too much, or different in a finished run."""
+    """List what is missing, additional or different in a finished run."""
     wrong = [f"{name} is missing" for name in sorted(whole.keys() - found.keys())]
     wrong += [f"{name} is left" for name in sorted(found.keys() - whole.keys())]
     for name in sorted(whole.keys() & found.keys()):
@@ -349,7 +349,7 @@ def differences(command: Command, whole: dict[str, bytes], found: dict[str, byte
 
 
 def partial(command: Command, whole: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
-    """What is under a final name and should not be, in a run that was stopped."""
+    """List incomplete files under final names in a run that was stopped."""
     wrong = []
     for name, content in sorted(found.items()):
         if is_temporary(name) or not command.is_ours(name):
@@ -369,7 +369,7 @@ def kill_often(
     rng: random.Random,
     on_kill: Callable[[], object] = lambda: None,
 ) -> Findings:
-    """Kill the command so often, one to three times in a run, and look at what comes of it.
+    """Kill the command, one to three times in a run, and check what it leaves.
 
     Half of the kills come at a random moment of the time that a run takes, the others when a
     random one of its files comes up. Where the run has ended before, that counts for nothing.
@@ -400,7 +400,7 @@ def kill_often(
 def start_and_kill(
     command: Command, folder: Path, whole: Whole, rng: random.Random, findings: Findings
 ) -> bool:
-    """Start the command and kill something of it; whether it has ended all the same.
+    """Start the command and kill some of its processes; return whether it ended by itself.
 
     It may fail for a worker that was killed, but not where nothing was: a failure then is told.
     """

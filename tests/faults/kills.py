@@ -1,4 +1,4 @@
-"""Random kills over the long commands, and whether any of them showed.
+"""Kills the long commands at random moments and reports every visible effect.
 
     python -m tests.faults.kills --kills 200 --seed 0
 
@@ -32,7 +32,7 @@ KINDS = ("mismatches", "partial files", "failures", "hangs")
 def kill_commands(
     names: list[str], kills: int, seed: int, folder: Path, at_once: int
 ) -> tuple[dict[str, Findings], dict[str, float]]:
-    """Findings of each command, and the seconds that it takes undisturbed."""
+    """The findings of each command, and its seconds without kills."""
     shares = {name: len(range(number, kills, len(names))) for number, name in enumerate(names)}
     with (
         tqdm(total=kills, unit="kill", desc="kills", file=sys.stderr) as bar,
@@ -65,7 +65,7 @@ def _end(*_: object) -> None:
 
 
 def main() -> int:
-    """The command above; the exit code is 1 where anything was wrong."""
+    """Run the command above; the exit code is 1 if there was a finding."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""A clock that was set, or files with the times of another: nothing depends on them."""
+"""A clock that was set, or files with other times, have no effect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMES = {"1970": 1.0, "2100": 4102444800.0}
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, to: float) -> None:
-    """It stands still, so no two times differ."""
+    """Stop the clock, so that all times are equal."""
     monkeypatch.setattr(time, "time", lambda: to)
     monkeypatch.setattr(time, "time_ns", lambda: int(to * 1e9))
 
@@ -59,7 +59,7 @@ def test_select(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: str) -> N
 
 @pytest.mark.parametrize("year", TIMES)
 def test_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: str) -> None:
-    """What is done stays so, what is not is done, whatever the times of the files."""
+    """Finished work stays and other work is done, for any times of the files."""
     pytest.importorskip("torch")
     from datacomp_flyt.scorers.base import score as scoring
     from tests.cli.scoring import NPZ, files_in, score

@@ -1,4 +1,4 @@
-"""Files that were cut short, that lost a bit, or that are of another kind than their name says."""
+"""Files that are cut short, have a flipped bit, or have another format than their name says."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLYT = ("--name", "e_flyt", "--scoring_model", "head.safetensors", *DRAWS)
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """A pool of two files each with its npz, a table of scores, a head."""
+    """Make a pool of two files with npz, a score table and a head."""
     monkeypatch.chdir(tmp_path)
     job = Job(POOL, tmp_path).write(2)
     for number, path in enumerate(sorted(job.metadata.iterdir())):
@@ -69,7 +69,7 @@ def other_kinds(content: bytes) -> dict[str, bytes]:
 
 
 def not_npz(content: bytes) -> dict[str, bytes]:
-    """zip is read from its end, so a tar around an npz is one as well."""
+    """zip is read from its end, so a tar around an npz is a zip file, too."""
     kinds = other_kinds(content)
     return {kind: kinds[kind] for kind in kinds if kind not in ("npz", "tar")}
 
@@ -102,7 +102,7 @@ def test_parquet_cut_or_mislabelled(job: Job, folder: str, select: Callable[...,
 
 @pytest.mark.parametrize("folder", ["metadata", "scores"])
 def test_parquet_with_a_bit_flipped(job: Job, folder: str) -> None:
-    """It is refused, or ends like any file: parquet has no checksum, so a flipped score is one."""
+    """The file is refused or read: parquet has no checksum, so a flipped score is a score."""
     assert in_memory(job, *MIX).code == 0
     path = sorted((job.folder / folder).glob("*.parquet"))[1]
     whole, codes = path.read_bytes(), []
@@ -116,7 +116,7 @@ def test_parquet_with_a_bit_flipped(job: Job, folder: str) -> None:
 
 
 def test_npz_damaged(job: Job) -> None:
-    """zip has checksums: what is not refused is what nobody reads."""
+    """zip has checksums, so a file that is not refused is damaged where it is not read."""
     path = sorted(job.metadata.glob("*.npz"))[1]
     whole, rng = path.read_bytes(), random.Random(2)
     assert on_npz(job).code == 0
@@ -139,7 +139,7 @@ def test_npz_damaged(job: Job) -> None:
 
 
 def test_score(job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    """A damaged shard is named and costs itself only."""
+    """A damaged shard is named, and the other shards are scored."""
     pytest.importorskip("torch")
     from datacomp_flyt.cli import main
     from datacomp_flyt.scorers.base import score as scoring
@@ -177,7 +177,7 @@ def test_score(job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -
 
 
 def test_tars_damaged(tmp_path: Path) -> None:
-    """Nothing but samples, and the one exception for those that could not be read."""
+    """A reader yields samples, or raises the one exception for unreadable tars."""
     pytest.importorskip("webdataset")
     from datacomp_flyt.demo import POOL as DEMO
     from datacomp_flyt.tars.samples import UnreadableShard, read_tar

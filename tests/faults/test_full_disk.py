@@ -1,4 +1,4 @@
-"""A disk that is full: one sentence that names the file, no file, and an older one as it was."""
+"""A full disk gives one sentence that names the file, no new file, and keeps an older one."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ APPENDED = ("log",)
 
 @pytest.mark.parametrize("what", WRITERS)
 def test_no_room(what: str, tmp_path: Path) -> None:
-    """At any point of the file."""
+    """The disk may be full at any point of the file."""
     name, write = WRITERS[what]
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -168,7 +168,7 @@ ROUNDS = (*M_FLYT, "--repetition_penalty", 0.4, "--sampling_batch_size", 40)
 def test_select(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_files: bool, at_most: int
 ) -> None:
-    """And with room again, the same command ends as if nothing had been."""
+    """With free space, the same command succeeds as without the fault."""
     monkeypatch.chdir(tmp_path)
     whole, job = Job(POOL, tmp_path).write(2), Job(POOL, tmp_path)
     assert in_process(*whole.flags(*ROUNDS)).code == 0
@@ -194,7 +194,7 @@ def test_select_on_a_disk_of_its_own(tmp_path: Path, small_disk: Path) -> None:
 
 
 def test_score(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Workers compute and the driver writes: what it cannot write ends it, and nothing is lost."""
+    """The driver writes what workers compute; a failed write ends it, and no shard is lost."""
     pytest.importorskip("torch")
     from tests.cli.scoring import NPZ, files_in, score
 

@@ -1,4 +1,4 @@
-"""Long commands killed at random moments; and that the harness sees what it is to see.
+"""Long commands killed at random moments, and tests of the harness itself.
 
 Many kills: python -m tests.faults.kills
 """
@@ -61,7 +61,7 @@ FORGETFUL = CAREFUL.replace('f".{number}"', 'f".{os.getpid()}"')
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """All of them leave the same when undisturbed, and take as long."""
+    """All of these leave the same files without kills, and take the same time."""
     return undisturbed(made(CAREFUL), tmp_path_factory.mktemp("whole") / "run")
 
 
@@ -94,7 +94,7 @@ def test_a_command_that_leaves_temporary_files(tmp_path: Path, whole: Whole) -> 
 
 
 def test_a_command_that_fails_before_any_kill(tmp_path: Path) -> None:
-    """It is told, and is not given once more in the hope that it goes well."""
+    """The failure is reported, and the command is not run again."""
     findings, late = Findings(), Whole({}, 1000.0, 1000)
     command = made("raise SystemExit('in the way')")
     assert start_and_kill(command, tmp_path / "run", late, random.Random(0), findings)

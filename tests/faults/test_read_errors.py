@@ -1,4 +1,4 @@
-"""Reads that fail, or give less than was asked for: once is nothing, always is one sentence."""
+"""Reads that fail or return too little: one has no effect, and lasting failure gives a sentence."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FAULTS = ("EIO", "short")
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A pool and its scores in `faulty://`, and a head in the working directory."""
+    """Put a pool and its scores in `faulty://`, and a head in the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(threads, "_PAUSES", (0, 0))
     monkeypatch.setattr(shards, "_PAUSE", 0)
@@ -66,7 +66,7 @@ JOBS = {"memory": MIX, "files": (*MIX, "--work_dir"), "npz": FLYT}
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("case", JOBS)
 def test_once(place: Path, case: str, fault: str) -> None:
-    """In any of the reads."""
+    """Any one of the reads may fail."""
     folders = iter(range(1000))
 
     def flags() -> tuple[object, ...]:
@@ -88,7 +88,7 @@ def test_once(place: Path, case: str, fault: str) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("case", JOBS)
 def test_always(place: Path, case: str, fault: str) -> None:
-    """From the first read on, or from the last."""
+    """All reads fail, or all from the last one on."""
     folders = iter(range(1000))  # what was read before is not read again in the same one
 
     def flags() -> tuple[object, ...]:
@@ -117,7 +117,7 @@ def _from(bad: str, since: int, fault: str, path: str, number: int) -> str | Non
 
 
 def test_a_pause_before_the_next_try(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
-    """Where the system said so; what is damaged is damaged at once."""
+    """Failures of storage are retried; damaged content is not."""
     slept: list[float] = []
     monkeypatch.setattr(threads, "_PAUSES", (0.1, 1.0))
     monkeypatch.setattr(threads.time, "sleep", slept.append)
@@ -135,7 +135,7 @@ def test_a_pause_before_the_next_try(monkeypatch: pytest.MonkeyPatch, place: Pat
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_score(place: Path, fault: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """A shard that could not be read is tried again; the others are done in any case."""
+    """A shard that could not be read is retried, and the other shards are scored."""
     pytest.importorskip("torch")
     from datacomp_flyt.cli import main
     from datacomp_flyt.scorers.base import score as scoring
@@ -169,7 +169,7 @@ def test_score(place: Path, fault: str, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 class Stream(io.BytesIO):
-    """A tar from elsewhere: few bytes at a time, and perhaps an end by an error."""
+    """Stream a tar in few bytes at a time, and end with an error if requested."""
 
     def __init__(self, content: bytes, fails_at: int | None = None) -> None:
         super().__init__(content)
@@ -182,14 +182,14 @@ class Stream(io.BytesIO):
 
 
 def keep(found: list[Any], samples: Iterable[Any]) -> Iterator[Any]:
-    """Put each into the list, also where an error comes after it."""
+    """Append each item to the list, also if an error follows."""
     for sample in samples:
         found.append(sample)
     yield from ()
 
 
 def test_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes that come slowly are the same samples; an error comes after those before it."""
+    """A slow stream gives the same samples; an error comes after the samples before it."""
     pytest.importorskip("webdataset")
     from datacomp_flyt.demo import POOL as DEMO
     from datacomp_flyt.tars import samples as tar_samples

@@ -15,10 +15,11 @@ pytest.importorskip("open_clip")
 
 import numpy as np
 
-from datacomp_flyt.cli import check_parts, main
+from datacomp_flyt.cli import main
 from datacomp_flyt.clip import embed as embedding
+from datacomp_flyt.datacomp import resharded_parts
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.open_clip_hook.checks import check_names
+from datacomp_flyt.open_clip_hook.preconditions import check_names
 from datacomp_flyt.scorers.base import score as scoring
 from datacomp_flyt.self_filtering.initial_subset import read_uids
 from datacomp_flyt.self_filtering.trainer_command import train_data
@@ -153,7 +154,7 @@ def test_train(here: Path, tmp_path: Path) -> None:
 
 
 def test_check_parts(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_parts, "ProcessEngine", lambda *args: InlineEngine())
+    monkeypatch.setattr(resharded_parts, "ProcessEngine", lambda *args: InlineEngine())
     uids = [uid_of(number) for number in range(3)]
     values = sorted((int(uid[:16], 16), int(uid[16:], 16)) for uid in uids)
     subset = tmp_path / "s.npy"

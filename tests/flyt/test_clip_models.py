@@ -302,6 +302,16 @@ def test_configurations_that_make_no_model(tmp_path: Path, content: str, named: 
     assert named in message
 
 
+def test_a_tokenizer_of_77_tokens_is_cut_to_the_models_length(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """get_tokenizer of open_clip 2.16.1 gives this function for every model."""
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: open_clip.tokenize)
+    tokens = load(config).tokenize(["a red picture"])
+    assert tokens.shape == (1, 12)
+    assert torch.equal(tokens, open_clip.tokenize(["a red picture"])[:, :12])
+
+
 def test_a_tokenizer_that_wants_another_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 pytest.importorskip("webdataset")
 
-from datacomp_flyt.exits import MISTAKE
+from datacomp_flyt.exits import INTERNAL_ERROR
 from datacomp_flyt.flyt import trainer
 from datacomp_flyt.flyt.algorithm import Algorithm
 from datacomp_flyt.flyt.checkpoint import load_checkpoint, save_checkpoint
@@ -201,7 +201,7 @@ def test_every_kind_of_state_is_in_the_checkpoint(
         return step(self, step_index, *batches)
 
     monkeypatch.setattr(Algorithm, "step", step_or_stop)
-    assert train(runs[1]) == MISTAKE
+    assert train(runs[1]) == INTERNAL_ERROR
     monkeypatch.undo()
     # flags that do not decide the result may be others
     assert train({**runs[1], "resume": True, "log_every": 1, "max_bad_share": 0.1}) == 0

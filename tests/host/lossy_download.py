@@ -72,7 +72,7 @@ def serve(images: dict[str, bytes]) -> http.server.ThreadingHTTPServer:
             if fate == "html":
                 body = b"<html>This picture has been removed.</html>"
             elif fate == "cut":
-                body = body[: len(body) // 3]
+                body = body[:100]  # no pixels: OpenCV 4.6 decodes a JPEG of which a part is missing
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -5,12 +5,12 @@ The stand-in gets the very lines that the real patch adds, at the stand-in's own
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from datacomp_flyt.datacomp.checkout_patch import Patch, check, install, load_patches, revert
+from datacomp_flyt.datacomp.checkout_patch import install, is_installed, load_patches, revert
 from datacomp_flyt.errors import InputError
 
 from .contract import REPOSITORY, Host, HostContract, Outcome
@@ -20,19 +20,19 @@ from .stand_in_patch import STAND_IN, carry_over
 class StandIn(Host):
     """A copy of the stand-in, with a patch of its own that is added by functions."""
 
-    def _call(self, function: Callable[[Path, Sequence[Patch]], object]) -> Outcome:
+    def _call(self, function: Callable[..., object]) -> Outcome:
         patches = [carry_over(patch) for patch in load_patches(REPOSITORY / "patches")]
         try:
-            is_patched = function(self.directory, patches)
+            answer = function(self.directory, patches=patches)
         except InputError as error:
             return Outcome(2, "", str(error))
-        return Outcome(1 if function is check and not is_patched else 0, "", "")
+        return Outcome(1 if function is is_installed and not answer else 0, "", "")
 
     def install(self) -> Outcome:
         return self._call(install)
 
     def check(self) -> Outcome:
-        return self._call(check)
+        return self._call(is_installed)
 
     def revert(self) -> Outcome:
         return self._call(revert)

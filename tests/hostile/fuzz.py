@@ -1,52 +1,45 @@
-"""Call every reader with damaged files, and print what is neither an answer nor a refusal.
+"""Call every reader with damaged files, and print each outcome that is no answer and no refusal.
 
 python -m tests.hostile.fuzz --mutants 10000 [--seed 0] [--readers pool tar]
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.hostile import parquets, structures, tars
-from tests.hostile.mutate import damage, flip
+from datacomp_flyt.exits import Parser
+from tests.hostile.mutate import damage
 from tests.hostile.oracle import Outcome, Worker
+from tests.hostile.parquets import rewritten_table
 from tests.hostile.readers import READERS
 
-STRUCTURES: dict[str, Callable[[random.Random, bytes], structures.Changed]] = {
-    "bytes": lambda rng, content: (flip(rng, content), False),
-    "json": structures.json_file,
-    "text": structures.text_file,
-    "npy": structures.npy,
-    "zip": structures.zip_file,
-    "image": structures.image_file,
-    "safetensors": structures.safetensors_file,
-    "parquet": parquets.parquet_file,
-    "lines": structures.lines_file,
-    "tar": tars.tar_file,
-    "plain tar": tars.plain_tar_file,
-}
 OTHERS = ("scores", "embeddings", "tar", "settings", "mixing zip")
-"""Readers whose valid files are taken for others'; seeds make the same mutants only with these."""
+"""Readers whose valid files replace those of others."""
 
 
 class Finding(NamedTuple):
-    """A mutant that a reader did not bear; `seed` makes it again."""
+    """A mutant that a reader handled wrongly; its seed makes the mutant again."""
 
     reader: str
     seed: int
-    what: str
+    fault: str
 
 
 class Mutant(NamedTuple):
-    """Of a valid file: whether it means the `same`; `exact`: if it is read at all, it has to."""
+    """Changed bytes of a valid file.
+
+    Attributes:
+        content: the bytes.
+        same: whether the file means the same as the valid one, so that the answer has to be equal.
+        exact: whether any answer has to be that of the valid file, since the format has checksums.
+    """
 
     content: bytes
     same: bool
@@ -54,7 +47,7 @@ class Mutant(NamedTuple):
 
 
 class Bench:
-    """A reader's valid folder, its outcome, and mutants of it."""
+    """A reader's valid folder, its outcome, and mutants of its file."""
 
     def __init__(self, name: str, folder: Path, worker: Worker) -> None:
         self.name, self.folder, self.worker = name, folder, worker
@@ -63,84 +56,81 @@ class Bench:
         self.reader.make(self.folder)
         self.target = self.folder / self.reader.target
         self.content = self.target.read_bytes()
-        self.right = self._ready()
-        assert self.right.kind == "well", f"{name}: {self.right}"
+        self.right = self._restore()
+        assert self.right.kind == "answer", f"{name}: {self.right}"
 
-    def _ready(self) -> Outcome:
+    def _restore(self) -> Outcome:
         self.target.write_bytes(self.content)
         return self.worker.warm(self.name, self.folder) or self.right
 
     def mutant(self, seed: int, others: list[bytes]) -> Mutant:
+        """Make a damaged file, or a table as another tool might write it."""
         rng = random.Random(f"{self.name} {seed}")
-        if rng.random() < 0.5:
-            exact = self.reader.exact
-            changed = damage(rng, self.content, [] if exact else others)
-            return Mutant(changed, changed == self.content, exact)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return Mutant(*STRUCTURES[self.reader.kind](rng, self.content))
+        if self.reader.table and rng.random() < 0.5:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return Mutant(*rewritten_table(rng, self.content))
+        exact = self.reader.exact
+        changed = damage(rng, self.content, [] if exact else others)
+        return Mutant(changed, changed == self.content, exact)
 
-    def finding(self, content: bytes, same: bool = False, exact: bool = False) -> str | None:
-        """What is wrong with the reader's answer to these bytes."""
-        self._ready()
-        self.target.write_bytes(content)
+    def fault(self, mutant: Mutant) -> str | None:
+        """Call the reader with a mutant and return what is wrong with its outcome."""
+        self._restore()
+        self.target.write_bytes(mutant.content)
         outcome = self.worker.run(self.name, self.folder)
-        if outcome.finding is None:
-            if same and outcome.kind != "well":
-                return f"refused what is right: {outcome.said[:300]}"
-            if (same or exact) and outcome.kind == "well" and outcome.digest != self.right.digest:
-                return "another answer to the same question" if same else "damage is not noticed"
-        return outcome.finding
+        if outcome.fault is None:
+            if mutant.same and outcome.kind != "answer":
+                return f"a valid file is refused: {outcome.text[:300]}"
+            other_answer = outcome.kind == "answer" and outcome.digest != self.right.digest
+            if (mutant.same or mutant.exact) and other_answer:
+                return "another answer" if mutant.same else "damage is not noticed"
+        return outcome.fault
 
 
-def others_of(folder: Path) -> list[bytes]:
-    """The valid files of `OTHERS`."""
-    found = []
-    for number, name in enumerate(OTHERS):
+def files_of_others(folder: Path) -> list[bytes]:
+    """Make the valid files of `OTHERS`."""
+    files = []
+    for index, name in enumerate(OTHERS):
         reader = READERS[name]
-        place = folder / str(number)
-        place.mkdir(parents=True)
-        reader.make(place)
-        found.append((place / reader.target).read_bytes())
-        shutil.rmtree(place)
-    return found
+        made = folder / str(index)
+        made.mkdir(parents=True)
+        reader.make(made)
+        files.append((made / reader.target).read_bytes())
+        shutil.rmtree(made)
+    return files
 
 
 def fuzz(
     name: str, seeds: range, folder: Path, worker: Worker, others: list[bytes]
 ) -> Iterator[Finding]:
-    """Findings among a reader's mutants."""
+    """Yield the findings among a reader's mutants."""
     bench = Bench(name, folder, worker)
     for seed in seeds:
-        what = bench.finding(*bench.mutant(seed, others))
-        if what:
-            yield Finding(name, seed, what)
+        if fault := bench.fault(bench.mutant(seed, others)):
+            yield Finding(name, seed, fault)
 
 
 def main() -> None:
-    """The command above."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--mutants", type=int, default=1000, help="of each reader")
-    parser.add_argument("--seed", type=int, default=0, help="of the first")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--mutants", type=int, default=1000, help="mutants of each reader")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first mutant")
     parser.add_argument("--readers", nargs="*", choices=sorted(READERS), default=list(READERS))
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="for each reader")
     args = parser.parse_args()
-    number = 0
-    with tempfile.TemporaryDirectory() as place, Worker() as worker:
-        others = others_of(Path(place, "o"))
+    seeds, count = range(args.seed, args.seed + args.mutants), 0
+    with tempfile.TemporaryDirectory() as temporary, Worker() as worker:
+        others = files_of_others(Path(temporary, "others"))
         for name in args.readers:
-            began, seen = time.perf_counter(), 0
-            bench = Bench(name, Path(place, name.replace(" ", "_")), worker)
-            for seed in range(args.seed, args.seed + args.mutants):
-                if time.perf_counter() - began > args.seconds:
-                    break
-                what, seen = bench.finding(*bench.mutant(seed, others)), seen + 1
-                if what:
-                    number += 1
-                    print(f"{name} --seed {seed}: {what}", flush=True)
-            print(f"{name}: {seen:,} mutants in {time.perf_counter() - began:.0f} s", flush=True)
-    print(f"{number:,} findings")
-    raise SystemExit(number > 0)
+            began = time.perf_counter()
+            folder = Path(temporary, name.replace(" ", "_"))
+            for finding in fuzz(name, seeds, folder, worker, others):
+                count += 1
+                print(f"{name} --seed {finding.seed}: {finding.fault}", flush=True)
+            print(
+                f"{name}: {len(seeds):,} mutants, {time.perf_counter() - began:.0f} s", flush=True
+            )
+    print(f"{count:,} findings")
+    raise SystemExit(count > 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Readers of what commands keep of their work: manifests, resharded parts, jobs in files."""
+"""Readers of the files that commands leave: manifests, resharded parts, jobs in files."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def _journal(folder: Path) -> Any:
 
 
 def _entries(manifest: Any, folder: Path) -> Any:
-    """What it says, and the sizes that files have."""
-    found = [[name, *astuple(file)] for name, file in manifest.items()]
-    return [found, sorted((path.name, path.stat().st_size) for path in folder.iterdir())]
+    """Return the entries of a manifest, and the sizes of the files."""
+    entries = [[name, *astuple(file)] for name, file in manifest.items()]
+    return [entries, sorted((path.name, path.stat().st_size) for path in folder.iterdir())]
 
 
 def _check_entries(result: Any) -> str | None:
     entries, files = result
     if sorted((name, size) for name, size, *_ in entries) != files:
-        return "other files or sizes than there are"
+        return "other files or sizes than those of the folder"
     for _, size, sha256, rows in entries:
         if type(size) is not int or type(sha256) is not str or type(rows) not in (int, type(None)):
             return "a size, hash or number of rows that is none"
@@ -50,14 +50,14 @@ def _check_entries(result: Any) -> str | None:
 
 
 def _part(folder: Path) -> Any:
-    from datacomp_flyt.datacomp.resharded_parts import open_part
+    from datacomp_flyt.datacomp.resharded_parts import open_run
 
-    part = open_part(folder / "part", folder / "subset.npy")
+    part = open_run(folder / "part", folder / "subset.npy")
     return [[tar.name for tar in part.tars], part.pool_shards]
 
 
 def _check_part(result: Any) -> str | None:
-    return None if result[0] == valid.PART_TARS else "other tars than there are"
+    return None if result[0] == valid.PART_TARS else "other tars than those of the part"
 
 
 def _draws(folder: Path) -> Any:
@@ -75,11 +75,9 @@ def _check_draws(result: Any) -> str | None:
 def _pictures(folder: Path) -> Any:
     from datacomp_flyt.report.examples import _read_tar
 
-    wanted = {uid: row for row, uid in enumerate(valid.uids(4))}
-    return sorted(
-        (row, *astuple(picture))
-        for row, picture in _read_tar(str(folder / "a.tar"), wanted).items()
-    )
+    row_of = {uid: row for row, uid in enumerate(valid.uids(4))}
+    pictures = _read_tar(str(folder / "a.tar"), row_of)
+    return sorted((row, *astuple(picture)) for row, picture in pictures.items())
 
 
 def _check_pictures(result: Any) -> str | None:
@@ -88,11 +86,11 @@ def _check_pictures(result: Any) -> str | None:
             return "neither a picture nor a problem, or both"
         if image and not 0 < max(width, height) <= 1000:
             return "a picture of another size"
-    return None if len(result) == 4 else "other pictures than were asked for"
+    return None if len(result) == 4 else "other pictures than requested"
 
 
 def in_memory(folder: Path, partial: bool = False) -> Any:
-    """The number of examples, and columns in their order."""
+    """Join columns in memory: return the number of examples, and the columns."""
     from datacomp_flyt.mixing.columns import Columns
     from datacomp_flyt.pool.pool import read_pool
 
@@ -102,7 +100,7 @@ def in_memory(folder: Path, partial: bool = False) -> Any:
 
 
 def streamed(folder: Path) -> Any:
-    """Scores joined in files, which are to be as those joined in memory, or refused like them."""
+    """Join columns in files: the result has to be that in memory, or refused as in memory."""
     from datacomp_flyt.errors import InputError
 
     right = None
@@ -110,27 +108,27 @@ def streamed(folder: Path) -> Any:
         right = in_memory(folder)
     work = Path(tempfile.mkdtemp(dir=folder))
     try:
-        found = _in_files(folder, work)
+        columns = _in_files(folder, work)
     except InputError:
-        assert right is None, "refused, and not in memory"
+        assert right is None, "refused, but not in memory"
         raise
     finally:
         shutil.rmtree(work)
-    assert right is not None, "not refused, and in memory it is"
-    assert digest(found) == digest(right[1:]), "other columns than in memory"
-    return found
+    assert right is not None, "not refused, but refused in memory"
+    assert digest(columns) == digest(right[1:]), "other columns than in memory"
+    return columns
 
 
-def gone_on_with(folder: Path) -> Any:
-    """The same of a job that was begun: it may be refused, or done anew."""
+def resumed(folder: Path) -> Any:
+    """Resume a job in files: it may be refused, or begun anew."""
     work = Path(tempfile.mkdtemp(dir=folder))
     try:
         shutil.copytree(folder / "work", work, dirs_exist_ok=True)
-        found = _in_files(folder, work)
+        columns = _in_files(folder, work)
     finally:
         shutil.rmtree(work)
-    assert digest(found) == digest(in_memory(folder)[1:]), "other columns than in memory"
-    return found
+    assert digest(columns) == digest(in_memory(folder)[1:]), "other columns than in memory"
+    return columns
 
 
 def _in_files(folder: Path, work: Path) -> Any:
@@ -139,15 +137,15 @@ def _in_files(folder: Path, work: Path) -> Any:
     return [np.array(column) for column in valid.file_columns(folder, work, Here())]
 
 
-_JOB: tuple[Callable[[Path], Any], Check] = (gone_on_with, lambda _: None)  # which compares
+_JOB: tuple[Callable[[Path], Any], Check] = (resumed, lambda _: None)  # `resumed` compares
 _HALF: Make = valid.job(most=2)
 JOB_READERS: dict[str, Reader] = {
-    "manifest": Reader(valid.manifest, "m.json", "json", _manifest, _check_entries),
-    "hashed": Reader(valid.manifest, "m.hashed.jsonl", "lines", _journal, _check_entries),
-    "part": Reader(valid.part, "part/meta.json", "json", _part, _check_part),
-    "draws": Reader(valid.part, "part/00000000.tar", "plain tar", _draws, _check_draws),
-    "pictures": Reader(valid.tar, "a.tar", "tar", _pictures, _check_pictures, memory=PICTURE),
-    "job": Reader(_HALF, "work/job.json", "json", *_JOB),
-    "partitioned": Reader(_HALF, "work/done/0-000000.json", "json", *_JOB),
-    "bucket": Reader(valid.job(), "work/done/bucket-00000.json", "json", *_JOB),
+    "manifest": Reader(valid.manifest, "m.json", _manifest, _check_entries),
+    "hashed": Reader(valid.manifest, "m.hashed.jsonl", _journal, _check_entries),
+    "part": Reader(valid.part, "part/meta.json", _part, _check_part),
+    "draws": Reader(valid.part, "part/00000000.tar", _draws, _check_draws),
+    "pictures": Reader(valid.tar, "a.tar", _pictures, _check_pictures, memory=PICTURE),
+    "job": Reader(_HALF, "work/job.json", *_JOB),
+    "partitioned": Reader(_HALF, "work/done/0-000000.json", *_JOB),
+    "bucket": Reader(valid.job(), "work/done/bucket-00000.json", *_JOB),
 }

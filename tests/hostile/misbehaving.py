@@ -1,4 +1,4 @@
-"""Readers at fault, to see that the fuzzer says so."""
+"""Faulty readers, to test that the fuzzer reports them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _wrong(folder: Path) -> Any:
 
 READERS = {
     name.strip("_"): Reader(
-        lambda folder: None, "", "", call, lambda found: "no" if found == "wrong" else None
+        lambda folder: None, "", call, lambda found: "no" if found == "wrong" else None
     )
     for name, call in list(globals().items())
     if name.startswith("_") and callable(call) and not name.startswith("__")

@@ -84,7 +84,7 @@ def _checkpoint(folder: Path) -> Any:
 
 
 def _compared(result: Any) -> str | None:
-    """By its digest: see `Reader.exact`."""
+    """Accept any result: `Reader.exact` compares it."""
     return None
 
 
@@ -121,9 +121,7 @@ def _check_rows(result: Any) -> str | None:
 
 
 MODEL_READERS: dict[str, Reader] = {
-    "checkpoint": Reader(
-        valid.checkpoint, "checkpoint.pt", "zip", _checkpoint, _compared, exact=True
-    )
+    "checkpoint": Reader(valid.checkpoint, "checkpoint.pt", _checkpoint, _compared, exact=True)
 }
 _MODELS: dict[str, tuple[Callable[[str], Callable[[Path], Any]], Check]] = {
     "mixing": (_mixing, _check_mixing),
@@ -135,7 +133,7 @@ for _name, _kind in (("model.safetensors", "safetensors"), ("model.pt", "zip")):
     for _what, (_call, _check) in _MODELS.items():
         _make = valid.model(_what, _name)
         MODEL_READERS[f"{_what} {_kind}"] = Reader(
-            _make, _name, _kind, _call(_name), _check, _kind == "zip"
+            _make, _name, _call(_name), _check, _kind == "zip"
         )
 for _name, _kind in (
     ("t.npy", "npy"),
@@ -145,9 +143,9 @@ for _name, _kind in (
 ):
     _make = valid.targets(_name)
     MODEL_READERS[f"targets {_name}"] = Reader(
-        _make, _name, _kind, _targets(_name), _check_targets, _kind == "zip"
+        _make, _name, _targets(_name), _check_targets, _kind == "zip"
     )
     if _name in ("t.npy", "t.npz"):
         MODEL_READERS[f"rows {_name}"] = Reader(
-            _make, _name, _kind, _rows(_name), _check_rows, _kind == "zip"
+            _make, _name, _rows(_name), _check_rows, _kind == "zip"
         )

@@ -1,4 +1,4 @@
-"""Readers are called in a process of their own: it may hang, crash and run out of memory."""
+"""Calls readers in a process of their own, which may hang, crash or run out of memory."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ import numpy as np
 
 from tests.hostile.reader import GROWTH
 
-SECONDS = 5.0  # of the processor: other processes may keep ours from it
-LONGEST = 20  # seconds of the processor, after which a call is ended
-PATIENCE = 120.0  # seconds of the clock, which a busy machine may make of those
-START = 300.0  # the same for a new process with its imports
-_LONGEST = 2000  # characters: InputError cuts itself, other refusals do not
-_ROOM = 6 << 30  # address space beyond that of the imports
+SECONDS = 5.0  # processor time of a call that is not slow
+LONGEST = 20  # processor seconds after which a call is ended
+PATIENCE = 120.0  # wall-clock seconds after which a call is ended, on a busy machine
+START = 300.0  # the same for the first call of a process, with its imports
+_LONGEST = 2000  # characters of a message
+_ROOM = 6 << 30  # bytes of address space beyond that of the imports
 
 
 class Outcome(NamedTuple):
-    """What a reader did: `kind` is well, refused, wrong, error, hang or crash."""
+    """The outcome of a call: `kind` is answer, refused, wrong, error, hang or crash."""
 
     kind: str
-    said: str
+    text: str
     digest: str = ""
     seconds: float = 0.0
     growth: int = 0
     memory: int = GROWTH
 
     @property
-    def finding(self) -> str | None:
-        if self.kind in ("well", "refused"):
+    def fault(self) -> str | None:
+        if self.kind in ("answer", "refused"):
             if self.seconds > SECONDS:
                 return f"slow: {self.seconds:.1f} s"
             if self.growth > self.memory:
                 return f"memory: {self.growth / 2**30:.1f} GB more"
             return None
-        return f"{self.kind}: {self.said}"
+        return f"{self.kind}: {self.text}"
 
 
 def digest(value: Any) -> str:
-    """Of nested lists of arrays, text and numbers."""
+    """Hash nested lists of arrays, text and numbers."""
     state = hashlib.sha256()
 
     def add(part: Any) -> None:
@@ -74,7 +74,7 @@ def digest(value: Any) -> str:
 
 
 class Worker:
-    """Runs one reader after the other; a new process after each that did not come back."""
+    """Runs readers one after the other, in a new process after one that did not return."""
 
     def __init__(
         self,
@@ -84,13 +84,13 @@ class Worker:
     ) -> None:
         """
         Args:
-            readers: the module whose `READERS` there are.
-            seconds, patience: of the processor and of the clock, for a call.
+            readers: the module that holds `READERS`.
+            seconds, patience: the limits of a call in processor time and in wall-clock time.
         """
         self._readers, self._seconds, self._patience = readers, seconds, patience
         self._process: Any = None
         self._pipe: Any = None
-        self._stack: Any = None  # where the process writes what it hangs in
+        self._stack: Any = None  # the file to which a process that hangs writes its stack
         self._warm: set[str] = set()
 
     def __enter__(self) -> Worker:
@@ -108,14 +108,14 @@ class Worker:
         self._process, self._warm = None, set()
 
     def run(self, reader: str, folder: Path) -> Outcome:
-        """Call a reader, whose modules are loaded: see `warm`."""
+        """Call a reader whose modules are loaded, see `warm`."""
         outcome = self._ask(reader, folder, self._patience)
-        if outcome.growth > GROWTH:  # what is not given back would hide the next
+        if outcome.growth > GROWTH:  # memory that is kept would hide the growth of the next call
             self.stop()
         return outcome
 
     def warm(self, reader: str, folder: Path) -> Outcome | None:
-        """Call it with a valid folder, in time for all imports; None where that was done."""
+        """Call a reader with a valid folder and time for imports; None if that was done before."""
         if reader in self._warm and self._process is not None:
             return None
         outcome = self._ask(reader, folder, START)
@@ -136,16 +136,16 @@ class Worker:
             if self._pipe.poll(patience):
                 answer: Outcome = self._pipe.recv()
                 return answer
-            where = Path(self._stack.name).read_text()
-            said = Outcome("hang", f"no answer in {patience:.0f} s of the clock: {where}")
+            stack = Path(self._stack.name).read_text()
+            outcome = Outcome("hang", f"no answer in {patience:.0f} s of the clock: {stack}")
         except (EOFError, OSError):
-            self._process.join(10)  # it may hang in its end, too
+            self._process.join(10)  # its shutdown may hang as well
             code = self._process.exitcode
-            said = Outcome("crash", f"exit code {code}")
+            outcome = Outcome("crash", f"exit code {code}")
             if code == -signal.SIGPROF:
-                said = Outcome("hang", f"no answer in {self._seconds:g} s of the processor")
+                outcome = Outcome("hang", f"no answer in {self._seconds:g} s of the processor")
         self.stop()
-        return said
+        return outcome
 
 
 def _serve(pipe: Connection, stack: str, module: str, seconds: float) -> None:
@@ -181,26 +181,28 @@ def _call(reader: Any, folder: Path) -> Outcome:
     from datacomp_flyt.tars.samples import Skip, UnreadableShard
 
     before, began = _peak(reset=True), time.process_time()
-    kind, said, found = "well", "", ""
+    kind, text, hashed = "answer", "", ""
     try:
         result = reader.call(folder)
         complaint = reader.check(result)
-        kind, said, found = ("wrong", complaint, "") if complaint else ("well", "", digest(result))
+        kind, text, hashed = (
+            ("wrong", complaint, "") if complaint else ("answer", "", digest(result))
+        )
     except (InputError, Skip, UnreadableShard, TorchFileError) as error:
-        kind, said = "refused", str(error)
+        kind, text = "refused", str(error)
         if fault := _fault(error, folder):
-            kind, said = "wrong", f"{fault}: {said[:300]!r}"
+            kind, text = "wrong", f"{fault}: {text[:300]!r}"
     except BaseException as error:
-        where = traceback.extract_tb(error.__traceback__)
-        ours = [f for f in where if "datacomp_flyt/" in f.filename] or where
-        place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
-        kind, said = "error", f"{type(error).__name__} at {place}: {str(error)[:200]!r}"
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in frames if "datacomp_flyt/" in frame.filename] or frames
+        line = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
+        kind, text = "error", f"{type(error).__name__} at {line}: {str(error)[:200]!r}"
     seconds, growth = time.process_time() - began, max(_peak() - before, 0)
-    return Outcome(kind, said, found, seconds, growth, reader.memory)
+    return Outcome(kind, text, hashed, seconds, growth, reader.memory)
 
 
 def _fault(error: Exception, folder: Path) -> str | None:
-    """What is wrong with a refusal. Those that name no file go into a sentence that does."""
+    """Return what is wrong with a refusal. Callers add the file to errors other than InputError."""
     from datacomp_flyt.errors import InputError
 
     message = str(error)
@@ -213,7 +215,7 @@ def _fault(error: Exception, folder: Path) -> str | None:
 
 
 def _peak(reset: bool = False) -> int:
-    """Most bytes of memory at once; since the last reset, where the system can tell."""
+    """Return the peak memory in bytes, since the last reset if the system supports that."""
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")

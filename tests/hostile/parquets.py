@@ -1,4 +1,4 @@
-"""Well-formed parquet files that are not what a reader wants."""
+"""Rewrites parquet tables as other tools might: other types, columns, rows and encodings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TYPES = [
     pa.map_(pa.string(), pa.int8()),
     pa.dictionary(pa.int32(), pa.string()),
 ]
-_NAMES = ["", "a.b", "uid ", "UID", "a\nb", "\x1b[31m", "x" * 9000, "uid.uid", "é", "<script>"]
+_NAMES = ["", "a.b", "uid ", "UID", "a\nb", "uid.uid", "é", "x y"]
 _UIDS = [
     "",
     "f" * 31,
@@ -43,7 +43,6 @@ _UIDS = [
     " " * 32,
     "0x" + "1" * 30,
     "a\n" * 16,
-    "f" * 3_000_000,
 ]
 
 
@@ -53,10 +52,11 @@ def written(table: pa.Table, **options: object) -> bytes:
     return file.getvalue()
 
 
-def parquet_file(rng: random.Random, content: bytes) -> tuple[bytes, bool]:
+def rewritten_table(rng: random.Random, content: bytes) -> tuple[bytes, bool]:
+    """Rewrite a parquet file; return its bytes, and whether it means the same as before."""
     table = pq.read_table(io.BytesIO(content))
     name = rng.choice(table.column_names)
-    place = table.column_names.index(name)
+    index = table.column_names.index(name)
     choice = rng.randrange(12)
     if choice == 0:
         options = rng.choice(
@@ -97,30 +97,30 @@ def parquet_file(rng: random.Random, content: bytes) -> tuple[bytes, bool]:
         )
         return written(table.take(pa.array(rows, pa.int64()))), False
     if choice in (6, 7):
-        return written(table.set_column(place, name, _column(rng, len(table)))), False
+        return written(table.set_column(index, name, _column(rng, len(table)))), False
     if choice == 8:
         values = table[name].to_pylist()
         values[rng.randrange(len(values))] = None
-        return written(table.set_column(place, name, pa.array(values, table[name].type))), False
+        return written(table.set_column(index, name, pa.array(values, table[name].type))), False
     if choice == 9 and pa.types.is_floating(table[name].type):
         values = table[name].to_numpy().copy()
         values[rng.randrange(len(values))] = rng.choice([np.nan, np.inf, -np.inf, 1e38, -0.0])
-        return written(table.set_column(place, name, pa.array(values))), False
+        return written(table.set_column(index, name, pa.array(values))), False
     if choice == 10 and pa.types.is_string(table[name].type):
         raw = [value.encode() for value in table[name].to_pylist()]
         raw[rng.randrange(len(raw))] = rng.choice(
             [b"\xff" * 32, b"\xc3" * 32, b"caf\xe9", b"\0" * 32]
         )
         bad = pa.array(raw, pa.binary()).view(pa.string())
-        return written(table.set_column(place, name, bad)), False
+        return written(table.set_column(index, name, bad)), False
     uids = table[name].to_pylist()
     uids[rng.randrange(len(uids))] = rng.choice(_UIDS)
     column = pa.array([str(value) for value in uids])
-    return written(table.set_column(place, name, column)), False
+    return written(table.set_column(index, name, column)), False
 
 
 def _column(rng: random.Random, length: int) -> pa.Array:
-    """`length` values of some type, zeros or nulls."""
+    """Make a column of some type, of counted values or nulls."""
     kind = rng.choice(_TYPES)
     nothing = pa.nulls(length, kind)
     if pa.types.is_dictionary(kind):

@@ -1,4 +1,4 @@
-"""What a reader is to the tests."""
+"""The description of a reader for the tests."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any, NamedTuple
 
 GROWTH = 1 << 28
 PICTURE = 8 * 89_478_485 + (1 << 26)
-"""Of the largest picture that Pillow decodes: 4 bytes a pixel, and again as RGB, and its crop."""
+"""Memory of the largest picture that Pillow decodes: 4 bytes a pixel, twice, and its crop."""
 Check = Callable[[Any], "str | None"]
 
 
 class Reader(NamedTuple):
-    """A reader.
+    """A reader of files.
 
     Attributes:
-        make: writes a valid folder.
-        target: which of its files is damaged.
-        kind: of its structure: see `structures`.
-        call: reads; what it returns is compared.
-        check: what is wrong with a result, of whatever damage.
-        exact: its file has checksums: of damaged bytes there is the right answer, or none.
-        memory: bytes that it may take.
+        make: writes a folder with a valid file.
+        target: the file of the folder that is damaged.
+        call: reads the folder and returns a result that can be compared.
+        check: returns what is wrong with a result of any damaged file, or None.
+        exact: the file has checksums, so that a result has to be that of the valid file.
+        table: the file is a parquet table, which other tools may write in other ways.
+        memory: the bytes that a call may take.
     """
 
     make: Callable[[Path], None]
     target: str
-    kind: str
     call: Callable[[Path], Any]
     check: Check
     exact: bool = False
+    table: bool = False
     memory: int = GROWTH

@@ -1,4 +1,4 @@
-"""Every reader of files: a small valid input, how to call it, and what holds of any result."""
+"""All readers of files: a small valid input, a call, and a check of the result."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _check_tar_uids(result: Any) -> str | None:
 
 
 def _blocks(folder: Path) -> Any:
-    """What is to be as of webdataset itself, and whether it is."""
+    """Return the members, and whether they equal those of webdataset."""
     from webdataset.tariterators import tar_file_expander
 
     from datacomp_flyt.open_clip_hook.tar_blocks import iter_members
@@ -200,7 +200,7 @@ def _settings(folder: Path) -> Any:
 
 
 def _check_settings(result: Any) -> str | None:
-    """Of a setting that is null nothing has to be noted."""
+    """Compare the settings; a setting that is null may be missing."""
     noted = {key: value for key, value in result.items() if value is not None}
     wanted = {key: value for key, value in valid.SETTINGS.items() if value is not None}
     return None if noted == wanted else "other settings, which are not refused"
@@ -274,42 +274,40 @@ def _stored(folder: Path) -> Any:
 
 
 def _compared(result: Any) -> str | None:
-    """By the call itself, or by its digest: see `Reader.exact`."""
+    """Accept any result: the call or `Reader.exact` compares it."""
     return None
 
 
 _METADATA, _SCORES = "metadata/b.parquet", "scores/b.parquet"
 _IMAGES = {
-    name: Reader(valid.image(kind), "a.img", "image", _image, _check_image, memory=PICTURE)
+    name: Reader(valid.image(kind), "a.img", _image, _check_image, memory=PICTURE)
     for name, kind in (("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"))
 }
 READERS: dict[str, Reader] = {
-    "pool": Reader(valid.pool, _METADATA, "parquet", _pool, _check_pool),
-    "npz of the pool": Reader(valid.pool, "metadata/a.npz", "zip", _pool, _check_pool, exact=True),
-    "scores": Reader(valid.pool, _SCORES, "parquet", _columns(False), _check_columns(False)),
-    "partial scores": Reader(valid.pool, _SCORES, "parquet", _columns(True), _check_columns(True)),
-    "captions": Reader(valid.pool, _METADATA, "parquet", _captions, _check_captions),
-    "embeddings": Reader(
-        valid.pool, "metadata/a.npz", "zip", _embeddings, _check_embeddings, exact=True
-    ),
-    "subset": Reader(valid.subset, "subset.npy", "npy", _subset, _check_subset),
-    "tar": Reader(valid.tar, "a.tar", "tar", _tar, _check_tar, memory=PICTURE),
-    "uids of a tar": Reader(valid.tar, "a.tar", "tar", _tar_uids, _check_tar_uids),
-    "blocks of a tar": Reader(valid.tar, "a.tar", "bytes", _blocks, _check_blocks),
-    "streamed scores": Reader(valid.pool, _SCORES, "parquet", streamed, _compared),
-    "streamed pool": Reader(valid.pool, _METADATA, "parquet", streamed, _compared),
-    "table of a tar": Reader(valid.table, "a.parquet", "parquet", _tar_uids, _check_tar_uids),
-    "page": Reader(valid.run, "round_0/diagnostics.json", "json", _page, _check_page),
-    "finished": Reader(valid.run, "finished.json", "json", _final, _check_final),
-    "settings": Reader(valid.notes, "_settings.json", "json", _settings, _check_settings),
-    "steps": Reader(valid.notes, "note.json", "json", _steps, _check_steps),
-    "labels": Reader(valid.labels, "kinds.parquet", "parquet", _labels, _check_labels),
-    "classnames": Reader(valid.tasks, "tasks/t/classnames.txt", "text", _tasks, _check_tasks),
+    "pool": Reader(valid.pool, _METADATA, _pool, _check_pool, table=True),
+    "npz of the pool": Reader(valid.pool, "metadata/a.npz", _pool, _check_pool, exact=True),
+    "scores": Reader(valid.pool, _SCORES, _columns(False), _check_columns(False), table=True),
+    "partial scores": Reader(valid.pool, _SCORES, _columns(True), _check_columns(True), table=True),
+    "captions": Reader(valid.pool, _METADATA, _captions, _check_captions, table=True),
+    "embeddings": Reader(valid.pool, "metadata/a.npz", _embeddings, _check_embeddings, exact=True),
+    "subset": Reader(valid.subset, "subset.npy", _subset, _check_subset),
+    "tar": Reader(valid.tar, "a.tar", _tar, _check_tar, memory=PICTURE),
+    "uids of a tar": Reader(valid.tar, "a.tar", _tar_uids, _check_tar_uids),
+    "blocks of a tar": Reader(valid.tar, "a.tar", _blocks, _check_blocks),
+    "streamed scores": Reader(valid.pool, _SCORES, streamed, _compared, table=True),
+    "streamed pool": Reader(valid.pool, _METADATA, streamed, _compared, table=True),
+    "table of a tar": Reader(valid.table, "a.parquet", _tar_uids, _check_tar_uids, table=True),
+    "page": Reader(valid.run, "round_0/diagnostics.json", _page, _check_page),
+    "finished": Reader(valid.run, "finished.json", _final, _check_final),
+    "settings": Reader(valid.notes, "_settings.json", _settings, _check_settings),
+    "steps": Reader(valid.notes, "note.json", _steps, _check_steps),
+    "labels": Reader(valid.labels, "kinds.parquet", _labels, _check_labels, table=True),
+    "classnames": Reader(valid.tasks, "tasks/t/classnames.txt", _tasks, _check_tasks),
     "templates": Reader(
-        valid.tasks, "tasks/t/zeroshot_classification_templates.txt", "text", _tasks, _check_tasks
+        valid.tasks, "tasks/t/zeroshot_classification_templates.txt", _tasks, _check_tasks
     ),
-    "model config": Reader(valid.config, "mine.json", "json", _config, _check_config),
-    "state of passes": Reader(valid.arrays, "state.npz", "zip", _stored, _compared, exact=True),
+    "model config": Reader(valid.config, "mine.json", _config, _check_config),
+    "state of passes": Reader(valid.arrays, "state.npz", _stored, _compared, exact=True),
     **_IMAGES,
     **MODEL_READERS,
     **JOB_READERS,

@@ -1,4 +1,4 @@
-"""The fuzzer's oracle: what it says of readers at fault, and that none of them holds it up."""
+"""The fuzzer's oracle reports faulty readers, and none of them stops it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MISBEHAVING = "tests.hostile.misbehaving"
 
 
 @pytest.mark.timeout(300)
-def test_every_fault_is_told(tmp_path: Path) -> None:
+def test_every_fault_is_reported(tmp_path: Path) -> None:
     expected = {
         "busy": "hang: no answer in 1 s of the processor",
         "crashing": "crash: exit code -6",
@@ -25,16 +25,16 @@ def test_every_fault_is_told(tmp_path: Path) -> None:
         "wrong": "wrong: no",
     }
     with Worker(MISBEHAVING, seconds=1) as worker:
-        for name, said in expected.items():
+        for name, fault in expected.items():
             worker.warm("fine", tmp_path)
-            assert said in str(worker.run(name, tmp_path).finding), name
+            assert fault in str(worker.run(name, tmp_path).fault), name
         worker.warm("fine", tmp_path)
-        assert worker.run("fine", tmp_path).finding is None
+        assert worker.run("fine", tmp_path).fault is None
 
 
-def test_what_a_reader_waits_in_is_told(tmp_path: Path) -> None:
+def test_the_stack_of_a_reader_that_waits_is_reported(tmp_path: Path) -> None:
     with Worker(MISBEHAVING, patience=5) as worker:
         worker.warm("fine", tmp_path)
-        said = str(worker.run("waiting", tmp_path).finding)
-    assert said.startswith("hang: no answer in 5 s of the clock")
-    assert "in _waiting" in said
+        fault = str(worker.run("waiting", tmp_path).fault)
+    assert fault.startswith("hang: no answer in 5 s of the clock")
+    assert "in _waiting" in fault

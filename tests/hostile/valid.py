@@ -1,4 +1,4 @@
-"""Small valid inputs of the readers."""
+"""Makes small valid inputs of the readers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +49,9 @@ def pool(folder: Path) -> None:
             "text": [f"caption {row}" for row in range(ROWS)],
             "clip_b32_similarity_score": rng.normal(size=ROWS),
         }
-        for place, table in (("metadata", columns), ("scores", {"uid": uids(tag=tag), **scores})):
-            (folder / place).mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.table(table), folder / place / f"{tag}.parquet")
+        for name, table in (("metadata", columns), ("scores", {"uid": uids(tag=tag), **scores})):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.table(table), folder / name / f"{tag}.parquet")
     np.savez(folder / "metadata" / "a.npz", **embeddings())
 
 
@@ -79,12 +79,13 @@ NAMES = tuple(f"{row:05d}" for row in range(4))
 
 
 def members(names: Sequence[str] = NAMES) -> list[tuple[str, bytes]]:
-    found = []
+    """Make the names and contents of a tar's members, three for each sample."""
+    made = []
     for sample, uid in zip(names, uids(4), strict=True):
         about = json.dumps({"uid": uid, "original_width": 3}).encode()
         files = {"jpg": picture("JPEG", 16), "txt": b"a caption", "json": about}
-        found += [(f"{sample}.{name}", content) for name, content in files.items()]
-    return found
+        made += [(f"{sample}.{name}", content) for name, content in files.items()]
+    return made
 
 
 def tar(folder: Path) -> None:
@@ -92,25 +93,32 @@ def tar(folder: Path) -> None:
 
 
 def write_tar(path: Path, names: Sequence[str]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members(names):
+    path.write_bytes(tar_of(members(names)))
+
+
+def tar_of(files: Iterable[tuple[str, bytes]], tar_format: int = tarfile.PAX_FORMAT) -> bytes:
+    """Make a tar of files, given as name and content."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tar_format) as archive:
+        for name, content in files:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def manifest(folder: Path) -> None:
-    """Of metadata, and the journal that it was made of."""
+    """Make a manifest of metadata, and the journal of its hashes."""
     from datacomp_flyt.pool.folder_hashes import hash_folder
     from datacomp_flyt.pool.manifest import save_manifest
 
     pool(folder)
-    found = hash_folder(str(folder / "metadata"), "--dir", folder / "m.hashed.jsonl", 1)
-    save_manifest(folder / "m.json", found)
+    files = hash_folder(str(folder / "metadata"), "--dir", folder / "m.hashed.jsonl", 1)
+    save_manifest(folder / "m.json", files)
 
 
 def part(folder: Path) -> None:
-    """Of four examples, drawn twice."""
+    """Make the part of a subset that draws four examples twice."""
     from tests.datacomp.made_parts import write_part, write_subset_of
 
     draws = dict.fromkeys(uids(4), 2)
@@ -120,7 +128,7 @@ def part(folder: Path) -> None:
 
 
 def job(most: int | None = None) -> Make:
-    """Columns joined in files, in `work`; or what is there after so many items."""
+    """Join columns in files, in `work`; with `most`, stop after so many items."""
     from tests.engines.here import Here, Killed
 
     def make(folder: Path) -> None:
@@ -157,13 +165,13 @@ def run(folder: Path) -> None:
 
     (folder / "round_0").mkdir()
     kinds = {"clean": 0.5, "swapped": 0.5}
-    found = {
+    diagnostics = {
         "round": 0, "draws": 9, "distinct": 7, "effective": 6.5, "effective_words": 3.0,
         "subset": {"clean_precision": 0.5, "clean_recall": 0.4, "noise_precision": 0.5,
                    "noise_recall": 0.1, "kinds": kinds},
         "auc": {"score": 0.5}, "overlap": 0.3,
     }  # fmt: skip
-    (folder / "round_0" / "diagnostics.json").write_text(json.dumps(found))
+    (folder / "round_0" / "diagnostics.json").write_text(json.dumps(diagnostics))
     (folder / "subset.npy").write_bytes(SUBSET)
     note = {"rounds": 0, "subset": file_digest(folder / "subset.npy")}
     (folder / "finished.json").write_text(json.dumps(note))
@@ -180,12 +188,12 @@ def labels(folder: Path) -> None:
 
 
 def tasks(folder: Path) -> None:
-    place = folder / "tasks" / "t"
-    place.mkdir(parents=True)
-    tar(place)
-    (place / "classnames.txt").write_text("cat\ndog\ntree frog\n")
+    task = folder / "tasks" / "t"
+    task.mkdir(parents=True)
+    tar(task)
+    (task / "classnames.txt").write_text("cat\ndog\ntree frog\n")
     templates = "a photo of a {c}.\nart of a {c}\n"
-    (place / "zeroshot_classification_templates.txt").write_text(templates)
+    (task / "zeroshot_classification_templates.txt").write_text(templates)
 
 
 def config(folder: Path) -> None:
@@ -205,8 +213,8 @@ def checkpoint(folder: Path) -> None:
     save_checkpoint(folder, 3, {"batch_size": 4}, state)
 
 
-def model(what: str, name: str) -> Make:
-    """A scoring model, a classifier or a reference set, in one of two formats."""
+def model(kind: str, name: str) -> Make:
+    """Make a scoring model, a classifier or a reference set, in one of two formats."""
 
     def make(folder: Path) -> None:
         import torch
@@ -232,14 +240,14 @@ def model(what: str, name: str) -> Make:
         }
         if not ours:
             torch.save(
-                {k: torch.from_numpy(np.array(v, "f4")) for k, v in states[what].items()}, path
+                {k: torch.from_numpy(np.array(v, "f4")) for k, v in states[kind].items()}, path
             )
-        elif what == "mixing":
+        elif kind == "mixing":
             mixing = LinearMixingModel(("a", "b"), (0.5, 2.0), 1.0, True, (0.0, 1.0), (1.0, 2.0))
             save_mixing_model(mixing, path)
-        elif what == "glu":
+        elif kind == "glu":
             save_glu_head(head, path)
-        elif what == "classifier":
+        elif kind == "classifier":
             row = rng.normal(size=4).astype(np.float32)
             save_classifier(LinearModel(row, np.float32(0.5), ("b32_img",)), path)
         else:
@@ -249,7 +257,7 @@ def model(what: str, name: str) -> Make:
 
 
 def targets(name: str) -> Make:
-    """Embeddings of length 1 in one of four formats."""
+    """Make embeddings of unit norm in one of four formats."""
 
     def make(folder: Path) -> None:
         import torch

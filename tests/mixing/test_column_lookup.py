@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 from collections.abc import Callable, Iterator
@@ -290,9 +289,9 @@ def test_a_report_s_score_may_be_shown_under_another_name(tmp_path: Path) -> Non
 
     job = job_with(tmp_path, DFN_FT=VALUES)
     sample = read_sample(open_shards(str(job.metadata), "--metadata_dir", 1), 1000, 0, 1)
-    args = argparse.Namespace(
-        metadata_dir=str(job.metadata), scores_dir=str(job.scores), score=CLIP_L14, num_workers=1
-    )
-    shown, ranking = read_scores(args, sample, ["vit-l-14", "DFN-FT"], None)
+    shown, ranking = read_scores(
+        *(sample, ["vit-l-14", "DFN-FT"], None, CLIP_L14),
+        metadata_dir=str(job.metadata), scores_dir=str(job.scores), num_workers=1,
+    )  # fmt: skip
     assert list(shown) == ["vit-l-14", "DFN-FT"]
     assert np.array_equal(ranking.values, shown["vit-l-14"])

@@ -1,10 +1,10 @@
-"""How often open_clip's own loader gives each picture, epoch after epoch.
+"""Counts how often open_clip's own loader yields each picture in each epoch.
 
     python count_samples.py '{"subset": "s.npy"}' EPOCHS SAMPLES --train-data ... --seed 1
 
-The first argument goes to `install_hook` (`null` for the stock trainer). A picture is known by the
-digest of its pixels, since a uid does not come out of the stock loader. Prints one JSON line: a
-list of {digest: times} by epoch.
+The first argument goes to `install_hook` (`null` for the stock trainer). A picture is identified by
+the digest of its pixels, since the stock loader does not yield uids. Prints one JSON line: a list
+of {digest: times} by epoch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 
 def digest_of_pixels(image: Any) -> Tensor:
-    """In place of the transform: 63 bits of the picture's digest."""
+    """Return 63 bits of the picture's digest; replaces the transform."""
     digest = hashlib.md5(image.convert("RGB").tobytes()).digest()
     return torch.tensor(int.from_bytes(digest[:8], "big") >> 1)
 

@@ -1,4 +1,4 @@
-"""Running trainer scripts with each open_clip that there is.
+"""Runs trainer scripts with several releases of open_clip.
 
 OPEN_CLIP_2_16   folder of `pip install --no-deps --target FOLDER open_clip_torch==2.16.1`
 OPEN_CLIP_DIR    a checkout of open_clip's development head
@@ -35,7 +35,7 @@ HEAD = pytest.param("head", id="head", marks=pytest.mark.slow)
 
 
 def environment(open_clip: str, **variables: str | Path) -> dict[str, str]:
-    """For a Python that imports this open_clip; skips the test where there is none."""
+    """Return the environment of a Python that imports this open_clip; skip the test if missing."""
     path = [str(REPOSITORY)]
     if open_clip == "2.16.1":
         path.insert(0, _folder("OPEN_CLIP_2_16", "open_clip_torch 2.16.1"))
@@ -70,7 +70,7 @@ def python(
     code: int | None = 0,
     program: str = sys.executable,
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python; `code` is what it must end with, None for any."""
+    """Run Python; `code` is the expected exit code, None for any."""
     ended = subprocess.run(
         [program, *map(str, words)],
         check=False,
@@ -87,7 +87,7 @@ def python(
 def zero_shot(
     checkpoint: Path | None, env: dict[str, str], uids: Path | None = None
 ) -> dict[str, float]:
-    """What `zero_shot_demo.py` says of a checkpoint."""
+    """Return the output of `zero_shot_demo.py` for a checkpoint."""
     words = ["-" if checkpoint is None else checkpoint, *([] if uids is None else [uids])]
     env = {**env, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}  # written by the test itself
     ended = python(HERE / "zero_shot_demo.py", *words, env=env)
@@ -95,7 +95,7 @@ def zero_shot(
 
 
 def _pool() -> Iterator[tuple[str, bytes]]:
-    """Files in the demo pool's tars: name and content."""
+    """Yield name and content of the files in the demo pool's tars."""
     for path in sorted(SHARDS.glob("*.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
@@ -105,13 +105,13 @@ def _pool() -> Iterator[tuple[str, bytes]]:
 
 
 def pool_concepts() -> dict[str, str]:
-    """Which emoji each uid of the demo pool is a drawing of."""
+    """Return the emoji drawn in each example of the demo pool, by uid."""
     samples = [json.loads(content) for name, content in _pool() if name.endswith(".json")]
     return {sample["uid"]: Path(sample["url"]).stem for sample in samples}
 
 
 def pixel_digests() -> dict[str, str]:
-    """What `count_samples.py` calls the picture of each uid of the demo pool."""
+    """Return the digest of `count_samples.py` for each picture of the demo pool, by uid."""
     pictures, uids = {}, {}
     for name, content in _pool():
         if name.endswith(".jpg"):
@@ -124,7 +124,7 @@ def pixel_digests() -> dict[str, str]:
 
 
 def write_repeats(path: Path, counts: Mapping[str, int]) -> Path:
-    """A subset file that has each uid so often."""
+    """Write a subset that has each uid as often as given."""
     pairs = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in counts]
     repeated = np.repeat(np.array(pairs, UID_DTYPE), list(counts.values()))
     np.save(path, np.sort(repeated, order=["f0", "f1"]))

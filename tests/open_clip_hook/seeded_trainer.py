@@ -1,14 +1,15 @@
-"""open_clip's trainer as a script, with all that it leaves to chance decided by --seed.
+"""Runs open_clip's trainer with all its randomness decided by --seed.
 
     python seeded_trainer.py '{"weights": "w.parquet"}' --train-data ... --model hook-tiny ...
 
 The first argument goes to `install_hook` (`null` for the stock trainer). The sample shuffle, which
 open_clip seeds with process id and time, is seeded by the data loader's worker and the epoch, and
-training images get the evaluation transform: then two runs differ only in what the test varies.
+training images get the evaluation transform, so two runs differ only by their settings.
 
-The argument `then` begins another training in the same process, which saves its start. Three flags
-are the script's own: `--dump DIR` (with `--name`) writes the model before and after training and
-what each batch held, with it `--stop-after N` gives up after N batches, `--float64` trains in it.
+The argument `then` begins another training in the same process, which saves startup time. The
+script has three flags of its own: `--dump DIR` (with `--name`) writes the model before and after
+training and the content of each batch; with it, `--stop-after N` stops after N batches; `--float64`
+trains in float64.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ CONFIGS = Path(__file__).parent / "model_configs"
 
 
 def trainer() -> Any:
-    """`open_clip_train.main`, or `training.main` before 2.26."""
+    """Return `open_clip_train.main`, or `training.main` before 2.26."""
     newer = importlib.util.find_spec("open_clip_train") is not None
     old = importlib.util.find_spec("training") is not None
     return importlib.import_module("training.main" if old or not newer else "open_clip_train.main")
@@ -67,18 +68,18 @@ def make_deterministic(main: Any) -> None:
 
 
 class CpuDistributedDataParallel(torch.nn.parallel.DistributedDataParallel):
-    """open_clip names a device to it, which it takes only of a GPU."""
+    """Ignores the device that open_clip names, which is only accepted on a GPU."""
 
     def __init__(self, module: torch.nn.Module, device_ids: Any = None, **settings: Any) -> None:
         super().__init__(module, **settings)
 
 
 class Stopped(Exception):
-    """As many batches as `--stop-after` says."""
+    """Raised after the number of batches in `--stop-after`."""
 
 
 class RecordedLoader:
-    """The trainer's loader, which notes what each batch holds: [epoch][batch][row] digests."""
+    """Wraps the trainer's loader and records digests of its rows: [epoch][batch][row]."""
 
     def __init__(self, loader: Any, stop_after: int) -> None:
         self.loader, self.stop_after = loader, stop_after
@@ -98,13 +99,13 @@ class RecordedLoader:
 
 
 def digest(image: Tensor, text: Tensor) -> str:
-    """Of an image [3, H, W] and tokens [L], as they go into the model."""
+    """Return the digest of an image [3, H, W] and tokens [L], as the model gets them."""
     content = image.contiguous().numpy().tobytes() + text.contiguous().numpy().tobytes()
     return hashlib.md5(content).hexdigest()
 
 
 def train(main: Any, settings: dict[str, Any] | None, arguments: list[str]) -> None:
-    """One training, after which the trainer is as before."""
+    """Run one training, and restore the trainer."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--dump", type=Path)
     parser.add_argument("--float64", action="store_true")

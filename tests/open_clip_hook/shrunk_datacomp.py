@@ -1,8 +1,8 @@
-"""DataComp's train.py, unmodified, on a CPU: one entry of its scale table made tiny from outside.
+"""Runs DataComp's unmodified train.py on a CPU, with one entry of its scale table made tiny.
 
     DATACOMP_DIR=checkout python shrunk_datacomp.py --scale small --data_dir ... --output_dir ...
 
-SHRUNK_SCALE, JSON, changes the tiny entry. The same with the stand-in's folder as DATACOMP_DIR.
+SHRUNK_SCALE, JSON, changes the tiny entry. DATACOMP_DIR may also be the stand-in's folder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TINY = {
 
 
 def use_cpu() -> None:
-    """What open_clip does on GPUs only, or asks of NCCL."""
+    """Replace what open_clip does only on GPUs, or with NCCL."""
     init_process_group = torch.distributed.init_process_group
 
     def init_with_gloo(*args: Any, **settings: Any) -> None:
@@ -46,7 +46,7 @@ def use_cpu() -> None:
 
 
 def make_training_importable() -> None:
-    """`training`, which train.py imports: without the hook nobody else gives newer trainers it."""
+    """Alias `training`, which train.py imports, for newer trainers without the hook."""
     try:
         importlib.import_module("training.main")
     except ImportError:

@@ -1,4 +1,4 @@
-"""Tables of weights and scores: what is read, and what is refused."""
+"""Tables of weights and scores: accepted and refused ones."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from tests.oracles.e_flyt import e_flyt_score
 from tests.scorers.base.image_tars import small_model, small_weights
 from tests.scorers.base.made import listed, made_head
 
-NOTHING = torch.zeros(0)
+UNUSED = torch.zeros(0)  # images and texts, which tables do not use
 
 
 def logs(weights: LogWeights, numbers: Sequence[int]) -> Tensor:
-    return weights(uids_of(numbers), NOTHING, NOTHING)
+    return weights(uids_of(numbers), UNUSED, UNUSED)
 
 
 def test_weights_by_uid(tmp_path: Path) -> None:
     path = write_table(tmp_path / "w.parquet", {"uid": [1, 2, 3], "w": [0.5, 0.0, 8.0]})
     weights = read_weights(path, None, None)
-    found = logs(weights, [3, 2, 1, 3])
-    torch.testing.assert_close(found, torch.tensor([8.0, 0.0, 0.5, 8.0]).log())
-    assert found.dtype == torch.float32
+    log_weights = logs(weights, [3, 2, 1, 3])
+    torch.testing.assert_close(log_weights, torch.tensor([8.0, 0.0, 0.5, 8.0]).log())
+    assert log_weights.dtype == torch.float32
 
 
 def test_scores_are_log_weights(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_folder_and_a_column_of_several(tmp_path: Path) -> None:
     assert logs(read_scores(tmp_path, "y", None), [2]).tolist() == [9.0]
 
 
-def test_what_the_table_lacks(tmp_path: Path) -> None:
+def test_examples_that_are_not_in_the_table(tmp_path: Path) -> None:
     path = write_table(tmp_path / "w.parquet", {"uid": [1, 2], "w": [1.0, 2.0]})
     assert logs(read_weights(path, None, 4.0), [7, 2])[0].item() == pytest.approx(math.log(4))
     assert logs(read_weights(path, None, 0.0), [7])[0].item() == -math.inf
@@ -102,7 +102,7 @@ def test_bad_tables(
     assert "\n" not in str(caught.value)
 
 
-def test_no_such_table(tmp_path: Path) -> None:
+def test_a_missing_table(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--weights .*w.parquet is not there"):
         read_weights(tmp_path / "w.parquet", None, None)
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
@@ -117,7 +117,7 @@ def test_equal_weights() -> None:
     assert logs(LogWeights(), [1, 2]).tolist() == [0.0, 0.0]
 
 
-def test_a_scoring_model_looks_at_the_batch(tmp_path: Path) -> None:
+def test_a_scoring_model_scores_the_batch(tmp_path: Path) -> None:
     model = small_model(tmp_path)
     head, clip = tmp_path / "head.safetensors", tmp_path / "clip.pt"
     save_glu_head(made_head(32, 24, 1, arrays=None), head)
@@ -128,17 +128,17 @@ def test_a_scoring_model_looks_at_the_batch(tmp_path: Path) -> None:
     weights.check([uid_of(1)], "0.tar")
     images = torch.randn(5, 3, 32, 32)
     texts = encoder.tokenize(["a", "b", "c d", "e", ""])
-    found = weights(uids_of(range(5)), images, texts)
+    actual = weights(uids_of(range(5)), images, texts)
     features = [part.numpy() for part in encoder.features(images, texts)]
     layers = listed(made_head(32, 24, 1, arrays=None))
-    wanted = [e_flyt_score(layers, *pair) for pair in zip(*features, strict=True)]
-    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4, atol=1e-5)
+    expected = [e_flyt_score(layers, *pair) for pair in zip(*features, strict=True)]
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-4, atol=1e-5)
 
     with pytest.raises(InputError, match=r"head.safetensors takes images of .* makes \(8, 8\)"):
         weights(uids_of(range(5)), torch.randn(5, 3, 8, 8), texts)
-    with pytest.raises(InputError, match="reads texts by another tokenizer, or of another length"):
+    with pytest.raises(InputError, match="uses another tokenizer or another context length"):
         weights.load("cpu", lambda texts: encoder.tokenize(texts) + 1, encoder.transform)
-    with pytest.raises(InputError, match="another tokenizer, or of another length"):
+    with pytest.raises(InputError, match="another tokenizer or another context length"):
         weights.load("cpu", lambda texts: encoder.tokenize(texts)[:, :9], encoder.transform)
     halves = Compose([Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))])
     with pytest.raises(InputError, match=r"mean and std \(\(0.48.* makes \(\(0.5, 0.5, 0.5\)"):

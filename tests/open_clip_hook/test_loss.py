@@ -1,4 +1,4 @@
-"""The loss out of ClipLoss's parts, against Eq. 3 and against the stock loss."""
+"""The weighted loss compared with Eq. 3 and with the stock loss."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.flyt import weighted_clip_loss
+from datacomp_flyt.open_clip_hook.batch_weights import BatchWeights
 from datacomp_flyt.open_clip_hook.loss import LoggedLosses, WeightedClipLoss
-from datacomp_flyt.open_clip_hook.pending import PendingBatch
 from tests.open_clip_hook.made import uids_of
 
 Features = tuple[Tensor, Tensor, Tensor]
@@ -34,9 +34,9 @@ def features_of(rows: int, seed: int = 0, dtype: torch.dtype = torch.float32) ->
 def hooked(
     log_weights: Tensor, features: Features, numbers: list[int] | None = None
 ) -> LoggedLosses:
-    pending = PendingBatch()
-    pending.push(log_weights, uids_of(numbers or list(range(len(log_weights)))))
-    loss = WeightedClipLoss(ClipLoss(), pending, distinct_in_batch=numbers is not None)
+    batch_weights = BatchWeights()
+    batch_weights.push(log_weights, uids_of(numbers or list(range(len(log_weights)))))
+    loss = WeightedClipLoss(ClipLoss(), batch_weights, distinct_in_batch=numbers is not None)
     losses = loss(*features, output_dict=True)
     assert isinstance(losses, LoggedLosses)
     return losses
@@ -52,8 +52,10 @@ def test_equal_weights_are_the_stock_loss_to_the_bit(constant: float) -> None:
     ours = hooked(torch.full((33,), constant), features)["contrastive_loss"]
     theirs = ClipLoss()(*features)
     assert torch.equal(ours, theirs)
-    for mine, stock in zip(gradients(ours, features), gradients(theirs, features), strict=True):
-        assert torch.equal(mine, stock)
+    for actual, expected in zip(
+        gradients(ours, features), gradients(theirs, features), strict=True
+    ):
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("spread", [0.5, 5.0, 60.0])
@@ -64,11 +66,13 @@ def test_equation_3(spread: float) -> None:
     ours = hooked(log_weights, features)["contrastive_loss"]
     theirs = weighted_clip_loss(*features, logs)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6, abs=1e-6)
-    for mine, wanted in zip(gradients(ours, features), gradients(theirs, features), strict=True):
-        torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-7)
+    for actual, expected in zip(
+        gradients(ours, features), gradients(theirs, features), strict=True
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_weight_0_takes_an_example_out() -> None:
+def test_weight_0_removes_an_example() -> None:
     features = features_of(12, dtype=torch.float64)
     log_weights = torch.zeros(12)
     log_weights[::3] = -torch.inf
@@ -77,15 +81,17 @@ def test_weight_0_takes_an_example_out() -> None:
     images, texts, scale = features
     theirs = ClipLoss()(images[kept], texts[kept], scale)
     torch.testing.assert_close(ours, theirs)
-    for mine, wanted in zip(gradients(ours, features), gradients(theirs, features), strict=True):
-        torch.testing.assert_close(mine, wanted)
+    for actual, expected in zip(
+        gradients(ours, features), gradients(theirs, features), strict=True
+    ):
+        torch.testing.assert_close(actual, expected)
     assert torch.equal(
         gradients(hooked(log_weights, features)["contrastive_loss"], features)[0][::3],
         torch.zeros(4, 8, dtype=torch.float64),
     )
 
 
-def test_a_batch_of_nothing_has_loss_0_and_no_gradient() -> None:
+def test_a_batch_of_zero_weights_has_loss_0_and_no_gradient() -> None:
     features = features_of(5)
     losses = hooked(torch.full((5,), -torch.inf), features)
     assert losses["contrastive_loss"].item() == 0
@@ -94,13 +100,13 @@ def test_a_batch_of_nothing_has_loss_0_and_no_gradient() -> None:
         assert not gradient.any()
 
 
-def test_distinct_keeps_the_first_copy_alone() -> None:
+def test_distinct_keeps_only_the_first_copy() -> None:
     features = features_of(6, dtype=torch.float64)
     losses = hooked(torch.zeros(6), features, numbers=[1, 2, 1, 3, 2, 1])
     kept = torch.tensor([0, 1, 3])
     images, texts, scale = features
-    wanted = ClipLoss()(images[kept], texts[kept], scale)
-    torch.testing.assert_close(losses["contrastive_loss"], wanted)
+    expected = ClipLoss()(images[kept], texts[kept], scale)
+    torch.testing.assert_close(losses["contrastive_loss"], expected)
     assert losses["effective_examples"].item() == 3
 
 
@@ -125,50 +131,49 @@ def test_the_effective_number_of_examples() -> None:
     assert losses["effective_examples"].item() == pytest.approx(36 / 14)
 
 
-def test_the_trainer_adds_up_losses_and_logs_all() -> None:
+def test_the_trainer_sums_the_losses_and_logs_all_items() -> None:
     losses = hooked(torch.zeros(4), features_of(4))
     total = sum(losses.values())
-    assert total is not 0  # noqa: F632
     assert torch.equal(total, losses["contrastive_loss"])
     losses["loss"] = total
     assert list(dict(losses.items())) == ["contrastive_loss", "effective_examples", "loss"]
 
 
-def test_accumulated_batches_serve_each_call() -> None:
-    pending = PendingBatch()
-    loss = WeightedClipLoss(ClipLoss(), pending, distinct_in_batch=True)
+def test_accumulated_batches_are_used_by_each_call() -> None:
+    batch_weights = BatchWeights()
+    loss = WeightedClipLoss(ClipLoss(), batch_weights, distinct_in_batch=True)
     features = features_of(8)
     for step in range(2):
         logs = torch.randn(8, generator=torch.Generator().manual_seed(step))
-        pending.push(logs[:4], uids_of([0, 1, 2, 3]))
-        pending.push(logs[4:], uids_of([0, 5, 6, 7]))
+        batch_weights.push(logs[:4], uids_of([0, 1, 2, 3]))
+        batch_weights.push(logs[4:], uids_of([0, 5, 6, 7]))
         values = {loss(*features).item() for _ in range(2)}
         assert values == {
             hooked(logs, features, [0, 1, 2, 3, 0, 5, 6, 7])["contrastive_loss"].item()
         }
-    assert pending.num_masked == 2
+    assert batch_weights.num_masked == 2
 
 
-def test_leftovers_of_an_epoch_are_forgotten() -> None:
-    pending = PendingBatch()
-    pending.push(torch.zeros(4), uids_of(range(4)))
-    pending.start_epoch()
-    pending.push(torch.zeros(3), uids_of(range(3)))
-    assert len(pending.take(3)[0]) == 3
+def test_leftover_batches_of_an_epoch_are_discarded() -> None:
+    batch_weights = BatchWeights()
+    batch_weights.push(torch.zeros(4), uids_of(range(4)))
+    batch_weights.start_epoch()
+    batch_weights.push(torch.zeros(3), uids_of(range(3)))
+    assert len(batch_weights.take(3)[0]) == 3
 
 
-@pytest.mark.parametrize("announced", [0, 3, 8])
-def test_a_row_count_mismatch_stops(announced: int) -> None:
-    pending = PendingBatch()
-    if announced:
-        pending.push(torch.zeros(announced), uids_of(range(announced)))
-    loss = WeightedClipLoss(ClipLoss(), pending, distinct_in_batch=False)
-    with pytest.raises(InputError, match=f"features of 4 examples after .* given {announced}:"):
+@pytest.mark.parametrize("num_pushed", [0, 3, 8])
+def test_a_wrong_number_of_rows_is_refused(num_pushed: int) -> None:
+    batch_weights = BatchWeights()
+    if num_pushed:
+        batch_weights.push(torch.zeros(num_pushed), uids_of(range(num_pushed)))
+    loss = WeightedClipLoss(ClipLoss(), batch_weights, distinct_in_batch=False)
+    with pytest.raises(InputError, match=f"features of 4 examples after .* given {num_pushed}:"):
         loss(*features_of(4))
 
 
-def test_keys_tell_uids_apart() -> None:
-    pending = PendingBatch()
-    pending.push(torch.zeros(2000), uids_of(range(2000)))
-    _, keys, _ = pending.take(2000)
+def test_keys_of_distinct_uids_differ() -> None:
+    batch_weights = BatchWeights()
+    batch_weights.push(torch.zeros(2000), uids_of(range(2000)))
+    _, keys, _ = batch_weights.take(2000)
     assert len(np.unique(keys.numpy())) == 2000

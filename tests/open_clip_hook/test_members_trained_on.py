@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("open_clip")
 
-from datacomp_flyt.open_clip_hook.reading import SubsetReader
+from datacomp_flyt.open_clip_hook.subset_reader import SubsetReader
 from tests.flyt.tars import jpg, pair, write_tar
-from tests.open_clip_hook.test_reading import stock
+from tests.open_clip_hook.tar_readers import stock
 
 OTHERS: dict[str, dict[str, bytes]] = {
     "pickle": {"pyd": b"cos\nsystem\n(S'touch ran'\ntR."},
@@ -25,7 +25,9 @@ OTHERS: dict[str, dict[str, bytes]] = {
 
 
 @pytest.mark.parametrize("kind", list(OTHERS))
-def test_members(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_members_are_removed(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wds: Any = pytest.importorskip("webdataset")
     monkeypatch.chdir(tmp_path)
     url = str(write_tar(tmp_path / "0.tar", [{**pair(0), **OTHERS[kind]}]))
@@ -36,7 +38,7 @@ def test_members(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_image_is_the_one_that_the_trainer_takes(tmp_path: Path) -> None:
+def test_the_image_is_the_one_that_the_trainer_uses(tmp_path: Path) -> None:
     others = {k: v for k, v in pair(0).items() if k != "jpg"}
     url = str(write_tar(tmp_path / "0.tar", [{**others, "webp": b"x", "jpeg": jpg(7)}]))
     (sample,) = SubsetReader(stock, None, False, False)(iter([{"url": url}]))

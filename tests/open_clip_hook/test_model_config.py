@@ -1,4 +1,4 @@
-"""`--model_config`: models that open_clip does not know, trained as those that it does."""
+"""`--model_config`: models that open_clip does not have are trained like those that it has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("open_clip")
 pytest.importorskip("open_clip", reason="the train extra is not installed")
 import open_clip
 from open_clip import factory
@@ -26,7 +25,7 @@ TRAINER = find_trainer()
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test makes known to open_clip is unknown to the next one."""
+    """Unregister the models of a test after it."""
     paths, configs = list(factory._MODEL_CONFIG_PATHS), dict(factory._MODEL_CONFIGS)
     yield
     factory._MODEL_CONFIG_PATHS[:] = paths
@@ -41,7 +40,7 @@ def write_config(path: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.usefixtures("registry")
-def test_the_file_s_stem_is_a_model_of_open_clip(tmp_path: Path) -> None:
+def test_the_files_stem_becomes_a_model_of_open_clip(tmp_path: Path) -> None:
     path = write_config(tmp_path / "quite-new.json", embed_dim=12)
     assert "quite-new" not in open_clip.list_models()
     make_loss = getattr(TRAINER.main, TRAINER.loss_maker)
@@ -50,18 +49,18 @@ def test_the_file_s_stem_is_a_model_of_open_clip(tmp_path: Path) -> None:
         assert "quite-new" in open_clip.list_models()
         model = open_clip.create_model("quite-new")
         assert model.text_projection.shape[1] == 12
-        # alone it is enough, and the loss stays the trainer's own
+        # the flag is enough by itself, and the loss stays the trainer's own
         assert TRAINER.main.get_data == hook._get_data
         assert getattr(TRAINER.main, TRAINER.loss_maker) is make_loss
         assert not hook.was_used
-        hook._reads = True
-        assert hook.was_used  # no weighted loss is waited for
+        hook._made_data = True
+        assert hook.was_used  # also without a weighted loss
     finally:
         hook.remove()
 
 
 @pytest.mark.usefixtures("registry")
-def test_the_same_file_again_and_our_own_by_name(tmp_path: Path) -> None:
+def test_a_file_can_be_registered_twice_and_our_models_by_name(tmp_path: Path) -> None:
     path = write_config(tmp_path / "twice.json")
     for given in (str(path), str(path), "flyt-demo"):
         install_hook(model_config=given).remove()
@@ -70,7 +69,7 @@ def test_the_same_file_again_and_our_own_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("part", ["embed_dim", "vision_cfg", "text_cfg"])
-def test_files_that_describe_no_model(tmp_path: Path, part: str) -> None:
+def test_incomplete_files_are_refused(tmp_path: Path, part: str) -> None:
     path = write_config(tmp_path / "half.json", **{part: None})
     said = refusal(install_hook, model_config=str(path))
     assert f"--model_config {path} has no {part!r}" in said
@@ -81,15 +80,15 @@ def test_files_that_describe_no_model(tmp_path: Path, part: str) -> None:
 
 
 @pytest.mark.usefixtures("registry")
-def test_names_of_other_models(tmp_path: Path) -> None:
+def test_names_of_other_models_are_refused(tmp_path: Path) -> None:
     path = write_config(tmp_path / "ViT-B-32.json")
     said = refusal(install_hook, model_config=str(path))
     assert f"--model_config {path} has the name of another model of open_clip" in said
 
 
 @pytest.mark.slow
-def test_trained_as_open_clip_trains_it(tmp_path: Path) -> None:
-    """Bit by bit as the stock trainer, which knows the same configuration under another name."""
+def test_training_equals_the_stock_trainers(tmp_path: Path) -> None:
+    """The stock trainer, with the same configuration under another name, is bit-identical."""
     path = write_config(tmp_path / "hook-other.json")
     noise = Noise(tmp_path / "noise")
     short = ("--train-num-samples", "64")
@@ -107,8 +106,8 @@ def test_trained_as_open_clip_trains_it(tmp_path: Path) -> None:
     assert are_equal(stock.final, ours.final), difference(stock.final, ours.final)
 
 
-def test_the_command_knows_it(tmp_path: Path) -> None:
-    """The flag's file and `--model`, a step of eight pairs."""
+def test_the_command_trains_the_model(tmp_path: Path) -> None:
+    """Train one step of eight pairs with `--model_config` and `--model`."""
     noise = Noise(tmp_path / "noise")
     words = [
         "-m", "open_clip_train.main", "--train-data", noise.urls, "--dataset-type", "webdataset",

@@ -1,4 +1,4 @@
-"""Shards without a sample to train on: the trainer would wait for ever, the hook ends."""
+"""Shards without a usable sample end the training; the trainer alone would wait forever."""
 
 from __future__ import annotations
 
@@ -17,39 +17,37 @@ pytest.importorskip("open_clip")
 from torch._utils import ExceptionWrapper
 
 from datacomp_flyt.errors import InputError, NothingUsable, ReadError
-from datacomp_flyt.open_clip_hook import reading
+from datacomp_flyt.open_clip_hook import subset_reader
 from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
-from datacomp_flyt.open_clip_hook.reading import SubsetReader, open_subset
+from datacomp_flyt.open_clip_hook.subset_reader import SubsetReader, open_subset
 from datacomp_flyt.open_clip_hook.tar_blocks import BlockReader
-from datacomp_flyt.open_clip_hook.trainer import find_trainer
 from datacomp_flyt.tars.samples import UnreadableShard, read_tar
 from tests.conftest import refusal
 from tests.flyt.tars import pair, uid_of, write_tar
 from tests.open_clip_hook.made import write_counts
-from tests.open_clip_hook.test_reading import stock
-from tests.open_clip_hook.test_tar_blocks import _closed_streams, made_tar, outcome  # noqa: F401
+from tests.open_clip_hook.tar_readers import DATA, outcome, random_tar, stock
 from tests.scorers.base.unusable_tars import UNUSABLE, write_members
 
-DATA: Any = find_trainer().data
 KINDS = list(UNUSABLE)
+pytestmark = pytest.mark.usefixtures("closed_streams")
 
 
 @pytest.fixture(autouse=True)
-def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_MOST_WITHOUT", 20)
+def _low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subset_reader, "_MAX_UNUSABLE", 20)
 
 
 def forever(*urls: str) -> Iterator[dict[str, str]]:
-    """As `--dataset-resampled` does."""
+    """Repeat the shards without end, as `--dataset-resampled` does."""
     return ({"url": url} for url in itertools.cycle(urls))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_first_shards(tmp_path: Path, kind: str) -> None:
     urls = [str(write_members(tmp_path / f"{n}.tar", UNUSABLE[kind]())) for n in range(2)]
-    said = refusal(check_first_shards, stock, urls, None, None)
-    assert f"no example could be read of {urls[0]} and other shards (2 of 2 were tried)" in said
-    assert "seen were" in said or kind == "no extensions"
+    message = refusal(check_first_shards, stock, urls, None, None)
+    assert f"no example could be read of {urls[0]} and other shards (2 of 2 were tried)" in message
+    assert "seen were" in message or kind == "no extensions"
     good = str(write_tar(tmp_path / "good.tar", [pair(0)]))
     check_first_shards(stock, [*urls, good], None, None)
 
@@ -81,13 +79,13 @@ def test_shards_that_give_no_sample_at_all(tmp_path: Path, kind: str) -> None:
         made = {"empty": b"", "cut": content[:700], "noise": b"x" * 5000}
         path.write_bytes(made.get(kind, content))
     reader = SubsetReader(stock, None, False, False)
-    said = refusal(lambda: list(reader(forever(str(path)))))
-    assert "no sample of the last 20 shards" in said
-    assert "seen were no members" in said
+    message = refusal(lambda: list(reader(forever(str(path)))))
+    assert "no sample of the last 20 shards" in message
+    assert "seen were no members" in message
 
 
-def test_a_subsets_own_sentence_stays(tmp_path: Path) -> None:
-    """Whole samples that the subset lacks are no damage."""
+def test_a_subset_without_examples_has_its_own_message(tmp_path: Path) -> None:
+    """Whole samples outside the subset do not count as damaged."""
     good = str(write_tar(tmp_path / "good.tar", [pair(0)]))
     bad = str(write_members(tmp_path / "bad.tar", UNUSABLE["images first"]()))
     subset = open_subset(write_counts(tmp_path / "s.npy", {99: 1}))
@@ -104,19 +102,19 @@ def test_empty_captions_where_the_trainer_drops_them(tmp_path: Path) -> None:
 
 
 def samples_of(path: Path) -> list[Any]:
-    found: list[Any] = []
+    samples: list[Any] = []
     with contextlib.suppress(UnreadableShard):
-        found.extend(read_tar(str(path)))
-    return found
+        samples.extend(read_tar(str(path)))
+    return samples
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_samples_are_those_of_open_clip(tmp_path: Path, seed: int) -> None:
     rng, path = random.Random(seed), tmp_path / "0.tar"
     for _ in range(30):
-        path.write_bytes(made_tar(rng, tarfile.PAX_FORMAT, odd=True))
-        wanted = outcome(DATA.tarfile_to_samples_nothrow, str(path))[0]
-        assert samples_of(path) == wanted == outcome(BlockReader(DATA.__name__), str(path))[0]
+        path.write_bytes(random_tar(rng, tarfile.PAX_FORMAT, odd=True))
+        expected = outcome(DATA.tarfile_to_samples_nothrow, str(path))[0]
+        assert samples_of(path) == expected == outcome(BlockReader(DATA.__name__), str(path))[0]
 
 
 @pytest.mark.parametrize(
@@ -136,12 +134,12 @@ def test_samples_are_those_of_open_clip(tmp_path: Path, seed: int) -> None:
     ],
 )
 def test_neighbours_of_one_key(tmp_path: Path, names: str) -> None:
-    """Two samples of one key stay two, and nothing is put over another or thrown away."""
-    members = [(name, f"{place}".encode()) for place, name in enumerate(names.split())]
+    """Two samples of one key stay two samples, and no member is overwritten or dropped."""
+    members = [(name, f"{position}".encode()) for position, name in enumerate(names.split())]
     path = write_members(tmp_path / "0.tar", members)
-    wanted = outcome(DATA.tarfile_to_samples_nothrow, str(path))[0]
-    assert samples_of(path) == wanted
-    assert outcome(BlockReader(DATA.__name__), str(path))[0] == wanted
+    expected = outcome(DATA.tarfile_to_samples_nothrow, str(path))[0]
+    assert samples_of(path) == expected
+    assert outcome(BlockReader(DATA.__name__), str(path))[0] == expected
 
 
 def test_two_pairs_of_one_key_are_two_rows(tmp_path: Path) -> None:
@@ -155,14 +153,14 @@ def test_two_pairs_of_one_key_are_two_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [InputError, NothingUsable, ReadError])
-def test_a_workers_sentence_comes_without_its_traceback(kind: type[InputError]) -> None:
-    """However long it is: torch makes a new exception of the text of the old one."""
-    sentence = "a.tar: " + "x" * 1200 + " InputError: the end"
+def test_a_workers_message_comes_without_its_traceback(kind: type[InputError]) -> None:
+    """torch makes a new exception from the text of the old one, however long that is."""
+    message = "a.tar: " + "x" * 1200 + " InputError: the end"
     try:
-        raise kind(sentence)
+        raise kind(message)
     except InputError:
         wrapped = ExceptionWrapper(where="in DataLoader worker process 3")
     with pytest.raises(kind) as caught:
         wrapped.reraise()
-    assert str(caught.value) == sentence
-    assert str(InputError(f"Caught {sentence}")) == f"Caught {sentence}"
+    assert str(caught.value) == message
+    assert str(InputError(f"Caught {message}")) == f"Caught {message}"

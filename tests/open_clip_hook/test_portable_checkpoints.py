@@ -1,4 +1,4 @@
-"""What a hooked script saves can be read with NumPy 1 and with an older Python."""
+"""Checkpoints of a hooked script can be read with NumPy 1 and with an older Python."""
 
 from __future__ import annotations
 
@@ -44,26 +44,26 @@ def ordered(**items: Any) -> collections.OrderedDict[str, Any]:
          {"nested": {"deep": {"deeper": ((1.0,),)}}}),
     ],
 )  # fmt: skip
-def test_scalars_become_pythons_own(value: Any, plain: Any) -> None:
-    found = without_numpy_scalars(value)
-    assert found == plain
-    assert type(found) is type(plain)
-    assert "numpy" not in str(pickle.dumps(found))
+def test_scalars_become_python_numbers(value: Any, plain: Any) -> None:
+    converted = without_numpy_scalars(value)
+    assert converted == plain
+    assert type(converted) is type(plain)
+    assert "numpy" not in str(pickle.dumps(converted))
 
 
 @pytest.mark.parametrize(
     "value",
     [{"a": 1, "b": [None, "c", (1.0, 2)]}, ordered(w=3), [], (), {"array": np.zeros(2)}, "text"],
 )
-def test_what_has_none_is_the_same_object(value: Any) -> None:
+def test_a_value_without_scalars_is_the_same_object(value: Any) -> None:
     assert without_numpy_scalars(value) is value
 
 
 def test_a_state_dict_keeps_its_metadata() -> None:
     state = torch.nn.BatchNorm1d(3).state_dict()
-    found = without_numpy_scalars({"state_dict": state, "epoch": np.int64(1)})
-    assert found["state_dict"] is state
-    assert found["state_dict"]._metadata[""]["version"] == 2
+    converted = without_numpy_scalars({"state_dict": state, "epoch": np.int64(1)})
+    assert converted["state_dict"] is state
+    assert converted["state_dict"]._metadata[""]["version"] == 2
 
 
 @pytest.mark.parametrize("way", ["to a name", "to a file", "to a path, by keyword"])
@@ -88,7 +88,7 @@ def test_torch_save(way: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", [Path("/a/b"), pathlib.PurePosixPath("c"), Path("."), Path("é")])
 def test_paths_are_pickled_as_by_older_pythons(path: pathlib.PurePath) -> None:
-    """Those of Python 3.13 are in `pathlib._local`, which others do not have."""
+    """Python 3.13 pickles paths as `pathlib._local`, which other versions do not have."""
     module = type(path).__module__
     with portable_checkpoints():
         content = pickle.dumps({"checkpoint": path})
@@ -97,7 +97,7 @@ def test_paths_are_pickled_as_by_older_pythons(path: pathlib.PurePath) -> None:
     assert type(path).__module__ == module
 
 
-def test_all_is_put_back_after_an_error() -> None:
+def test_everything_is_restored_after_an_error() -> None:
     stock, module = torch.save, Path.__module__
     with pytest.raises(ZeroDivisionError), portable_checkpoints():
         _ = 1 / 0

@@ -1,4 +1,4 @@
-"""A training that was stopped and resumed ends in the model of one that was not, bit by bit."""
+"""A stopped and resumed training is bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytest.importorskip("open_clip", reason="the train extra is not installed")
 from tests.open_clip_hook.made import write_counts, write_table
 from tests.open_clip_hook.trainer_runs import EXAMPLES, Noise, Run, are_equal, difference, train
 
-COUNTS = dict.fromkeys(range(0, EXAMPLES, 2), 2)  # as many as the pool has
+COUNTS = dict.fromkeys(range(0, EXAMPLES, 2), 2)  # as many draws as the pool has examples
 
 
 @pytest.mark.slow

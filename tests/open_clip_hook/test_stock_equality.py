@@ -1,4 +1,4 @@
-"""With every weight 1 the hook trains the model that open_clip trains without it, bit by bit."""
+"""With equal weights the hooked trainer is bit-identical to the stock trainer."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def check(
         assert are_equal(stock.final, equal.final), difference(stock.final, equal.final)
 
 
-def test_equal_weights_train_what_the_stock_trainer_trains(tmp_path: Path, noise: Noise) -> None:
+def test_equal_weights_train_the_stock_trainers_model(tmp_path: Path, noise: Noise) -> None:
     check(tmp_path, noise, "installed", 1, {"one": (), "accum": ACCUM})
 
 

@@ -1,4 +1,4 @@
-"""An epoch over a subset: each of its examples as often as it says, and no other is opened."""
+"""An epoch over a subset: its examples as often as they are drawn, and no other is decoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.open_clip_hook.trainer_runs import (
 )
 from tests.oracles import weighted_training as oracle
 
-BROKEN = range(1, EXAMPLES, 2)  # images that the subset lacks
+BROKEN = range(1, EXAMPLES, 2)  # examples with a damaged image, outside the subset
 COUNTS = {0: 7, 2: 1, 32: 2, 34: 4, 60: 2, 98: 1, 100: 11, 126: 4}
 CROWD = {0: 6} | dict.fromkeys(range(2, 22, 2), 4) | dict.fromkeys(range(30, 66, 2), 1)
 DAMAGE = "UnidentifiedImageError"
@@ -35,7 +35,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Noise:
 
 
 def check_epochs(outcome: Outcome, counts: dict[int, int]) -> None:
-    """Two epochs of all of the subset and nothing else, in different orders."""
+    """Assert that two epochs contain the subset and nothing else, in different orders."""
     (epochs,) = outcome.batches
     assert len(epochs) == 2
     flat = [[row for batch in epoch for row in batch] for epoch in epochs]
@@ -45,32 +45,35 @@ def check_epochs(outcome: Outcome, counts: dict[int, int]) -> None:
 
 
 def numbers_logged(log: str) -> list[tuple[int, int]]:
-    """Of each epoch, the examples moved and the repeats with weight 0."""
+    """Return the logged numbers of moves and of repeats with weight 0, for each epoch."""
     pattern = r"distinct_in_batch: ([\d,]+) moves .*; ([\d,]+) repeats that"
     return [(int(a.replace(",", "")), int(b.replace(",", ""))) for a, b in re.findall(pattern, log)]
 
 
 def replay(before: list[list[int]], after: list[list[int]]) -> int:
-    """How many exchanges with the next batch lead from one order to the other, if they do."""
+    """Return the number of exchanges with the next batch that lead from one order to the other."""
     current = [list(batch) for batch in before]
-    moved = 0
-    for place, batch in enumerate(after):
-        for row, (old, new) in enumerate(zip(current[place], batch, strict=True)):
+    num_moves = 0
+    for index, batch in enumerate(after):
+        for row, (old, new) in enumerate(zip(current[index], batch, strict=True)):
             if old != new:
-                other = current[place + 1].index(new)
-                current[place][row], current[place + 1][other] = new, old
-                moved += 1
+                other = current[index + 1].index(new)
+                current[index][row], current[index + 1][other] = new, old
+                num_moves += 1
     assert current == after
-    return moved
+    return num_moves
 
 
 def num_repeats(steps: list[list[int]]) -> int:
-    """Examples that are not the first of theirs in a step."""
+    """Return the number of examples that occur earlier in the same step."""
     return sum(len(rows) - len(set(rows)) for rows in steps)
 
 
 def check_distinct(crowd: Outcome, distinct: Outcome, noise: Noise) -> None:
-    """The second is the first, of two epochs and --accum-freq 2, with `distinct_in_batch`."""
+    """Check a training of two epochs with `distinct_in_batch` against one without.
+
+    Both use --accum-freq 2.
+    """
     before, after = crowd.rows(2), distinct.rows(2)
     half = len(after) // 2
     repeats = [num_repeats(after[:half]), num_repeats(after[half:])]
@@ -81,7 +84,7 @@ def check_distinct(crowd: Outcome, distinct: Outcome, noise: Noise) -> None:
     assert numbers_logged(distinct.log) == list(zip(moves, repeats, strict=True))
     assert min(moves) > 0
     assert 0 < sum(repeats) < 0.75 * num_repeats(before)
-    # what could not be moved had weight 0: training is that of a loss without it
+    # repeats that could not be moved had weight 0: training equals that without them
     settings = oracle.Settings(len(after), weight_decay=0, logit_scale_factor=2)
     models = {}
     for name, rows_of in (("distinct", lambda rows: list(dict.fromkeys(rows))), ("all", list)):
@@ -90,9 +93,9 @@ def check_distinct(crowd: Outcome, distinct: Outcome, noise: Noise) -> None:
             weights = noise.images.new_ones(len(rows))
             batches.append(oracle.WeightedBatch(noise.images[rows], noise.texts[rows], weights))
         models[name] = oracle.train(tiny_model(), distinct.first, batches, settings)
-    found = {name: difference(distinct.final, model) for name, model in models.items()}
-    assert found["distinct"] < 1e-12
-    assert found["all"] > 1e-4
+    differences = {name: difference(distinct.final, model) for name, model in models.items()}
+    assert differences["distinct"] < 1e-12
+    assert differences["all"] > 1e-4
 
 
 def check(folder: Path, noise: Noise, version: str) -> None:
@@ -107,7 +110,7 @@ def check(folder: Path, noise: Noise, version: str) -> None:
         "distinct": Run({**crowd, "distinct_in_batch": True}, (*of_crowd, *EXACT)),
     }
     made = train(folder, noise, runs, version, flags=("--epochs", "2"))
-    assert DAMAGE in made["stock"].log  # such images do make themselves known
+    assert DAMAGE in made["stock"].log  # damaged images are logged
     check_epochs(made["subset"], COUNTS)
     check_epochs(made["crowd"], CROWD)
     check_epochs(made["distinct"], CROWD)
@@ -127,7 +130,7 @@ def test_two_epochs_with_other_releases(tmp_path: Path, noise: Noise, version: s
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["installed", "2.16.1", "head"])
 def test_no_repeats_between_ranks(tmp_path: Path, noise: Noise, version: str) -> None:
-    """With --dataset-resampled two ranks draw the same examples."""
+    """With --dataset-resampled two ranks draw the same examples, and repeats are removed."""
     crowd = {"subset": str(write_counts(tmp_path / "s.npy", dict.fromkeys(range(0, 128, 2), 2)))}
     runs = {
         "crowd": Run(crowd),

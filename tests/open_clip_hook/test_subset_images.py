@@ -1,4 +1,4 @@
-"""Draws of a subset that have an image: by a list, by tables beside the tars, or not known."""
+"""Draws of a subset that have an image: from a list, from tables beside the tars, or unknown."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ pytest.importorskip("open_clip")
 from argparse import Namespace
 
 from datacomp_flyt.open_clip_hook import install_hook
-from datacomp_flyt.open_clip_hook.reading import SubsetCounts, open_subset
 from datacomp_flyt.open_clip_hook.subset_images import count_images
+from datacomp_flyt.open_clip_hook.subset_reader import SubsetCounts, open_subset
 from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.subset import write_subset
 from tests.conftest import hex_uids, refusal, sorted_uids
@@ -31,7 +31,7 @@ def made(tmp_path: Path) -> Download:
 
 @pytest.fixture
 def subset(made: Download) -> SubsetCounts:
-    """Each example twice."""
+    """Return a subset with each example twice."""
     write_subset(made.folder / "s.npy", sorted_uids(made.uids), np.full(120, 2))
     return open_subset(made.folder / "s.npy")
 
@@ -45,26 +45,26 @@ def counted(
 ) -> tuple[int | None, str]:
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        number = count_images(subset, urls, available, log=True)
-        assert count_images(subset, urls, available, log=False) == number
-    return number, "\n".join(record.getMessage() for record in caplog.records)
+        num_samples = count_images(subset, urls, available, log=True)
+        assert count_images(subset, urls, available, log=False) == num_samples
+    return num_samples, "\n".join(record.getMessage() for record in caplog.records)
 
 
 KNOWN = "subset: 240 draws of 120 examples, of which 180 draws have an image"
 
 
-def test_of_a_list(caplog: Logged, made: Download, subset: SubsetCounts) -> None:
+def test_count_from_a_list(caplog: Logged, made: Download, subset: SubsetCounts) -> None:
     available = Available("--available F", sorted_uids([*made.at_hand, *hex_uids(9, "others")]))
     assert counted(caplog, subset, ["pipe:nothing"], available) == (180, KNOWN)
 
 
-def test_of_tables(caplog: Logged, made: Download, subset: SubsetCounts) -> None:
+def test_count_from_tables(caplog: Logged, made: Download, subset: SubsetCounts) -> None:
     assert counted(caplog, subset, tars(made)) == (180, KNOWN)
     half = tars(made)[:2]
-    number, said = counted(caplog, subset, half)
-    assert number is not None
-    assert 0 < number < 180
-    assert f"of which {number} draws have an image" in said
+    num_samples, log = counted(caplog, subset, half)
+    assert num_samples is not None
+    assert 0 < num_samples < 180
+    assert f"of which {num_samples} draws have an image" in log
 
 
 def no_table(made: Download) -> None:
@@ -96,17 +96,19 @@ def no_tables(made: Download) -> None:
 
 
 @pytest.mark.parametrize("spoil", [no_table, damaged, no_tar, cut_short, no_uids, no_tables])
-def test_unknown(caplog: Logged, made: Download, subset: SubsetCounts, spoil: object) -> None:
+def test_count_is_unknown(
+    caplog: Logged, made: Download, subset: SubsetCounts, spoil: object
+) -> None:
     urls = tars(made)
     spoil(made)  # type: ignore[operator]
-    number, said = counted(caplog, subset, urls)
-    assert number is None
-    assert "subset: 240 draws of 120 examples; how many have an image is not known" in said
-    assert "datacomp-flyt available" in said
+    num_samples, log = counted(caplog, subset, urls)
+    assert num_samples is None
+    assert "subset: 240 draws of 120 examples; how many have an image is not known" in log
+    assert "datacomp-flyt available" in log
 
 
 @pytest.mark.parametrize("url", ["pipe:cat 0.tar", "s3://bucket/0.tar", "http://host/0.tar"])
-def test_unknown_of_addresses(
+def test_count_is_unknown_for_addresses(
     caplog: Logged, made: Download, subset: SubsetCounts, url: str
 ) -> None:
     assert counted(caplog, subset, [*tars(made), url])[0] is None
@@ -116,10 +118,10 @@ def test_an_example_in_two_tars_is_read_twice(
     caplog: Logged, made: Download, subset: SubsetCounts
 ) -> None:
     write_shard(made.shards, 4, made.at_hand[:5], [True] * 5)
-    number, said = counted(caplog, subset, tars(made))
-    assert number == 190
-    assert KNOWN in said
-    assert "190 samples are read" in said
+    num_samples, log = counted(caplog, subset, tars(made))
+    assert num_samples == 190
+    assert KNOWN in log
+    assert "190 samples are read" in log
 
 
 def test_no_image_at_all(made: Download) -> None:
@@ -127,17 +129,17 @@ def test_no_image_at_all(made: Download) -> None:
     subset = open_subset(made.folder / "s.npy")
     others = Available("--available F", sorted_uids(made.uids))
     for available in (None, others):
-        said = refusal(count_images, subset, tars(made), available, False)
-        assert "no example with an image" in said
-        assert str(made.folder / "s.npy") in said
+        message = refusal(count_images, subset, tars(made), available, False)
+        assert "no example with an image" in message
+        assert str(made.folder / "s.npy") in message
 
 
 def test_a_list_without_a_subset(made: Download) -> None:
     np.save(made.folder / "l.npy", sorted_uids(made.at_hand))
-    said = refusal(install_hook, available=made.folder / "l.npy", shuffle_seed=1)
-    assert "--available tells which draws of --subset have an image" in said
-    said = refusal(install_hook, available=made.folder / "s.npy", subset=made.folder / "l.npy")
-    assert "is no file" in said
+    message = refusal(install_hook, available=made.folder / "l.npy", shuffle_seed=1)
+    assert "--available counts the draws of --subset that have an image" in message
+    message = refusal(install_hook, available=made.folder / "s.npy", subset=made.folder / "l.npy")
+    assert "is no file" in message
 
 
 @pytest.mark.parametrize("known", [True, False])

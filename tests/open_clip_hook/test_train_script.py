@@ -29,8 +29,8 @@ from tests.open_clip_hook.running import (
 )
 
 VERSIONS = pytest.mark.parametrize("open_clip", [INSTALLED, OLDEST, HEAD])
-# prints what a script can know of how it was started, and ends with a code of its own
-TELLING = """
+# prints how the script was started, and ends with an exit code of its own
+REPORTING = """
 import json, sys
 import beside
 import training.main, training.distributed, training.data
@@ -58,7 +58,7 @@ def last_line(text: str) -> str:
 
 
 def open_clip_flags(logs: Path) -> list[str]:
-    """The trainer's own flags for one step on the demo pool."""
+    """Return the trainer's own flags for one step on the demo pool."""
     flags = {
         "--train-data": f"{SHARDS}/{{00000000..00000003}}.tar",
         "--dataset-type": "webdataset",
@@ -76,7 +76,7 @@ def open_clip_flags(logs: Path) -> list[str]:
 
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> str:
-    """A folder for the path whose `sitecustomize` makes hook-tiny known to open_clip."""
+    """Return a folder for the path whose `sitecustomize` registers hook-tiny with open_clip."""
     folder = tmp_path / "site"
     folder.mkdir()
     lines = (
@@ -90,25 +90,25 @@ def tiny_model(tmp_path: Path) -> str:
 @VERSIONS
 def test_a_script_runs_as_python_would_run_it(open_clip: str, subset: Path, tmp_path: Path) -> None:
     (tmp_path / "beside.py").touch()
-    script = tmp_path / "telling.py"
-    script.write_text(TELLING)
+    script = tmp_path / "reporting.py"
+    script.write_text(REPORTING)
     env = environment(open_clip)
-    words = ["telling.py", "--", "-x", "a b", "7"]
+    words = ["reporting.py", "--", "-x", "a b", "7"]
     ended = python(*train_clip(subset, *words), env=env, cwd=tmp_path, code=7)
-    told = json.loads(last_line(ended.stdout))
-    assert told["name"] == "__main__"
-    assert told["argv"] == words
-    assert Path(tmp_path, told["file"]) == script
-    assert told["path"] == str(tmp_path)
-    assert Path(told["beside"]) == tmp_path / "beside.py"
-    assert told["reader"] == "_refuse_to_read"  # `training` is the trainer that has the hook
-    assert told["main"]
+    report = json.loads(last_line(ended.stdout))
+    assert report["name"] == "__main__"
+    assert report["argv"] == words
+    assert Path(tmp_path, report["file"]) == script
+    assert report["path"] == str(tmp_path)
+    assert Path(report["beside"]) == tmp_path / "beside.py"
+    assert report["reader"] == "_refuse_to_read"  # `training` is the hooked trainer
+    assert report["main"]
 
 
-def assert_refused(said: str, words: list[str | Path], subset: Path) -> None:
+def assert_refused(message: str, words: list[str | Path], subset: Path) -> None:
     ended = python(*train_clip(subset, *words), env=environment("installed"), code=2)
     assert last_line(ended.stderr).startswith("datacomp-flyt train_clip: error: ")
-    assert said in last_line(ended.stderr)
+    assert message in last_line(ended.stderr)
 
 
 def test_a_script_that_does_not_train_is_refused(subset: Path, tmp_path: Path) -> None:
@@ -118,10 +118,10 @@ def test_a_script_that_does_not_train_is_refused(subset: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_what_is_not_there_is_refused(subset: Path, tmp_path: Path) -> None:
+def test_missing_scripts_and_modules_are_refused(subset: Path, tmp_path: Path) -> None:
     assert_refused("absent.py is not a file", [tmp_path / "absent.py"], subset)
     assert_refused("there is no module no_such.main", ["-m", "no_such.main"], subset)
-    assert_refused("-m wants a module", ["-m"], subset)
+    assert_refused("-m needs a module", ["-m"], subset)
 
 
 @pytest.mark.slow
@@ -142,10 +142,10 @@ def test_the_trainer_itself_can_be_the_script(
     python(*train_clip(subset, *script, *flags), env=env, cwd=tmp_path)
     assert (tmp_path / "logs" / "one" / "checkpoints" / "epoch_1.pt").exists()
 
-    # and the hook was in it: a subset of another pool is refused
+    # the hook was installed: a subset of another pool is refused
     write_repeats(subset, {"0" * 32: 1})
     ended = python(*train_clip(subset, *script, *flags[:-1], "two"), env=env, cwd=tmp_path, code=2)
-    assert "train_clip: error: --subset" in ended.stderr  # other packages may say more after it
+    assert "train_clip: error: --subset" in ended.stderr  # other packages may log more after it
     assert "has none of the examples of" in ended.stderr
 
 
@@ -163,13 +163,13 @@ def test_two_ranks_train_under_torchrun(open_clip: str, subset: Path, tmp_path: 
     command.insert(3, "--distinct_in_batch")
     ended = python(*map(str, torchrun), *command, env=env)
     assert (tmp_path / "out" / "small_scale" / "checkpoints" / "epoch_latest.pt").exists()
-    # rank 0 speaks for both, once an epoch
+    # rank 0 logs for both, once per epoch
     assert ended.stderr.count("distinct_in_batch: ") == 2
 
 
 @pytest.mark.slow
 def test_the_cluster_script_trains_two_ranks(subset: Path, tmp_path: Path) -> None:
-    """docs/slurm_train_clip.sh with a stand-in for Slurm: srun starts both tasks here."""
+    """Run docs/slurm_train_clip.sh with a stand-in for Slurm: srun starts both tasks here."""
     repository = HERE.parents[1]
     text = (repository / "docs" / "slurm_train_clip.sh").read_text()
     for name, value in (

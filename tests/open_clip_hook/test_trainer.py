@@ -1,4 +1,4 @@
-"""Which trainers the hook knows, and the sentences about those that it does not."""
+"""Supported trainers, and the messages about those that are not supported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook import install_hook
-from datacomp_flyt.open_clip_hook.checks import check_loss
+from datacomp_flyt.open_clip_hook.preconditions import check_loss
 from datacomp_flyt.open_clip_hook.run_script import alias_packages
 from datacomp_flyt.open_clip_hook.trainer import find_trainer, package_of
 from tests.open_clip_hook.made import write_table
@@ -53,7 +53,7 @@ def test_names_of_the_trainer(version: str, package: str) -> None:
 )
 def test_an_unknown_version(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_clip, "__version__", version, raising=False)
-    with pytest.raises(InputError, match=f"open_clip_torch {version} is not known to the hook"):
+    with pytest.raises(InputError, match=f"open_clip_torch {version} is not supported by the hook"):
         find_trainer()
     if package_of(version) == TRAINER.package:
         assert find_trainer(allow_unknown_version=True).version == version
@@ -68,9 +68,9 @@ def test_known_versions(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_trainer().version == version
 
 
-def test_a_trainer_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datacomp_flyt.open_clip_hook.trainer.package_of", lambda version: "tests")
-    with pytest.raises(InputError, match=r"is not there \(tests.main\): pip install"):
+    with pytest.raises(InputError, match=r"is missing \(tests.main\): pip install"):
         find_trainer()
 
 
@@ -91,12 +91,12 @@ def test_missing_and_changed_functions(
     with pytest.raises(InputError, match=rf"{name} of open_clip_torch .* takes \(args, extra\)"):
         find_trainer()
     monkeypatch.delattr(host, name)
-    if name != "create_task":  # without which it is an older trainer
+    if name != "create_task":  # a trainer without it is an older one
         with pytest.raises(InputError, match=f"has no function {name}"):
             find_trainer()
 
 
-def test_a_function_that_nobody_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_that_main_does_not_call(monkeypatch: pytest.MonkeyPatch) -> None:
     def main(args: object) -> None:
         raise AssertionError
 
@@ -117,7 +117,7 @@ def test_install_and_remove(weights: Path) -> None:
     try:
         assert all(ours is not theirs for ours, theirs in zip(current(), before, strict=True))
         assert not hook.was_used
-        with pytest.raises(InputError, match="has the hook already"):
+        with pytest.raises(InputError, match="the hook is already installed in"):
             install_hook(weights=weights)
     finally:
         hook.remove()
@@ -140,7 +140,7 @@ def test_aliases_are_the_same_modules() -> None:
     ("settings", "message"),
     [
         ({}, "nothing to do: give --weights"),
-        ({"weights": "w", "scores": "s"}, "--weights and --scores: weights come from one of them"),
+        ({"weights": "w", "scores": "s"}, "--weights and --scores exclude each other"),
         ({"subset": "s.npy", "column": "w"}, "--column is for --weights or --scores"),
         ({"distinct_in_batch": True, "missing_value": 1.0}, "--missing_value is for --weights"),
         ({"subset": "no.npy"}, "no.npy cannot be read as .npy"),
@@ -161,7 +161,7 @@ class OtherLoss(nn.Module):
 @pytest.mark.parametrize(
     ("stock", "args", "message"),
     [
-        (OtherLoss(), {}, "this training's loss is OtherLoss, and the weighted loss stands in"),
+        (OtherLoss(), {}, "this training's loss is OtherLoss, and the weighted loss can replace"),
         (open_clip.CoCaLoss(1.0, 1.0), {}, "loss is CoCaLoss"),
         (
             open_clip.ClipLoss(local_loss=True, world_size=2),
@@ -200,11 +200,11 @@ def test_a_changed_loss_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         check_loss(Namespace(), open_clip.ClipLoss(), TRAINER)
 
 
-def test_data_by_another_way_are_refused(weights: Path) -> None:
-    """As a script of one's own might open them: captions would come with uids in front."""
+def test_data_that_main_did_not_open_are_refused(weights: Path) -> None:
+    """A user's script may call the reader itself, but captions would have uids prepended."""
     hook = install_hook(weights=weights)
     try:
-        with pytest.raises(InputError, match="opened by another way than the trainer's main"):
+        with pytest.raises(InputError, match="were not opened by the trainer's main"):
             TRAINER.data.tarfile_to_samples_nothrow(iter([]))
     finally:
         hook.remove()
@@ -217,9 +217,9 @@ def test_data_by_another_way_are_refused(weights: Path) -> None:
     [
         ({"dataset_type": "csv"}, "--dataset-type csv is no webdataset"),
         ({"dataset_type": "synthetic", "train_data": None}, "--dataset-type synthetic is no webd"),
-        ({"use_naflex": True}, "--use-naflex: the hook does not know such batches"),
+        ({"use_naflex": True}, "--use-naflex: the hook does not support such batches"),
         ({"json_text_key": "caption"}, "--json-text-key"),
-        ({"text_key": "caption"}, "--text-key caption: the hook knows captions in .txt alone"),
+        ({"text_key": "caption"}, "--text-key caption: the hook supports captions in .txt only"),
     ],
 )
 def test_data_that_is_refused(args: dict[str, Any], message: str, weights: Path) -> None:

@@ -1,4 +1,4 @@
-"""The uid's way through the text."""
+"""Uids carried through the texts of the trainer's pipeline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datacomp_flyt.pool.uids import format_uid
 
 
 class Lengths:
-    """Three tokens: the caption's length, each time."""
+    """A tokenizer that repeats the caption's length as three tokens."""
 
     context_length = 3
 
@@ -25,17 +25,17 @@ class Lengths:
 
 @pytest.mark.parametrize("uid", ["0" * 32, "f" * 32, "0123456789abcdef8000000000000000"])
 @pytest.mark.parametrize("caption", ["", "a dog", "d" * 40, "naïve 東京"])
-def test_uid_and_caption_come_through(uid: str, caption: str) -> None:
+def test_uid_and_caption_are_recovered(uid: str, caption: str) -> None:
     tokenizer = UidTokenizer(Lengths())
     texts = torch.cat([tokenizer(with_uid(uid, caption.encode()).decode())] * 2)
     assert texts.dtype == torch.int64
     tokens, uids = split(texts, 3)
     assert tokens.tolist() == [[len(caption)] * 3] * 2
-    assert [format_uid(found) for found in uids] == [uid, uid]
+    assert [format_uid(row) for row in uids] == [uid, uid]
     assert tokens.is_contiguous()
 
 
-def test_the_tokenizer_is_otherwise_itself() -> None:
+def test_other_attributes_are_the_tokenizers() -> None:
     copied = ForkingPickler.loads(
         ForkingPickler.dumps(UidTokenizer(Lengths()))
     )  # as a spawned worker gets it
@@ -46,7 +46,7 @@ def test_the_tokenizer_is_otherwise_itself() -> None:
 
 @pytest.mark.parametrize("text", ["", "a dog", "g" * 32 + "a dog", "0" * 31])
 def test_a_caption_without_uid_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="came to the tokenizer without its uid"):
+    with pytest.raises(InputError, match="the tokenizer got a caption without its uid"):
         UidTokenizer(Lengths())(text)
 
 
@@ -60,7 +60,7 @@ def test_other_tokens_are_refused(tokens: Tensor) -> None:
 
 @pytest.mark.parametrize("width", [3, 4, 6])
 def test_another_width_is_refused(width: int) -> None:
-    with pytest.raises(InputError, match="wanted 3 tokens and the uid's two columns"):
+    with pytest.raises(InputError, match="instead of 3 tokens and two columns for the uid"):
         split(torch.zeros(4, width, dtype=torch.int64), 3)
 
 

@@ -1,8 +1,8 @@
-"""What the hooked trainer learns is what a plain float64 loop over the same batches learns.
+"""The hooked trainer's model equals that of a plain float64 loop over the same batches.
 
-AdamW divides by gradients: where these are tiny, what float32 makes of them is another step. So the
-trainer is run in float64 as well, with open_clip's eps of 1e-6 and a narrow bound; in float32, as
-people train, with eps 1e-3 and a bound of 1e-5.
+AdamW divides by gradients, so rounding errors of tiny gradients change a step. Therefore the
+trainer runs in float64 with open_clip's eps of 1e-6 and a narrow bound, and in float32, as in
+practice, with eps 1e-3 and a bound of 1e-5.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ CASES = {
 }
 EPS = {"float64": 1e-6, "float32": 1e-3}
 BOUND = {"float64": 2e-6, "float32": 1e-5}  # the weights are float32 in both
-EXACT = 1e-12  # in float64, of trainings whose weights are all 0 or 1
+EXACT = 1e-12  # bound in float64 for trainings whose weights are all 0 or 1
 KINDS = ("equal", "random", "half", "scores")
 
 Weights = Tensor  # [128], by number of the example
 
 
 def draw_weights() -> dict[str, Weights]:
-    """Weights by kind of training; those of scores are their exponentials, up to a factor."""
+    """Return weights by kind of training; scores are their logarithms, up to a constant."""
     rng = np.random.default_rng(1)
     random = torch.from_numpy(rng.lognormal(sigma=1.5, size=EXAMPLES))
     half = torch.from_numpy(rng.permutation(EXAMPLES) % 2)
@@ -59,7 +59,7 @@ def draw_weights() -> dict[str, Weights]:
 
 
 def hooks(folder: Path) -> dict[str, dict[str, str] | None]:
-    """Arguments of `install_hook` by kind; equal weights are the stock trainer's."""
+    """Return the arguments of `install_hook` by kind; equal weights are the stock trainer's."""
     rows, weights = list(range(EXAMPLES)), draw_weights()
     made: dict[str, dict[str, str] | None] = {"equal": None}
     for kind, flag in (("random", "weights"), ("half", "weights"), ("scores", "scores")):
@@ -72,7 +72,7 @@ def hooks(folder: Path) -> dict[str, dict[str, str] | None]:
 def expected(
     noise: Noise, outcome: Outcome, weights: Weights, case: str, eps: float, weight_decay: float
 ) -> State:
-    """The oracle's model, from the batches that the trainer has seen."""
+    """Return the oracle's model, trained on the batches that the trainer used."""
     ranks, accum_freq, _ = CASES[case]
     settings = oracle.Settings(
         num_steps=len(outcome.rows(accum_freq)),
@@ -105,12 +105,12 @@ def check(
         kind: expected(noise, outcome, draw_weights()[kind], case, EPS[dtype], weight_decay)
         for kind, outcome in made.items()
     }
-    found = {kind: difference(made[kind].final, models[kind]) for kind in kinds}
-    different = {kind: difference(models["equal"], models[kind]) for kind in kinds[1:]}
-    assert min(different.values()) > 30 * BOUND[dtype], different
-    assert max(found.values()) < BOUND[dtype], found
+    errors = {kind: difference(made[kind].final, models[kind]) for kind in kinds}
+    effects = {kind: difference(models["equal"], models[kind]) for kind in kinds[1:]}
+    assert min(effects.values()) > 30 * BOUND[dtype], effects
+    assert max(errors.values()) < BOUND[dtype], errors
     if dtype == "float64":
-        assert max(found.get(kind, 0) for kind in ("equal", "half")) < EXACT, found
+        assert max(errors.get(kind, 0) for kind in ("equal", "half")) < EXACT, errors
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Trainings with open_clip's own trainer, in processes of their own, on a pool of noise."""
+"""Trainings with open_clip's own trainer in subprocesses, on a pool of noise."""
 
 from __future__ import annotations
 
@@ -51,7 +51,12 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Run:
-    """A training: arguments of `install_hook`, None for the stock trainer, and more flags."""
+    """A training.
+
+    Attributes:
+        hook: arguments of `install_hook`; None for the stock trainer.
+        flags: more flags of the trainer.
+    """
 
     hook: Mapping[str, Any] | None
     flags: tuple[str, ...] = ()
@@ -59,10 +64,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training did.
+    """The result of a training.
 
-    `first` and `final` are state dicts; `batches` are numbers of examples by rank, epoch, batch and
-    row, as the trainer saw them; `log` is all that the process of rank 0 has said.
+    Attributes:
+        first, final: state dicts before and after.
+        batches: numbers of examples by rank, epoch, batch and row, as the trainer got them.
+        log: the log of rank 0.
     """
 
     first: State
@@ -71,10 +78,10 @@ class Outcome:
     log: str
 
     def rows(self, accum_freq: int = 1) -> list[list[int]]:
-        """Examples of each step, over all ranks and micro-batches."""
+        """Return the examples of each step, over all ranks and micro-batches."""
         steps: list[list[int]] = []
         for epoch in range(len(self.batches[0])):
-            number = len(self.batches[0][epoch]) // accum_freq
+            num_steps = len(self.batches[0][epoch]) // accum_freq
             steps += [
                 [
                     row
@@ -82,7 +89,7 @@ class Outcome:
                     for batch in rank[epoch][step * accum_freq : (step + 1) * accum_freq]
                     for row in batch
                 ]
-                for step in range(number)
+                for step in range(num_steps)
             ]
         return steps
 
@@ -91,7 +98,7 @@ class Noise:
     """Examples 0 to 127 in four tars: a caption and an image of noise each."""
 
     def __init__(self, folder: Path, broken: Collection[int] = ()) -> None:
-        """With `broken`, examples whose image is none."""
+        """Write the tars; examples in `broken` get a damaged image."""
         self.folder = folder
         self.images, self.texts = example_tensors()
         for shard in range(SHARDS):
@@ -129,7 +136,7 @@ def tiny_model() -> nn.Module:
 
 
 def example_tensors() -> tuple[Tensor, Tensor]:
-    """Images [128, 3, 32, 32] and tokens [128, L], as the evaluation transform makes them."""
+    """Return images [128, 3, 32, 32] and tokens [128, L], by the evaluation transform."""
     tiny_model()
     *_, transform = open_clip.create_model_and_transforms(MODEL)
     images = [transform(Image.open(io.BytesIO(png(number)))) for number in range(EXAMPLES)]
@@ -138,7 +145,7 @@ def example_tensors() -> tuple[Tensor, Tensor]:
 
 
 def environment(version: str) -> dict[str, str]:
-    """Of a process that finds this release of open_clip; skips where that is not there."""
+    """Return the environment of a process with this release of open_clip; skip if missing."""
     settings = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     if version in RELEASES:
         variable, part = RELEASES[version]
@@ -156,7 +163,7 @@ def train(
     ranks: int = 1,
     flags: Sequence[str] = (),
 ) -> dict[str, Outcome]:
-    """The trainings, one after the other in the same processes; `flags` go to all of them."""
+    """Run trainings one after the other in the same processes; `flags` go to all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     processes = []
     for rank in range(ranks):
@@ -191,8 +198,8 @@ def _command(
         words += [json.dumps(run.hook), *common, *run.flags, "--train-data", noise.urls]
         words += ["--logs", str(folder), "--name", name, "--dump", str(folder)]
         if ranks > 1:  # a file, not a port that another process might take
-            place = f"file://{folder}/{name}.store?rank={rank}&world_size={ranks}"
-            words += ["--dist-backend", "gloo", "--dist-url", place]
+            url = f"file://{folder}/{name}.store?rank={rank}&world_size={ranks}"
+            words += ["--dist-backend", "gloo", "--dist-url", url]
         words.append("then")
     return words[:-1]
 
@@ -215,11 +222,11 @@ def _outcome(folder: Path, noise: Noise, name: str, ranks: int) -> Outcome:
 
 
 def are_equal(a: State, b: State) -> bool:
-    """Whether all parameters are the same, bit by bit."""
+    """Return whether all parameters are bit-identical."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def difference(a: State, b: State) -> float:
-    """The largest, over all parameters."""
+    """Return the largest absolute difference over all parameters."""
     assert a.keys() == b.keys()
     return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)

@@ -1,11 +1,11 @@
-"""open_clip's own zero-shot evaluation of a checkpoint, on the demo's downstream set.
+"""Evaluates a checkpoint on the demo's downstream set with open_clip's zero-shot evaluation.
 
     python zero_shot_demo.py epoch_latest.pt [uids.txt]
 
 Prints one JSON line: accuracies `top1` and `top5` over 210 classes by open_clip's code, and
-`pool_loss`, the contrastive loss of the demo pool's pairs in batches of 60, all in the evaluation
-transform. With uids, one a line, also `their_loss` and `others_loss`, the same of parts of the
-pool. `-` for no checkpoint: the model as it is made.
+`pool_loss`, the contrastive loss of the demo pool's pairs in batches of 60, all with the evaluation
+transform. With a file of uids, one per line, it also prints `their_loss` and `others_loss`, the
+losses of these pairs and of the others. `-` evaluates the untrained model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MODEL = "hook-tiny"
 
 
 def read_tars(folder: Path, preprocess: Any) -> tuple[Tensor, list[str], list[str]]:
-    """Images [n, 3, H, W], the text beside each (caption, or label), and uids where there are."""
+    """Return images [n, 3, H, W], the caption or label of each, and uids if there are any."""
     images, texts, uids = [], [], []
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -51,7 +51,7 @@ def read_tars(folder: Path, preprocess: Any) -> tuple[Tensor, list[str], list[st
 
 
 def classifier(model: Any, names: list[str], module: Any, args: Namespace) -> Tensor:
-    """Class embeddings [D, classes], by whichever function this release has."""
+    """Return class embeddings [D, classes] from the function that this release has."""
     templates = [lambda name: name]  # the demo's one template is {c}
     if hasattr(open_clip, "build_zero_shot_classifier"):
         tokenizer = open_clip.get_tokenizer(MODEL)
@@ -60,14 +60,14 @@ def classifier(model: Any, names: list[str], module: Any, args: Namespace) -> Te
 
 
 def accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[float]:
-    """open_clip's, whose last line up to 3.3.0 makes a number of an array, as NumPy 2.5 refuses."""
+    """Compute open_clip's accuracy, whose own code up to 3.3.0 fails with NumPy 2.5."""
     hits = output.topk(max(topk), 1).indices == target[:, None]
     return [float(hits[:, :k].sum()) for k in topk]
 
 
 @torch.no_grad()
 def contrastive_loss(model: Any, images: Tensor, texts: list[str]) -> float:
-    """Mean over batches of 60, always the same ones."""
+    """Return the mean loss over fixed batches of 60."""
     order, losses = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)), []
     for rows in order.split(60):
         tokens = open_clip.get_tokenizer(MODEL)([texts[row] for row in rows])

@@ -20,6 +20,7 @@ from tests.oracles.flyt_inputs import SMALL_CONFIG as SMALL_CONFIG
 from tests.oracles.flyt_inputs import Downstream, Upstream, random_batches
 from tests.oracles.flyt_inputs import random_texts as random_texts
 from tests.oracles.flyt_inputs import small_clip as small_clip
+from tests.oracles.weighted_clip_loss import naive_weighted_clip_loss as naive_weighted_clip_loss
 
 Parameters = dict[str, Tensor]
 
@@ -68,21 +69,6 @@ class Step:
     stepped_gradient: Parameters | None = None
     cotangent: Parameters | None = None
     temperature_gradient: Tensor | None = None
-
-
-def naive_weighted_clip_loss(
-    image_features: Tensor, text_features: Tensor, tau: Tensor | float, weights: Tensor
-) -> Tensor:
-    """Eq. 3 as it is printed. Rows are unit vectors [B, D]; `tau` multiplies the cosines."""
-
-    def contrast(u: Tensor, v: Tensor) -> Tensor:
-        total = u.new_zeros(())
-        for i in range(len(weights)):
-            pull = torch.exp(tau * (v @ u[i]))  # [B]: e^{tau <u_i, v_j>}
-            total = total - weights[i] * torch.log(weights[i] * pull[i] / (weights * pull).sum())
-        return total
-
-    return (contrast(image_features, text_features) + contrast(text_features, image_features)) / 2
 
 
 def cross_entropy(

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tests.oracles.flyt import naive_weighted_clip_loss
+from tests.oracles.weighted_clip_loss import naive_weighted_clip_loss
 
 State = dict[str, Tensor]
 

@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 
 from datacomp_flyt.files.output_files import atomic_write, check_save_path
 from datacomp_flyt.pool import subset
-from datacomp_flyt.pool.subset import check_subset, describe_counts, describe_training, write_subset
+from datacomp_flyt.pool.subset import (
+    check_subset_file,
+    describe_counts,
+    describe_training,
+    write_subset,
+)
 from tests.conftest import hex_uids, refusal, sorted_uids
 from tests.oracles.selection import subset_array, uid_array
 
@@ -152,14 +157,14 @@ def saved(folder: Path, array: np.ndarray) -> Path:
 
 def problem(path: Path, pool: np.ndarray | None = POOL_UIDS) -> str:
     """The only problem that is found."""
-    (found,) = check_subset(path, pool).problems
+    (found,) = check_subset_file(path, pool_uids=pool).problems
     return found
 
 
 def test_facts_of_a_valid_subset_by_hand(tmp_path: Path) -> None:
     counts = [1, 1, 1, 2, 3, 7, 12] + [0] * 33  # 27 draws; 27**2 / 209 = 3.488
     path = saved(tmp_path, subset_array(PAIRS, counts))
-    report = check_subset(path, POOL_UIDS, 100)
+    report = check_subset_file(path, pool_uids=POOL_UIDS, num_samples=100)
     assert report.problems == []
     assert report.facts == [
         "27 draws of 7 examples, each at most 12 times",
@@ -169,9 +174,9 @@ def test_facts_of_a_valid_subset_by_hand(tmp_path: Path) -> None:
         "the one drawn most 44.4",
         "all in the pool of 40 examples, of which they are 17.5%",
     ]
-    assert check_subset(path).facts == report.facts[:3]
+    assert check_subset_file(path).facts == report.facts[:3]
     assert (
-        check_subset(path, None, 26)
+        check_subset_file(path, num_samples=26)
         .facts[3]
         .endswith("the one drawn most 11.6; some draws are never seen")
     )
@@ -179,8 +184,8 @@ def test_facts_of_a_valid_subset_by_hand(tmp_path: Path) -> None:
 
 def test_a_pool_larger_than_the_scale_is_told(tmp_path: Path) -> None:
     path = saved(tmp_path, POOL_UIDS[:5])
-    assert len(check_subset(path, POOL_UIDS, len(POOL_UIDS)).facts) == 5
-    report = check_subset(path, POOL_UIDS, len(POOL_UIDS) - 1)
+    assert len(check_subset_file(path, pool_uids=POOL_UIDS, num_samples=len(POOL_UIDS)).facts) == 5
+    report = check_subset_file(path, pool_uids=POOL_UIDS, num_samples=len(POOL_UIDS) - 1)
     assert report.facts[5] == ("the pool is larger than this scale's 39: is it another scale's?")
     assert report.problems == []
 
@@ -245,7 +250,7 @@ def test_whatever_is_written_is_valid(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "written.npy"
     write_subset(path, POOL_UIDS, np.array(counts, np.int32))
-    report = check_subset(path, POOL_UIDS)
+    report = check_subset_file(path, pool_uids=POOL_UIDS)
     assert report.problems == []
     drawn = [count for count in counts if count]
     effective = sum(drawn) ** 2 / sum(count**2 for count in drawn)
@@ -262,7 +267,7 @@ SWAPPED_HIGH = uid_array([(2**63, 0), (1, 9)])
 )
 def test_unsorted(tmp_path: Path, array: np.ndarray, entry: int) -> None:
     assert f"is not sorted (entry {entry} " in problem(saved(tmp_path, array), None)
-    assert check_subset(saved(tmp_path, np.sort(array))).problems == []
+    assert check_subset_file(saved(tmp_path, np.sort(array))).problems == []
 
 
 @pytest.mark.parametrize(
@@ -295,7 +300,7 @@ def test_uids_that_are_not_in_the_pool(tmp_path: Path, number: int) -> None:
     found = problem(saved(tmp_path, both))
     assert f"has {number} uids that are not in the pool" in found
     assert f"{int(unknown_uids[0]['f0']):016x}{int(unknown_uids[0]['f1']):016x}" in found
-    assert check_subset(saved(tmp_path, both)).problems == []  # nothing to compare with
+    assert check_subset_file(saved(tmp_path, both)).problems == []  # nothing to compare with
 
 
 NEAR = [(5, 0), (5, 3), (5, 7), (9, 1)]
@@ -304,7 +309,7 @@ NEAR = [(5, 0), (5, 3), (5, 7), (9, 1)]
 @pytest.mark.parametrize("low", range(9))
 @pytest.mark.parametrize("high", [4, 5, 6, 9, 10])
 def test_a_first_half_that_the_pool_has_is_not_enough(tmp_path: Path, high: int, low: int) -> None:
-    report = check_subset(saved(tmp_path, uid_array([(high, low)])), uid_array(NEAR))
+    report = check_subset_file(saved(tmp_path, uid_array([(high, low)])), pool_uids=uid_array(NEAR))
     assert bool(report.problems) == ((high, low) not in NEAR)
 
 
@@ -341,4 +346,4 @@ NOT_NPY: dict[str, Callable[[Path], object]] = {
 def test_what_is_no_npy_is_refused(tmp_path: Path, make: Callable[[Path], object]) -> None:
     path = tmp_path / "subset.npy"
     make(path)
-    assert str(path) in refusal(check_subset, path, POOL_UIDS)
+    assert str(path) in refusal(check_subset_file, path, pool_uids=POOL_UIDS)

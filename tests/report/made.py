@@ -1,4 +1,4 @@
-"""A small pool with captions, tars as img2dataset writes them, selections, and their report."""
+"""Makes a small pool with captions, tars as img2dataset writes them, selections, and a report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOSTILE = "<script>alert('x')</script> & \"quoted\" \0\x1b[2J\u202edog\x85"
 
 
 def make_captioned_pool(rows: int = ROWS) -> MadePool:
-    """Captions of a few words; the first uid's wants to be code."""
+    """Make a pool with captions of a few words; the first caption holds HTML and controls."""
     pool = make_pool(rows)
     rng = np.random.default_rng(7)
     words = np.array(["dog", "cat", "photo", "sale", "tree", "ebook"])
@@ -40,7 +40,7 @@ def jpeg(number: int, width: int = 400, height: int = 200) -> bytes:
 
 
 def write_tar(path: Path, members: Sequence[tuple[str, dict[str, bytes]]]) -> None:
-    """Members by key: content by extension, as img2dataset lays them out."""
+    """Write a tar of samples as img2dataset does: by key, the content by extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for key, files in members:
@@ -51,7 +51,7 @@ def write_tar(path: Path, members: Sequence[tuple[str, dict[str, bytes]]]) -> No
 
 
 def write_tars(folder: Path, pool: MadePool, parts: int, index: bool) -> list[Path]:
-    """The pool's pictures in tars; with `index`, img2dataset's parquet beside each."""
+    """Write the pool's pictures in tars; with `index`, img2dataset's parquet beside each."""
     paths = []
     for part, rows in enumerate(np.array_split(np.arange(len(pool.uids)), parts)):
         members = []
@@ -73,8 +73,11 @@ def write_tars(folder: Path, pool: MadePool, parts: int, index: bool) -> list[Pa
 
 
 def write_selections(folder: Path, pool: MadePool) -> dict[str, Path]:
-    """`often` draws 90 examples 1 to 6 times, and the one with hostile words 9 times; `once` draws
-    60 once, 30 of which are others."""
+    """Write two subsets.
+
+    `often` draws 90 examples 1 to 6 times, and the one with the hostile caption 9 times. `once`
+    draws 60 examples once, 30 of which are not in `often`.
+    """
     uids, rng = sorted_uids(pool.uids), np.random.default_rng(3)
     often, once = np.zeros((2, len(uids)), np.int32)
     often[:90] = rng.integers(1, 7, 90)
@@ -88,7 +91,7 @@ def write_selections(folder: Path, pool: MadePool) -> dict[str, Path]:
 
 
 class MadeReport:
-    """Files of a pool in a folder, and `datacomp-flyt report` over them."""
+    """A pool's files in a folder, and the report on them."""
 
     def __init__(self, folder: Path, seed: int | None = 1) -> None:
         self.folder, self.pool = folder, make_captioned_pool()
@@ -103,19 +106,19 @@ class MadeReport:
         return [*words, "--out", str(self.out), *map(str, more)]
 
     def run(self, *more: object) -> str:
-        """The page."""
+        """Run `datacomp-flyt report` and return the page."""
         run(self.words(*more))
         return (self.out / "index.html").read_text()
 
 
 def run(words: list[str]) -> None:
-    """`datacomp-flyt ...` to a good end."""
+    """Run `datacomp-flyt` and check that it succeeds."""
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 0
 
 
 def without_inputs(page: str) -> str:
-    """The page without the command and the inputs' names and hashes."""
+    """Remove the command and the inputs' names and hashes from a page."""
     page = re.sub(r"<pre>.*?</pre>", "", page, count=1, flags=re.S)
     return re.sub(r'<section aria-labelledby="inputs">.*?</section>', "", page, flags=re.S)

@@ -1,4 +1,4 @@
-"""Pictures: which examples are shown, and which tars are opened for them."""
+"""The pictures of a report: the examples that are shown and the tars that are opened."""
 
 from __future__ import annotations
 

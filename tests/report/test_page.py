@@ -1,4 +1,4 @@
-"""How numbers look, and what the hashes are of."""
+"""The formats of numbers on the page, and the hashes of input files."""
 
 from __future__ import annotations
 
@@ -50,15 +50,13 @@ def luminance(color: str) -> float:
 
 
 @pytest.mark.parametrize("value", [step / 20 for step in range(-20, 21)] + [NAN])
-def test_letters_stand_out_of_their_cells(value: float) -> None:
+def test_the_text_of_a_cell_has_contrast(value: float) -> None:
     colors = dict(rule.split(":") for rule in shade(value).split(";"))
     light, dark = sorted((luminance(colors["background"]), luminance(colors["color"])))[::-1]
     assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG 2, level AA
 
 
-def test_files_of_large_folders_are_hashed_by_their_footers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_large_folders_are_hashed_by_their_footers(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "m", make_pool(50).metadata, 2)
     shards = open_shards(folder, "--metadata_dir", 1)
     paths = sorted(Path(folder).iterdir())
@@ -66,8 +64,8 @@ def test_files_of_large_folders_are_hashed_by_their_footers(
     assert [file.digest for file in whole] == [sha256(p.read_bytes()).hexdigest() for p in paths]
     assert {file.hashed for file in whole} == {provenance.WHOLE}
 
-    monkeypatch.setattr(provenance, "_WHOLE_FOLDER", 0)
-    for file, path in zip(provenance.hash_folder(shards, 2), paths, strict=True):
+    by_footer = provenance.hash_folder(shards, 2, max_whole=0)
+    for file, path in zip(by_footer, paths, strict=True):
         content = path.read_bytes()
         (length,) = struct.unpack("<I", content[-8:-4])
         named = f"{path.name}\n{len(content)}\n".encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from datacomp_flyt.cli import main
 from datacomp_flyt.mixing import LinearMixingModel, save_mixing_model
+from datacomp_flyt.report.report import write_report
 from tests.conftest import REPOSITORY, take, write_files
 from tests.report.made import (
     HOSTILE,
@@ -27,7 +29,7 @@ _VOID = {"meta", "link", "img", "br", "line", "rect", "path", "use"}
 
 
 class Checked(HTMLParser):
-    """Tags opened and closed in order; what scripts and addresses there are."""
+    """Checks that tags are closed in order, and collects ids, links, images and headings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +78,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> MadeReport:
 
 @pytest.fixture(scope="module")
 def page(made: MadeReport) -> str:
-    """With a mixing model and pictures of all examples."""
+    """Make a page with a mixing model and pictures of all examples."""
     write_tars(made.folder / "tars", made.pool, 3, index=False)
     return made.run("--scoring_model", "paper", "--shards_dir", made.folder / "tars")
 
@@ -111,7 +113,7 @@ def test_captions_stay_text(page: str) -> None:
     assert "alert(" in page
     assert HOSTILE not in page
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &#34;quoted&#34;" in page
-    # HTML has no escape for controls, and what turns the direction turns all that follows it
+    # HTML has no escape for control characters; a mark of direction would turn all later text
     assert r"&#34;quoted&#34; \x00\x1b[2J\u202edog\x85<" in page
     assert all(char.isprintable() or char in "\n\xa0" for char in page)
 
@@ -131,6 +133,28 @@ def test_names_of_columns_and_selections_stay_text(tmp_path: Path) -> None:
     assert "a<b>" not in page
     assert r"a&lt;b&gt;&amp;$x^2$\x1b\u202e" in page
     assert not {"\x1b", "\u202e"} & set(page)
+
+
+def test_python_writes_the_page_of_the_command(made: MadeReport, page: str) -> None:
+    arguments = {
+        "metadata_dir": made.metadata,
+        "scores_dir": made.scores,
+        "subsets": made.subsets,
+        "shards_dir": str(made.folder / "tars"),
+        "scoring_model": "paper",
+        "num_workers": 2,
+    }
+    path = write_report(made.folder / "python", **arguments)
+    assert path == made.folder / "python" / "index.html"
+    from_python = path.read_text()
+    assert without_inputs(from_python) == without_inputs(page)
+    (call,) = re.findall(r"<pre><code>(.*?)</code></pre>", from_python)
+    arguments["subsets"] = {name: str(path) for name, path in made.subsets.items()}
+    written = ", ".join(f"{name}={value!r}" for name, value in sorted(arguments.items()))
+    start = f"datacomp_flyt.write_report({str(made.folder / 'python')!r}, "
+    assert unescape(call).startswith(start)
+    given = unescape(call).removeprefix(start).removesuffix(")")
+    assert sorted(given.split(", ")) == sorted(written.split(", "))
 
 
 def test_the_same_inputs_make_the_same_bytes(made: MadeReport, page: str) -> None:

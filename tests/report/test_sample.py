@@ -1,4 +1,4 @@
-"""The sample of a pool: the same uids whatever the files, and no favour to what SCS draws."""
+"""The sample of a pool: the same uids in any files, and no bias towards what SCS draws."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_examples_asked_for_come_besides_the_sample(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "m", POOL.metadata, 3)
     plain = sample_of(folder, 40)
     missing = [uid for uid in sorted(POOL.uids) if uid not in names(plain)]
-    also = uid_array(sorted(parse_uid(uid) for uid in [*missing[:9], *hex_uids(3, "strangers")]))
+    also = uid_array(sorted(parse_uid(uid) for uid in [*missing[:9], *hex_uids(3, "unknown")]))
     more = sample_of(folder, 40, also)
     assert names(more) == sorted([*names(plain), *missing[:9]])
     assert [uid for uid, own in zip(names(more), more.chosen, strict=True) if own] == names(plain)

@@ -97,7 +97,7 @@ class Hype(ImageScorer):
         self.reference_images = exponential_map(images.to(device).double(), model.c)
         self.reference_texts = exponential_map(texts.to(device).double(), model.c)
         self.transform = open_clip.image_transform(model.image_size, is_train=False)
-        self.tokenize = partial(open_clip.SimpleTokenizer(), context_length=model.context_length)
+        self.tokenize = partial(open_clip.tokenize, context_length=model.context_length)
 
     def score_batch(self, images: Tensor, texts: Tensor) -> Tensor:
         # autocast leaves float64 as it is

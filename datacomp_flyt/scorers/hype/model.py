@@ -48,13 +48,13 @@ class HypeModel(nn.Module):
         # open_clip's older releases store this constant
         state = {name: tensor for name, tensor in state.items() if name != "attn_mask"}
         config = _config(state, what)
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]):  # PyTorch 1.13 builds no model without weights
             clip = CLIP(**config)
         for name in SCALARS:
-            clip.register_parameter(name, nn.Parameter(torch.zeros([], device="meta")))
+            clip.register_parameter(name, nn.Parameter(torch.zeros([])))
         _check(state, clip.state_dict(), what)
         known = {name: state[name].float() for name in clip.state_dict()}
-        clip.load_state_dict(known, assign=True)
+        clip.load_state_dict(known)
         length = config["text_cfg"]["context_length"]
         clip.attn_mask = torch.full((length, length), -torch.inf).triu_(1)  # not in the state
         for module in clip.modules():

@@ -57,7 +57,7 @@ def make_reference(
     """
     order = random.Random(seed).sample(sorted(shards), len(shards))
     device = model.clip.curvature.device
-    tokenize = partial(open_clip.SimpleTokenizer(), context_length=model.context_length)
+    tokenize = partial(open_clip.tokenize, context_length=model.context_length)
     vectors: dict[str, list[Tensor]] = {"img": [], "txt": []}
     left = num_examples
     refuse_decompression_bombs()
@@ -92,7 +92,7 @@ def _batches(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command in this module's docstring."""
-    parser = Parser(prog="python -m datacomp_flyt.scorers.hype.reference", description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="weights")
     parser.add_argument("--shards_dir", required=True, metavar="TARS", help="tars of the pool")
     parser.add_argument("--num_examples", type=int, required=True, metavar="N", help="pairs")

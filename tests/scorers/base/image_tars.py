@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,10 @@ def features_one_by_one(
     clip, _, preprocess = open_clip.create_model_and_transforms(model.stem)
     clip.load_state_dict(state)
     clip.double().eval()
-    tokenize = open_clip.get_tokenizer(model.stem)
+    tokenize = partial(
+        open_clip.get_tokenizer(model.stem),  # of 77 tokens in 2.16.1, whatever the model's length
+        context_length=open_clip.get_model_config(model.stem)["text_cfg"]["context_length"],
+    )
     images, texts = [], []
     for each in samples:
         image = preprocess(Image.open(io.BytesIO(each["jpg"])).convert("RGB"))

@@ -51,6 +51,12 @@ def test_what_a_model_says_of_itself() -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_building_a_model_draws_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    HypeModel(made_state(SIZES), "a test")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def with_module(state: State) -> object:
     return {f"module.{name}": tensor for name, tensor in state.items()}
 

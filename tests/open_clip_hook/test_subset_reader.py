@@ -1,12 +1,10 @@
-"""Reading a subset from the original shards: copies, skips, and what is said of bad ones."""
+"""Subsets read from the original shards: copies, skipped samples, and messages."""
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import warnings
-from collections.abc import Iterator
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -18,19 +16,12 @@ pytest.importorskip("open_clip")
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.open_clip_hook.first_shards import check_first_shards
 from datacomp_flyt.open_clip_hook.log_weights import read_weights
-from datacomp_flyt.open_clip_hook.reading import StockReader, SubsetReader, open_subset
+from datacomp_flyt.open_clip_hook.subset_reader import StockReader, SubsetReader, open_subset
 from datacomp_flyt.open_clip_hook.tar_blocks import BlockReader
 from datacomp_flyt.open_clip_hook.trainer import find_trainer
-from datacomp_flyt.tars.samples import UnreadableShard, read_tar
 from tests.flyt.tars import pair, uid_of, write_pairs, write_tar
 from tests.open_clip_hook.made import write_counts, write_table
-
-
-def stock(src: Iterator[Any], *args: Any) -> Iterator[Any]:
-    """Like the trainer's reader, which is in the tests of whole trainings, but closes its files."""
-    for source in src:
-        with contextlib.suppress(UnreadableShard):
-            yield from read_tar(source["url"])
+from tests.open_clip_hook.tar_readers import stock
 
 
 def read(urls: list[str], counts: Path | None, carries_uids: bool = False) -> list[Any]:
@@ -43,22 +34,22 @@ def captions(samples: list[Any]) -> list[str]:
     return [sample["txt"].decode() for sample in samples]
 
 
-def test_each_as_often_as_the_subset_says(tmp_path: Path) -> None:
+def test_each_example_is_read_as_often_as_it_is_drawn(tmp_path: Path) -> None:
     urls = write_pairs(tmp_path, shards=3, rows=4)
     counts = write_counts(tmp_path / "s.npy", {1: 2, 5: 1, 10: 3, 99: 7})
-    found = captions(read(urls, counts))
-    assert found == [f"caption {n}" for n in (1, 1, 5, 10, 10, 10)]
+    actual = captions(read(urls, counts))
+    assert actual == [f"caption {n}" for n in (1, 1, 5, 10, 10, 10)]
 
 
-def test_copies_are_apart(tmp_path: Path) -> None:
-    """What a later stage does to one leaves the other."""
+def test_copies_are_independent(tmp_path: Path) -> None:
+    """A later stage may change one copy without changing the other."""
     urls = write_pairs(tmp_path, shards=1, rows=2)
     first, second = read(urls, write_counts(tmp_path / "s.npy", {1: 2}))
     first["txt"] = b"changed"
     assert second["txt"] == b"caption 1"
 
 
-def test_uids_go_before_captions(tmp_path: Path) -> None:
+def test_uids_are_prepended_to_captions(tmp_path: Path) -> None:
     urls = write_pairs(tmp_path, shards=1, rows=3)
     assert captions(read(urls, None, carries_uids=True)) == [
         f"{uid_of(n)}caption {n}" for n in range(3)
@@ -68,7 +59,7 @@ def test_uids_go_before_captions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("drops", [False, True])
 def test_empty_captions(drops: bool, tmp_path: Path) -> None:
-    """Prefixed they would be no longer empty for a trainer that drops such."""
+    """A trainer that drops empty captions must still see them as empty."""
     samples = [{**pair(0), "txt": b" "}, {k: v for k, v in pair(1).items() if k != "txt"}, pair(2)]
     url = str(write_tar(tmp_path / "0.tar", samples))
     reader = SubsetReader(stock, None, carries_uids=True, drops_empty_captions=drops)
@@ -89,7 +80,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("json", BAD)
-def test_an_example_without_uid_is_left_out(
+def test_an_example_without_uid_is_skipped(
     json: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = {k: v for k, v in {**pair(1), "json": json}.items() if v is not None}
@@ -106,15 +97,15 @@ def test_a_pass_without_any_example_stops(tmp_path: Path) -> None:
         read(urls, counts)
 
 
-def test_a_thousand_shards_without_any_stop_an_endless_source(tmp_path: Path) -> None:
+def test_an_endless_source_stops_after_a_thousand_unusable_shards(tmp_path: Path) -> None:
     urls = write_pairs(tmp_path, shards=2, rows=1)
     counts = open_subset(write_counts(tmp_path / "s.npy", {99: 1}))
     reader = SubsetReader(stock, counts, False, False)
     with pytest.raises(InputError, match="none of the examples of the last 1,000 shards"):
-        list(reader({"url": urls[number % 2]} for number in range(10_000)))
+        list(reader({"url": urls[row % 2]} for row in range(10_000)))
 
 
-def test_first_shards_that_are_right(tmp_path: Path) -> None:
+def test_first_shards_are_accepted(tmp_path: Path) -> None:
     urls = ["missing.tar", *write_pairs(tmp_path, shards=5, rows=3)]
     weights = read_weights(
         write_table(tmp_path / "w.parquet", {"uid": [0, 1, 2, 8], "w": [1.0, 1.0, 2.0, 2.0]}),
@@ -125,7 +116,7 @@ def test_first_shards_that_are_right(tmp_path: Path) -> None:
     check_first_shards(stock, urls, open_subset(write_counts(tmp_path / "s.npy", {8: 1})), weights)
 
 
-def test_first_shards_that_are_wrong(tmp_path: Path) -> None:
+def test_first_shards_are_refused(tmp_path: Path) -> None:
     urls = write_pairs(tmp_path, shards=5, rows=4)
     late = open_subset(write_counts(tmp_path / "s.npy", {12: 1}))
     with pytest.raises(InputError, match=r"none of the examples of 00000000.tar, .*, 00000002.tar"):
@@ -142,7 +133,7 @@ def test_first_shards_that_are_wrong(tmp_path: Path) -> None:
         check_first_shards(stock, ["missing.tar"] * 12_896, late, None)
 
 
-def test_weights_are_wanted_of_what_the_subset_has(tmp_path: Path) -> None:
+def test_only_examples_of_the_subset_need_weights(tmp_path: Path) -> None:
     urls = write_pairs(tmp_path, shards=3, rows=4)
     subset = open_subset(write_counts(tmp_path / "s.npy", {5: 1, 6: 2, 11: 1}))
     table = write_table(tmp_path / "w.parquet", {"uid": [5, 6, 11], "w": [1.0, 1.0, 2.0]})
@@ -152,15 +143,15 @@ def test_weights_are_wanted_of_what_the_subset_has(tmp_path: Path) -> None:
         check_first_shards(stock, urls, None, weights)
 
 
-def test_shards_are_looked_at_from_the_first_to_the_last(tmp_path: Path) -> None:
-    """Several pools are named one after the other."""
+def test_the_checked_shards_are_spread_over_the_list(tmp_path: Path) -> None:
+    """The list may name the shards of several pools, one pool after the other."""
     urls = write_pairs(tmp_path, shards=2, rows=1)
     subset = open_subset(write_counts(tmp_path / "s.npy", {1: 1}))
     check_first_shards(stock, [urls[0]] + ["none.tar"] * 98 + [urls[1]] * 30, subset, None)
 
 
-def test_a_spawned_worker_gets_the_reader(tmp_path: Path) -> None:
-    """What is pickled finds the trainer's functions by name."""
+def test_the_reader_can_be_pickled_for_a_spawned_worker(tmp_path: Path) -> None:
+    """The pickled reader finds the trainer's functions by name."""
     data: Any = find_trainer().data
     urls = write_pairs(tmp_path, shards=2, rows=4)
     subset = open_subset(write_counts(tmp_path / "s.npy", {1: 2, 5: 1}))
@@ -183,7 +174,9 @@ def test_shards_without_uids(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"0.tar: example 000009 has no json beside its image"):
         check_first_shards(stock, [url], None, None)
     url = str(write_tar(tmp_path / "1.tar", [{**sample, "json": b"{}"} for sample in bare]))
-    with pytest.raises(InputError, match=r"1.tar: example 000009 has no uid in its json, as 10"):
+    with pytest.raises(
+        InputError, match=r"1.tar: example 000009 has no uid in its json, as have 10"
+    ):
         check_first_shards(stock, [url], None, None)
     url = str(write_tar(tmp_path / "2.tar", bare[:3]))
     with pytest.raises(InputError, match="no example could be read"):

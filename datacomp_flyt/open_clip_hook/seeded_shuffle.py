@@ -1,8 +1,8 @@
-"""Chance in the trainer's loader processes, decided by (seed, epoch, rank, worker).
+"""Seeds the shuffle and the crops of the trainer's loader by (seed, epoch, rank, worker).
 
-open_clip seeds its sample shuffle with process id and time, and lets the random state of a loader
-process, which crops training pictures, run on from epoch to epoch. So no two runs see the same
-batches, and no resumed run those that it would have seen. Here both begin anew in each epoch.
+open_clip seeds its sample shuffle with process id and time, and the random state with which a
+loader process crops images continues from epoch to epoch. So two runs see different batches, and a
+resumed run does not see those of the uninterrupted one. Here both are seeded again in each epoch.
 """
 
 from __future__ import annotations
@@ -24,26 +24,29 @@ from datacomp_flyt.tars.samples import Sample
 
 
 class SeededShuffle(PipelineStage):  # type: ignore[misc]
-    """What stands in the trainer's pipeline in place of `webdataset.shuffle`."""
+    """A seeded replacement of `webdataset.shuffle` in the trainer's pipeline.
+
+    Attributes:
+        epoch: the trainer's shared epoch, set once the trainer has made one.
+    """
 
     def __init__(self, bufsize: int, initial: int, seed: int, rank: int) -> None:
         """
         Args:
-            bufsize, initial: of `webdataset.shuffle`.
+            bufsize, initial: as in `webdataset.shuffle`.
             seed: any integer.
-            rank: of this process among those that train.
+            rank: the rank of this process.
         """
         self.bufsize, self.initial = bufsize, initial
         self.seed, self.rank = seed, rank
         self.epoch: Any = None
-        """The trainer's shared epoch, once it has made one."""
 
     def run(self, src: Iterator[Sample]) -> Iterator[Sample]:
-        """The samples of an epoch, shuffled."""
+        """Return the samples of an epoch, shuffled."""
         worker = get_worker_info()
         epoch = 0 if self.epoch is None else self.epoch.get_value()
         seeds = _seeds(self.seed, epoch, self.rank, 0 if worker is None else worker.id)
-        if worker is not None:  # without, this is the process that trains, whose state is its own
+        if worker is not None:  # without workers this is the training process: keep its state
             torch.manual_seed(seeds[1])
             random.seed(seeds[2])
             np.random.seed(seeds[3] % 2**32)  # noqa: NPY002  (the state that crops may read)
@@ -55,21 +58,21 @@ class SeededShuffle(PipelineStage):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def seeded_shuffles(seed: int, rank: int) -> Iterator[list[SeededShuffle]]:
-    """In the block `webdataset.shuffle` makes seeded ones, which the list gets."""
-    made: list[SeededShuffle] = []
+    """Replace `webdataset.shuffle` within the block; the list collects the shuffles it makes."""
+    shuffles: list[SeededShuffle] = []
 
     def shuffle(bufsize: int, initial: int) -> SeededShuffle:
-        made.append(SeededShuffle(bufsize, initial, seed, rank))
-        return made[-1]
+        shuffles.append(SeededShuffle(bufsize, initial, seed, rank))
+        return shuffles[-1]
 
     stock = webdataset.shuffle
     webdataset.shuffle = shuffle
     try:
-        yield made
+        yield shuffles
     finally:
         webdataset.shuffle = stock
 
 
-def _seeds(*named: int) -> list[int]:
-    digest = hashlib.sha256(repr(named).encode()).digest()
+def _seeds(*key: int) -> list[int]:
+    digest = hashlib.sha256(repr(key).encode()).digest()
     return [int.from_bytes(digest[8 * part : 8 * part + 8], "little") >> 1 for part in range(4)]

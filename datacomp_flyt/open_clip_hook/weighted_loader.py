@@ -1,4 +1,4 @@
-"""The trainer's data loader, which tells the loss what each batch weighs."""
+"""A data loader for the trainer that hands the weights of each batch to the loss."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ from torch import Tensor
 
 from datacomp_flyt.distributed.collectives import rank_and_world_size, sum_over_ranks
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.open_clip_hook.distinct import Batch, distinct_batches
+from datacomp_flyt.open_clip_hook.batch_weights import BatchWeights
+from datacomp_flyt.open_clip_hook.deduplicate_batches import Batch, deduplicate_batches
 from datacomp_flyt.open_clip_hook.log_weights import LogWeights
-from datacomp_flyt.open_clip_hook.pending import PendingBatch
 from datacomp_flyt.open_clip_hook.uid_columns import split
 
 
-class WeighedLoader:
-    """A stand-in for the trainer's loader: the same batches, of which the uids were taken off."""
+class WeightedLoader:
+    """Wraps the trainer's loader: yields its batches without the uid columns of their texts."""
 
     def __init__(
         self,
         loader: Any,
         log_weights: LogWeights,
-        pending: PendingBatch,
+        batch_weights: BatchWeights,
+        *,
         context_length: int,
-        group: int,
+        accum_freq: int,
         distinct_in_batch: bool,
         device: str,
     ) -> None:
         """
         Args:
-            loader: the trainer's, whose texts have the uid's two columns.
-            log_weights: what examples weigh.
-            pending: where the loss finds it.
+            loader: the trainer's loader, whose texts end with the two columns of the uid.
+            log_weights: computes the weights of a batch.
+            batch_weights: receives them for the loss.
             context_length: L.
-            group: batches that make a step together (`--accum-freq`).
+            accum_freq: number of batches in a step (`--accum-freq`).
             distinct_in_batch: move repeats out of a step's batches.
-            device: of the ranks' messages.
+            device: the device of collectives between ranks.
         """
-        self._loader, self._log_weights, self._pending = loader, log_weights, pending
-        self._context_length, self._group = context_length, group
+        self._loader, self._log_weights, self._batch_weights = loader, log_weights, batch_weights
+        self._context_length, self._accum_freq = context_length, accum_freq
         self._distinct_in_batch, self._device = distinct_in_batch, device
 
     def __getattr__(self, name: str) -> Any:
@@ -50,19 +51,19 @@ class WeighedLoader:
         return getattr(self._loader, name)  # num_batches, num_samples
 
     def __iter__(self) -> Iterator[Any]:
-        """Batches as the trainer knows them: [images, texts], or a dict of them."""
-        self._pending.start_epoch()
+        """Yield batches as the trainer expects them: [images, texts], or a dict."""
+        self._batch_weights.start_epoch()
         as_dict: list[bool] = []
-        batches, moved = self._batches(as_dict), [0]
+        batches, num_moves = self._batches(as_dict), [0]
         if self._distinct_in_batch:
-            batches = distinct_batches(batches, self._group, moved)
+            batches = deduplicate_batches(batches, self._accum_freq, num_moves)
         for batch in batches:
             log_weights = self._log_weights(batch.uids, batch.images, batch.texts)
-            self._pending.push(log_weights, batch.uids)
+            self._batch_weights.push(log_weights, batch.uids)
             images, texts = batch.images, batch.texts
             yield {"image": images, "text": texts} if as_dict[0] else [images, texts]
         if self._distinct_in_batch:
-            self._report(moved[0])
+            self._report(num_moves[0])
 
     def _batches(self, as_dict: list[bool]) -> Iterator[Batch]:
         for batch in self._loader:
@@ -70,15 +71,19 @@ class WeighedLoader:
                 as_dict.append(isinstance(batch, dict))
             images, texts = (batch["image"], batch["text"]) if as_dict[0] else batch
             if not isinstance(images, Tensor):
-                raise InputError("images came as no tensor: the hook does not know NaFlex batches")
+                raise InputError(
+                    "a batch's images are no tensor: the hook does not support NaFlex batches, so "
+                    "train without it"
+                )
             tokens, uids = split(texts, self._context_length)
             yield Batch(images, tokens, uids.copy())
 
-    def _report(self, moved: int) -> None:
-        count = torch.tensor(moved, device=self._device)
-        sum_over_ranks([count])
+    def _report(self, num_moves: int) -> None:
+        total = torch.tensor(num_moves, device=self._device)
+        sum_over_ranks([total])
         if rank_and_world_size()[0] == 0:
             logging.info(
-                f"distinct_in_batch: {int(count):,} moves of an example to the next batch in this "
-                f"epoch; {self._pending.num_masked:,} repeats that could not be moved had weight 0"
+                f"distinct_in_batch: {int(total):,} moves of an example to the next batch in this "
+                f"epoch; {self._batch_weights.num_masked:,} repeats that could not be moved had "
+                "weight 0"
             )

@@ -1,4 +1,4 @@
-"""Samples of the original shards: each as often as a subset says, with its uid in its caption."""
+"""Reads the samples of a subset from the original shards, with the uid in the caption."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from datacomp_flyt.tars.samples import (
     stored_uid,
 )
 
-_MOST_WITHOUT = 1_000  # shards in a row without an example of the subset
+_MAX_UNUSABLE = 1_000  # successive shards without a usable sample of the subset
 
 _UID = re.compile("[0-9a-fA-F]{32}")
 
@@ -40,7 +40,7 @@ Reader = Callable[..., Iterator[Sample]]
 
 
 def usable_uid(sample: Sample) -> str:
-    """The uid in a sample's json. Raises Skip where there is none, or what is there is none."""
+    """Return the uid in a sample's json. Raises Skip if it is missing or malformed."""
     uid = stored_uid(sample)
     if not _UID.fullmatch(uid):
         raise Skip(f"{NO_UID} but {uid!r}")
@@ -54,11 +54,11 @@ def check_whole(sample: Sample, drops_empty_captions: bool) -> None:
         raise Skip(NO_CAPTION)
 
 
-def _trained_on(sample: Sample) -> Sample:
-    """The members of a sample that the trainer trains on.
+def _image_and_caption(sample: Sample) -> Sample:
+    """Return a sample without the members that the trainer does not use.
 
-    webdataset decodes every member that it knows. It unpickles a .pyd, and leaves the whole sample
-    out for one that it cannot decode.
+    webdataset decodes every member of a type that it knows: it unpickles a .pyd, and skips the
+    whole sample if it cannot decode one of them.
     """
     image = next((name for name in IMAGES if name in sample), None)
     return {
@@ -68,28 +68,29 @@ def _trained_on(sample: Sample) -> Sample:
     }
 
 
-class _Watch:
+class _UnusableShards:
     """Stops a loader whose shards have no usable sample; the trainer would wait forever.
 
     Attributes:
-        found: whether this pass had a usable sample.
-        without: the number of successive shards without a usable sample.
-        lacking: the number of whole samples in them that the subset lacks.
-        seen, reasons: their members, and why their samples cannot be trained on.
+        usable_seen: whether this pass had a usable sample.
+        num_shards: the number of successive shards without a usable sample.
+        num_outside_subset: the number of whole samples in these shards that are not in the subset.
+        seen: the members of the other samples in these shards.
+        reasons: counts of these samples by the reason why they cannot be trained on.
     """
 
     def __init__(self) -> None:
-        self.found, self.without, self.lacking = False, 0, 0
+        self.usable_seen, self.num_shards, self.num_outside_subset = False, 0, 0
         self.seen, self.reasons = MemberCounts(), Counter[str]()
 
     def shards(
-        self, src: Iterable[Any], nothing: Callable[[str, _Watch], InputError]
+        self, src: Iterable[Any], make_error: Callable[[str, _UnusableShards], InputError]
     ) -> Iterator[Any]:
-        """Yield the shards; raise the error that `nothing` makes after too many in a row."""
+        """Yield the shards; raise the error of `make_error` after too many unusable ones."""
         for source in src:
-            if self.without == _MOST_WITHOUT:
-                raise nothing(f"the last {_MOST_WITHOUT:,} shards", self)
-            self.without += 1
+            if self.num_shards == _MAX_UNUSABLE:
+                raise make_error(f"the last {_MAX_UNUSABLE:,} shards", self)
+            self.num_shards += 1
             yield source
 
     def skip(self, sample: Sample, reason: str) -> None:
@@ -97,27 +98,27 @@ class _Watch:
         self.seen.add(sample)
         self.reasons[reason] += 1
 
-    def lack(self, sample: Sample) -> None:
-        """Count a sample that the subset lacks."""
+    def skip_outside_subset(self, sample: Sample) -> None:
+        """Count a sample that is not in the subset."""
         if "txt" in sample:
-            self.lacking += 1
+            self.num_outside_subset += 1
         else:
             self.skip(sample, NO_CAPTION)
 
-    def look(self, sample: Sample, drops_empty_captions: bool) -> None:
-        """Decode a sample as the trainer will; note a usable one, and count any other."""
+    def try_decoding(self, sample: Sample, drops_empty_captions: bool) -> None:
+        """Decode a sample as the trainer will, and count it; a usable one resets the counts."""
         try:
             check_whole(sample, drops_empty_captions)
             decode(stored_image(sample), lambda image: None)
         except Skip as skip:
             self.skip(sample, skip.reason)
         else:
-            self.found, self.without, self.lacking = True, 0, 0
+            self.usable_seen, self.num_shards, self.num_outside_subset = True, 0, 0
             self.seen, self.reasons = MemberCounts(), Counter()
 
 
 class StockReader:
-    """The trainer's own reader, which a spawned worker finds by name: there it has no stand-in."""
+    """The trainer's own reader, pickled by name: a spawned worker imports the original function."""
 
     def __init__(self, read: Reader) -> None:
         self._read = read
@@ -135,11 +136,11 @@ def _stock_reader(module: str, name: str) -> StockReader:
 
 @dataclass(frozen=True)
 class SubsetCounts(UidIndex):
-    """How often each example of a subset is drawn.
+    """The number of draws of each example in a subset.
 
     Attributes:
         counts: int32 [n].
-        path: of the subset, for messages.
+        path: the path of the subset, for messages.
     """
 
     counts: NDArray[np.int32]
@@ -147,29 +148,30 @@ class SubsetCounts(UidIndex):
 
     @property
     def uids(self) -> NDArray[np.void]:
-        """The examples as a new `u8,u8` array [n]."""
+        """Return the examples as a new `u8,u8` array [n]."""
         uids = np.empty(len(self), UID_DTYPE)
         uids["f0"], uids["f1"] = self.high, self.low
         return uids
 
     def count(self, uid: str) -> int:
-        """How often an example is drawn, 0 where it is not in the subset."""
+        """Return the number of draws of an example, 0 if it is not in the subset."""
         row = self.find(uid)
         return int(self.counts[row]) if row >= 0 else 0
 
 
 def open_subset(path: str | Path) -> SubsetCounts:
-    """Read a uid subset. Raises InputError where the resharder would not take it either."""
+    """Read a uid subset. Raises InputError if the file is not one that the resharder accepts."""
     uids, counts = read_subset(path)
     high, low = np.ascontiguousarray(uids["f0"]), np.ascontiguousarray(uids["f1"])
     return SubsetCounts(high, low, counts.astype(np.int32), str(path))
 
 
 class SubsetReader:
-    """What the trainer calls in place of its `tarfile_to_samples_nothrow`, in its workers.
+    """Replaces the trainer's `tarfile_to_samples_nothrow`, in its loader workers.
 
-    Examples that the subset lacks are dropped before anything is decoded. Copies follow each other
-    here; the trainer's shuffle buffer of 5,000 samples, which comes next, spreads them.
+    Examples outside the subset are dropped before anything is decoded. The copies of an example
+    are successive here; the trainer's shuffle buffer of 5,000 samples, the next stage, spreads
+    them.
     """
 
     def __init__(
@@ -182,56 +184,56 @@ class SubsetReader:
         """
         Args:
             read: the trainer's own function.
-            subset: None for every example once.
+            subset: the subset; None to read every example once.
             carries_uids: put the uid before the caption.
-            drops_empty_captions: the trainer will, so leave them empty.
+            drops_empty_captions: whether the trainer drops empty captions, which then get no uid.
         """
         self._read, self._subset, self._carries_uids = read, subset, carries_uids
         self._drops_empty_captions = drops_empty_captions
 
     def __call__(self, src: Iterable[Any], *args: Any, **kwargs: Any) -> Iterator[Sample]:
-        """Samples of the tars that `src` names.
+        """Yield the samples of the tars in `src`.
 
         Raises:
-            InputError: no sample of `src`, or of 1,000 shards in a row, can be trained on.
+            InputError: no sample of `src`, or of 1,000 successive shards, can be trained on.
         """
-        watch = _Watch()
-        for sample in self._read(watch.shards(src, self._nothing), *args, **kwargs):
+        unusable = _UnusableShards()
+        for sample in self._read(unusable.shards(src, self._nothing_usable), *args, **kwargs):
             try:
                 uid = usable_uid(sample)
             except Skip as error:
-                where = printable(f"{sample['__url__']}: example {sample['__key__']}")
-                logging.warning(f"{where} has {error.reason}. Ignoring.")
-                watch.skip(sample, error.reason)
+                example = printable(f"{sample['__url__']}: example {sample['__key__']}")
+                logging.warning(f"{example} has {error.reason}. Ignoring.")
+                unusable.skip(sample, error.reason)
                 continue
-            number = 1 if self._subset is None else self._subset.count(uid)
-            if not number:
-                watch.lack(sample)
+            num_draws = 1 if self._subset is None else self._subset.count(uid)
+            if not num_draws:
+                unusable.skip_outside_subset(sample)
                 continue
-            if watch.without:
-                watch.look(sample, self._drops_empty_captions)
-            sample = _trained_on(sample)
-            if self._carries_uids and not self._stays_empty(sample):
+            if unusable.num_shards:
+                unusable.try_decoding(sample, self._drops_empty_captions)
+            sample = _image_and_caption(sample)
+            if self._carries_uids and not self._is_dropped_by_trainer(sample):
                 sample["txt"] = with_uid(uid, sample["txt"])
-            for _ in range(number):
+            for _ in range(num_draws):
                 yield dict(sample)
-        if not watch.found:
-            raise self._nothing("all shards", watch)
+        if not unusable.usable_seen:
+            raise self._nothing_usable("all shards", unusable)
 
-    def _nothing(self, where: str, watch: _Watch) -> InputError:
-        read = f"of {where} that a data loader worker read"
-        if not watch.lacking:
+    def _nothing_usable(self, shards: str, unusable: _UnusableShards) -> InputError:
+        read = f"of {shards} that a data loader worker read"
+        if not unusable.num_outside_subset:
             clause = f"no sample {read} can be trained on"
-            way_out = "mend the tars, download them again, or give fewer --workers"
-            return nothing_usable(clause, watch.seen, watch.reasons, way_out=way_out)
+            way_out = "repair the tars, download them again, or give fewer --workers"
+            return nothing_usable(clause, unusable.seen, unusable.reasons, way_out=way_out)
         assert self._subset is not None
         return InputError(
             f"--subset {self._subset.path} has none of the examples {read}: give the shards of "
             "the pool that it was selected from, or fewer --workers"
         )
 
-    def _stays_empty(self, sample: Sample) -> bool:
-        """Whether the trainer will leave the example out for its caption."""
+    def _is_dropped_by_trainer(self, sample: Sample) -> bool:
+        """Return whether the trainer will skip the example because of its caption."""
         if "txt" not in sample:
             return True
         return self._drops_empty_captions and not sample["txt"].decode(errors="replace").strip()

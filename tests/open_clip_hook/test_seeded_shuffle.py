@@ -1,4 +1,4 @@
-"""The seeded shuffle: the same batches for the same seed, other ones for anything else."""
+"""The seeded shuffle: equal batches for equal seeds, and different ones otherwise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, IterableDataset
 
-from datacomp_flyt.open_clip_hook.seeded import SeededShuffle, seeded_shuffles
+from datacomp_flyt.open_clip_hook.seeded_shuffle import SeededShuffle, seeded_shuffles
 
 
 class Epoch:
@@ -22,7 +22,7 @@ class Epoch:
 
 
 class Stream(IterableDataset[Any]):
-    """200 numbers through a shuffle, each with a random number as a crop would draw it."""
+    """Shuffles 200 numbers, each with a random number as for a crop."""
 
     def __init__(self, shuffle: SeededShuffle) -> None:
         self.shuffle = shuffle
@@ -35,38 +35,38 @@ class Stream(IterableDataset[Any]):
 def batches(seed: int = 1, epoch: int = 0, rank: int = 0, workers: int = 2) -> list[Any]:
     shuffle = SeededShuffle(50, 20, seed, rank)
     shuffle.epoch = Epoch(epoch)
-    torch.manual_seed(random.SystemRandom().randrange(2**31))  # as by the clock
+    torch.manual_seed(random.SystemRandom().randrange(2**31))  # like a seed from the clock
     loader: Any = DataLoader(Stream(shuffle), batch_size=None, num_workers=workers)
     return list(loader)
 
 
-def test_the_same_twice_crops_and_all() -> None:
+def test_order_and_crops_are_equal_for_equal_seeds() -> None:
     first = batches()
     assert first == batches()
     one = [number for number, _ in first[::2]]
     other = [number for number, _ in first[1::2]]
     assert sorted(one) == sorted(other) == list(range(200))
     assert one != sorted(one)
-    assert one != other  # each worker has chance of its own
+    assert one != other  # each worker has its own seed
 
 
 @pytest.mark.parametrize("change", [{"seed": 2}, {"epoch": 1}, {"rank": 1}])
-def test_anything_else_is_another_order(change: dict[str, int]) -> None:
+def test_another_key_gives_another_order(change: dict[str, int]) -> None:
     assert [n for n, _ in batches(workers=1)] != [n for n, _ in batches(workers=1, **change)]
 
 
-def test_in_the_process_that_trains_its_state_is_left_alone() -> None:
+def test_the_random_state_of_the_training_process_is_unchanged() -> None:
     torch.manual_seed(5)
-    wanted = torch.rand(3)
+    expected = torch.rand(3)
     torch.manual_seed(5)
     assert list(SeededShuffle(50, 20, 1, 0).run(iter(range(9)))) != []
-    assert torch.equal(torch.rand(3), wanted)
+    assert torch.equal(torch.rand(3), expected)
 
 
-def test_it_is_taken_out_again() -> None:
+def test_the_stock_shuffle_is_restored() -> None:
     stock = webdataset.shuffle
-    with seeded_shuffles(3, 2) as made:
+    with seeded_shuffles(3, 2) as shuffles:
         shuffle = webdataset.shuffle(bufsize=7, initial=5)
-        assert made == [shuffle]
+        assert shuffles == [shuffle]
         assert (shuffle.bufsize, shuffle.initial, shuffle.seed, shuffle.rank) == (7, 5, 3, 2)
     assert webdataset.shuffle is stock

@@ -10,6 +10,8 @@ from datacomp_flyt import entry_points, mixing
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.columns import check_named_once
 from datacomp_flyt.mixing.published import HYPE_COLUMNS, PUBLISHED_COLUMNS
+from datacomp_flyt.scorers.base.registry import GROUP as SCORERS
+from datacomp_flyt.scorers.base.registry import columns_of
 from datacomp_flyt.selection import methods
 from datacomp_flyt.selection.methods import PoolScorer
 from datacomp_flyt.selection.samplers import HARD_CAP, NO_CAP, SOFT_CAP, TOP_FRACTION
@@ -17,8 +19,7 @@ from datacomp_flyt.selection.sampling import Sampling
 from datacomp_flyt.selection.scores import AVAILABLE
 
 SAMPLERS = "datacomp_flyt.samplers"
-SCORERS = "datacomp_flyt.scorers"
-"""The groups of entry points in which other packages add sampling methods and scorers."""
+"""The group of entry points in which other packages add sampling methods."""
 
 ALIASES = {"flyt": "e_flyt", "sum": "plain_sum"}
 """Former names of methods, which `--name` still takes."""
@@ -222,11 +223,8 @@ def _one_column(name: str, default: str | None, *, column: str | None = None) ->
 
 
 def _column_of_scorer(name: str, *, column: str | None = None) -> PoolScorer:
-    """The column that another package's scorer makes: `columns` of its class, else its name."""
-    if column is None:
-        columns = getattr(entry_points.load(SCORERS, name, object), "columns", ())
-        column = columns[0] if columns else name
-    return _one_column(name, column)
+    """The column that another package's scorer writes, or the first of several."""
+    return _one_column(name, column or columns_of(name)[0])
 
 
 def _of_one_column(name: str, text: str) -> Method:

@@ -32,7 +32,12 @@ def counts(scores, uids, *, pool_size, seed, num_workers, top_k):
 TOP_K = Sampling("top_k", "the k highest scores", counts,
                  {"top_k": {"type": int, "help": "top_k: how many to keep"}}, check)
 """
-SCORER = "class Caption:\n    columns = ('caption_length',)\n"
+SCORER = """
+from datacomp_flyt.scorers.base.scorer import Scorer
+
+class Caption(Scorer):
+    columns = ("caption_length",)
+"""
 GROUPS = {
     "datacomp_flyt.samplers": {"top_k": "my_sampler:TOP_K"},
     "datacomp_flyt.scorers": {"caption": "my_scorer:Caption"},

@@ -21,6 +21,7 @@ from datacomp_flyt.files.output_files import check_save_path, remove_unfinished
 from datacomp_flyt.files.settings_file import SETTINGS_FILE, check_settings
 from datacomp_flyt.pool.outputs import Output, check_outputs, watch_inputs
 from datacomp_flyt.streams import say
+from datacomp_flyt.tars.samples import require_webdataset
 from datacomp_flyt.tars.shard_names import absolute_path, shards_by_name
 from datacomp_flyt.tars.shards import list_shards, watch_tars
 
@@ -102,6 +103,7 @@ def embed(
         prefix: ClipEncoder(model, checkpoint, (f"--encoder {prefix}:",) * 2)
         for prefix, (model, checkpoint) in encoders.items()
     }
+    require_webdataset()
     shards = shards_by_name(list_shards(str(shards_dir), "--shards_dir"), "--shards_dir")
     workers = make_engine(
         engine,

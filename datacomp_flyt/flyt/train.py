@@ -43,6 +43,7 @@ from datacomp_flyt.flyt.training_log import METRICS
 from datacomp_flyt.flyt.uid_features import UidFeatures
 from datacomp_flyt.installation import require_training
 from datacomp_flyt.pool.outputs import Output, check_outputs
+from datacomp_flyt.tars.samples import require_webdataset
 from datacomp_flyt.tars.shards import list_shards
 
 
@@ -72,6 +73,7 @@ class TrainingResult:
 def train_with(config: TrainingConfig) -> TrainingResult:
     """Train with a config; see `train`."""
     require_training("datacomp-flyt train")
+    require_webdataset()
     device = _start_processes(config.device)
     try:
         return _train(config, device)

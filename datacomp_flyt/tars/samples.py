@@ -137,6 +137,12 @@ def _members(stream: Any, url: str, seen: MemberCounts) -> Iterator[dict[str, An
             archive.members = []  # type: ignore[attr-defined]
 
 
+def require_webdataset() -> None:
+    """Raise InputError if webdataset, which opens tars, is not installed."""
+    with needs_extra("train"):
+        import webdataset  # noqa: F401
+
+
 def read_tar(shard: str, seen: MemberCounts | None = None) -> Generator[Sample, None, None]:
     """Yield the samples of one tar.
 
@@ -148,8 +154,7 @@ def read_tar(shard: str, seen: MemberCounts | None = None) -> Generator[Sample, 
         UnreadableShard: the tar is damaged; raised after the samples that could be read.
         InputError: webdataset is not installed.
     """
-    with needs_extra("train"):
-        import webdataset  # noqa: F401
+    require_webdataset()
     try:
         stream, finished = _CheckedStream(open_tar(shard)), False
         seen = MemberCounts() if seen is None else seen

@@ -159,12 +159,14 @@ def _metadata(folder: str | None, scorer: str, manifest: str | Path | None) -> _
 
 
 def _tars(folder: str | None, scorer: str, manifest: str | Path | None) -> _Shards:
+    from datacomp_flyt.tars.samples import require_webdataset
     from datacomp_flyt.tars.shards import list_shards, watch_tars
 
     if folder is None:
         raise InputError(f"--scorer {scorer} wants --shards_dir: it looks at images, in tars")
     if manifest is not None:
         check_against(str(manifest), folder, "--shards_dir")
+    require_webdataset()
     named = shards_by_name(list_shards(folder, "--shards_dir"), "--shards_dir")
     return _Shards(named, None, watch_tars(named))
 

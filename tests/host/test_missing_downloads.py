@@ -39,13 +39,11 @@ class Participant:
         host: the checkout.
         folder: the folder of the pool.
         downloaded: the uids of the images that the server had.
-        all_uids: the uids of the pool.
     """
 
     host: RealDataComp
     folder: Path
     downloaded: set[str]
-    all_uids: set[str]
 
     def select(self, subset: Path, *flags: str | Path) -> Outcome:
         """Select with M-FLYT and Soft Cap Sampling from scores that 93% of the rows have."""
@@ -82,7 +80,7 @@ def participant(tmp_path_factory: pytest.TempPathFactory) -> Participant:
     succeed(host.install())
     captions = json.loads((folder / "pool" / "captions.json").read_text())
     assert {uid for uid in captions if fate_of(uid) is None} == downloaded
-    return Participant(host, folder / "pool", downloaded, set(captions))
+    return Participant(host, folder / "pool", downloaded)
 
 
 def hexes(draws: Mapping[tuple[int, int], int]) -> Counter[str]:

@@ -169,8 +169,8 @@ def p_of_difference(a: np.ndarray, b: np.ndarray, expected: np.ndarray) -> float
 
     The statistic is the chi-square distance of their means.
 
-    Copies of a pair are read together, so the counts of an epoch vary more than a multinomial's; the
-    epochs themselves are independent, and exchangeable under the null hypothesis.
+    Copies of a pair are read together, so the counts of an epoch vary more than a multinomial's.
+    The epochs are independent, and exchangeable under the null hypothesis.
     """
     rng, both = np.random.default_rng(0), np.concatenate([a, b])
 

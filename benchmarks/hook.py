@@ -1,17 +1,18 @@
-"""What the hook costs a training step, and what reading a subset out of the original shards costs.
+"""Measures the cost of the hook in a training step, and of reading a subset from original shards.
 
 `python -m benchmarks.hook` prints one JSON line. Steps are those of `train_one_epoch` in the
-installed open_clip, on CPU, as its own log times them: the stock trainer, the same again (how far
-equal things differ here), and the hook, in turns, each from the same parameters. Loaders are those
-that the trainer's `get_data` makes, with nothing behind them.
+installed open_clip, on CPU, as its own log times them: the stock trainer, the same again (which
+shows the noise of the measurement), and the hook, in turns, each from the same parameters. Loaders
+are those that the trainer's `get_data` makes, and nothing consumes their batches.
 
-The pool is made (see image_pool.py), in img2dataset's layout. The resharded copy is written by code
-of this benchmark in the same layout, not by DataComp's resharder. Loaders have a smaller shuffle
-buffer than open_clip's 5,000, so that a short run sees their lasting rate.
+The pool is synthetic (see image_pool.py), in img2dataset's layout. The resharded copy is written by
+this benchmark in the same layout, not by DataComp's resharder. Loaders have a smaller shuffle
+buffer than open_clip's 5,000, so that a short run reaches their steady rate.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import importlib
 import json
@@ -31,7 +32,6 @@ import torch
 
 from benchmarks.image_pool import ImagePool, make_pool, reshard, write_table
 from benchmarks.measure import print_result, say
-from datacomp_flyt.exits import Parser
 from datacomp_flyt.open_clip_hook import install_hook
 
 # these have no types
@@ -48,7 +48,7 @@ Settings = dict[str, Any]
 
 
 def model_config(layers: int, width: int, pixels: int, patch: int) -> dict[str, Any]:
-    """A CLIP whose towers are alike; the text tower is open_clip's but for its size."""
+    """Return a CLIP with equal towers; the text tower is open_clip's except for its size."""
     vision = {"image_size": pixels, "patch_size": patch, "head_width": 64}
     text = {"context_length": 77, "vocab_size": 49408, "heads": width // 64}
     size = {"layers": layers, "width": width}
@@ -56,7 +56,7 @@ def model_config(layers: int, width: int, pixels: int, patch: int) -> dict[str, 
 
 
 def trainer_arguments(pool: ImagePool, model: str, batch: int, batches: int, workers: int) -> Any:
-    """What open_clip's main() makes of its flags."""
+    """Return the flags parsed as in open_clip's main()."""
     flags = {
         "train-data": pool.urls,
         "train-num-samples": batch * batches,
@@ -77,7 +77,7 @@ def trainer_arguments(pool: ImagePool, model: str, batch: int, batches: int, wor
 
 
 def hooked(settings: Settings | None, args: Namespace, transform: Any) -> tuple[Any, Any]:
-    """The trainer's data and its loss, with the hook in place if there are settings."""
+    """Return the trainer's data and its loss, with the hook installed if there are settings."""
     hook = None if settings is None else install_hook(**settings)
     try:
         tokenizer = open_clip.get_tokenizer("ViT-B-32")
@@ -89,7 +89,7 @@ def hooked(settings: Settings | None, args: Namespace, transform: Any) -> tuple[
 
 
 class StepTimes:
-    """In place of the trainer's tensorboard: seconds of each step, and this process's share."""
+    """Records the seconds of each step, in place of the trainer's tensorboard."""
 
     def __init__(self) -> None:
         self.wall: list[float] = []
@@ -98,7 +98,7 @@ class StepTimes:
         self.names: set[str] = set()
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Called for each number that the trainer logs."""
+        """Record a number that the trainer logs."""
         self.names.add(name)
         if name == "train/batch_time":
             self.wall.append(value)
@@ -110,14 +110,14 @@ class StepTimes:
 def measure_steps(
     name: str, variants: dict[str, Settings | None], pool: ImagePool, flags: Namespace
 ) -> dict[str, Any]:
-    """Median step of each variant, and its ratio to the stock step of the same round."""
+    """Return the median step of each variant, and its ratio to the stock step of the same round."""
     steps = flags.steps + _WARM_STEPS
     args = trainer_arguments(pool, name, flags.batch_size, steps, 1)
     torch.manual_seed(flags.seed)
     model, transform, _ = open_clip.create_model_and_transforms(name, output_dict=True)
     start = copy.deepcopy(model.state_dict())
     parts = {variant: hooked(setting, args, transform) for variant, setting in variants.items()}
-    found: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
+    times_by_variant: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
     for repeat in range(flags.rounds):
         order = list(variants)
         order = order[repeat % len(order) :] + order[: repeat % len(order)]
@@ -130,20 +130,24 @@ def measure_steps(
                 model, data, loss, repeat, optimizer, None, lambda _: None, None, args, times
             )
             if ("train/effective_examples" in times.names) == (variants[variant] is None):
-                raise SystemExit(f"{variant}: the loss was not the one to be measured")
-            found[variant].append(
+                raise SystemExit(f"{variant}: another loss was used than the one to measure")
+            times_by_variant[variant].append(
                 {
                     "wall": median(times.wall[_WARM_STEPS:]),
                     "waiting": median(times.waiting[_WARM_STEPS:]),
                     "cpu": median(np.diff(times.cpu)[_WARM_STEPS - 1 :].tolist()),
                 }
             )
-            said = ", ".join(f"{kind} {value:.3f}" for kind, value in found[variant][-1].items())
-            say(f"{name}, round {repeat + 1} of {flags.rounds}: {variant}: {said} s a step")
+            latest = times_by_variant[variant][-1]
+            text = ", ".join(f"{kind} {value:.3f}" for kind, value in latest.items())
+            say(f"{name}, round {repeat + 1} of {flags.rounds}: {variant}: {text} s a step")
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "batch_size": flags.batch_size,
-        **{variant: _step_summary(rounds, found["stock"]) for variant, rounds in found.items()},
+        **{
+            variant: _step_summary(rounds, times_by_variant["stock"])
+            for variant, rounds in times_by_variant.items()
+        },
     }
 
 
@@ -162,7 +166,7 @@ def _step_summary(rounds: list[dict[str, float]], stock: list[dict[str, float]])
 
 
 def work_of_workers() -> tuple[float, float] | None:
-    """Bytes that the loader's workers have read, and their seconds of CPU; None without /proc."""
+    """Return the bytes read by the loader's workers, and their CPU seconds; None without /proc."""
     read, ticks = 0, 0
     for child in multiprocessing.active_children():
         folder = Path(f"/proc/{child.pid}")
@@ -171,24 +175,24 @@ def work_of_workers() -> tuple[float, float] | None:
             times = (folder / "stat").read_text().rsplit(")", 1)[1].split()
         except OSError:
             return None
-        ticks += int(times[11]) + int(times[12])  # of the user, of the system
+        ticks += int(times[11]) + int(times[12])  # user and system time
     return read, ticks / os.sysconf("SC_CLK_TCK")
 
 
 def loader_rate(
     pool: ImagePool, settings: Settings | None, workers: int, batches: int
 ) -> dict[str, float]:
-    """Examples and MB in a second, and CPU of the workers, after the shuffle buffer was filled."""
+    """Return examples and MB per second, and the workers' CPU, after filling the shuffle buffer."""
     warm = -(-_SHUFFLE // _LOADER_BATCH) * workers
     args = trainer_arguments(pool, "ViT-B-32", _LOADER_BATCH, warm + batches, workers)
     transform = open_clip.image_transform(224, is_train=True)
     data, _ = hooked(settings, args, transform)
     start, before = 0.0, None
     samples = batches * _LOADER_BATCH
-    for number, _ in enumerate(data["train"].dataloader, 1):
-        if number == warm:
+    for num_batches, _ in enumerate(data["train"].dataloader, 1):
+        if num_batches == warm:
             start, before = time.perf_counter(), work_of_workers()
-        if number == warm + batches:
+        if num_batches == warm + batches:
             break
     seconds, after = time.perf_counter() - start, work_of_workers()
     result = {"samples_per_second": samples / seconds}
@@ -204,7 +208,7 @@ def measure_loaders(
     workers: int,
     flags: Namespace,
 ) -> dict[str, Any]:
-    """Medians of several runs in turns, and ratios to the reference of the same round."""
+    """Return medians of several runs in turns, and ratios to the reference of the same round."""
     runs: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
     for repeat in range(flags.loader_rounds):
         for variant, (pool, settings) in variants.items():
@@ -217,43 +221,43 @@ def measure_loaders(
     base = [run["samples_per_second"] for run in runs[reference]]
     return {
         variant: {
-            **{name: median(run[name] for run in found) for name in found[0]},
+            **{name: median(run[name] for run in repeats) for name in repeats[0]},
             "rate_over_reference": median(
-                run["samples_per_second"] / other for run, other in zip(found, base, strict=True)
+                run["samples_per_second"] / other for run, other in zip(repeats, base, strict=True)
             ),
-            "samples_per_second_all": [run["samples_per_second"] for run in found],
+            "samples_per_second_all": [run["samples_per_second"] for run in repeats],
         }
-        for variant, found in runs.items()
+        for variant, repeats in runs.items()
     }
 
 
 def parse_flags() -> Namespace:
-    """The command line."""
-    parser = Parser(description=__doc__)
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hook", description=__doc__)
     add = parser.add_argument
-    add("--examples", type=int, default=20_000, help="of the pool")
+    add("--examples", type=int, default=20_000, help="examples in the pool")
     add("--shards", type=int, default=20)
-    add("--pixels", type=int, default=256, help="of an image's sides")
-    add("--table_rows", type=int, default=1_000_000, help="of the weights")
-    add("--fraction", type=float, default=0.1, help="of the pool, in the subset")
-    add("--batch_size", type=int, default=256, help="of the steps")
-    add("--steps", type=int, default=8, help="of a variant in each round")
-    add("--rounds", type=int, default=7, help="of the steps")
-    add("--loader_batches", type=int, default=32, help=f"of {_LOADER_BATCH}, in each round")
+    add("--pixels", type=int, default=256, help="width and height of an image")
+    add("--table_rows", type=int, default=1_000_000, help="rows in the table of weights")
+    add("--fraction", type=float, default=0.1, help="share of the pool in the subset")
+    add("--batch_size", type=int, default=256, help="pairs in a step")
+    add("--steps", type=int, default=8, help="steps of a variant in each round")
+    add("--rounds", type=int, default=7, help="rounds of steps")
+    add("--loader_batches", type=int, default=32, help=f"batches of {_LOADER_BATCH} in each round")
     add("--loader_rounds", type=int, default=3)
-    add("--only", choices=["steps", "loaders"], help="one half (default: both)")
+    add("--only", choices=["steps", "loaders"], help="measure only these (default: both)")
     add("--seed", type=int, default=0)
     add(
         "--work_dir",
         type=Path,
         default=Path(tempfile.gettempdir()) / "datacomp_flyt_benchmarks" / "hook",
-        help="where the pool is made, and found again by the next run (default: %(default)s)",
+        help="folder of the pool, which the next run uses again (default: %(default)s)",
     )
     return parser.parse_args()
 
 
 def main() -> None:
-    """Make the pool, measure, print."""
+    """Make the pool, measure, and print the results."""
     flags = parse_flags()
     work = flags.work_dir.resolve()
     work.mkdir(parents=True, exist_ok=True)

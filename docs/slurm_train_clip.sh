@@ -9,29 +9,29 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 
-# DataComp's train.py on a subset (or weights) of the pool's own shards, with no resharding: what
-# slurm_train.sh of a DataComp checkout is without the hook. One task a GPU. Run it in the checkout,
-# in an environment that has datacomp-flyt too; fill in what is in <> and the paths below.
+# Runs DataComp's train.py on a subset of the original shards (or with weights), without resharding.
+# It replaces slurm_train.sh of a DataComp checkout. There is one task per GPU. Run it in the checkout,
+# in an environment that has datacomp-flyt too; fill in the values in <> and the paths below.
 
 set -euo pipefail
 
-DATA_PATH="/path/to/shards"            # as download_upstream.py left them
-SUBSET="/path/to/subset.npy"           # of `baselines.py --name m_flyt` and the like
+DATA_PATH="/path/to/shards"            # written by download_upstream.py
+SUBSET="/path/to/subset.npy"           # written by `baselines.py --name m_flyt` or another selection
 SCALE="small"
 SEED=0
 OUTPUT_DIR="/path/to/output/dir"
 NUM_CHECKPOINTS=8
 EXP_NAME="datacomp-scale-${SCALE}-seed${SEED}"
-PRECISION="amp_bfloat16"               # amp where the hardware has no bfloat16
+PRECISION="amp_bfloat16"               # amp if the hardware has no bfloat16
 TRAIN_PY="train.py"
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((10000 + SLURM_JOB_ID % 50000))  # two jobs may share a node
 export MASTER_ADDR MASTER_PORT
 
-# --weights W.parquet in place of --subset, or with it, and --distinct_in_batch: see
-# docs/train_clip.md. A run for DataComp's leaderboard has neither (docs/submit.md).
-# one rank that stops must stop the others; newer Slurm does not hand the cpus on by itself
+# --weights W.parquet may replace --subset or be added to it, and so may --distinct_in_batch: see
+# docs/train_clip.md. A run for DataComp's leaderboard has neither (docs/submit.md). A rank that stops
+# must stop the others, and newer releases of Slurm do not pass on --cpus-per-task by themselves.
 srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --cpu-bind=v --accel-bind=gn \
     python -m datacomp_flyt.cli train_clip \
     --subset "${SUBSET}" \

@@ -1,4 +1,4 @@
-"""A participant's job on a pool of which a quarter of the images cannot be downloaded any more.
+"""A participant's work on a pool of which a quarter of the images cannot be downloaded.
 
 DATACOMP_DIR       a checkout of mlfoundations/datacomp at 4a8df19 (copied, never changed)
 DATACOMP_PYTHON    a Python that runs its download_upstream.py, baselines.py, resharder.py and, with
@@ -33,12 +33,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
 @dataclass(frozen=True)
 class Participant:
-    """A DataComp checkout with the plugin, and a downloaded pool."""
+    """A DataComp checkout with the plugin, and a downloaded pool.
+
+    Attributes:
+        host: the checkout.
+        folder: the folder of the pool.
+        downloaded: the uids of the images that the server had.
+    """
 
     host: RealDataComp
     folder: Path
-    there: set[str]
-    all_uids: set[str]
+    downloaded: set[str]
 
     def select(self, subset: Path, *flags: str | Path) -> Outcome:
         """Select with M-FLYT and Soft Cap Sampling from scores that 93% of the rows have."""
@@ -70,33 +75,31 @@ def participant(tmp_path_factory: pytest.TempPathFactory) -> Participant:
     copy = folder / "datacomp"
     shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", "figs"))
     images = os.environ.get("IMAGES_DIR")
-    there = download(folder / "pool", copy, python, Path(images) if images else None)
+    downloaded = download(folder / "pool", copy, python, Path(images) if images else None)
     host = RealDataComp(copy, python, os.environ.get("DATACOMP_STUBS", ""))
     succeed(host.install())
     captions = json.loads((folder / "pool" / "captions.json").read_text())
-    assert {uid for uid in captions if fate_of(uid) is None} == there
-    return Participant(host, folder / "pool", there, set(captions))
+    assert {uid for uid in captions if fate_of(uid) is None} == downloaded
+    return Participant(host, folder / "pool", downloaded)
 
 
 def hexes(draws: Mapping[tuple[int, int], int]) -> Counter[str]:
     return Counter({f"{high:016x}{low:016x}": times for (high, low), times in draws.items()})
 
 
-def test_every_draw_that_was_selected_is_trained_on(
-    participant: Participant, tmp_path: Path
-) -> None:
+def test_every_selected_draw_is_trained_on(participant: Participant, tmp_path: Path) -> None:
     shards, subset = participant.folder / "shards", tmp_path / "m_flyt.npy"
-    said = participant.select(subset, "--shards_dir", shards).stdout
-    print(said)
+    output = participant.select(subset, "--shards_dir", shards).stdout
+    print(output)
     draws = hexes(count_draws(np.load(subset)))
     assert draws.total() == DRAWS
-    assert draws.keys() <= participant.there
-    assert f"{len(participant.there):,}" in said
+    assert draws.keys() <= participant.downloaded
+    assert f"{len(participant.downloaded):,}" in output
 
-    # a list that is made once gives the same bytes
+    # a saved list of the images gives the same bytes
     available = tmp_path / "available.npy"
-    made = succeed(participant.host.run(*CLI, "available", shards, "--save_path", available))
-    print(made.stdout)
+    listing = succeed(participant.host.run(*CLI, "available", shards, "--save_path", available))
+    print(listing.stdout)
     again = tmp_path / "again.npy"
     participant.select(again, "--available", available)
     assert again.read_bytes() == subset.read_bytes()
@@ -106,28 +109,28 @@ def test_every_draw_that_was_selected_is_trained_on(
     print(succeed(participant.host.run(*CLI, "check", *words)).stdout)
 
     assert hexes(reshard(participant.host, subset, tmp_path / "resharded", shards)[1]) == draws
-    log, seen = participant.trained(subset)
-    said = re.search(r"subset: .* draws .* have an image", log)
-    assert said, log
-    print(said[0])
-    assert seen == draws
+    log, trained = participant.trained(subset)
+    line = re.search(r"subset: .* draws .* have an image", log)
+    assert line, log
+    print(line[0])
+    assert trained == draws
 
 
-def test_a_subset_of_the_whole_pool_says_what_it_lacks(
+def test_draws_without_an_image_are_reported_and_left_out(
     participant: Participant, tmp_path: Path
 ) -> None:
     shards, subset = participant.folder / "shards", tmp_path / "whole.npy"
     participant.select(subset)
     draws = hexes(count_draws(np.load(subset)))
-    kept = Counter({uid: times for uid, times in draws.items() if uid in participant.there})
+    kept = Counter({uid: times for uid, times in draws.items() if uid in participant.downloaded})
     assert 0 < kept.total() < draws.total()
 
     words = [subset, "--metadata_dir", participant.folder / "metadata", "--shards_dir", shards]
-    said = succeed(participant.host.run(*CLI, "check", *words)).stdout
-    print(said)
-    assert f"{draws.total() - kept.total():,}" in said
-    assert f"{len(draws) - len(kept):,}" in said
-    log, seen = participant.trained(subset)
+    output = succeed(participant.host.run(*CLI, "check", *words)).stdout
+    print(output)
+    assert f"{draws.total() - kept.total():,}" in output
+    assert f"{len(draws) - len(kept):,}" in output
+    log, trained = participant.trained(subset)
     assert f"{kept.total():,}" in log
-    assert seen == kept
+    assert trained == kept
     assert hexes(reshard(participant.host, subset, tmp_path / "resharded", shards)[1]) == kept

@@ -1,4 +1,4 @@
-"""DataComp's own train.py through the hook, what it trained, and training after the resharder.
+"""DataComp's own train.py through the hook, compared with training after the resharder.
 
 DATACOMP_DIR       a checkout of mlfoundations/datacomp at 4a8df19 (read, never changed)
 RESHARDER_PYTHON   a Python that can run its resharder.py
@@ -55,7 +55,7 @@ def assert_learned_half(checkpoint: Path, half: Half, env: dict[str, str]) -> No
 
 def test_the_stand_in_trains_on_a_weighted_subset(tmp_path: Path) -> None:
     env, half = environment("installed", DATACOMP_DIR=STAND_IN), Half(tmp_path)
-    # with 768 samples one run in many had learned nothing yet: the trainer's shuffle is its own
+    # with 768 samples some runs learn nothing yet, since the trainer's shuffle is not seeded
     checkpoint = train(half.flags(HOOKS["both"]), env, tmp_path / "out", samples=2304)
     assert_learned_half(checkpoint, half, env)
 
@@ -69,17 +69,17 @@ def test_datacomp_trains_through_the_hook(open_clip: str, hook: str, tmp_path: P
     env, half = environment(open_clip, DATACOMP_DIR=checkout), Half(tmp_path)
     checkpoint = train(half.flags(HOOKS[hook]), env, tmp_path / "out")
     assert_learned_half(checkpoint, half, env)
-    assert (checkpoint.parents[1] / "info.pkl").exists()  # what its evaluate.py reads
+    assert (checkpoint.parents[1] / "info.pkl").exists()  # read by its evaluate.py
     assert (checkout / "train.py").read_bytes() == before
 
-    if hook == "both":  # --resume latest: all is done
+    if hook == "both":  # --resume latest: nothing is left to train
         trained = checkpoint.stat().st_mtime_ns
         train(half.flags(HOOKS[hook]), env, tmp_path / "out")
         assert checkpoint.stat().st_mtime_ns == trained
 
 
 class Resharded:
-    """A subset with repeats by our sampler, and DataComp's resharder's shards of it."""
+    """A subset with repeats from our sampler, and its shards from DataComp's resharder."""
 
     def __init__(self, folder: Path, env: dict[str, str], resharder_python: str) -> None:
         uids = list(pool_concepts())
@@ -124,9 +124,10 @@ def resharded(tmp_path_factory: pytest.TempPathFactory) -> Resharded:
 def test_training_from_the_pool_is_training_after_the_resharder(
     resharded: Resharded, tmp_path: Path
 ) -> None:
-    """DataComp's train.py, eight seeds each, shuffled as open_clip does (by process and time).
+    """DataComp's train.py learns the same in both ways, over eight seeds.
 
-    Compared seed by seed, since models of one seed start alike.
+    open_clip shuffles by process and time. Runs are compared seed by seed, since models of one
+    seed start with equal parameters.
     """
     env = environment("installed", DATACOMP_DIR=datacomp_dir())
     uids = tmp_path / "uids.txt"
@@ -168,8 +169,8 @@ def p_of_difference(a: np.ndarray, b: np.ndarray, expected: np.ndarray) -> float
 
     The statistic is the chi-square distance of their means.
 
-    Copies of a shard come together, so the counts of an epoch vary more than a multinomial's; the
-    epochs themselves are independent, and under equality they may be exchanged.
+    Copies of a pair are read together, so the counts of an epoch vary more than a multinomial's.
+    The epochs are independent, and exchangeable under the null hypothesis.
     """
     rng, both = np.random.default_rng(0), np.concatenate([a, b])
 
@@ -177,18 +178,18 @@ def p_of_difference(a: np.ndarray, b: np.ndarray, expected: np.ndarray) -> float
         means = both[rows[: len(a)]].mean(0) - both[rows[len(a) :]].mean(0)
         return float((means**2 / expected).sum())
 
-    seen = statistic(np.arange(len(both)))
+    observed = statistic(np.arange(len(both)))
     others = [statistic(rng.permutation(len(both))) for _ in range(1_999)]
-    return (1 + sum(other >= seen for other in others)) / 2_000
+    return (1 + sum(other >= observed for other in others)) / 2_000
 
 
 def p_of_expectation(counts: np.ndarray, expected: np.ndarray) -> float:
-    """Return the p-value of a set of epochs and its expectation, by flipping signs of residuals."""
+    """Return the p-value of epochs against their expectation, by flipping signs of residuals."""
     rng, residuals = np.random.default_rng(0), (counts - expected) / np.sqrt(expected)
-    seen = (residuals.mean(0) ** 2).sum()
+    observed = (residuals.mean(0) ** 2).sum()
     signs = rng.choice([-1.0, 1.0], (1_999, len(counts)))
     others = ((signs @ residuals / len(counts)) ** 2).sum(1)
-    return float((1 + (others >= seen).sum()) / 2_000)
+    return float((1 + (others >= observed).sum()) / 2_000)
 
 
 @pytest.mark.slow
@@ -218,7 +219,7 @@ def test_each_pair_is_seen_as_often_as_after_the_resharder(resharded: Resharded)
     }
     print(p_values, slope, p_of_expectation(hook, once))
     assert min(p_values.values()) > 0.002, p_values
-    # and the tests can tell: each pair once is refused
+    # the tests have power: a subset with each pair once is refused
     assert p_of_expectation(hook, once) < 0.001
     assert (
         p_of_difference(hook, np.random.default_rng(0).poisson(once, hook.shape), expected) < 0.001

@@ -61,7 +61,7 @@ def compute(device: str, item: tuple[str, work.Marked]) -> None:
 
 def step(folder: Path) -> None:
     """Run a step whose command, in another process, is `writing`."""
-    steps._PRELOADED = ()
+    steps.PRELOADED = ()
     words = ("python", "-m", "tests.cli.interrupted", "writing", str(folder))
     steps.run_steps([steps.Step("long", "Take long", words)], folder / "run", quiet=True)
 

@@ -323,7 +323,7 @@ def test_any_tmpdir(tmp_path: Path, place: str) -> None:
     given = os.path.relpath(folder) if place == "relative" else str(folder)
     script = (
         "import sys\nfrom pathlib import Path\nfrom datacomp_flyt import steps\n"
-        "from datacomp_flyt.exits import running\nsteps._PRELOADED = ()\n"
+        "from datacomp_flyt.exits import running\nsteps.PRELOADED = ()\n"
         "step = steps.Step('v', 'V', ('datacomp-flyt', '--version'))\n"
         "with running('x'):\n    steps.run_steps([step], Path(sys.argv[1]), quiet=True)\n"
     )

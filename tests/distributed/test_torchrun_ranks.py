@@ -40,7 +40,7 @@ from datacomp_flyt import steps
 from datacomp_flyt.distributed.torchrun_ranks import ranks_of_torchrun
 from datacomp_flyt.steps import Step
 from datacomp_flyt.exits import running
-steps._PRELOADED = ()
+steps.PRELOADED = ()
 if __name__ == "__main__":
     with running("steps"):
         ranks, todo, run = ranks_of_torchrun(), {steps}, Path("run")

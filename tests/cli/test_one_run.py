@@ -197,7 +197,7 @@ def hooked(monkeypatch: pytest.MonkeyPatch) -> Hook:
     data, stock = types.ModuleType("data"), types.ModuleType("main")
     data.expand_urls = expand_urls  # type: ignore[attr-defined]
     trainer: Any = types.SimpleNamespace(data=data, main=stock)
-    hook = Hook(trainer, None, None, False)
+    hook = Hook(trainer)
     hook._stock[stock, "get_data"] = None
     monkeypatch.setattr(hook_module, "check_data", lambda args, trainer: None)
     return hook

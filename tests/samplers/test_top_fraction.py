@@ -80,7 +80,7 @@ def test_ties_of_a_pool_in_files_are_not_in_memory(
 ) -> None:
     for module in (top_fraction, file_arrays, checks):
         monkeypatch.setattr(module, "_BLOCK", 1 << 11)
-    monkeypatch.setattr(file_arrays, "_BITS", 8)
+    monkeypatch.setattr(file_arrays, "_HISTOGRAM_BITS", 8)
     arrays = [np.repeat(np.float32([0, 1]), 50_000), np.zeros(100_000, UID_DTYPE)]
     arrays[1]["f0"] = np.arange(100_000) // 7
     arrays[1]["f1"] = np.arange(100_000)

@@ -14,11 +14,18 @@ import pytest
 
 from datacomp_flyt.demo import POOL
 from datacomp_flyt.scorers import MetadataScorer
-from datacomp_flyt.scorers.base import registry
 from datacomp_flyt.scorers.base.score import score
 from tests.conftest import REPOSITORY, refusal
 
 METADATA = POOL / "metadata"
+REGISTRY = """
+import sys
+from datacomp_flyt.scorers.base.registry import columns_of, list_scorers
+
+print(*list(list_scorers())[-3:], "words" in sys.modules or "torch" in sys.modules)
+print(*columns_of("caption_length"), *columns_of("neg_clip_loss"))
+"""
+COLUMNS = ("caption_length", "negCLIPLoss")
 
 
 def template() -> str:
@@ -40,22 +47,26 @@ def package(folder: Path, name: str, code: str, entries: str) -> Path:
 
 
 @pytest.fixture
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def packages(tmp_path: Path) -> Path:
     """A package with the template's scorer, and one with scorers that cannot be used."""
     folder = tmp_path / "site"
     package(folder, "words", template(), "caption_length = words:CaptionLength")
     broken = "broken = faulty:Scorer\nnone = faulty:none\nvas = faulty:none"
     package(folder, "faulty", "none = object\nimport not_installed\n", broken)
-    monkeypatch.syspath_prepend(str(folder))
     return folder
 
 
-def command(packages: Path, *words: object) -> subprocess.CompletedProcess[str]:
+def python(packages: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """A Python process that has the packages."""
     environment = os.environ | {"PYTHONPATH": f"{packages}:{REPOSITORY}"}
     return subprocess.run(
-        [sys.executable, "-m", "datacomp_flyt.cli", "score", *map(str, words)],
+        [sys.executable, *map(str, words)],
         capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
+
+
+def command(packages: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    return python(packages, "-m", "datacomp_flyt.cli", "score", *words)
 
 
 def lengths(folder: Path, longest: int) -> None:
@@ -90,10 +101,8 @@ def test_a_scorer_of_another_package(packages: Path, tmp_path: Path) -> None:
 def test_it_is_listed_with_its_column_and_flags(packages: Path) -> None:
     assert "caption_length: of package words" in command(packages, "--help").stdout
     assert "--longest" in command(packages, "--scorer", "caption_length", "--help").stdout
-    assert list(registry.list_scorers())[-3:] == ["broken", "caption_length", "none"]
-    assert "words" not in sys.modules
-    assert registry.columns_of("caption_length") == ("caption_length",)
-    assert registry.columns_of("neg_clip_loss") == ("negCLIPLoss",)
+    ended = python(packages, "-c", REGISTRY)
+    assert ended.stdout.split() == ["broken", "caption_length", "none", "False", *COLUMNS], ended
 
 
 def test_broken_packages_are_named_when_they_are_asked_for(packages: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ _CONTENT_ERRORS = (
 _NO_MEMORY = re.compile(
     r"(out of|not enough|(can't|cannot|unable to|failed to) allocate) (\w+ )?memory|bad_alloc|"
     r"failed to map segment|can't start new thread|launch worker thread|"
-    r"ALLOC_FAILED|killed by signal: Killed",
+    r"ALLOC_FAILED|killed by signal: Killed|killed \(SIGKILL\)",
     re.IGNORECASE,
 )
 _PATH_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -73,20 +73,21 @@ def unreadable(sentence: str, error: BaseException) -> InputError:
 def _is_storage_error(error: BaseException) -> bool:
     if isinstance(error, _PATH_ERRORS):
         return False
-    # For damaged content, Arrow raises an OSError without an errno, or EINVAL for an offset that
-    # the file itself gives. The OSError of a filesystem has another errno.
+    # Arrow raises an OSError for damaged content as well: without an errno, or with EINVAL if the
+    # file contains an offset outside of it. An OSError with another errno is a filesystem's.
     if isinstance(error, OSError) and (
         type(error) is not OSError or error.errno not in (None, errno.EINVAL)
     ):
         return True
-    before = error.__cause__ or error.__context__  # zipfile hides a read error behind BadZipFile
-    if before is not None and _is_storage_error(before):
+    # zipfile raises BadZipFile when a read fails; the read error is the cause of that error
+    cause = error.__cause__ or error.__context__
+    if cause is not None and _is_storage_error(cause):
         return True
     return not isinstance(error, (OSError, *_CONTENT_ERRORS)) and not _is_arrow_error(error)
 
 
 def _is_arrow_error(error: BaseException) -> bool:
-    # not imported, since `install --check` runs even if pyarrow is broken
+    # pyarrow is not imported here, so that `install --check` runs even if pyarrow is broken
     arrow = getattr(sys.modules.get("pyarrow"), "ArrowException", None)
     return arrow is not None and isinstance(error, arrow)
 

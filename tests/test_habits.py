@@ -7,28 +7,6 @@ from pathlib import Path
 
 from tests.conftest import REPOSITORY
 
-NOT_YET_MOVED = {
-    "tests/baselines_plugin/test_tables_as_people_have_them.py",
-    "tests/cli/test_available.py",
-    "tests/cli/test_exits_of_modules.py",
-    "tests/cli/test_files_of_a_scorer.py",
-    "tests/faults/test_clock.py",
-    "tests/faults/test_damaged.py",
-    "tests/faults/test_full_disk.py",
-    "tests/faults/test_read_errors.py",
-    "tests/samplers/test_counts_like_naive.py",
-    "tests/scorers/base/test_empty_and_mended.py",
-    "tests/scorers/base/test_failed_downloads.py",
-    "tests/scorers/base/test_notes_are_hidden.py",
-    "tests/scorers/base/test_nothing_usable.py",
-    "tests/scorers/base/test_score_pool.py",
-    "tests/scorers/hype/test_hype_public.py",
-    "tests/scorers/hype/test_hype_reference.py",
-    "tests/scorers/test_norm_sim.py",
-    "tests/scorers/test_norm_sim_d.py",
-}
-"""Files that still import helpers from test modules; the list may only become shorter."""
-
 
 def imports_of_test_modules(path: Path) -> list[str]:
     """Return the test modules that a file imports, wherever in the file."""
@@ -51,4 +29,4 @@ def test_no_helper_is_imported_from_a_test_module() -> None:
         for path in (REPOSITORY / "tests").rglob("*.py")
         if (modules := imports_of_test_modules(path))
     }
-    assert {path: m for path, m in importing.items() if path not in NOT_YET_MOVED} == {}
+    assert importing == {}

@@ -13,10 +13,10 @@ from datacomp_flyt.scorers.base.registry import (
     scorer_factory,
 )
 from datacomp_flyt.scorers.base.score import score
-from datacomp_flyt.scorers.base.scorer import GIVEN
+from datacomp_flyt.scorers.base.scorer import COMMON_FLAGS
 
 _SHARED = (
-    *GIVEN, "manifest", "engine", "ray_address", "num_workers", "device", "retries"
+    *COMMON_FLAGS, "manifest", "engine", "ray_address", "num_workers", "device", "retries"
 )  # fmt: skip
 """Arguments of `score` itself; all others are the scorer's options."""
 
@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument(
         "--manifest",
         metavar="FILE",
-        help="of `datacomp-flyt manifest`: refuse a pool with files that are missing, additional "
-        "or of another size than it says (hashes: `datacomp-flyt manifest --check`)",
+        help="file made by `datacomp-flyt manifest`: refuse a pool with files that are missing, "
+        "additional or of another size than it lists (hashes: `datacomp-flyt manifest --check`)",
     )
     parser.add_argument(
         "--scores_dir",
@@ -47,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         help="local folder for score tables; gets one folder a column, and may hold other columns",
     )
     parser.add_argument(
-        "--column", metavar="NAME", help="of the scores (default: as published, where it is one)"
+        "--column",
+        metavar="NAME",
+        help="name of the score column (default: the published name; only for scorers with one "
+        "column)",
     )
     add_engine_arguments(parser)
     scorer = _value_of("--scorer", argv)

@@ -1,1 +1,1 @@
-"""Engines: run a function over many items in worker processes, or on a Ray cluster."""
+"""Engines, which run a function over many items in worker processes, or on a Ray cluster."""

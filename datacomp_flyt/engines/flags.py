@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from datacomp_flyt.engines.engine import Engine
+from datacomp_flyt.engines.engine import Engine, WorkerLost
 from datacomp_flyt.engines.processes import ProcessEngine
 from datacomp_flyt.errors import InputError, NothingUsable, lacks_memory
 from datacomp_flyt.streams import say
@@ -111,10 +111,11 @@ def report_failures(
         hint = "; fewer --num_workers take less memory" if lacks_memory(error) else ""
         say(f"{command}: shard {name} failed: {error}{hint}", error=True)
     if failed:
+        shards = "1 shard" if len(failed) == 1 else f"{len(failed):,} shards"
+        lost = all(isinstance(error, WorkerLost) for error in failed.values())
+        way_out = "run" if lost else "correct what the lines above report and run"
         say(
-            f"{command}: {len(failed):,} shards failed and {others}; mend them and give the same "
-            "command again",
-            error=True,
+            f"{command}: {shards} failed and {others}; {way_out} the same command again", error=True
         )
     if any(isinstance(error, NothingUsable) for error in failed.values()):
         return 2

@@ -47,17 +47,18 @@ class UntilUsable:
         self,
         write: Callable[[str, Any], int],
         count: Callable[[Any], Usable],
-        found: bool,
+        any_finished: bool,
         where: str,
     ) -> None:
         """
         Args:
             write: writes a result under its name and returns its number of rows.
             count: counts the rows of a result.
-            found: whether there are finished shards, so that nothing is held back.
+            any_finished: whether some shards are finished already, so that no result is held back.
             where: the flag and folder of the shards, for the message.
         """
-        self._write, self._count, self._found, self._where = write, count, found, where
+        self._write, self._count, self._where = write, count, where
+        self._any_usable = any_finished
         self._held: dict[str, Any] = {}
 
     def __call__(self, name: str, result: Any) -> int:
@@ -66,12 +67,12 @@ class UntilUsable:
         Raises:
             NothingUsable: too many results are held back.
         """
-        if not self._found and not self._count(result).usable:
+        if not self._any_usable and not self._count(result).usable:
             self._held[name] = result
             if len(self._held) == _MOST:
                 raise self._nothing(f"its first {_MOST:,} shards")
             return 0
-        self._found = True
+        self._any_usable = True
         held, self._held = self._held, {}
         return self._write(name, result) + sum(self._write(*item) for item in held.items())
 

@@ -55,7 +55,7 @@ class WorkerPool(ABC, Generic[W]):
 
     @abstractmethod
     def start(self, slot: int) -> W:
-        """Start a worker, whose first answer is that of `Function.load`."""
+        """Start a worker, whose first answer is that of `TaskRunner.load`."""
 
     @abstractmethod
     def submit(self, worker: W, item: Any) -> None:
@@ -94,7 +94,8 @@ def run_tasks(pool: WorkerPool[W], items: Sequence[T]) -> Generator[Outcome[T, A
             if not starting and not busy:
                 raise InputError(
                     f"every worker ended before it had loaded, {START_ATTEMPTS} times in a row "
-                    f"({lost}): try with fewer --num_workers, which takes less memory"
+                    f"({lost}): fewer --num_workers take less memory; a script has to start "
+                    'workers below `if __name__ == "__main__":`, since each worker imports it'
                 )
             done: list[Outcome[T, Any]] = []
             for worker, answer in pool.wait([*starting, *busy]):

@@ -1,4 +1,4 @@
-"""Learn a scoring model: Filter Like You Test (FLYT)."""
+"""Training of a scoring model by Filter Like You Test (FLYT), and the metagradient behind it."""
 
 from __future__ import annotations
 

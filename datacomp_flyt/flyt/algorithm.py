@@ -1,10 +1,10 @@
 """Algorithm 1 of FLYT (section 3.2): train a scoring model together with a reference model.
 
     s = q_φ(ζ),  w = softmax(s)          scores and weights of the batch of all ranks
-    θ+ = update(∇_θ ℓ_WCL(f_θ(z), w))    step of the reference model (Eq. 3)
-    φ+ = update(∇_φ ℓ_DS(f_θ+(ẑ)))       step of the scoring model (Eq. 2), through ∂L_down/∂w
+    θ⁺ = update(∇_θ ℓ_WCL(f_θ(z), w))    step of the reference model (Eq. 3)
+    φ⁺ = update(∇_φ ℓ_DS(f_θ⁺(ẑ)))       step of the scoring model (Eq. 2), through ∂L_down/∂w
 
-`metagradient` computes θ+ and ∂L_down/∂w. This module adds the softmax and its Jacobian, the
+`metagradient` computes θ⁺ and ∂L_down/∂w. This module adds the softmax and its Jacobian, the
 optimizers, and what is logged and saved.
 
 Legend: B upstream batch, b rows of it on this rank, B' downstream batch, K classes, ζ [b, k]

@@ -1,12 +1,12 @@
-"""AdamW and SGD as pure functions: θ+ = update(g) of FLYT's Eq. 2, and its pull-back.
+"""AdamW and SGD as pure functions: θ⁺ = update(g) of FLYT's Eq. 2, and its pull-back.
 
-    θ+ = step(θ, g, state)        v = pull_back(g, state, ∂L/∂θ+) = (∂θ+/∂g)^T ∂L/∂θ+ = ∂L/∂g
+    θ⁺ = step(θ, g, state)        v = pull_back(g, state, ∂L/∂θ⁺) = (∂θ⁺/∂g)^T ∂L/∂θ⁺ = ∂L/∂g
 
-(Appendix A, the definition of v.) The update is elementwise, so ∂θ+/∂g is diagonal and v has a
+(Appendix A, the definition of v.) The update is elementwise, so ∂θ⁺/∂g is diagonal and v has a
 closed form. Only `next_state` advances the state; the trainer calls it once for each step that it
 keeps. FLYT's public code advances it in rejected steps too, and once for each downstream task.
 
-Legend: θ parameters, θ+ stepped parameters, g gradient, m and s running means of g and g², t steps
+Legend: θ parameters, θ⁺ stepped parameters, g gradient, m and s running means of g and g², t steps
 done, lr learning rate, λ weight decay. All are dicts of tensors by parameter name, and tensors of
 one name have one shape.
 """
@@ -48,12 +48,12 @@ class LookaheadOptimizer(Protocol):
     def step(
         self, params: Mapping[str, Tensor], grads: Tensors, state: OptimizerState, lr: float
     ) -> Tensors:
-        """Return θ+, the parameters after one step."""
+        """Return θ⁺, the parameters after one step."""
 
     def pull_back(
         self, grads: Tensors, state: OptimizerState, lr: float, cotangents: Tensors
     ) -> Tensors:
-        """Return (∂θ+/∂g)^T cotangents, which is ∂L/∂g for cotangents ∂L/∂θ+."""
+        """Return (∂θ⁺/∂g)^T cotangents, which is ∂L/∂g for cotangents ∂L/∂θ⁺."""
 
     def next_state(self, grads: Tensors, state: OptimizerState) -> OptimizerState:
         """Return the state after the step."""
@@ -71,13 +71,13 @@ def decays(name: str, param: Tensor) -> bool:
 class LookaheadAdamW:
     """AdamW with decoupled weight decay (FLYT, Appendix C.1; the default eps is open_clip's).
 
-        m+ = β1 m + (1 - β1) g          s+ = β2 s + (1 - β2) g²
-        θ+ = (1 - lr λ) θ - lr (m+ / c1) / (sqrt(s+ / c2) + eps),    c = 1 - β^(t + 1)
+        m⁺ = β1 m + (1 - β1) g          s⁺ = β2 s + (1 - β2) g²
+        θ⁺ = (1 - lr λ) θ - lr (m⁺ / c1) / (sqrt(s⁺ / c2) + eps),    c = 1 - β^(t + 1)
 
-    Where s+ = 0, both g and s are 0, as for the embedding of a token that has not occurred yet. The
+    Where s⁺ = 0, both g and s are 0, as for the embedding of a token that has not occurred yet. The
     square root has no derivative there, and 0 is taken for it. This gives
-    ∂θ+/∂g = -lr (1 - β1) / (c1 eps), which is exact for m = 0. FLYT's public code does not update
-    such entries and takes 0 for ∂θ+/∂g.
+    ∂θ⁺/∂g = -lr (1 - β1) / (c1 eps), which is exact for m = 0. FLYT's public code does not update
+    such entries and takes 0 for ∂θ⁺/∂g.
 
     Attributes:
         betas: β1 and β2.
@@ -98,7 +98,7 @@ class LookaheadAdamW:
     def step(
         self, params: Mapping[str, Tensor], grads: Tensors, state: OptimizerState, lr: float
     ) -> Tensors:
-        """Return θ+, differentiable by autograd in params, grads and the moments."""
+        """Return θ⁺, differentiable by autograd in params, grads and the moments."""
         stepped = {}
         for name, param in params.items():
             mean, root = self._corrected(grads[name], name, state)
@@ -109,15 +109,15 @@ class LookaheadAdamW:
     def pull_back(
         self, grads: Tensors, state: OptimizerState, lr: float, cotangents: Tensors
     ) -> Tensors:
-        """Return (∂θ+/∂g)^T cotangents in closed form.
+        """Return (∂θ⁺/∂g)^T cotangents in closed form.
 
-        With r = sqrt(s+ / c2), the terms in g² cancel and leave
+        With r = sqrt(s⁺ / c2), the terms in g² cancel and leave
 
-            ∂θ+/∂g = -lr / c1 (r + eps)^-2
+            ∂θ⁺/∂g = -lr / c1 (r + eps)^-2
                      ((1 - β1) eps + ((1 - β1) β2 s - (1 - β2) β1 m g) / (c2 r))
 
         In the first step (m = s = 0) only the term of eps remains. Differentiating the formula of
-        θ+ term by term would lose it to rounding.
+        θ⁺ term by term would lose it to rounding.
         """
         (beta1, beta2), (c1, c2) = self.betas, self._corrections(state)
         pulled = {}
@@ -140,7 +140,7 @@ class LookaheadAdamW:
         return OptimizerState(state.step + 1, first, second)
 
     def _moments(self, grad: Tensor, name: str, state: OptimizerState) -> tuple[Tensor, Tensor]:
-        """Compute m+ and s+."""
+        """Compute m⁺ and s⁺."""
         beta1, beta2 = self.betas
         first = beta1 * state.first[name] + (1 - beta1) * grad
         return first, beta2 * state.second[name] + (1 - beta2) * grad**2
@@ -150,7 +150,7 @@ class LookaheadAdamW:
         return 1 - self.betas[0] ** (state.step + 1), 1 - self.betas[1] ** (state.step + 1)
 
     def _corrected(self, grad: Tensor, name: str, state: OptimizerState) -> tuple[Tensor, Tensor]:
-        """Compute m+ / c1 and sqrt(s+ / c2)."""
+        """Compute m⁺ / c1 and sqrt(s⁺ / c2)."""
         first, second = self._moments(grad, name, state)
         c1, c2 = self._corrections(state)
         zero = second == 0
@@ -162,7 +162,7 @@ class LookaheadAdamW:
 class LookaheadSGD:
     """SGD with momentum μ and decoupled weight decay λ.
 
-    m+ = μ m + g;  θ+ = (1 - lr λ) θ - lr m+
+    m⁺ = μ m + g;  θ⁺ = (1 - lr λ) θ - lr m⁺
     """
 
     momentum: float = 0.0
@@ -175,7 +175,7 @@ class LookaheadSGD:
     def step(
         self, params: Mapping[str, Tensor], grads: Tensors, state: OptimizerState, lr: float
     ) -> Tensors:
-        """Return θ+, differentiable by autograd in params, grads and momentum."""
+        """Return θ⁺, differentiable by autograd in params, grads and momentum."""
         stepped = {}
         for name, param in params.items():
             decay = lr * self.weight_decay if decays(name, param) else 0.0
@@ -186,7 +186,7 @@ class LookaheadSGD:
     def pull_back(
         self, grads: Tensors, state: OptimizerState, lr: float, cotangents: Tensors
     ) -> Tensors:
-        """Return (∂θ+/∂g)^T cotangents, which is -lr cotangents."""
+        """Return (∂θ⁺/∂g)^T cotangents, which is -lr cotangents."""
         return {name: -lr * cotangent for name, cotangent in cotangents.items()}
 
     def next_state(self, grads: Tensors, state: OptimizerState) -> OptimizerState:
@@ -214,13 +214,13 @@ class ClipGradNorm:
     def step(
         self, params: Mapping[str, Tensor], grads: Tensors, state: OptimizerState, lr: float
     ) -> Tensors:
-        """Return θ+ for the clipped gradient."""
+        """Return θ⁺ for the clipped gradient."""
         return self.optimizer.step(params, self._clip(grads), state, lr)
 
     def pull_back(
         self, grads: Tensors, state: OptimizerState, lr: float, cotangents: Tensors
     ) -> Tensors:
-        """Return (∂θ+/∂g)^T cotangents.
+        """Return (∂θ⁺/∂g)^T cotangents.
 
         If the gradient is clipped, this is c / |g| (I - g g^T / |g|²) times the pull-back of the
         other optimizer.

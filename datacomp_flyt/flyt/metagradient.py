@@ -1,30 +1,33 @@
-"""The gradient of the downstream loss in the weights of the upstream batch (FLYT, Appendix A).
+"""Gradient of the downstream loss with respect to the upstream weights (FLYT, Appendix A).
 
 The reference model f_θ takes one step on the weighted CLIP loss, Eq. 3, and the downstream loss of
-the stepped model, Eq. 2, is differentiated in the weights w of that step:
+the stepped model, Eq. 2, is differentiated with respect to the weights w of that step:
 
     g(w) = ∇_θ ℓ_WCL(f_θ(z_1:B), w)         stage 1, `_upstream_gradient`
-    θ+   = update(g)                        stage 2, `LookaheadOptimizer.step`
-    L_down = ℓ_DS(f_θ+(ẑ_1:B'))             Eq. 2
-    v    = ∇_g L_down                       stage 3, `_downstream_gradient` gives ∇_θ+ L_down and
+    θ⁺   = update(g)                        stage 2, `LookaheadOptimizer.step`
+    L_down = ℓ_DS(f_θ⁺(ẑ_1:B'))             Eq. 2
+    v    = ∇_g L_down                       stage 3, `_downstream_gradient` gives ∇_θ⁺ L_down and
                                             `LookaheadOptimizer.pull_back` turns it into v
     ∇_w L_down = ∂<g, v> / ∂w               stage 4, `_gradient_along`; v is constant here
 
-With f_i the embeddings of upstream example i, J_i their Jacobian in θ, and u_i = J_i v,
+With f_i the embeddings of upstream example i, J_i their Jacobian with respect to θ, and
+u_i = J_i v,
 
     <g, v> = sum_i (∂ℓ_WCL(f_1:B, w) / ∂f_i) u_i
 
-The paper obtains u_i as the derivative of f_θ+ηv(z_i) in η at 0. Neither f_i nor u_i depends on w.
-So `Towers.tangent` computes u_i once, without a graph, and only the loss of the [B, B] similarities
-is differentiated twice, in closed form (`weight_gradient_along`). No second backward pass goes
-through the towers.
+The paper obtains u_i as the derivative of f_{θ + ηv}(z_i) with respect to η at η = 0. Neither f_i
+nor u_i depends on w. So `Towers.tangent` computes u_i once, without a graph, and only the loss of
+the [B, B] similarities is differentiated twice, in closed form (`weight_gradient_along`). No second
+backward pass goes through the towers.
 
-The paper leaves the logit scale τ out of <g, v>, which is exact for its downstream losses, because
-they have a temperature of their own. Here τ is treated like any other parameter.
+The paper leaves the logit scale τ out of <g, v>. Its downstream losses have a temperature of their
+own, so L_down does not depend on τ⁺. An elementwise update makes v 0 at τ then, and leaving it out
+changes nothing. A clipped gradient norm depends on all of g, so v is not 0 at τ. Here τ is treated
+like any other parameter, which is exact for both.
 
 Legend: B upstream batch, b rows of it on this rank, B' downstream batch, b' rows of it on this
 rank, K downstream classes, k class prompts on this rank, L tokens, D embedding, θ parameters of the
-reference model, w weights of the upstream batch, τ logit scale.
+reference model, w weights of the upstream batch, τ logit scale, h step of finite differences.
 """
 
 from __future__ import annotations
@@ -80,10 +83,10 @@ class Metagradient:
 
     Attributes:
         weight_gradient: ∂L_down/∂w for this rank's rows [b].
-        params: θ+, by name; the same on all ranks.
+        params: θ⁺, by name; the same on all ranks.
         grads: g, by name; the argument of the optimizer's `next_state` if the step is kept.
         upstream_loss: L_up at θ [].
-        downstream_loss: L_down at θ+ [].
+        downstream_loss: L_down at θ⁺ [].
         logit_scale_gradient: ∂L_down/∂τ_DS [].
         finite: true if all of the above is finite; the same on all ranks.
     """
@@ -115,7 +118,7 @@ def weight_metagradient(
 
     No argument is modified. To keep the step, replace θ by `params` of the result and the state by
     `optimizer.next_state(grads, state)`. Memory beside θ, the optimizer's state and g: two tensors
-    for each parameter (θ+ and v), three while differences are taken.
+    for each parameter (θ⁺ and v), three while differences are taken.
 
     Args:
         towers: the reference model.
@@ -125,14 +128,15 @@ def weight_metagradient(
         log_weights: log w of the rows of all ranks [B], in rank order; the weights sum to 1.
         downstream: the downstream batch and its loss.
         tangent: the method by which u_i = J_i v is computed; see `Towers.tangent`.
-        difference_step: |hv| / |θ| of finite differences; the default depends on the dtype.
+        difference_step: |hv| / |θ| of finite differences, which move θ by hv, h a number; the
+            default depends on the dtype.
 
     Returns:
         See `Metagradient`. If g or v is not finite, the later stages are skipped.
     """
     upstream = _upstream_gradient(towers, params, images, texts, log_weights)
     grads, local_rows = upstream.grads, rows_of_rank(len(log_weights))
-    result = _not_finite(upstream, params, log_weights[local_rows])
+    result = _result_without_step(upstream, params, log_weights[local_rows])
     if not _is_finite(grads, upstream.loss):
         return result
     stepped = {k: p.detach() for k, p in optimizer.step(params, grads, state, lr).items()}
@@ -176,7 +180,7 @@ class _Upstream:
 def _upstream_gradient(
     towers: Towers, params: Tensors, images: Tensor, texts: Tensor, log_weights: Tensor
 ) -> _Upstream:
-    """Compute stage 1: L_up and its gradient g in θ, both the same on all ranks."""
+    """Compute stage 1: L_up and its gradient g with respect to θ, the same on all ranks."""
     num_rows = len(log_weights)
     embedding = towers.embed(params, images, texts)
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
@@ -194,8 +198,10 @@ def _upstream_gradient(
     return _Upstream(loss, grads, embedding.features, features, scale.detach())
 
 
-def _not_finite(upstream: _Upstream, params: Tensors, local_log_weights: Tensor) -> Metagradient:
-    """Make the result if g is not finite: no step and no gradient."""
+def _result_without_step(
+    upstream: _Upstream, params: Tensors, local_log_weights: Tensor
+) -> Metagradient:
+    """Make the result of stage 1 alone; the later stages replace its attributes."""
     return Metagradient(
         weight_gradient=torch.full_like(local_log_weights, torch.nan),
         params=params,
@@ -210,7 +216,7 @@ def _not_finite(upstream: _Upstream, params: Tensors, local_log_weights: Tensor)
 def _downstream_gradient(
     towers: Towers, params: Tensors, downstream: Downstream
 ) -> tuple[Tensor, Tensors, Tensor]:
-    """Compute L_down at θ+ with its gradients in θ+ and τ_DS, all the same on all ranks."""
+    """Compute L_down at θ⁺, and its gradients with respect to θ⁺ and τ_DS, on all ranks alike."""
     embedding = towers.embed(params, downstream.images, downstream.texts)
     loss, _, feature_gradients, scale_gradient = _loss_and_gradients(
         embedding,
@@ -272,7 +278,8 @@ def _loss_and_gradients(
 
     Returns:
         This rank's part of the loss []; the features of all ranks; the gradient of the whole loss
-        in the features of this rank; this rank's part of the gradient in the logit scale [].
+        with respect to the features of this rank; this rank's part of the gradient with respect to
+        the logit scale [].
     """
     images, texts = (
         gather_rows(local, num_rows).detach().requires_grad_()
@@ -299,7 +306,7 @@ def _loss_and_gradients(
 def _add_logit_scale_gradient(
     scale: Tensor, leaves: Tensors, gradient: Tensor, grads: Tensors
 ) -> None:
-    """Pull the gradient in τ back to the parameters that τ depends on, and add it to `grads`."""
+    """Add the gradient with respect to the parameters that τ depends on to `grads`."""
     if not scale.requires_grad:  # its parameter is frozen
         return
     pulled = torch.autograd.grad(scale, list(leaves.values()), gradient, allow_unused=True)
@@ -309,11 +316,13 @@ def _add_logit_scale_gradient(
 
 
 def _drop_unused_entries(direction: Tensors, grads: Tensors) -> None:
-    """Set v to 0 where g is 0: no upstream embedding depends on these entries.
+    """Set v to 0 where g is 0, before finite differences are taken.
 
-    They are the embeddings of tokens that do not occur in the batch. Exact differentiation
-    multiplies them by 0. But v can be large there (Adam divides by eps), and the length of v
-    decides how small the differences of the other entries become.
+    g is 0 for the embeddings of tokens that do not occur in the upstream batch. No upstream
+    embedding depends on them, so u_i is the same with v = 0 there. But v itself can be large there:
+    the tokens may occur in the downstream batch, and Adam divides by eps where its moments are 0.
+    Finite differences move θ by hv, where h is chosen by |hv| / |θ|. A large |v| would make h, and
+    with it the movement of all other parameters, too small for the precision of θ.
     """
     for name, grad in grads.items():
         direction[name].masked_fill_(grad == 0, 0.0)

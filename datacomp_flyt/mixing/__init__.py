@@ -1,4 +1,4 @@
-"""Linear mixing models: several score columns -> one score."""
+"""Linear mixing models, which combine several score columns into one score."""
 
 from datacomp_flyt.mixing.in_weighted_sum import in_weighted_sum
 from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel, mix

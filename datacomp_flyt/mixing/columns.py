@@ -86,8 +86,14 @@ class Columns:
 
     @property
     def columns(self) -> list[str]:
-        """Names of all numeric columns of the score tables and the metadata, sorted."""
-        return sorted({column for table in self._tables for column in table.columns})
+        """Names of the columns that can be scores, sorted.
+
+        They are the numeric columns of the score tables and the float columns of the metadata. The
+        metadata's integers, such as `original_width`, can be read too, but are not listed.
+        """
+        *score_tables, last = self._tables
+        names = last.columns if self._metadata_dir is None else last.float_columns
+        return sorted({*names, *(name for table in score_tables for name in table.columns)})
 
     def find(
         self,
@@ -116,7 +122,7 @@ class Columns:
             ]
             raise InputError(
                 f"no column {', '.join(wanted)} in the score tables or the metadata, which have "
-                f"{', '.join(self.columns) or 'no numeric columns'}: add it to --scores_dir"
+                f"{', '.join(self.columns) or 'no columns of scores'}: add it to --scores_dir"
                 + (f", or {otherwise}" if len(names) > 1 else "")
             )
         existing: dict[Source, str] = {}

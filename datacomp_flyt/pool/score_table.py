@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.pool.arrow_types import value_type
 from datacomp_flyt.pool.join_errors import missing, not_finite, repeated
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import Pool, iter_uids
@@ -64,6 +65,15 @@ class ScoreTable:
             column
             for column in self._shards_of
             if any(is_number(kind) and kind != pa.null() for kind in self._types(column))
+        ]
+
+    @property
+    def float_columns(self) -> list[str]:
+        """The names of the columns that hold floats in some file, in order of appearance."""
+        return [
+            column
+            for column in self._shards_of
+            if any(pa.types.is_floating(value_type(kind)) for kind in self._types(column))
         ]
 
     def describe(self, column: str, name: str) -> str:

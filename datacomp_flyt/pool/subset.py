@@ -223,7 +223,11 @@ def _times(value: float) -> str:
 
 
 def describe_counts(repeats: NDArray[np.integer]) -> list[str]:
-    """Describe the draws of each example of a subset [n]; examples with 0 are not in it."""
+    """Describe the draws of each example of a subset [n]; examples with 0 are not in it.
+
+    The effective number of examples is (Σc)² / Σc² for counts c: the number of examples if all are
+    drawn equally often, and smaller the more the draws are concentrated on few.
+    """
     tally: Counter[int] = Counter()
     for block in blocks(len(repeats), _BLOCK):
         values, numbers = np.unique(repeats[block], return_counts=True)

@@ -1,4 +1,4 @@
-"""Scores -> how often each example is drawn. One method, one file."""
+"""Sampling methods, one file each: from scores, how often each example is drawn."""
 
 from datacomp_flyt.samplers.hard_cap import hard_cap_counts
 from datacomp_flyt.samplers.no_cap import no_cap_counts

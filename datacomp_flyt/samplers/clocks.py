@@ -12,8 +12,8 @@ from datacomp_flyt.files.memmap_arrays import is_memory_mapped, order_statistic
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
 from datacomp_flyt.threads import blocks
 
-BLOCK = 1 << 17  # examples at once: smaller fits caches, larger leaves threads alone for longer
-_SAMPLE = 1 << 14  # examples, at least, that bracket the time of the N-th ring
+BLOCK = 1 << 17  # examples at a time: small enough for caches, large enough for threads
+_SAMPLE = 1 << 14  # smallest sample of examples that brackets the time of the N-th ring
 _STRETCHES = 64
 _MOST = float(np.finfo(np.float64).max)
 
@@ -84,10 +84,10 @@ class ClockPool:
         return max(self[part].fastest_below(end) for part in blocks(len(self), BLOCK))
 
     def sample(self) -> Clocks:
-        """Every so manieth example; all, where the pool is hardly larger than a sample.
+        """Return every k-th example, or all of a pool that is hardly larger than a sample.
 
-        Of a pool in files, which is in the order of hashes, stretches of it: they are as good, and
-        the disk is read in few places.
+        Of a pool in files, return contiguous stretches instead. They are as good a sample, since
+        the uids that order a pool are hashes, and they are read from few parts of the disk.
         """
         size = min(max(_SAMPLE, len(self) // 64), 64 * _SAMPLE)
         if size < len(self) and is_memory_mapped(self.scores):
@@ -98,10 +98,10 @@ class ClockPool:
 
 
 def exponentials(keys: NDArray[np.uint64], draw: int | NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Exponential(1) variates number `draw` (0-based) of the streams `keys`.
+    """Compute the exponential(1) variate with index `draw` (0-based) of each stream.
 
-    They lie on a grid of 2**52 equally likely values between 1.1e-16 and 36.7: an event that
-    falls between is 2**-53 of probability away.
+    A variate is -log(u), where u takes 2**52 equally likely values in (0, 1), so it lies between
+    1.1e-16 and 36.7.
 
     Args:
         keys: uint64 array [n].

@@ -39,10 +39,10 @@ from datacomp_flyt.samplers.clocks import BLOCK, ClockPool, Clocks, Floats, expo
 from datacomp_flyt.threads import blocks, map_threads
 
 _INSIDE = 1 << 16  # rings that are cheap to collect
-_FEW = 1 << 11  # clocks at or below which many rings at once are simulated
-_MOST_AHEAD = 1 << 15  # that many, at most, for all of them together
+_FEW = 1 << 11  # with at most this many clocks left, simulate several rings per NumPy call
+_MOST_AHEAD = 1 << 15  # at most this many rings of all these clocks together in one call
 
-_BINS = 1 << 14  # of collected rings by time: all but those of one bin are counted unsorted
+_BINS = 1 << 14  # histogram bins of ring times: only the bin with the N-th ring is sorted
 _RING = np.dtype([("log_time", "f8"), ("remainder", "f8"), ("example", "i8")])
 
 _EARLIEST = 37.0  # no clock rings before log time -_EARLIEST - s: the variates are above exp(-37)
@@ -54,8 +54,8 @@ Indices = NDArray[np.int64]
 class Rings:
     """Single rings [n], to be put in exact order.
 
-    `log_times + remainders` is the log time as an unevaluated sum of two floats, so that rings
-    keep their order even where a score is so large that a float holds nothing beside it.
+    The log time is `log_times + remainders`, a sum of two floats that is not rounded to one. So
+    rings keep their order even for a score so large that adding log R to it is lost to rounding.
     """
 
     log_times: Floats
@@ -104,7 +104,7 @@ class Rings:
 
 
 class _Missed(Exception):
-    """The bracket does not hold the N-th ring, or holds too many other rings."""
+    """The bracket does not contain the N-th ring, or contains too many rings."""
 
 
 def race_counts(
@@ -163,7 +163,7 @@ def _counts(
         with contextlib.suppress(_Missed):
             return _race(pool, num_samples, low, high, num_samples // 2 + _INSIDE, num_workers)
         whole = pool
-    # a small pool, or one whose mass sits in so few examples that the sample missed them
+    # The pool is small, or the sample lacks the few examples that have most of the rings.
     width = max(_INSIDE, num_samples // 8)
     low, _ = search_log_time(whole, num_samples - width, num_samples)
     _, high = search_log_time(whole, num_samples, num_samples + width)
@@ -211,12 +211,13 @@ def search_log_time(
     high = max(math.log(each) + clocks.penalty * each - typical, low)
     while (rings := count(high)) < at_least:
         later = clocks.fastest_below(-_EARLIEST - high - step) if rings == rung else -math.inf
-        if later > -math.inf:  # nothing rings here: on to the next clock to wake
+        # no new ring in this step: jump to the time when the next slower clock can ring
+        if later > -math.inf:
             low, high, step = high, -_EARLIEST - later, 0.25
         else:
             low, high, step = high, high + step, 2 * step
         rung = rings
-    near = step == 0.25  # the guess was late: by little, as a rule
+    near = step == 0.25  # the first guess was too late, usually by little: go back in small steps
     while rings > at_most:
         middle = high - step if near and low < high - step else _between(low, high)
         if not low < middle < high:
@@ -274,14 +275,15 @@ def _count_earliest(
 ) -> None:
     """Add 1 to the counts [M] for each of the `num_rings` earliest rings in a spill file.
 
-    A histogram of their times finds the bin that holds the last of them.
+    A histogram of their times finds the bin that contains the last of them; only the rings of this
+    bin are sorted.
     """
     chunks = [chunk for chunk in chunks if chunk.length]
     if not num_rings or not chunks:
         return
     ends = [(times.min(), times.max()) for times in (spill_file.get(p)["log_time"] for p in chunks)]
     start, stop = float(min(ends)[0]), float(max(end for _, end in ends))
-    # halves, so that no difference of two times overflows
+    # times are halved, so that no difference of two overflows
     width = stop / 2 - start / 2
 
     def bins(rings: NDArray[np.void]) -> NDArray[np.int64]:
@@ -373,7 +375,7 @@ def _rings_ahead(
     numbers = np.arange(num_rung, num_rung + ahead + 1, dtype=np.uint64)[:, np.newaxis]
     rows = exponentials(clocks.keys, numbers)
     rows[0] = residuals
-    if len(clocks) < 16:  # Python's floats round as NumPy's do, and start faster
+    if len(clocks) < 16:  # Python floats round as NumPy's do, and a loop over few of them is faster
         for column in range(len(clocks)):
             steps = accumulate(rows[:, column].tolist(), lambda r, e: r * decay + e)
             rows[:, column] = list(steps)

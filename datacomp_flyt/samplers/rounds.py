@@ -184,8 +184,9 @@ def _earliest(
 ) -> tuple[Timers, Timers]:
     """Return the `num_timers` earliest timers, and the others.
 
-    Times may be equal if a clock is so fast, or a score so large, that it vanishes beside log T:
-    then the time since the clock was started decides, with twice the precision, then the uid.
+    Two times can be equal if the clock is so fast, or the score so large, that adding to log T is
+    lost to rounding. Then the time since the clock was started decides, with twice the precision,
+    and after it the uid.
     """
     times = timers["time"].copy()
     order = np.argpartition(times, num_timers - 1)

@@ -1,4 +1,7 @@
-"""Scorers. The names exported here can be imported without torch."""
+"""Methods that give each example of a pool a score: one file a method, and `base/` that runs them.
+
+The names exported here can be imported without torch.
+"""
 
 from datacomp_flyt.scorers.base.scorer import MetadataScorer, PoolScorer, Scorer
 from datacomp_flyt.scorers.e_flyt.e_flyt import e_flyt_scores

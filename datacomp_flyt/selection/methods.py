@@ -30,9 +30,9 @@ FIRST_FRACTION = 0.3
 WEIGHT_RATIO = 8.0
 _BLOCK = 1 << 20
 
-PoolScorer = Callable[[Columns], Scores]
-"""A scoring method with its options: a function of the pool. Files that options name are read when
-it is made, before the pool is."""
+ScoringMethod = Callable[[Columns], Scores]
+"""A scoring method with its options, as a function of the pool. The files that its options name
+are read when the function is made, which is before the pool is read."""
 
 
 def column(pool: Columns, name: str) -> Scores:
@@ -173,7 +173,7 @@ def self_filtering(pool: Columns, *, run_dir: str | Path) -> Scores:
 # ------------------------------------------------- methods whose options are checked first
 
 
-def mixed(model: LinearMixingModel, name: str, allow_missing_scores: bool = False) -> PoolScorer:
+def mixed(model: LinearMixingModel, name: str, allow_missing_scores: bool = False) -> ScoringMethod:
     """Return the function that mixes the columns of a pool."""
 
     def score(pool: Columns) -> Scores:
@@ -189,7 +189,7 @@ def mixed(model: LinearMixingModel, name: str, allow_missing_scores: bool = Fals
     return score
 
 
-def scored_by_head(path: str) -> PoolScorer:
+def scored_by_head(path: str) -> ScoringMethod:
     """Load a scoring head of E-FLYT, and return the function that scores a pool with it."""
     head, source = load_glu_head(path), f"--scoring_model {path}"
     check_features(head, source)
@@ -202,7 +202,7 @@ def scored_by_head(path: str) -> PoolScorer:
     return score
 
 
-def counted_by_run(run_dir: str | Path) -> PoolScorer:
+def counted_by_run(run_dir: str | Path) -> ScoringMethod:
     """Check a Self-Filtering run, and return the function that counts its draws in a pool."""
     path = final_subset(Path(run_dir))
     read_subset(path)

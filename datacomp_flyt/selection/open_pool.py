@@ -49,7 +49,8 @@ def open_pool(
         drop_nonfinite: leave out examples with a score that is NaN, infinite or null.
 
     Returns:
-        the pool; `len(pool)` is its number of examples and `pool.columns` names its columns.
+        the pool; `len(pool)` is its number of examples and `pool.columns` names its score
+        columns.
 
     Raises:
         InputError: a file is missing or damaged, or arguments contradict each other.

@@ -13,7 +13,7 @@ from datacomp_flyt.mixing.published import HYPE_COLUMNS, PUBLISHED_COLUMNS
 from datacomp_flyt.scorers.base.registry import GROUP as SCORERS
 from datacomp_flyt.scorers.base.registry import columns_of
 from datacomp_flyt.selection import methods
-from datacomp_flyt.selection.methods import PoolScorer
+from datacomp_flyt.selection.methods import ScoringMethod
 from datacomp_flyt.selection.samplers import HARD_CAP, NO_CAP, SOFT_CAP, TOP_FRACTION
 from datacomp_flyt.selection.sampling import Sampling
 from datacomp_flyt.selection.scores import AVAILABLE
@@ -43,7 +43,7 @@ class Method:
 
     name: str
     help: str
-    make: Callable[..., PoolScorer]
+    make: Callable[..., ScoringMethod]
     options: tuple[str, ...]
     sampling: str | None = None
     counts: bool = False
@@ -106,7 +106,7 @@ def find_method(name: str) -> Method:
         return _of_one_column(name, find_sampling(name).help)
     if name in entry_points.names_in(SCORERS):
         make = functools.partial(_column_of_scorer, name)
-        return Method(name, "the column of that scorer", make, ("column",))
+        return Method(name, _column_help(name), make, ("column",))
     raise InputError(f"there is no method {name!r}: wanted one of {', '.join(method_names())}")
 
 
@@ -128,23 +128,29 @@ def find_sampling(name: str) -> Sampling:
 
 def _added_methods() -> dict[str, str]:
     """Return the clauses about methods of other packages, by name."""
+    samplers, scorers = entry_points.names_in(SAMPLERS), entry_points.names_in(SCORERS)
     return {
-        name: f"{text} (package {package})"
-        for group, text in ((SAMPLERS, "samples --column"), (SCORERS, "the column of that scorer"))
-        for name, package in entry_points.names_in(group).items()
+        **{name: f"samples --column (package {samplers[name]})" for name in samplers},
+        **{name: f"{_column_help(name)} (package {scorers[name]})" for name in scorers},
     }
+
+
+def _column_help(scorer: str) -> str:
+    return f"the column that scorer {scorer} writes"
 
 
 # ---------------------------------------------------------- options, named like the flags
 
 
-def _m_flyt(*, scoring_model: str | None = None, allow_missing_scores: bool = False) -> PoolScorer:
+def _m_flyt(
+    *, scoring_model: str | None = None, allow_missing_scores: bool = False
+) -> ScoringMethod:
     if scoring_model is None:
         raise InputError("--name m_flyt wants --scoring_model: 'paper' or a file")
     return methods.mixed(mixing.load_mixing_model(scoring_model), "m_flyt", allow_missing_scores)
 
 
-def _e_flyt(*, scoring_model: str | None = None) -> PoolScorer:
+def _e_flyt(*, scoring_model: str | None = None) -> ScoringMethod:
     if scoring_model is None:
         raise InputError("--name e_flyt wants --scoring_model: a file of E-FLYT training")
     return methods.scored_by_head(scoring_model)
@@ -152,14 +158,14 @@ def _e_flyt(*, scoring_model: str | None = None) -> PoolScorer:
 
 def _plain_sum(
     *, score_columns: Sequence[str] | None = None, allow_missing_scores: bool = False
-) -> PoolScorer:
+) -> ScoringMethod:
     model = mixing.plain_sum(score_columns or PUBLISHED_COLUMNS)
     return methods.mixed(model, "plain_sum", allow_missing_scores)
 
 
 def _standardized_sum(
     *, score_columns: Sequence[str] | None = None, allow_missing_scores: bool = False
-) -> PoolScorer:
+) -> ScoringMethod:
     model = mixing.standardized_sum(score_columns or PUBLISHED_COLUMNS)
     return methods.mixed(model, "standardized_sum", allow_missing_scores)
 
@@ -169,7 +175,7 @@ def _in_weighted_sum(
     weight_ratio: float = methods.WEIGHT_RATIO,
     imagenet_accuracies: Mapping[str, float] | Sequence[str] | None = None,
     allow_missing_scores: bool = False,
-) -> PoolScorer:
+) -> ScoringMethod:
     accuracies = imagenet_accuracies or None
     if accuracies is not None and not isinstance(accuracies, Mapping):
         accuracies = _accuracies(accuracies)
@@ -191,7 +197,7 @@ def _accuracies(words: Sequence[str]) -> dict[str, float]:
     return accuracies
 
 
-def _hype(*, allow_missing_scores: bool = False) -> PoolScorer:
+def _hype(*, allow_missing_scores: bool = False) -> ScoringMethod:
     return methods.mixed(mixing.plain_sum(HYPE_COLUMNS), "hype", allow_missing_scores)
 
 
@@ -200,14 +206,14 @@ def _two_stages(
     score_columns: Sequence[str] = methods.TWO_STAGES,
     first_fraction: float = methods.FIRST_FRACTION,
     fraction_of: str = AVAILABLE,
-) -> PoolScorer:
+) -> ScoringMethod:
     methods.check_two_stages(score_columns)
     return lambda pool: methods.neg_clip_loss_norm_sim(
         pool, columns=score_columns, first_fraction=first_fraction, fraction_of=fraction_of
     )
 
 
-def _self_filtering(*, run_dir: str | None = None) -> PoolScorer:
+def _self_filtering(*, run_dir: str | None = None) -> ScoringMethod:
     if run_dir is None:
         raise InputError(
             "--name self_filtering wants --run_dir: --out of `datacomp-flyt self_filter`"
@@ -215,14 +221,14 @@ def _self_filtering(*, run_dir: str | None = None) -> PoolScorer:
     return methods.counted_by_run(run_dir)
 
 
-def _one_column(name: str, default: str | None, *, column: str | None = None) -> PoolScorer:
+def _one_column(name: str, default: str | None, *, column: str | None = None) -> ScoringMethod:
     chosen = column or default
     if chosen is None:
         raise InputError(f"--name {name} wants --column COLUMN, such as clip_l14_similarity_score")
     return lambda pool: methods.column(pool, chosen)
 
 
-def _column_of_scorer(name: str, *, column: str | None = None) -> PoolScorer:
+def _column_of_scorer(name: str, *, column: str | None = None) -> ScoringMethod:
     """The column that another package's scorer writes, or the first of several."""
     return _one_column(name, column or columns_of(name)[0])
 

@@ -177,8 +177,8 @@ def _soft_cap(
         sampling_batch_size = 1 if scale is None else SCALES[scale].sampling_batch_size
         if sampling_batch_size > len(scores):
             say(
-                f"--scale {scale} samples {sampling_batch_size:,} different examples at once and "
-                f"there are {len(scores):,}: sampling one at a time, which that approximates"
+                f"--scale {scale}: G = {sampling_batch_size:,} is larger than the number of "
+                f"examples, {len(scores):,}, so G = 1 is used, which is exact"
             )
             sampling_batch_size = 1
     say(f"soft cap sampling: {draws:,} draws, alpha {penalty}, G {sampling_batch_size:,}")

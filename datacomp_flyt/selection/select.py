@@ -13,7 +13,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.files.output_files import check_save_path, remove_unfinished
 from datacomp_flyt.pool.outputs import Output, check_outputs
-from datacomp_flyt.selection.methods import PoolScorer
+from datacomp_flyt.selection.methods import ScoringMethod
 from datacomp_flyt.selection.open_pool import (
     checked_num_workers,
     checked_work_dir,
@@ -93,7 +93,7 @@ class _Job:
     """A method and a sampling method whose options are checked."""
 
     name: str
-    score: PoolScorer
+    score: ScoringMethod
     sample: Callable[[Scores], Subset]
 
 

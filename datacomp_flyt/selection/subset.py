@@ -48,7 +48,11 @@ class Subset:
         return Subset(*read_subset(path))
 
     def summary(self) -> str:
-        """Return the numbers of draws and examples, and how often examples are drawn, in lines."""
+        """Return the numbers of draws and examples, and how often examples are drawn, in lines.
+
+        The effective number of examples is (Σc)² / Σc² for counts c: the number of examples if all
+        are drawn equally often, and smaller the more the draws are concentrated on few.
+        """
         return "\n".join(describe_counts(self.counts))
 
     def __repr__(self) -> str:

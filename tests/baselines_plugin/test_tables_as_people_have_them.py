@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("webdataset")
 
 from tests.baselines_plugin.job import assert_refused, in_process
-from tests.cli.test_check import run
+from tests.cli.commands import run
 from tests.conftest import write_files, write_parquet
 from tests.tars.made_downloads import Download, write_download
 

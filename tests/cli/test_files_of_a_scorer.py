@@ -18,7 +18,7 @@ from datacomp_flyt.scorers.linear_classifier.classifier_file import LinearModel,
 from datacomp_flyt.scorers.linear_classifier.linear_classifier import LinearClassifier
 from tests.cli.commands import run
 from tests.engines.here import Here
-from tests.files.test_replaced_files import REPLACE
+from tests.files.replacements import REPLACE
 
 
 def model(path: Path, bias: float) -> bytes:

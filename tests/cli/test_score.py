@@ -149,7 +149,10 @@ def test_a_corrupt_file_among_the_others(tmp_path: Path, capfd: pytest.CaptureFi
     assert score(tmp_path / "scores", "neg_clip_loss", *flags) == 1
     said = capfd.readouterr().err
     assert f"shard {STEMS[2]} failed: {npz} cannot be read as npz" in said
-    assert "1 shards failed and the others are done" in said
+    assert (
+        "1 shard failed and the others are done; correct what the lines above report and run"
+        in said
+    )
     there = {path.stem for path in (tmp_path / "scores/negCLIPLoss").glob("*.parquet")}
     assert there == {*STEMS} - {STEMS[2]}
     npz.write_bytes(whole)

@@ -23,6 +23,11 @@ from tests.engines import work
 print(sorted(o.result for o in ProcessEngine(2, "cpu").run(work.Make(work.square), range(5))))
 print("torch" in __import__("sys").modules, __file__)
 """
+UNGUARDED_SCRIPT = """
+from datacomp_flyt.engines.processes import ProcessEngine
+from tests.engines import work
+print(list(ProcessEngine(1, "cpu").run(work.Make(work.square), range(5))))
+"""
 
 
 class TestProcessEngine(Contract):
@@ -79,6 +84,22 @@ def test_from_a_script_of_stdin() -> None:
     )
     assert done.stderr == ""
     assert done.stdout == "[0, 1, 4, 9, 16]\nFalse <stdin>\n"
+
+
+def test_a_script_that_starts_workers_when_it_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(UNGUARDED_SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    last = done.stderr.splitlines()[-1]
+    assert "every worker ended before it had loaded, 3 times in a row" in last
+    assert 'a script has to start workers below `if __name__ == "__main__":`' in last
 
 
 def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,7 @@ def relative_error(ours: Tensor, expected: Tensor) -> float:
 
 
 def worst_error(ours: Metagradient, problem: Problem) -> float:
-    """Compute the largest relative error of ∂L/∂w, g, θ+, the losses and ∂L/∂τ."""
+    """Compute the largest relative error of ∂L/∂w, g, θ⁺, the losses and ∂L/∂τ."""
     theirs = brute_force(problem)
     pairs = [
         (ours.weight_gradient, theirs.weight_gradient),

@@ -49,7 +49,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("tangent", TANGENTS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_equals_brute_force(loss: str, tangent: str, micro_batch_size: int | None) -> None:
-    """∂L/∂w, ∂L/∂τ_DS, g, θ+ and both losses equal the oracle's, with moments of earlier steps."""
+    """∂L/∂w, ∂L/∂τ_DS, g, θ⁺ and both losses equal the oracle's, with moments of earlier steps."""
     given = problem(loss)
     assert worst_error(solve(given, tangent, micro_batch_size), given) < BOUNDS[tangent]
 
@@ -130,7 +130,7 @@ def test_examples_of_weight_zero() -> None:
 
 @pytest.mark.parametrize("tangent", TANGENTS)
 def test_learning_rate_zero(tangent: str) -> None:
-    """With a learning rate of 0, θ+ is θ and the gradient is 0."""
+    """With a learning rate of 0, θ⁺ is θ and the gradient is 0."""
     given = problem()
     ours = solve(given, tangent, lr=0.0)
     assert ours.finite

@@ -101,7 +101,7 @@ def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def assert_same_step(
     compared: Compared, ours: dict[str, Any], grads: dict[str, Any], stepped: dict[str, Any]
 ) -> None:
-    """Compare within float32 rounding; `grads` is g and `stepped` θ+, by name."""
+    """Compare within float32 rounding; `grads` is g and `stepped` θ⁺, by name."""
     theirs, params = compared.theirs, compared.problem.params
     pairs = {name: (theirs[name], value) for name, value in ours.items()}
     by_mixing = compared.by_mixing(ours["weight_gradient"])

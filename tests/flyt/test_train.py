@@ -313,5 +313,5 @@ def test_each_epoch_has_data_of_its_own(run: Runs) -> None:
 def test_a_frozen_model_in_every_way_still_reports(run: Runs) -> None:
     """A frozen reference model still reports both losses (Table 12, "only scoring model")."""
     frozen, free = metrics_of(run(freeze_reference=True)), metrics_of(run())
-    assert frozen[0]["downstream_loss"] == free[0]["downstream_loss"]  # θ+ is looked at either way
+    assert frozen[0]["downstream_loss"] == free[0]["downstream_loss"]  # θ⁺ is looked at either way
     assert frozen[1]["upstream_loss"] != free[1]["upstream_loss"]

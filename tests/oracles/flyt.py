@@ -55,8 +55,8 @@ class Optimizer:
 class Step:
     """One step. The gradients are None where they were not asked for.
 
-    `upstream_gradient` g = dL_up/dθ, `stepped` θ+, `weight_gradient` [B] dL_down/dw,
-    `stepped_gradient` dL_down/dθ+, `cotangent` v = dL_down/dg through the optimizer,
+    `upstream_gradient` g = dL_up/dθ, `stepped` θ⁺, `weight_gradient` [B] dL_down/dw,
+    `stepped_gradient` dL_down/dθ⁺, `cotangent` v = dL_down/dg through the optimizer,
     `temperature_gradient` dL_down/d(log_temperature).
     """
 

@@ -239,7 +239,7 @@ def test_the_other_gradients_agree_with_finite_differences(model, params, moment
     centre = float(LOG_TEMPERATURE)
     slope = (loss(centre + 1e-5) - loss(centre - 1e-5)) / 2e-5
     assert float(step.temperature_gradient) == pytest.approx(slope, rel=1e-8)
-    # dL/dg is dL/dθ+ through AdamW, entry by entry: a step of one entry of g tells both apart
+    # dL/dg is dL/dθ⁺ through AdamW, entry by entry: a step of one entry of g tells both apart
     name = "visual.proj"
     entry = (0, 0)
     for sign in (1, -1):
@@ -252,7 +252,7 @@ def test_the_other_gradients_agree_with_finite_differences(model, params, moment
 
 
 def test_the_step_is_pytorchs_step(model, params):
-    """L_up, θ+ and L_down of the first step by open_clip's model, backward() and AdamW."""
+    """L_up, θ⁺ and L_down of the first step by open_clip's model, backward() and AdamW."""
     from open_clip.loss import ClipLoss
 
     upstream, _, downstream = random_batches()

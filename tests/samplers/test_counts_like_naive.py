@@ -16,7 +16,7 @@ from scipy import stats
 from datacomp_flyt.samplers import hard_cap_counts, no_cap_counts, soft_cap_counts
 from tests.oracles.algorithm2 import naive_hard_cap, naive_no_cap, naive_soft_cap
 from tests.samplers.law import random_uids
-from tests.samplers.test_soft_cap_law import with_replacement_inside_a_round
+from tests.samplers.wrong_laws import with_replacement_inside_a_round
 
 NUM_EXAMPLES = 10_000
 NUM_SAMPLES = 12_000

@@ -14,6 +14,7 @@ from datacomp_flyt.samplers import soft_cap_counts
 from tests.oracles.algorithm2 import exact_soft_cap_distribution, naive_soft_cap, softmax
 from tests.oracles.selection import UidPair, uid_array
 from tests.samplers.law import assert_follows, assert_rejected, random_uids, tally
+from tests.samplers.wrong_laws import with_replacement_inside_a_round
 
 
 class Case(NamedTuple):
@@ -137,18 +138,6 @@ def test_penalty_is_not_lost_on_large_float32_scores() -> None:
 
 
 # ------------------------------------------------- the same comparison notices wrong laws
-
-
-def with_replacement_inside_a_round(
-    scores: npt.NDArray[Any], num_samples: int, alpha: float, rng: np.random.Generator, size: int
-) -> npt.NDArray[Any]:
-    current, counts, left = scores.copy(), np.zeros(len(scores), dtype=int), num_samples
-    while left > 0:
-        drawn = rng.choice(len(scores), size=min(size, left), p=softmax(current))
-        np.add.at(counts, drawn, 1)
-        np.subtract.at(current, drawn, alpha)
-        left -= len(drawn)
-    return counts
 
 
 def penalty_at_once(

@@ -134,7 +134,8 @@ def test_a_pool_says_what_it_has(job: Job) -> None:
     pool = opened(job)
     assert len(pool) == len(UIDS)
     assert {CLIP, "DFN-FT", "FLYT"} <= set(pool.columns)
-    assert "text" not in pool.columns
+    assert not {"text", "original_width"} & set(pool.columns)
+    assert flyt.column(pool, "original_width").values.min() >= 16
     assert f"{len(UIDS)} rows in 2 files of {job.metadata}" in repr(pool)
 
 

@@ -131,7 +131,7 @@ def test_the_column_of_a_scorer_of_another_package(packages: Path, job: Job) -> 
     ended = run(packages, *selection(job, "--name", "caption", "--column", "FLYT", *top))
     assert ended.returncode == 0
     assert not job.subset_is(np.arange(120) >= 90)
-    assert "caption: the column of that scorer" in " ".join(
+    assert "caption: the column that scorer caption writes" in " ".join(
         run(packages, "-m", "baselines_plugin", "--help").stdout.split()
     )
 

@@ -50,8 +50,9 @@ def score(
         metadata_dir: the pool, for scorers of metadata and npz: a folder of parquet, local or in
             cloud storage.
         shards_dir: the pool's tars, for scorers of images: a folder, or a pattern with braces.
-        manifest: a file of `datacomp-flyt manifest`, of which the pool's files must be.
-        column: another name of the column; None for the published one.
+        manifest: a file made by `datacomp-flyt manifest`; the pool must have the files it lists.
+        column: the name of the score column, for scorers with one column; None for the published
+            name.
         engine: "processes", also for None, or "ray".
         ray_address: the address of a Ray cluster; None starts Ray on this machine.
         num_workers: workers; None for one on each core or GPU. The result does not depend on them.

@@ -24,8 +24,11 @@ from datacomp_flyt.pool.pool import iter_uids
 Arrays = dict[str, NDArray[Any]]
 """Named arrays, which a `PoolScorer` keeps between its passes."""
 
-GIVEN = ("column", "metadata_dir", "scores_dir", "shards_dir")
-"""Flags of all scorers. A constructor parameter of this name gets the flag's value."""
+COMMON_FLAGS = ("column", "metadata_dir", "scores_dir", "shards_dir")
+"""Flags that `datacomp-flyt score` has for every scorer.
+
+A constructor parameter with one of these names gets the value of that flag, and no flag of its own.
+"""
 
 
 class ScoredShard(NamedTuple):
@@ -74,7 +77,7 @@ class Scorer(ABC):
         """
         for name, parameter in inspect.signature(cls).parameters.items():
             default = parameter.default
-            if name not in GIVEN and type(default) in (str, int, float):
+            if name not in COMMON_FLAGS and type(default) in (str, int, float):
                 parser.add_argument(
                     f"--{name}", type=type(default), default=default, help="default: %(default)s"
                 )

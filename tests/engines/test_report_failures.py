@@ -1,0 +1,56 @@
+"""The lines on stderr about shards that failed, and the exit code."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from datacomp_flyt.engines.engine import WorkerLost
+from datacomp_flyt.engines.flags import report_failures
+from datacomp_flyt.engines.processes import exit_text
+from datacomp_flyt.errors import InputError, NothingUsable
+
+KILLED = WorkerLost(f"worker process 7 ended: {exit_text(-signal.SIGKILL)}")
+TERMINATED = WorkerLost(f"worker process 7 ended: {exit_text(-signal.SIGTERM)}")
+DAMAGED = InputError("b.npz cannot be read as npz")
+MEMORY_HINT = "; fewer --num_workers take less memory"
+CORRECT = "correct what the lines above report and run the same command again"
+
+
+def reported(capsys: pytest.CaptureFixture[str], **failed: Exception) -> tuple[int, list[str]]:
+    code = report_failures(failed, "score")
+    return code, capsys.readouterr().err.splitlines()
+
+
+def test_a_killed_worker(capsys: pytest.CaptureFixture[str]) -> None:
+    """There is nothing to correct in the input, and memory may have run out."""
+    code, lines = reported(capsys, a=KILLED)
+    assert code == 1
+    assert lines == [
+        f"score: shard a failed: {KILLED}{MEMORY_HINT}",
+        "score: 1 shard failed and the others are done; run the same command again",
+    ]
+    _, lines = reported(capsys, a=TERMINATED)
+    assert lines[0] == f"score: shard a failed: {TERMINATED}"
+
+
+def test_damaged_shards(capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines = reported(capsys, a=KILLED, b=DAMAGED)
+    assert code == 1
+    assert lines[1:] == [
+        f"score: shard b failed: {DAMAGED}",
+        f"score: 2 shards failed and the others are done; {CORRECT}",
+    ]
+
+
+def test_a_file_that_quotes_a_kill_says_nothing_about_memory(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, lines = reported(capsys, a=InputError("a.txt has the line: killed (SIGKILL)"))
+    assert MEMORY_HINT not in lines[0]
+
+
+def test_nothing_usable(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reported(capsys, a=NothingUsable("no sample"))[0] == 2
+    assert reported(capsys) == (0, [])

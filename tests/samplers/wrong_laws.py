@@ -1,0 +1,23 @@
+"""Wrong versions of Algorithm 2, which the tests of samplers have to reject."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tests.oracles.algorithm2 import softmax
+
+
+def with_replacement_inside_a_round(
+    scores: npt.NDArray[Any], num_samples: int, alpha: float, rng: np.random.Generator, size: int
+) -> npt.NDArray[Any]:
+    """A wrong Algorithm 2 [M]: an example may be drawn twice in a round."""
+    current, counts, left = scores.copy(), np.zeros(len(scores), dtype=int), num_samples
+    while left > 0:
+        drawn = rng.choice(len(scores), size=min(size, left), p=softmax(current))
+        np.add.at(counts, drawn, 1)
+        np.subtract.at(current, drawn, alpha)
+        left -= len(drawn)
+    return counts

@@ -127,7 +127,7 @@ def test_a_link_to_a_folder_of_tables_is_read_by_all(tmp_path: Path) -> None:
     assert len(open_shards(str(scores), "--scores_dir", 1, recursive=True)) == 1
     assert list(hash_folder(str(scores), "", tmp_path / "journal", 1)) == ["column/a.parquet"]
     assert link_external_scores(scores, tmp_path / "out") == 1
-    assert names(tmp_path / "out") == ["given/column/a.parquet"]
+    assert names(tmp_path / "out") == ["external/column/a.parquet"]
 
 
 @pytest.mark.parametrize("ending", ["npz", "NPZ", "Npz"])

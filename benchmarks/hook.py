@@ -12,7 +12,6 @@ buffer than open_clip's 5,000, so that a short run reaches their steady rate.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib
 import json
@@ -32,6 +31,7 @@ import torch
 
 from benchmarks.image_pool import ImagePool, make_pool, reshard, write_table
 from benchmarks.measure import print_result, say
+from datacomp_flyt.exits import Parser
 from datacomp_flyt.open_clip_hook import install_hook
 
 # these have no types
@@ -233,7 +233,7 @@ def measure_loaders(
 
 def parse_flags() -> Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.hook", description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--examples", type=int, default=20_000, help="examples in the pool")
     add("--shards", type=int, default=20)
@@ -256,6 +256,60 @@ def parse_flags() -> Namespace:
     return parser.parse_args()
 
 
+def results_of_steps(
+    pool: ImagePool, table: Path, model_dir: Path, flags: Namespace
+) -> dict[str, Any]:
+    """Measure the steps of two models, whose configurations are written in `model_dir`."""
+    configs = {"vit_3x128": (3, 128, 32, 8), "vit_4x256": (4, 256, 64, 16)}
+    for name, sizes in configs.items():
+        model_dir.mkdir(exist_ok=True)
+        (model_dir / f"{name}.json").write_text(json.dumps(model_config(*sizes)))
+    open_clip.add_model_config(model_dir)
+    variants: dict[str, Settings | None] = {
+        "stock": None,
+        "stock_again": None,
+        "weights": {"weights": table},
+        "weights_distinct_in_batch": {"weights": table, "distinct_in_batch": True},
+        "scores": {"scores": table},
+    }
+    return {name: measure_steps(name, variants, pool, flags) for name in configs}
+
+
+def results_of_loaders(pool: ImagePool, table: Path, flags: Namespace) -> dict[str, Any]:
+    """Measure loaders with one worker, with and without weights."""
+    variants: dict[str, tuple[ImagePool, Settings | None]] = {
+        "stock": (pool, None),
+        "stock_again": (pool, None),
+        "weights": (pool, {"weights": table}),
+        "weights_distinct_in_batch": (pool, {"weights": table, "distinct_in_batch": True}),
+    }
+    return measure_loaders(variants, "stock", 1, flags)
+
+
+def results_of_subset(
+    pool: ImagePool, resharded: ImagePool, subset_file: Path, flags: Namespace
+) -> dict[str, Any]:
+    """Measure loaders on a resharded copy, and the hook on the original shards."""
+    reference = "stock_on_resharded_copy"
+    variants: dict[str, tuple[ImagePool, Settings | None]] = {
+        reference: (resharded, None),
+        "hook_on_original_shards": (pool, {"subset": subset_file}),
+        "stock_on_resharded_copy_again": (resharded, None),
+    }
+    return {
+        "fraction": flags.fraction,
+        "bytes_on_disk": {"original": pool.bytes_on_disk, "copy": resharded.bytes_on_disk},
+        "bytes_on_disk_beyond_the_original": {
+            reference: resharded.bytes_on_disk,
+            "hook_on_original_shards": subset_file.stat().st_size,
+        },
+        **{
+            f"workers_{workers}": measure_loaders(variants, reference, workers, flags)
+            for workers in (1, 2)
+        },
+    }
+
+
 def main() -> None:
     """Make the pool, measure, and print the results."""
     flags = parse_flags()
@@ -275,55 +329,13 @@ def main() -> None:
     resharded = reshard(pool, chosen, work / "resharded", 2)
 
     result: dict[str, Any] = {"open_clip": open_clip.__version__, "examples": flags.examples}
-    weights, distinct = {"weights": table}, {"weights": table, "distinct_in_batch": True}
     if flags.only != "loaders":
-        configs = {"vit_3x128": (3, 128, 32, 8), "vit_4x256": (4, 256, 64, 16)}
-        for name, sizes in configs.items():
-            (work / "models").mkdir(exist_ok=True)
-            (work / "models" / f"{name}.json").write_text(json.dumps(model_config(*sizes)))
-        open_clip.add_model_config(work / "models")
-        variants = {
-            "stock": None,
-            "stock_again": None,
-            "weights": weights,
-            "weights_distinct_in_batch": distinct,
-            "scores": {"scores": table},
-        }
-        result["steps"] = {name: measure_steps(name, variants, pool, flags) for name in configs}
+        result["steps"] = results_of_steps(pool, table, work / "models", flags)
     if flags.only != "steps":
         trainer_data._SAMPLE_SHUFFLE_SIZE = _SHUFFLE
         trainer_data._SAMPLE_SHUFFLE_INITIAL = _SHUFFLE // 2
-        result["loader_alone"] = measure_loaders(
-            {
-                "stock": (pool, None),
-                "stock_again": (pool, None),
-                "weights": (pool, weights),
-                "weights_distinct_in_batch": (pool, distinct),
-            },
-            "stock",
-            1,
-            flags,
-        )
-        subset = {"subset": subset_file}
-        reading = {
-            "stock_on_resharded_copy": (resharded, None),
-            "hook_on_original_shards": (pool, subset),
-            "stock_on_resharded_copy_again": (resharded, None),
-        }
-        result["subset"] = {
-            "fraction": flags.fraction,
-            "bytes_on_disk": {"original": pool.bytes_on_disk, "copy": resharded.bytes_on_disk},
-            "bytes_on_disk_beyond_the_original": {
-                "stock_on_resharded_copy": resharded.bytes_on_disk,
-                "hook_on_original_shards": subset_file.stat().st_size,
-            },
-            **{
-                f"workers_{workers}": measure_loaders(
-                    reading, "stock_on_resharded_copy", workers, flags
-                )
-                for workers in (1, 2)
-            },
-        }
+        result["loader_alone"] = results_of_loaders(pool, table, flags)
+        result["subset"] = results_of_subset(pool, resharded, subset_file, flags)
     print_result("hook", result)
 
 

@@ -1,4 +1,4 @@
-"""Habits of the tests themselves."""
+"""Habits of the code and of the tests."""
 
 from __future__ import annotations
 

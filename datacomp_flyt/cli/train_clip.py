@@ -11,6 +11,18 @@ from datacomp_flyt.installation import needs_extra
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     """Add the flags of `train_clip`, and the script with its own flags."""
     parser.usage = "%(prog)s [flags] -- SCRIPT ARGS...   or   %(prog)s [flags] -- -m MODULE ARGS..."
+    _add_weights(parser)
+    _add_data(parser)
+    parser.add_argument(
+        "--allow_unknown_version",
+        action="store_true",
+        help="accept a version of open_clip that was not tested",
+    )
+    parser.add_argument("script", nargs="+", help=argparse.SUPPRESS)
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that weigh examples."""
     parser.add_argument(
         "--weights",
         metavar="W.parquet",
@@ -46,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         metavar="FILE",
         help="weights of that model (default: those in flyt.pt)",
     )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the subset, of the batches and of the model's configuration."""
     parser.add_argument(
         "--subset",
         metavar="S.npy",
@@ -75,12 +91,6 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         help="seed open_clip's sample shuffle, which it seeds by the clock, and the crops of "
         "loader processes: two runs see the same batches, and so does a resumed run",
     )
-    parser.add_argument(
-        "--allow_unknown_version",
-        action="store_true",
-        help="accept a version of open_clip that was not tested",
-    )
-    parser.add_argument("script", nargs="+", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,34 +98,48 @@ def embed(
         "encoder": [word for words in encoders.values() for word in words],
     }
     unchanged = watch_inputs(flags)
-    if not encoders:
-        raise InputError(f"--encoder is missing: {EXAMPLE}")
-    clips = {
-        prefix: ClipEncoder(model, checkpoint, (f"--encoder {prefix}:",) * 2)
-        for prefix, (model, checkpoint) in encoders.items()
-    }
+    clips = _make_encoders(encoders)
+    task = EmbedTask(clips, dtype, precision, batch_size, decode_threads, make_uids)
     require_webdataset()
     shards = shards_by_name(list_shards(str(shards_dir), "--shards_dir"), "--shards_dir")
     workers = make_engine(
-        engine,
-        ray_address=ray_address,
-        num_workers=num_workers,
-        device=device,
-        retries=retries,
+        engine, ray_address=ray_address, num_workers=num_workers, device=device, retries=retries
     )
-    settings: dict[str, Any] = {"dtype": dtype, "precision": precision, "make_uids": make_uids}
-    settings["source"] = absolute_path(str(shards_dir))
-    settings["encoders"] = {prefix: clip.check()[1] for prefix, clip in clips.items()}
-    folder = check_save_path(f"{metadata_dir}/{SETTINGS_FILE}", "--metadata_dir").parent
-    written = ("*.parquet", "*.npz", SETTINGS_FILE)
-    check_outputs([Output("--metadata_dir", folder, written)], flags)
-    task = EmbedTask(clips, dtype, precision, batch_size, decode_threads, make_uids)
-    with lock_outputs(folder):
-        check_settings(folder, settings, "give another --metadata_dir")
-        remove_unfinished(folder)
+    with _locked_folder(metadata_dir, str(shards_dir), task, flags) as folder:
         return _embed(
             task, shards, folder, f"--shards_dir {shards_dir}", workers, retries, unchanged
         )
+
+
+def _make_encoders(encoders: Mapping[str, tuple[str, str]]) -> dict[str, ClipEncoder]:
+    """Make the encoder of each prefix."""
+    if not encoders:
+        raise InputError(f"--encoder is missing: {EXAMPLE}")
+    return {
+        prefix: ClipEncoder(model, checkpoint, (f"--encoder {prefix}:",) * 2)
+        for prefix, (model, checkpoint) in encoders.items()
+    }
+
+
+@contextlib.contextmanager
+def _locked_folder(
+    metadata_dir: str | Path, shards_dir: str, task: EmbedTask, flags: Mapping[str, Any]
+) -> Iterator[Path]:
+    """Lock the folder that is written, check its settings, and remove its unfinished files."""
+    settings: dict[str, Any] = {
+        "dtype": task.dtype,
+        "precision": task.precision,
+        "make_uids": task.make_uids,
+        "source": absolute_path(shards_dir),
+        "encoders": {prefix: clip.check()[1] for prefix, clip in task.encoders.items()},
+    }
+    folder = check_save_path(f"{metadata_dir}/{SETTINGS_FILE}", "--metadata_dir").parent
+    written = ("*.parquet", "*.npz", SETTINGS_FILE)
+    check_outputs([Output("--metadata_dir", folder, written)], flags)
+    with lock_outputs(folder):
+        check_settings(folder, settings, "give another --metadata_dir")
+        remove_unfinished(folder)
+        yield folder
 
 
 def _embed(

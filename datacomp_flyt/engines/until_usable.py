@@ -17,7 +17,7 @@ _SMALL = 1 << 16  # bytes; larger files have rows and need not be opened
 
 
 def has_rows(path: Path) -> bool:
-    """Whether a finished result has rows.
+    """Return whether a finished result has rows.
 
     A result without rows is made again, which takes no time: its tar may be mended by now.
     """

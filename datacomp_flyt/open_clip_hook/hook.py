@@ -78,7 +78,7 @@ class Hook:
 
     @property
     def was_used(self) -> bool:
-        """Whether the trainer has made its data, and its loss if that is weighted."""
+        """True if the trainer has made its data, and its loss if that is weighted."""
         return self._made_data and self._made_loss
 
     def install(self) -> None:
@@ -246,13 +246,10 @@ def install_hook(
 
     Args:
         weights: parquet of `uid` and a weight of at least 0, a file or a folder.
-        scores: parquet of `uid` and a score; the softmax of the scores over each batch gives the
-            weights.
+        scores: parquet of `uid` and a score; their softmax over each batch gives the weights.
         column: the column of `weights` or `scores`; needed if there are several numeric ones.
-        missing_value: the weight or score of examples that are not in the table; None to refuse
-            such examples.
-        scoring_model: a head of E-FLYT trained on features made from images, which scores each
-            batch.
+        missing_value: the weight or score of examples outside the table; None to refuse them.
+        scoring_model: a head of E-FLYT trained on features made from images; it scores each batch.
         extractor_model, extractor_checkpoint: the model that makes these features; `flyt.pt`
             contains its own.
         subset: a uid subset (.npy): only its examples are read, each as often as it is drawn.
@@ -268,38 +265,33 @@ def install_hook(
         InputError: no argument asks for a change, several kinds of weights are given, a file is
             not valid, or the installed trainer is not supported.
     """
-    weighs = any(value is not None for value in (weights, scores, scoring_model))
-    others = (subset, model_config, shuffle_seed)
-    if not weighs and not distinct_in_batch and all(value is None for value in others):
+    _check_changes(
+        distinct_in_batch, weights, scores, scoring_model, subset, model_config, shuffle_seed
+    )
+    if available is not None and subset is None:
+        raise InputError("--available counts the draws of --subset that have an image: give both")
+    log_weights = _make_log_weights(
+        weights=weights, scores=scores, column=column, missing_value=missing_value,
+        scoring_model=scoring_model, extractor_model=extractor_model,
+        extractor_checkpoint=extractor_checkpoint, distinct_in_batch=distinct_in_batch,
+    )  # fmt: skip
+    if model_config is not None:
+        known_name(model_config, "--model_config")
+    hook = Hook(
+        find_trainer(allow_unknown_version), subset=subset, log_weights=log_weights,
+        distinct_in_batch=distinct_in_batch, shuffle_seed=shuffle_seed, available=available,
+    )  # fmt: skip
+    hook.install()
+    return hook
+
+
+def _check_changes(distinct_in_batch: bool, *others: object) -> None:
+    """Raise InputError unless an argument of `install_hook` asks for a change."""
+    if not distinct_in_batch and all(other is None for other in others):
         raise InputError(
             "nothing to do: give --weights, --scores or --scoring_model, --subset, "
             "--distinct_in_batch, --model_config, or --shuffle_seed"
         )
-    if available is not None and subset is None:
-        raise InputError("--available counts the draws of --subset that have an image: give both")
-    log_weights = _make_log_weights(
-        weights=weights,
-        scores=scores,
-        column=column,
-        missing_value=missing_value,
-        scoring_model=scoring_model,
-        extractor_model=extractor_model,
-        extractor_checkpoint=extractor_checkpoint,
-    )
-    if log_weights is None and distinct_in_batch:
-        log_weights = LogWeights()
-    if model_config is not None:
-        known_name(model_config, "--model_config")
-    hook = Hook(
-        find_trainer(allow_unknown_version),
-        subset=subset,
-        log_weights=log_weights,
-        distinct_in_batch=distinct_in_batch,
-        shuffle_seed=shuffle_seed,
-        available=available,
-    )
-    hook.install()
-    return hook
 
 
 def _make_log_weights(
@@ -311,6 +303,7 @@ def _make_log_weights(
     scoring_model: str | None,
     extractor_model: str,
     extractor_checkpoint: str | None,
+    distinct_in_batch: bool,
 ) -> LogWeights | None:
     """Return the log weights that some arguments of `install_hook` select, None without any."""
     kinds = {"--weights": weights, "--scores": scores, "--scoring_model": scoring_model}
@@ -326,4 +319,4 @@ def _make_log_weights(
         return read_scores(scores, column, missing_value)
     if scoring_model is not None:
         return ScoringModelWeights(scoring_model, extractor_model, extractor_checkpoint)
-    return None
+    return LogWeights() if distinct_in_batch else None

@@ -61,7 +61,7 @@ class Trainer:
 
     @property
     def drops_empty_captions(self) -> bool:
-        """Whether examples with an empty caption are dropped before they are tokenised."""
+        """True if examples with an empty caption are dropped before they are tokenised."""
         return hasattr(self.data, "FilterNonEmptyText")
 
 

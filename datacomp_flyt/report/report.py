@@ -66,16 +66,14 @@ def write_report(
     Args:
         out: the folder in which index.html is written.
         metadata_dir: the pool, a local or cloud folder of parquet files.
-        subsets: the selections to compare, 1 to 7 .npy files: by name, or a sequence of `FILE` or
-            `NAME=FILE`, where a file without a name is called by its stem.
+        subsets: the selections to compare, 1 to 7 .npy files: by name, or a sequence of `NAME=FILE`
+            or `FILE`, which is called by its stem.
         scores_dir: a local or cloud folder of score tables.
         shards_dir: the pool's tars, for pictures.
         available: a list of the images at hand, as `datacomp-flyt available` writes it.
-        score_columns: the scores to show; by default all of `scores_dir`, and the CLIP scores of
-            the metadata.
+        score_columns: the scores to show; None for all of `scores_dir`, and CLIP scores of the metadata.
         scoring_model: the mixing model, `paper` or a file.
-        score: the column that orders examples; by default the mixed score of `scoring_model`, else
-            the first column.
+        score: the column that orders examples; None for the mixed score, or else the first column.
         repetition_penalties: alphas of Soft Cap Sampling to show draws against score for.
         max_rows: about how many examples of the pool to read scores and captions of.
         max_tars: the number of tars from which the examples with pictures are chosen.
@@ -90,14 +88,41 @@ def write_report(
     Raises:
         InputError: an input is wrong. No page is written then, and an older one stays.
     """
-    arguments = dict(locals())
-    _check_arguments(arguments)
-    num_workers = check_num_workers(num_workers)
+    arguments = {**locals(), "out": str(out)}
+    num_workers = _check_arguments(arguments)
     path = check_save_path(f"{out}/{PAGE}", "--out")
-    named = name_subsets(subsets)
-    arguments |= {"out": str(out), "subsets": named}
-    flags = arguments | {"subsets": None, "subset": list(named.values())}
-    check_outputs([Output("--out", path.parent, (PAGE,))], flags)
+    arguments["subsets"] = named = name_subsets(subsets)
+    _check_output(path, arguments)
+    page = _make_page(
+        named, metadata_dir=metadata_dir, scores_dir=scores_dir, shards_dir=shards_dir,
+        available=available, score_columns=score_columns, scoring_model=scoring_model, score=score,
+        repetition_penalties=repetition_penalties, max_rows=max_rows, max_tars=max_tars,
+        examples=examples, seed=seed, num_workers=num_workers, command=command or _call(arguments),
+    )  # fmt: skip
+    with atomic_write(path) as file:
+        file.write(page.encode())
+    return path
+
+
+def _make_page(
+    subsets: Mapping[str, str],
+    *,
+    metadata_dir: str,
+    scores_dir: str | None,
+    shards_dir: str | None,
+    available: str | None,
+    score_columns: Sequence[str] | None,
+    scoring_model: str | None,
+    score: str | None,
+    repetition_penalties: Sequence[float],
+    max_rows: int,
+    max_tars: int,
+    examples: int,
+    seed: int,
+    num_workers: int,
+    command: str,
+) -> str:
+    """Read the inputs and render the page; see `write_report`."""
     model = load_mixing_model(scoring_model) if scoring_model else None
     shards = open_shards(metadata_dir, "--metadata_dir", num_workers)
     keys = DownloadKeys(shards_dir, num_workers) if shards_dir else None
@@ -105,7 +130,7 @@ def write_report(
     if scores_dir:
         tables = open_shards(scores_dir, "--scores_dir", num_workers, recursive=True, keys=keys)
     names = list(score_columns or default_columns(shards, tables))
-    selections = read_selections(named, num_workers)
+    selections = read_selections(subsets, num_workers)
     images = read_available(available) if available else None
     tars = _list_tars(shards_dir) if shards_dir else None
     candidates = _candidates(tars, max_tars, seed, num_workers, shards_dir) if tars else None
@@ -125,16 +150,14 @@ def write_report(
         page["examples"] = _examples(candidates, sample, ranking, selections, examples, num_workers)
     if images is not None:
         images.check_unchanged()
-    files = [*named.values(), *filter(None, (scoring_model, available))]
-    page |= {"command": command or _call(arguments), "seed": seed, "versions": versions()}
+    files = [*subsets.values(), *filter(None, (scoring_model, available))]
+    page |= {"command": command, "seed": seed, "versions": versions()}
     page["inputs"] = _hashes(shards, tables, files, num_workers)
-    content = render(page)
-    with atomic_write(path) as file:
-        file.write(content.encode())
-    return path
+    return render(page)
 
 
-def _check_arguments(arguments: Mapping[str, Any]) -> None:
+def _check_arguments(arguments: Mapping[str, Any]) -> int:
+    """Check the numbers among the arguments of `write_report`; return that of threads."""
     for name in ("max_rows", "max_tars", "examples"):
         if arguments[name] < 1:
             raise InputError(f"--{name} is {arguments[name]}, wanted 1 or more")
@@ -144,6 +167,13 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
             f"--repetition_penalties {' '.join(f'{p:g}' for p in penalties)}: wanted at most "
             f"{sections.MOST_PENALTIES} numbers, each 0 or more"
         )
+    return check_num_workers(arguments["num_workers"])
+
+
+def _check_output(path: Path, arguments: Mapping[str, Any]) -> None:
+    """Raise InputError if the page would replace an input."""
+    flags = {**arguments, "subsets": None, "subset": list(arguments["subsets"].values())}
+    check_outputs([Output("--out", path.parent, (PAGE,))], flags)
 
 
 def _hashes(

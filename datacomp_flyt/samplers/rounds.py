@@ -68,15 +68,9 @@ def round_counts(
     # times are kept relative to a typical score, for a float's precision lies near zero
     origin = order_statistic(scores, len(scores) // 2)
     pool = ClockPool(scores, uids, repetition_penalty, num_samples, seed, origin)
-    sample = pool.sample()
-    share = len(sample) / len(pool)
-    first_round = share * min(batch_size, num_samples)
-    start, _ = search_log_time(sample, first_round / 4, first_round)
-    _, stop = search_log_time(sample, share * num_samples, 1.05 * share * num_samples + 1)
-    num_buckets = min(num_samples // max(batch_size // 2, _LEAST_IN_BUCKET) + 1, 1 << 14)
-
-    start = min(max(start, -_MOST), stop)  # the same number of rings has a first and a last time
+    start, stop = _expected_times(pool, batch_size, num_samples)
     width = stop - start
+    num_buckets = min(num_samples // max(batch_size // 2, _LEAST_IN_BUCKET) + 1, 1 << 14)
     spill_file, at_once = SpillFile(scores, _RAW), min(_AT_ONCE, len(pool) + num_samples)
     calendar = _Calendar(start, stop, num_buckets, spill_file, at_once)
     due = calendar.put_all(_first_timers(pool, -math.inf, stop, num_workers))
@@ -98,10 +92,7 @@ def round_counts(
         ringing, due = _earliest(due, wanted, repetition_penalty, uids)
         drawn += wanted
         bar.update(wanted)
-        ringing["rings"] += np.uint32(1)
-        residuals = _log_residuals(ringing, repetition_penalty) - ringing["log_rate"]
-        with np.errstate(over="ignore"):
-            ringing["time"] = np.logaddexp(ringing["time"].max(), residuals)
+        _restart(ringing, repetition_penalty)
         due = _concatenate([due, calendar.put(ringing)])
 
     bar.close()
@@ -129,6 +120,28 @@ def _write_counts(counts: NDArray[np.int32], parts: Iterable[Timers]) -> None:
         for chunk in chunks:
             rung = spill_file.get(chunk)
             counts[rung["example"]] = rung["rings"]
+
+
+def _expected_times(pool: ClockPool, batch_size: int, num_samples: int) -> tuple[float, float]:
+    """Return log times before the end of the first round, and after that of the last one.
+
+    Both are estimates by a sample of the clocks.
+    """
+    sample = pool.sample()
+    share = len(sample) / len(pool)
+    first_round = share * min(batch_size, num_samples)
+    start, _ = search_log_time(sample, first_round / 4, first_round)
+    _, stop = search_log_time(sample, share * num_samples, 1.05 * share * num_samples + 1)
+    # the same number of rings has a first and a last time
+    return min(max(start, -_MOST), stop), stop
+
+
+def _restart(ringing: Timers, penalty: float) -> None:
+    """Start the clocks of a round again at its end, in place: set their next rings."""
+    ringing["rings"] += np.uint32(1)
+    residuals = _log_residuals(ringing, penalty) - ringing["log_rate"]
+    with np.errstate(over="ignore"):
+        ringing["time"] = np.logaddexp(ringing["time"].max(), residuals)
 
 
 def _first_timers(pool: ClockPool, low: float, high: float, num_workers: int) -> Iterator[Timers]:

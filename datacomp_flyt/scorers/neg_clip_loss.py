@@ -74,16 +74,7 @@ class NegClipLoss(MetadataScorer):
             InputError: an argument is out of range, both or a checkpoint without a temperature are
                 given.
         """
-        if temperature_of is not None:
-            if temperature is not None:
-                raise InputError(
-                    f"--temperature {temperature} and --temperature_of {temperature_of} both set "
-                    "the temperature: give one of them"
-                )
-            from datacomp_flyt.clip.models import temperature_of as read_temperature
-
-            temperature = read_temperature(temperature_of, "--temperature_of")
-        temperature = TEMPERATURE if temperature is None else temperature
+        temperature = _read_temperature(temperature, temperature_of)
         for flag, value in (("batch_size", batch_size), ("num_partitions", num_partitions)):
             if value < 1:
                 raise InputError(f"--{flag} is {value}, wanted at least 1")
@@ -154,6 +145,20 @@ class NegClipLoss(MetadataScorer):
         if self.partial_batches:
             return np.split(order, range(self.batch_size, len(order), self.batch_size))
         return np.array_split(order, math.ceil(len(order) / self.batch_size))
+
+
+def _read_temperature(temperature: float | None, checkpoint: str | None) -> float:
+    """Return the temperature, that of a checkpoint, or the default."""
+    if checkpoint is None:
+        return TEMPERATURE if temperature is None else temperature
+    if temperature is not None:
+        raise InputError(
+            f"--temperature {temperature} and --temperature_of {checkpoint} both set the "
+            "temperature: give one of them"
+        )
+    from datacomp_flyt.clip.models import temperature_of
+
+    return temperature_of(checkpoint, "--temperature_of")
 
 
 def neg_clip_loss_of_batch(

@@ -261,7 +261,7 @@ class Run:
 
     @property
     def _can_embed_downstream(self) -> bool:
-        """Whether tars lie in the downstream folder itself, not in a folder for each task."""
+        """True if tars lie in the downstream folder itself, not in a folder for each task."""
         folder = self.downstream_dir
         flag = "--downstream_dir"
         return folder is not None and os.path.isdir(folder) and bool(tars_in(folder, flag))

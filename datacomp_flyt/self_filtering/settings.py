@@ -120,7 +120,7 @@ class Settings:
 
     @property
     def is_closed_loop(self) -> bool:
-        """Whether a scoring model is learned in each round."""
+        """True if a scoring model is learned in each round."""
         return self.selector != "self_filtering"
 
     @property

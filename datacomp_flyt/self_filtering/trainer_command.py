@@ -55,7 +55,7 @@ class TrainerCommand:
 
     @property
     def is_datacomp(self) -> bool:
-        """Whether it is DataComp's `train.py`."""
+        """True if the script is DataComp's `train.py`."""
         return os.path.basename(self.words[0]) == "train.py"
 
     def value_of(self, flag: str) -> str | None:

@@ -22,7 +22,7 @@ from tests.oracles.selection import UidPair, parse_uid, subset_array
 
 
 class Outcome(NamedTuple):
-    """How a command ended."""
+    """The exit code and the output of a command."""
 
     code: int
     stdout: str

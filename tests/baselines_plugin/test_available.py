@@ -69,7 +69,7 @@ def of_status(jobs: tuple[Job, Job, Path], tmp_path_factory: pytest.TempPathFact
 
 
 def said_of(text: str) -> list[str]:
-    """What is said but for places and how many rows there are in which files."""
+    """Return the lines of a log, without the paths and row counts of the files."""
     lines = re.sub(r"an image and |\(the pool lists .*", "", text).splitlines()
     return [line for line in lines if not re.match("leaving out .* of|the pool lists|column", line)]
 

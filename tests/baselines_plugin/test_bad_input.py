@@ -349,7 +349,7 @@ def test_scoring_models_at_fault(
 
 
 def test_the_good_job_is_not_refused(job: Job) -> None:
-    """What the tables above spoil."""
+    """The job that the tables above spoil runs with each kind of flags."""
     for flags in (SCS, M_FLYT, STANDARDIZED, IN_SUM, (*HCS, "--frequency_limit", 2)):
         job.select(*flags)
         assert len(np.load(job.save_path)) == 200

@@ -39,7 +39,7 @@ RAW_CLIP = POOL.metadata[CLIP].tolist()
 
 
 def counted(flags: tuple[object, ...], scores: list[float], seed: int = 0) -> np.ndarray:
-    """What the samplers say of the oracle's scores."""
+    """Return the samplers' counts for the oracle's scores."""
     options = dict(zip(flags[::2], flags[1::2], strict=True))
     sampling, draws = options["--sampling"], options.get("--num_samples")
     array = np.array(scores)

@@ -142,7 +142,7 @@ def test_another_sampling_of_the_same_folder(
 
 
 def test_columns_in_another_order(whole: Job, tmp_path: Path) -> None:
-    """What the first stage reads and what the second reads is not mixed up."""
+    """The columns of the two stages are not mixed up."""
     for names in (("FLYT", "DFN-FT"), ("DFN-FT", "FLYT")):
         flags = (*TWO_STAGE, "--score_columns", *names)
         wanted = outputs(whole, tmp_path / "memory", *flags)

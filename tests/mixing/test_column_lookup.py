@@ -1,4 +1,4 @@
-"""Which table a column is read from, what is said of it, and names that are refused."""
+"""Tests of the table that a column is read from, the message on it, and refused names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def columns_of(job: Job, drop: bool = False) -> Columns:
 
 
 def refused(*words: object) -> str:
-    """What a command of ours says on stderr before it ends with exit code 2."""
+    """Return the stderr of a command that ends with exit code 2."""
     stderr = io.StringIO()
     with (
         contextlib.redirect_stderr(stderr),

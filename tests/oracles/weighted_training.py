@@ -42,7 +42,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class WeightedBatch:
-    """What a step is made of over all ranks: images [B, 3, H, W], tokens [B, L], weights [B]."""
+    """The batch of all ranks: images [B, 3, H, W], tokens [B, L], weights [B]."""
 
     images: Tensor
     texts: Tensor

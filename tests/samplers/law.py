@@ -33,7 +33,7 @@ def random_uids(num_examples: int, rng: np.random.Generator) -> npt.NDArray[Any]
 
 
 def tally(sampler: Sampler, trials: Iterable[int]) -> Counter[Counts]:
-    """How often each count vector comes out, over one call of ``sampler`` per trial."""
+    """Count the results of ``sampler``, count vectors, over one call per trial."""
     return Counter(tuple(int(count) for count in sampler(trial)) for trial in trials)
 
 

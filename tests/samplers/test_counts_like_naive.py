@@ -31,7 +31,7 @@ UIDS = random_uids(NUM_EXAMPLES, POOL_RNG)
 
 
 def figures(counts: npt.NDArray[Any], scores: npt.NDArray[Any]) -> dict[str, float]:
-    """What is compared: the histogram of repetitions, the mean by score decile, the extremes."""
+    """Return the compared figures: repetitions, the mean by score decile, the extremes."""
     repetitions = np.bincount(np.minimum(counts, 10), minlength=11)
     # The lowest decile is hardly ever drawn; with the next two it has draws enough for a t-test.
     best_first = counts[np.argsort(-scores)]

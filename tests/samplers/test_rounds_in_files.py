@@ -44,7 +44,7 @@ def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def peak_of(function: Callable[[], np.ndarray]) -> tuple[np.ndarray, int]:
-    """What it gives, and the most bytes that it had in memory."""
+    """Return the function's result, and its peak memory in bytes."""
     tracemalloc.start()
     try:
         return function(), tracemalloc.get_traced_memory()[1]

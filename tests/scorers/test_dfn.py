@@ -206,7 +206,7 @@ def test_a_note_on_weights_of_the_other_activation(
 
 
 def test_open_clips_own_weights_of_vit_b_32() -> None:
-    """What the note rests on: the two configurations, and how OpenAI's tag is described."""
+    """open_clip describes the configurations and OpenAI's tag as the note says."""
     assert open_clip.pretrained.get_pretrained_cfg("ViT-B-32", "openai")["quick_gelu"]
     assert ClipEncoder("ViT-B-32", "openai")._trained_with() == "QuickGELU"
     assert not open_clip.get_model_config("ViT-B-32").get("quick_gelu", False)

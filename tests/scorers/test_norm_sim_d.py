@@ -19,7 +19,7 @@ from tests.scorers.made_pairs import leaning, pairs, unit
 
 
 class CountingEngine(InlineEngine):
-    """How many passes over the pool there were."""
+    """An engine that counts the passes over the pool."""
 
     passes = 0
 

@@ -47,8 +47,7 @@ def score(
     Args:
         scorer: the name of a scorer, as in `--scorer`, or a scorer.
         scores_dir: a local folder; it gets one folder for each column.
-        metadata_dir: the pool, for scorers of metadata and npz: a folder of parquet, local or in
-            cloud storage.
+        metadata_dir: the pool, for scorers of metadata and npz: a local or cloud folder of parquet.
         shards_dir: the pool's tars, for scorers of images: a folder, or a pattern with braces.
         manifest: a file made by `datacomp-flyt manifest`; the pool must have the files it lists.
         column: the name of the score column, for scorers with one column; None for the published
@@ -70,6 +69,46 @@ def score(
     """
     given = {"metadata_dir": metadata_dir, "shards_dir": shards_dir, "scores_dir": scores_dir}
     paths = {name: None if path is None else str(path) for name, path in given.items()}
+    scorer, name, tables, pool = _prepare(scorer, options, paths, manifest, column)
+    with (
+        lock_outputs(f"{scores_dir}/{scorer.columns[0]}"),
+        make_engine(
+            engine, ray_address=ray_address, num_workers=num_workers, device=device,
+            retries=retries, uses_gpu=scorer.uses_gpu,
+        ) as workers,
+    ):  # fmt: skip
+        report = score_pool(
+            scorer, name, pool.shards, tables, workers,
+            retries=retries, num_rows=pool.num_rows, source=pool.source, check=pool.check,
+        )  # fmt: skip
+    _say(report, scorer.settings.get("renormalize") is False)
+    return report
+
+
+class _Shards(NamedTuple):
+    """The shards of a pool by name, their rows if known, their source, and a check of one shard.
+
+    The check raises InputError if the shard has changed.
+    """
+
+    shards: dict[str, Any]
+    num_rows: dict[str, int] | None
+    source: str
+    check: Callable[[str], None]
+
+
+def _prepare(
+    scorer: str | Scorer,
+    options: dict[str, Any],
+    paths: dict[str, str | None],
+    manifest: str | Path | None,
+    column: str | None,
+) -> tuple[Scorer, str, Path, _Shards]:
+    """Check the arguments of `score`.
+
+    Returns:
+        the scorer, its name, the folder of all score tables, and the shards of the pool.
+    """
     if column is not None:
         _check_column(column)
     if isinstance(scorer, Scorer):
@@ -83,7 +122,7 @@ def score(
         scorer = _make(name, options, {**paths, "column": column})
     if column is not None:
         _rename(scorer, name, column)
-    folder = f"{scores_dir}/{scorer.columns[0]}"
+    folder = f"{paths['scores_dir']}/{scorer.columns[0]}"
     tables = check_save_path(f"{folder}/{SETTINGS_FILE}", "--scores_dir").parents[1]
     written = Output("--scores_dir", Path(folder), ("*.parquet", SETTINGS_FILE), whole=True)
     check_outputs([written], flags)
@@ -96,19 +135,7 @@ def score(
         pool.check(shard)
         unchanged()
 
-    with (
-        lock_outputs(folder),
-        make_engine(
-            engine, ray_address=ray_address, num_workers=num_workers, device=device,
-            retries=retries, uses_gpu=scorer.uses_gpu,
-        ) as workers,
-    ):  # fmt: skip
-        report = score_pool(
-            scorer, name, pool.shards, tables, workers,
-            retries=retries, num_rows=pool.num_rows, source=absolute_path(str(source)), check=check,
-        )  # fmt: skip
-    _say(report, scorer.settings.get("renormalize") is False)
-    return report
+    return scorer, name, tables, pool._replace(check=check)
 
 
 def _make(name: str, options: dict[str, Any], given: dict[str, Any]) -> Scorer:
@@ -139,14 +166,6 @@ def _check_column(name: str) -> None:
         )
 
 
-class _Shards(NamedTuple):
-    """The shards of a pool by name, their rows if known, and the check that one is unchanged."""
-
-    shards: dict[str, Any]
-    num_rows: dict[str, int] | None
-    check: Callable[[str], None]
-
-
 def _metadata(folder: str | None, scorer: str, manifest: str | Path | None) -> _Shards:
     if folder is None:
         raise InputError(f"--scorer {scorer} wants --metadata_dir: the pool's parquet and npz")
@@ -156,7 +175,7 @@ def _metadata(folder: str | None, scorer: str, manifest: str | Path | None) -> _
     shards_by_name([shard.path for shard in shards], "--metadata_dir")
     named = {shard_name(shard.path): shard for shard in shards}
     num_rows = {name: shard.num_rows for name, shard in named.items()}
-    return _Shards(named, num_rows, lambda name: check_shards([named[name]]))
+    return _Shards(named, num_rows, absolute_path(folder), lambda name: check_shards([named[name]]))
 
 
 def _tars(folder: str | None, scorer: str, manifest: str | Path | None) -> _Shards:
@@ -169,7 +188,7 @@ def _tars(folder: str | None, scorer: str, manifest: str | Path | None) -> _Shar
         check_against(str(manifest), folder, "--shards_dir")
     require_webdataset()
     named = shards_by_name(list_shards(folder, "--shards_dir"), "--shards_dir")
-    return _Shards(named, None, watch_tars(named))
+    return _Shards(named, None, absolute_path(folder), watch_tars(named))
 
 
 def _say(report: ScoreReport, can_renormalize: bool) -> None:

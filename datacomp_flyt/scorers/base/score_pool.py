@@ -94,24 +94,12 @@ def score_pool(
             or no row of any shard has a score.
     """
     folder = scores_dir / scorer.columns[0]
-    settings = {"scorer": name, "columns": scorer.columns, "pool": source, **scorer.settings}
-    if isinstance(scorer, PoolScorer):  # its statistic is of these shards and no others
-        known = json.dumps(dict(num_rows or {}) or sorted(shards), sort_keys=True)
-        settings["shards"] = hashlib.sha256(known.encode()).hexdigest()
+    settings = _settings(scorer, name, shards, num_rows, source)
     check_settings(folder, settings, "choose another --scores_dir or --column")
     remove_unfinished(folder)
     left = {shard: shards[shard] for shard in sorted(shards) if not _done(scorer, folder, shard)}
     report = ScoreReport(folder, scorer.columns, num_finished_before=len(shards) - len(left))
-
-    def run(
-        make: TaskFactory, items: Mapping[str, Any], keep: Keep, label: str
-    ) -> dict[str, Exception]:
-        def keep_unless_changed(shard: str, result: Any) -> int:
-            check(shard)
-            return keep(shard, result)
-
-        return run_shards(engine, make, items, keep_unless_changed, retries, label, num_rows)
-
+    run = _make_run(engine, retries, num_rows, check)
     state = PoolState({}, {}, final=True)
     if left and isinstance(scorer, PoolScorer):
         state, report.failed = _run_passes(scorer, name, folder, shards, run)
@@ -135,6 +123,41 @@ def score_pool(
     if isinstance(scorer, PoolScorer) and not report.failed:
         Passes(folder).remove()
     return report
+
+
+def _settings(
+    scorer: Scorer,
+    name: str,
+    shards: Mapping[str, Any],
+    num_rows: Mapping[str, int] | None,
+    source: str,
+) -> dict[str, Any]:
+    """Return the settings that the scores of a folder have in common."""
+    settings = {"scorer": name, "columns": scorer.columns, "pool": source, **scorer.settings}
+    if isinstance(scorer, PoolScorer):  # its statistic is of these shards and no others
+        known = json.dumps(dict(num_rows or {}) or sorted(shards), sort_keys=True)
+        settings["shards"] = hashlib.sha256(known.encode()).hexdigest()
+    return settings
+
+
+def _make_run(
+    engine: Engine,
+    retries: int,
+    num_rows: Mapping[str, int] | None,
+    check: Callable[[str], None],
+) -> Run:
+    """Return a function that runs a task over shards, and keeps results of unchanged ones."""
+
+    def run(
+        make: TaskFactory, items: Mapping[str, Any], keep: Keep, label: str
+    ) -> dict[str, Exception]:
+        def keep_unless_changed(shard: str, result: Any) -> int:
+            check(shard)
+            return keep(shard, result)
+
+        return run_shards(engine, make, items, keep_unless_changed, retries, label, num_rows)
+
+    return run
 
 
 def _done(scorer: Scorer, folder: Path, shard: str) -> bool:

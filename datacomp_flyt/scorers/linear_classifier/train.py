@@ -31,7 +31,11 @@ from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.progress import Progress
 from datacomp_flyt.scorers.linear_classifier.classifier_file import LinearModel, save_classifier
-from datacomp_flyt.scorers.linear_classifier.training_rows import RandomRows, find_embeddings
+from datacomp_flyt.scorers.linear_classifier.training_rows import (
+    EmbeddingFile,
+    RandomRows,
+    find_embeddings,
+)
 from datacomp_flyt.streams import say
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
@@ -140,26 +144,13 @@ def train_classifier(
     """
     settings = TrainingSettings(steps, batch_size, lr, warmup)
     settings.check()
-    if buffer_rows < batch_size:
-        raise InputError(
-            f"--buffer_rows {buffer_rows} is less than --batch_size {batch_size}: give many times "
-            "more"
-        )
-    if seed < 0:
-        raise InputError(f"--seed {seed} is negative: give 0 or more")
-    if not str(out).endswith(".safetensors"):
-        raise InputError(f"--out {out} is not a .safetensors file: name one")
+    _check_arguments(buffer_rows, batch_size, seed, str(out))
     path = check_save_path(str(out), "--out")
     sources = {"positives": list(map(str, positives)), "negatives": list(map(str, negatives))}
     check_outputs([Output("--out", path)], {**sources, "positive_uids": positive_uids})
     subset = read_subset(positive_uids)[0] if positive_uids else None
     files = {name: find_embeddings(paths, arrays, f"--{name}") for name, paths in sources.items()}
-    first, second = files["positives"][0], files["negatives"][0]
-    if first.width != second.width:
-        raise InputError(
-            f"--positives {first.path} has embeddings of width {first.width} and --negatives "
-            f"{second.path} of {second.width}: take those of one model"
-        )
+    _check_widths(files["positives"][0], files["negatives"][0])
     # one random stream for each class, so that reading one does not change the other
     rows = {
         name: RandomRows(
@@ -176,6 +167,27 @@ def train_classifier(
     save_classifier(trained.model, path)
     _say(trained, rows, path)
     return trained
+
+
+def _check_arguments(buffer_rows: int, batch_size: int, seed: int, out: str) -> None:
+    if buffer_rows < batch_size:
+        raise InputError(
+            f"--buffer_rows {buffer_rows} is less than --batch_size {batch_size}: give many times "
+            "more"
+        )
+    if seed < 0:
+        raise InputError(f"--seed {seed} is negative: give 0 or more")
+    if not out.endswith(".safetensors"):
+        raise InputError(f"--out {out} is not a .safetensors file: name one")
+
+
+def _check_widths(first: EmbeddingFile, second: EmbeddingFile) -> None:
+    """Raise InputError unless positives and negatives have embeddings of one width."""
+    if first.width != second.width:
+        raise InputError(
+            f"--positives {first.path} has embeddings of width {first.width} and --negatives "
+            f"{second.path} of {second.width}: take those of one model"
+        )
 
 
 def _say(trained: TrainedClassifier, rows: dict[str, RandomRows], path: Path) -> None:

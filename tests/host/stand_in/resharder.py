@@ -32,7 +32,7 @@ def read_samples(shard: Path) -> Iterator[dict[str, bytes]]:
 
 
 def copies(subset: np.ndarray, uid: str) -> int:
-    """How often the sorted subset (u8,u8) holds this uid."""
+    """Count a uid in the sorted subset (u8,u8)."""
     wanted = np.array([(int(uid[:16], 16), int(uid[16:], 16))], subset.dtype)
     first, end = (np.searchsorted(subset, wanted, side)[0] for side in ("left", "right"))
     return int(end - first)

@@ -115,7 +115,7 @@ def test_distances_and_angles_at_the_origin(r: float, turn: float, s: float, c: 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_points_that_coincide(dtype: torch.dtype) -> None:
-    """Where the public code's acosh gets less than 1 and gives NaN."""
+    """Equal points have distance 0 and finite entailment; the public code's acosh gives NaN."""
     v = made_vectors(2000, 768, 3, 0.05).to(dtype)
     x = exponential_map(v, C)
     again = exponential_map(v.clone(), C)

@@ -71,7 +71,7 @@ def write_report(
         scores_dir: a local or cloud folder of score tables.
         shards_dir: the pool's tars, for pictures.
         available: a list of the images at hand, as `datacomp-flyt available` writes it.
-        score_columns: the scores to show; None for all of `scores_dir` and the metadata's CLIP scores.
+        score_columns: the scores to show; None for all of `scores_dir` and CLIP scores of the pool.
         scoring_model: the mixing model, `paper` or a file.
         score: the column that orders examples; None for the mixed score, or else the first column.
         repetition_penalties: alphas of Soft Cap Sampling to show draws against score for.

@@ -152,13 +152,15 @@ class ParquetShard:
         """Read some columns in batches of at most 262,144 rows.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: the file is damaged, or has a column not at all or twice.
         """
         row = 0
         with readable(self.path, *_PARQUET), _open(self.fs, self.path, self.version()) as file:
             for column in columns:
-                if file.schema_arrow.names.count(column) > 1:
+                if (times := file.schema_arrow.names.count(column)) > 1:
                     raise InputError(f"{self.path} has column {column!r} twice: take one out")
+                if not times:
+                    raise InputError(f"{self.path} has no column {column!r}: add it")
             for batch in file.iter_batches(_BATCH, columns=list(columns), use_threads=False):
                 arrays = [batch.column(batch.schema.get_field_index(column)) for column in columns]
                 row += batch.num_rows

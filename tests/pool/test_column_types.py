@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.score_values import fits_float32, is_number, to_float32, to_floats
 from tests.baselines_plugin.job import Job, in_process
-from tests.conftest import make_pool, take, write_parquet
+from tests.conftest import make_pool, refusal, take, write_parquet
 
 OLD_PYARROW = int(pa.__version__.split(".")[0]) < 15  # cannot write float16 and durations
 
@@ -317,6 +318,12 @@ def test_a_name_twice_in_a_file(tmp_path: Path, second: Any) -> None:
     code, _, stderr = in_process(*job.flags(*SCS))
     assert code == 2
     assert f"{job.scores / 'part-00000.parquet'} has column 'vit-l-14'" in stderr
+
+
+def test_a_scorer_that_asks_for_a_missing_column(tmp_path: Path) -> None:
+    job = job_with(tmp_path, VALUES)
+    (shard,) = open_shards(str(job.scores), "--scores_dir", 1)
+    assert "has no column 'nope'" in refusal(lambda: list(shard.rows(("uid", "nope"))))
 
 
 @pytest.mark.skipif(OLD_PYARROW, reason="cannot write float16")

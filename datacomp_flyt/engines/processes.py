@@ -122,7 +122,7 @@ def _work(pipe: connection.Connection[Any, Any], device: str) -> None:
     threading.Thread(target=_end_with_driver, daemon=True).start()
     runner = TaskRunner()
     with contextlib.suppress(EOFError, OSError):
-        # the runner unpickles, so that a failure to unpickle is an answer too
+        # the runner unpickles, so an error in unpickling is sent back as an answer
         pipe.send_bytes(runner.load(functools.partial(unpack, pipe.recv_bytes()), device))
         while True:
             pipe.send_bytes(runner.call(functools.partial(unpack, pipe.recv_bytes())))

@@ -32,8 +32,9 @@ def run_shards(
         make: the factory of the function, see `TaskFactory`; the function gets (name, item).
         items: the items by the name of their shard.
         write: called with name and result as they come; returns the number of rows written.
-        retries: the number of retries of a failed shard, after all others and a pause. A shard
-            whose content is wrong (`InputError` other than `ReadError`) is not retried.
+        retries: the number of times that a failed shard is retried. A retry comes after the other
+            shards have been tried, and after a pause unless only workers were lost. A shard whose
+            content is wrong (`InputError` other than `ReadError`) is not retried.
         label: the label of the progress bar.
         num_rows: the rows of each shard, to show rows/s; None if they are not known beforehand.
         give_up: raise the first error that is not retried.

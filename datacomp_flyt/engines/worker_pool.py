@@ -16,7 +16,7 @@ from datacomp_flyt.engines.engine import Outcome, T, TaskFactory, WorkerLost
 from datacomp_flyt.engines.messages import pack, unpack
 from datacomp_flyt.errors import InputError
 
-START_ATTEMPTS = 3  # workers of a slot that may end in `make`, until the slot is given up
+START_ATTEMPTS = 3  # a slot is given up after this many workers in a row ended while loading
 _THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in _THREADS}
 """The environment of a CPU worker, which these libraries read when they are loaded."""
@@ -40,7 +40,7 @@ class TaskRunner:
 
     def _load(self, make: Callable[[], TaskFactory], device: str) -> None:
         self._function = make()(device)
-        if device == "cpu" and "torch" in sys.modules:  # a library may have raised it
+        if device == "cpu" and "torch" in sys.modules:  # an imported library may have raised it
             sys.modules["torch"].set_num_threads(1)
 
 
@@ -75,10 +75,11 @@ class WorkerPool(ABC, Generic[W]):
 
 
 def run_tasks(pool: WorkerPool[W], items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
-    """Run `Engine.run` with the workers of a pool, and close the pool at the end.
+    """Implement `Engine.run` on a `WorkerPool`, and close the pool at the end.
 
     Raises:
-        InputError: `make` raised it, or every worker was lost before it finished `make`.
+        InputError: every worker was lost before it finished `make`.
+        Exception: `make` raised it; it can be of any type.
     """
     pending = deque(items)
     free_slots = deque(range(pool.slots))

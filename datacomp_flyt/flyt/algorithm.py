@@ -7,7 +7,7 @@
 `metagradient` computes θ⁺ and ∂L_down/∂w. This module adds the softmax and its Jacobian, the
 optimizers, and what is logged and saved.
 
-Legend: B upstream batch, b rows of it on this rank, B' downstream batch, K classes, ζ [b, k]
+Legend: B upstream batch, b rows of it on this rank, B' downstream batch, K classes, ζ [b, F]
 features of the upstream rows, φ parameters of the scoring model, θ of the reference model.
 """
 
@@ -50,8 +50,8 @@ class Algorithm:
     clamped to open_clip's [0, ln 100] (the public code clamps it to [2, ln 100]; the paper gives no
     bounds).
 
-    The optimizer state of a frozen reference model advances, too. Without moments, Adam's update is
-    the sign of the gradient, whose derivative is almost 0. For the same reason, ∂L_down/∂w of the
+    Even a frozen reference model needs Adam moments, so its optimizer state advances. Without them
+    the update is sign(g), whose derivative is almost 0. For the same reason, ∂L_down/∂w of the
     first step depends on entries of the gradient near 0, which 16-bit arithmetic does not resolve.
     In bf16 and amp the scoring model therefore skips the first step; otherwise its moments would
     hold that noise for about a hundred steps.
@@ -158,7 +158,7 @@ class Algorithm:
         return self._metrics(metagradient, log_weights, step)
 
     def _features(self, upstream: UpstreamBatch) -> tuple[Tensor, Embedding | None]:
-        """Return ζ [b, k], and the extractor's embedding if the extractor is trained."""
+        """Return ζ [b, F], and the extractor's embedding if the extractor is trained."""
         if self.extractor is None:
             if upstream.features is None:
                 raise InputError("the upstream data brings no features: give --scores_dir")
@@ -236,6 +236,7 @@ class Algorithm:
         """Update φ, θ with its optimizer state, and the learned temperature."""
         for group in self.scoring_optimizer.param_groups:
             group["lr"] = self._learning_rate(self.config.scoring_lr, step)
+        # under autocast the first step's gradient is noise
         if self.state.step or self.towers.autocast is None:
             self.scoring_optimizer.step()
         self.state = self.optimizer.next_state(metagradient.grads, self.state)

@@ -76,8 +76,8 @@ class LookaheadAdamW:
 
     Where s⁺ = 0, both g and s are 0, as for the embedding of a token that has not occurred yet. The
     square root has no derivative there, and 0 is taken for it. This gives
-    ∂θ⁺/∂g = -lr (1 - β1) / (c1 eps), which is exact for m = 0. FLYT's public code does not update
-    such entries and takes 0 for ∂θ⁺/∂g.
+    ∂θ⁺/∂g = -lr (1 - β1) / (c1 eps). It is exact for m = 0, where the derivative of the root would
+    be multiplied by m⁺ = 0. FLYT's public code does not update such entries and takes 0 for ∂θ⁺/∂g.
 
     Attributes:
         betas: β1 and β2.

@@ -13,7 +13,7 @@ the stepped model, Eq. 2, is differentiated with respect to the weights w of tha
 With f_i the embeddings of upstream example i, J_i their Jacobian with respect to θ, and
 u_i = J_i v,
 
-    <g, v> = sum_i (∂ℓ_WCL(f_1:B, w) / ∂f_i) u_i
+    <g, v> = sum_i (∂ℓ_WCL(f_1:B, w) / ∂f_i) u_i,        a row vector times a column vector.
 
 The paper obtains u_i as the derivative of f_{θ + ηv}(z_i) with respect to η at η = 0. Neither f_i
 nor u_i depends on w. So `Towers.tangent` computes u_i once, without a graph, and only the loss of
@@ -88,7 +88,7 @@ class Metagradient:
         upstream_loss: L_up at θ [].
         downstream_loss: L_down at θ⁺ [].
         logit_scale_gradient: ∂L_down/∂τ_DS [].
-        finite: true if all of the above is finite; the same on all ranks.
+        finite: true if g, v, both losses and ∂L_down/∂w are finite; the same on all ranks.
     """
 
     weight_gradient: Tensor

@@ -108,7 +108,7 @@ class Towers:
     def features(
         self, params: Tensors, images: Tensor, texts: Tensor, rounded: bool = True
     ) -> Features:
-        """Compute embeddings without a graph. `rounded`: under autocast, if it is set."""
+        """Compute embeddings without a graph; under autocast if `rounded` and `autocast` is set."""
         with torch.no_grad():
             parts = [
                 torch.cat([self._tower(params, chunk, rounded) for chunk in self._split(inputs)])

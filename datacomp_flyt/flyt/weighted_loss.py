@@ -3,9 +3,9 @@
 Each function sums over some rows of the batch; row i stands for image i and text i. The results of
 a partition of the rows, on one rank or on many, add up to the result of the batch.
 
-Legend: B upstream batch, b rows of it, D embedding, u_i and v_j image and text embeddings (or text
+Legend: B upstream batch, b rows of it, D embedding, x_i and y_j image and text embeddings (or text
 and image embeddings), τ logit scale (exponentiated, as open_clip's ClipLoss takes it), w weights,
-a_ij = τ <u_i, v_j> logits, Z_i = sum_j w_j exp(a_ij), p_ij = w_j exp(a_ij) / Z_i.
+a_ij = τ <x_i, y_j> logits, Z_i = sum_j w_j exp(a_ij), p_ij = w_j exp(a_ij) / Z_i.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def weight_gradient_along(
 ) -> Tensor:
     """Compute ∂/∂w of the directional derivative of the weighted CLIP loss (Appendix A).
 
-    If the features move along the tangents u_i, the loss changes at the rate <g, v>. Write a'_ij
-    for the derivative of the logits along the tangents, and E_i = sum_j p_ij a'_ij. Then the rate
-    is sum_i w_i (E_i - a'_ii) / 2 plus the same with images and texts exchanged, and
+    If the features move along `tangents`, the loss changes at the rate <g, v> (see `metagradient`).
+    Write a'_ij for the derivative of the logits along the tangents, and E_i = sum_j p_ij a'_ij.
+    Then the rate is sum_i w_i (E_i - a'_ii) / 2 plus the same with images and texts exchanged, and
 
         ∂/∂w_k = (E_k - a'_kk + sum_i w_i exp(a_ik) / Z_i (a'_ik - E_i)) / 2 + ...
 
@@ -76,7 +76,7 @@ def weight_gradient_along(
         features: image features [B, D], text features [B, D], τ [].
         tangents: derivatives of the features along the direction, of the same shapes.
         log_weights: log w [B].
-        rows: the sum over i, and the first two terms of k, are restricted to these rows.
+        rows: only these rows i are summed, and only these rows k get the terms E_k - a'_kk.
 
     Returns:
         [B]; the results of a partition of the rows add up to the whole derivative.
@@ -89,13 +89,13 @@ def weight_gradient_along(
         start, stop, _ = rows.indices(len(images))
         for first in range(start, stop, _BLOCK):
             block = slice(first, min(first + _BLOCK, stop))
-            for u, v, du, dv in (
+            for x, y, dx, dy in (
                 (images, texts, image_tangents, text_tangents),
                 (texts, images, text_tangents, image_tangents),
             ):
-                cosines = u[block] @ v.T
+                cosines = x[block] @ y.T
                 logits = logit_scale * cosines
-                slopes = logit_scale * (du[block] @ v.T + u[block] @ dv.T) + scale_tangent * cosines
+                slopes = logit_scale * (dx[block] @ y.T + x[block] @ dy.T) + scale_tangent * cosines
                 gradient += _weight_gradient(logits, slopes, log_weights, block)
     return gradient / 2
 
@@ -106,10 +106,10 @@ def full_precision(tensor: Tensor) -> Tensor:
 
 
 def _contrast(
-    u: Tensor, v: Tensor, logit_scale: Tensor, log_weights: Tensor, rows: slice
+    x: Tensor, y: Tensor, logit_scale: Tensor, log_weights: Tensor, rows: slice
 ) -> Tensor:
     """Compute ℓ_contrast of Eq. 3 for some rows: sum_i -w_i log(w_i exp(a_ii) / Z_i)."""
-    logits = logit_scale * u[rows] @ v.T
+    logits = logit_scale * x[rows] @ y.T
     log_normalizers = torch.logsumexp(logits + log_weights, dim=1)
     own = log_weights[rows]
     finite = own.masked_fill(own == -torch.inf, 0.0)  # otherwise 0 * log 0 is NaN
@@ -118,7 +118,7 @@ def _contrast(
 
 
 def _weight_gradient(logits: Tensor, slopes: Tensor, log_weights: Tensor, rows: slice) -> Tensor:
-    """Compute one of the two terms of `weight_gradient_along`, times 2; `slopes` is a' [b, B]."""
+    """Compute the bracket of `weight_gradient_along` for one order of the towers; `slopes`: a'."""
     weighted = logits + log_weights
     log_normalizers = torch.logsumexp(weighted, dim=1, keepdim=True)
     means = ((weighted - log_normalizers).exp() * slopes).sum(1, keepdim=True)

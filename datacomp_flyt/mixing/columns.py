@@ -24,8 +24,8 @@ class Columns:
     """A pool's score columns, found by name. Score tables take precedence over the metadata.
 
     DataComp's metadata holds the CLIP scores that FLYT calls vit-b-32 and vit-l-14: they are
-    found under those names too. If a table has a name, that column is read, whatever its type: a
-    column that is not numeric is refused, never replaced by the metadata's.
+    found under those names too. The first table with the column is used; if its column is not
+    numeric, that is an error.
 
     Attributes:
         pool: the examples that columns are joined to.
@@ -41,7 +41,7 @@ class Columns:
         num_workers: int,
         allow_partial: bool,
         drop_nonfinite: bool,
-        say: bool = True,
+        announce: bool = True,
         *,
         keys: DownloadKeys | None = None,
         single_use: bool = False,
@@ -54,12 +54,12 @@ class Columns:
             num_workers: threads.
             allow_partial: accept examples without a score.
             drop_nonfinite: accept examples with a score that is NaN, infinite or null.
-            say: print the files that each column is read from.
+            announce: print the files that each column is read from.
             keys: looks up the uids of score tables that have img2dataset's keys instead.
             single_use: free the memory that reading needs (4 bytes an example) once `uids` is
                 called; no column can be read after that.
         """
-        self._say, self._said = say, set[str]()
+        self._announce, self._announced = announce, set[str]()
         self.pool, self.num_workers, self.drop_nonfinite = pool, num_workers, drop_nonfinite
         self._allow_partial, self._single_use, self._released = allow_partial, single_use, False
         self._tables: list[ScoreTable] = []
@@ -106,7 +106,7 @@ class Columns:
         Args:
             names: published names, or others.
             allow_missing: accept that some of several names do not exist.
-            otherwise: the message's alternative to adding a missing column.
+            otherwise: what the error suggests besides adding the column.
 
         Raises:
             InputError: a column is missing and that is not allowed, or all are missing; a column is
@@ -159,7 +159,7 @@ class Columns:
             yield next(readers[id(table)])
 
     def each_time(self, names: Sequence[str]) -> Iterable[NDArray[np.floating]]:
-        """The columns, which every iteration reads again."""
+        """Return an iterable that reads the columns anew each time."""
         return _EachTime(self, tuple(names))
 
     def _sources(self, names: Sequence[str]) -> list[Source]:
@@ -169,8 +169,8 @@ class Columns:
             source = self._locate(name)
             assert source is not None, "find() comes before read()"
             sources.append(source)
-            if self._say and name not in self._said:
-                self._said.add(name)
+            if self._announce and name not in self._announced:
+                self._announced.add(name)
                 say(source[0].describe(source[1], name))
         return sources
 
@@ -194,7 +194,7 @@ class Columns:
             self.pool.available.check_unchanged()
 
     def uids(self) -> NDArray[np.void]:
-        """Uids [M] in the order of the columns; of a pool in files, once these have been read."""
+        """Uids [M] in the order of the columns; for a `FilePool`, call after reading columns."""
         if self._single_use:
             self._released = True
             self.pool.positions.clear()
@@ -204,7 +204,7 @@ class Columns:
         """Return the first table that has a column of this name, or of the metadata's name for it.
 
         Raises:
-            InputError: a table of higher precedence has a name that differs in spelling only.
+            InputError: an earlier table has a similarly spelled column.
         """
         spelled = None
         names = [name, METADATA_COLUMN_OF[name]] if name in METADATA_COLUMN_OF else [name]

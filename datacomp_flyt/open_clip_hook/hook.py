@@ -40,7 +40,7 @@ from datacomp_flyt.pool.available import read_available
 
 
 class Hook:
-    """The replacements of the trainer's functions. Made by `install_hook`."""
+    """The hook: installs and removes itself, and tells whether the trainer has used it."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Hook:
             setattr(main, maker, self._make_loss)
 
     def remove(self) -> None:
-        """Restore the trainer's functions, and unlock the folder of the run."""
+        """Restore the trainer's functions and release the run's lock."""
         self._lock.close()
         for (module, name), function in self._stock.items():
             setattr(module, name, function)
@@ -114,8 +114,7 @@ class Hook:
     ) -> dict[str, Any]:
         """Return the trainer's data, with the training data read through the hook.
 
-        Training and evaluation data are made by two calls, since one call gives both the same
-        tokenizer.
+        Training and evaluation data are made in two calls, because one call uses one tokenizer.
         """
         make = self._stock[self.trainer.main, "get_data"]
         if not args.train_data and not args.dataset_type.startswith("synthetic"):
@@ -183,8 +182,8 @@ class Hook:
     def _fit_epoch(self, args: Namespace, samples: int | None) -> None:
         """Set the length of an epoch to the subset's samples in the tars, unless the user set it.
 
-        If their number is not known, the length is that of the subset. The trainer would use the
-        size of the pool.
+        If their number is not known, the length is that of the subset. Without this, the trainer
+        would use the pool's length.
         """
         assert self._subset is not None
         if args.train_num_samples is None:
@@ -245,8 +244,10 @@ def install_hook(
     `scores` and `scoring_model` exclude each other.
 
     Args:
-        weights: parquet of `uid` and a weight of at least 0, a file or a folder.
-        scores: parquet of `uid` and a score; their softmax over each batch gives the weights.
+        weights: a parquet file or a folder of them, with `uid` and a column of weights, each at
+            least 0.
+        scores: a parquet file or a folder of them, with `uid` and a column of scores; the softmax
+            of a batch's scores gives its weights.
         column: the column of `weights` or `scores`; needed if there are several numeric ones.
         missing_value: the weight or score of examples outside the table; None to refuse them.
         scoring_model: a head of E-FLYT trained on features made from images; it scores each batch.

@@ -51,7 +51,7 @@ class FilePool:
     Attributes:
         shards: the metadata files.
         available: the list of images, if rows without an image are left out.
-        positions: always empty.
+        positions: always empty, since the external sort joins rows by uid instead.
         uids: memory-mapped `u8,u8` array [M]; empty until columns have been read.
     """
 
@@ -124,14 +124,14 @@ def _read_uids(
     """Read the uids of the rows in the pool, and a mask of these rows among all.
 
     Args:
-        ends: the total number of rows up to the end of each file.
+        ends: the cumulative row counts of the files.
     """
     high, low = np.empty((2, int(ends[-1])), np.uint64)
     kept = np.ones(len(high), np.bool_)
     sizes = np.zeros(len(shards), np.int64)  # the number of rows in the pool of each file
 
     def read(index: int) -> None:
-        """Write a file's uids to the front of the rows that belong to the file."""
+        """Compact the kept uids at the start of the file's slice."""
         shard = shards[index]
         check_npz(shard)
         begin = row = end = ends[index] - shard.num_rows
@@ -170,7 +170,7 @@ def in_pool(
 def _without_gaps(
     values: NDArray[np.uint64], ends: NDArray[np.signedinteger], sizes: NDArray[np.signedinteger]
 ) -> NDArray[np.uint64]:
-    """Move the first `sizes` values of each file together, within the same array."""
+    """Close the gaps between the files' slices, in place; `sizes` counts the values of each."""
     begins = np.concatenate([[0], ends[:-1]])
     row = 0
     for begin, size in zip(begins.tolist(), sizes.tolist(), strict=True):
@@ -244,7 +244,7 @@ def iter_uids(shard: ParquetShard) -> Iterator[NDArray[np.void]]:
 
 
 def _row_name(shards: list[ParquetShard], ends: NDArray[np.int64], row: int) -> str:
-    """Name the file and the row in it of a row of all files."""
+    """Turn a global row number into 'FILE row N'."""
     index = int(np.searchsorted(ends, row, "right"))
     return f"{shards[index].path} row {row - int(ends[index]) + shards[index].num_rows}"
 

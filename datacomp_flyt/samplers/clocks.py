@@ -12,7 +12,7 @@ from datacomp_flyt.files.memmap_arrays import is_memory_mapped, order_statistic
 from datacomp_flyt.pool.uid_randomness import random_bits, stream_keys
 from datacomp_flyt.threads import blocks
 
-BLOCK = 1 << 17  # examples at a time: small enough for caches, large enough for threads
+BLOCK = 1 << 17  # examples at a time: few enough for caches, enough that threads mostly run NumPy
 _SAMPLE = 1 << 14  # smallest sample of examples that brackets the time of the N-th ring
 _STRETCHES = 64
 _MOST = float(np.finfo(np.float64).max)

@@ -45,7 +45,7 @@ _MOST_AHEAD = 1 << 15  # at most this many rings of all these clocks together in
 _BINS = 1 << 14  # histogram bins of ring times: only the bin with the N-th ring is sorted
 _RING = np.dtype([("log_time", "f8"), ("remainder", "f8"), ("example", "i8")])
 
-_EARLIEST = 37.0  # no clock rings before log time -_EARLIEST - s: the variates are above exp(-37)
+_EARLIEST = 37.0  # variates exceed exp(-37), so no ring has log time below -37 - s
 
 Indices = NDArray[np.int64]
 
@@ -54,7 +54,7 @@ Indices = NDArray[np.int64]
 class Rings:
     """Single rings [n], to be put in exact order.
 
-    The log time is `log_times + remainders`, a sum of two floats that is not rounded to one. So
+    The log time is `log_times + remainders`, kept apart for double the precision of a float. So
     rings keep their order even for a score so large that adding log R to it is lost to rounding.
     """
 
@@ -92,7 +92,7 @@ class Rings:
         return len(self.log_times)
 
     def earliest(self, num_rings: int, uids: NDArray[np.void]) -> Indices:
-        """Return the examples of the `num_rings` earliest rings; of equal ones, smaller uids."""
+        """Return the examples of the `num_rings` earliest rings; ties go to the smaller uid."""
         if num_rings == 0 or num_rings == len(self):
             return self.examples[:num_rings]
         last = np.partition(self.log_times, num_rings - 1)[num_rings - 1]
@@ -133,6 +133,7 @@ def race_counts(
     Raises:
         InputError: an example rings more often than 32 bits count.
     """
+    # N, or beta, bounds each count so that it fits into 32 bits
     if num_samples <= checks.MOST_DRAWS or (frequency_limit or num_samples) <= checks.MOST_DRAWS:
         limit = min(frequency_limit or num_samples, num_samples)
         return _counts(scores, uids, num_samples, repetition_penalty, limit, seed, num_workers)
@@ -186,10 +187,10 @@ def _bracket(sample: Clocks, expected: float) -> tuple[float, float]:
 def search_log_time(
     clocks: Clocks | ClockPool, at_least: float, at_most: float
 ) -> tuple[float, float]:
-    """Return a log time, twice, by which `at_least` to `at_most` rings of `clocks` have happened.
+    """Return (t, t) so that `at_least` to `at_most` rings of `clocks` have happened by log time t.
 
-    If too many rings share one float time, no such time exists. Then the result is two neighbouring
-    floats: fewer rings have happened by the first, and more by the second.
+    If too many rings share one float time, no such t exists. Then the result is (low, high), two
+    neighbouring floats: fewer rings have happened by low, and more by high.
     """
 
     def count(log_time: float) -> int:
@@ -217,7 +218,8 @@ def search_log_time(
         else:
             low, high, step = high, high + step, 2 * step
         rung = rings
-    near = step == 0.25  # the first guess was too late, usually by little: go back in small steps
+    # the first guess, or a jump, was already late enough, usually by little: go back in small steps
+    near = step == 0.25
     while rings > at_most:
         middle = high - step if near and low < high - step else _between(low, high)
         if not low < middle < high:
@@ -283,7 +285,7 @@ def _count_earliest(
         return
     ends = [(times.min(), times.max()) for times in (spill_file.get(p)["log_time"] for p in chunks)]
     start, stop = float(min(ends)[0]), float(max(end for _, end in ends))
-    # times are halved, so that no difference of two overflows
+    # halve first: stop - start may overflow
     width = stop / 2 - start / 2
 
     def bins(rings: NDArray[np.void]) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 Inside a round of Algorithm 2 examples are drawn one after the other without repetition, and
 penalised only at its end. As a race (see `race`): an example that rings waits for the end of the
-round, which is its G-th ring, and only then starts its clock again, alpha slower. The other
+round, which is the round's G-th ring, and only then starts its clock again, alpha slower. The other
 clocks run on, since exponential clocks have no memory. So with T the end of the round,
 
     log T'_i = logaddexp(log T, log E_k + alpha * k - s_i)
@@ -65,7 +65,7 @@ def round_counts(
     Returns:
         int32 array [M] that sums to `num_samples`.
     """
-    # times are kept relative to a typical score, for a float's precision lies near zero
+    # times are relative to a typical score, since floats are most precise near zero
     origin = order_statistic(scores, len(scores) // 2)
     pool = ClockPool(scores, uids, repetition_penalty, num_samples, seed, origin)
     start, stop = _expected_times(pool, batch_size, num_samples)
@@ -79,7 +79,8 @@ def round_counts(
     while drawn < num_samples:
         wanted = min(batch_size, num_samples - drawn)
         due = calendar.fill(due, wanted)
-        while len(due) < wanted:  # rounds hold examples back: it takes longer than `sample` says
+        # drawn examples wait, so N draws take longer than the estimate: extend the calendar
+        while len(due) < wanted:
             width = min(2 * width + 1, _MOST / 2)
             earliest = [float(part["time"].min(initial=math.inf)) for part in calendar.waiting()]
             start = min([_next_first_time(pool, stop, num_workers), *earliest])
@@ -102,7 +103,7 @@ def round_counts(
 
 
 def _write_counts(counts: NDArray[np.int32], parts: Iterable[Timers]) -> None:
-    """Write the rings of each clock; to a file by ranges, since random access to pages is slow."""
+    """Write each clock's ring count to `counts`; range by range if that is memory-mapped."""
     spill_file = SpillFile(counts, _COUNT)
     ranges: dict[int, list[Chunk]] = {}
     for timers in parts:
@@ -132,7 +133,7 @@ def _expected_times(pool: ClockPool, batch_size: int, num_samples: int) -> tuple
     first_round = share * min(batch_size, num_samples)
     start, _ = search_log_time(sample, first_round / 4, first_round)
     _, stop = search_log_time(sample, share * num_samples, 1.05 * share * num_samples + 1)
-    # the same number of rings has a first and a last time
+    # times found separately may be out of order
     return min(max(start, -_MOST), stop), stop
 
 
@@ -239,7 +240,7 @@ class _Calendar:
     def put(self, timers: Timers) -> Timers:
         """Put timers into their buckets; return those whose bucket was taken out already."""
         times = timers["time"].copy()
-        # halves, so that no difference of two times overflows
+        # halve first: stop - start may overflow
         scale = self._num_buckets / (self._stop / 2 - self._start / 2 or 1.0)
         slots = (times / 2 - self._start / 2) * scale
         np.clip(slots, self._next - 1, self._num_buckets - 1, out=slots)
@@ -259,7 +260,7 @@ class _Calendar:
         return raw.take(np.flatnonzero(late)).view(_TIMER)
 
     def fill(self, due: Timers, wanted: int) -> Timers:
-        """Return `due` and the timers of the next buckets, until there are `wanted` or no more."""
+        """Add timers of the next buckets to `due` until there are `wanted` or no bucket is left."""
         taken, length = [due.view(_RAW)], len(due)
         while length < wanted and self._next < self._num_buckets:
             here = np.flatnonzero(self._numbers[: self._length] == self._next)
@@ -281,7 +282,7 @@ class _Calendar:
             yield self._spill_file.get(run, int(starts[self._next])).view(_TIMER)
 
     def _spill(self) -> None:
-        """Spill the buffer as a run. In memory, free the timers that were taken out of others."""
+        """Spill the buffer as a run. If runs are in memory, free the used part of older runs."""
         for index, (run, starts) in enumerate(self._runs):
             gone = starts[self._next]
             if 4 * gone > run.length:

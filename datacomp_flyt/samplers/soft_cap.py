@@ -27,8 +27,9 @@ def soft_cap_counts(
 
     An example is drawn with probability softmax(scores); each draw subtracts `repetition_penalty`
     from its score. With `batch_size` G, draws come in rounds of G different examples and the
-    penalty is subtracted at the end of the round: exactly Algorithm 2, for any G. Randomness comes
-    from (seed, uid, draw) alone: permuting or splitting the pool permutes or splits the result.
+    penalty is subtracted at the end of the round. G is a parameter of Algorithm 2; the sampler is
+    exact for each G, and G > 1 gives other counts than G = 1. Randomness comes from
+    (seed, uid, draw) alone: permuting or splitting the pool permutes or splits the result.
 
     Args:
         scores: finite floats [M], log probabilities up to a constant.

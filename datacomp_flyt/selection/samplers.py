@@ -124,7 +124,7 @@ def top_fraction(
     )
 
 
-# ------------------------------------------------------------ the same as sampling methods
+# ------------------------------------------------------------ the entries of the registry
 
 
 def _num_samples(num_samples: int | None = None, scale: str | None = None) -> int:

@@ -28,7 +28,7 @@ class Sampling:
         count: `count(scores, uids, pool_size=, seed=, num_workers=, **options)` returns how often
             each example is drawn, an integer array [M]. `scores` are finite floats [M], `uids` a
             sorted `u8,u8` array [M] and `pool_size` a `PoolSize`.
-        flags: its options: the keyword of `count`, and how `argparse` adds the flag of that name.
+        flags: its options: maps a keyword of `count` to the arguments of `argparse` for its flag.
             Flags without a value are not passed. Methods may share a flag.
         check: takes the same options and raises InputError if one is wrong or missing; it is called
             before the pool is read.

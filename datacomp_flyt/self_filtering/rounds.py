@@ -37,7 +37,7 @@ class Run:
         settings: the settings of the rounds.
         trainer: the user's trainer command.
         model: the model that the trainer trains: open_clip's name, or a JSON file.
-        model_config: the JSON file or name that `train_clip` makes known, or None.
+        model_config: the value of `train_clip --model_config`, or None.
         hook: further flags of `train_clip`.
         downstream_dir: closed loop: labelled tars.
         scores_dir, score_columns: closed loop: external score tables, and their columns to use.
@@ -79,7 +79,7 @@ class Run:
             "initial_subset", "Round 0: the subset is the whole pool",
             "--shards_dir", self.trainer.shards_dir, "--out", self.folder(0),
             "--draws", str(self.settings.samples_per_round),
-            "--seed", str(self.settings.seed), *self._halves,
+            "--seed", str(self.settings.seed), *self._halves_flag,
         )  # fmt: skip
         for round_index in range(last):
             yield from self._round(round_index)
@@ -90,7 +90,7 @@ class Run:
         )  # fmt: skip
         if self.train_last:
             yield from self._train(last)
-        yield from self._judge(last)
+        yield from self._diagnose(last)
         if self.reports:
             yield _module_step(
                 "rounds_page", "All rounds on one page",
@@ -106,7 +106,7 @@ class Run:
         else:
             yield self._score(round_index)
         yield self._next_subset(round_index + 1)
-        yield from self._judge(round_index)
+        yield from self._diagnose(round_index)
         if not self.keep_embeddings:
             yield _module_step(
                 "delete_embeddings", f"Round {round_index}: its embeddings are no longer needed",
@@ -114,7 +114,7 @@ class Run:
             )  # fmt: skip
 
     @property
-    def _halves(self) -> tuple[str, ...]:
+    def _halves_flag(self) -> tuple[str, ...]:
         return ("--halves",) if self.settings.score in TWO_MODELS else ()
 
     def _train(self, round_index: int) -> Iterator[Step]:
@@ -206,7 +206,7 @@ class Run:
             "--confident_fraction", str(settings.confident_fraction),
             "--random_share", str(settings.random_share_of(round_index)),
             "--round", str(round_index),
-            "--seed", str(settings.seed), *self._halves, "--out", self.folder(round_index),
+            "--seed", str(settings.seed), *self._halves_flag, "--out", self.folder(round_index),
             name=f"next_subset_{round_index}",
         )  # fmt: skip
 
@@ -218,7 +218,7 @@ class Run:
         if selector == "m_flyt":
             yield from self._columns(round_index)
             pool = (*pool, "--scores_dir", f"{folder}/scores")
-            # the tars also have pairs that cannot be embedded; `select` misses no other's score
+            # pairs that could not be embedded have no score; all others do
             partial = "--allow_partial_scores"
             features: tuple[str, ...] = (*pool[2:], partial, "--score_columns", *self.columns)
         else:
@@ -298,7 +298,7 @@ class Run:
             title = f"Round {round_index}: the score column {column}"
             yield self._column_step(f"{column}_{round_index}", title, round_index, column, scorer)
 
-    def _judge(self, round_index: int) -> Iterator[Step]:
+    def _diagnose(self, round_index: int) -> Iterator[Step]:
         """Describe the round's subset, and its scores where it has any."""
         labels: tuple[str, ...] = ()
         if self.labels is not None:
@@ -310,7 +310,7 @@ class Run:
         )  # fmt: skip
         if self.reports and round_index:
             before = self.folder(round_index - 1)
-            # round 0's subset is the pool with all of its tars: more than the report can know
+            # round 0 may hold pairs without metadata, so the report cannot compare with it
             former = (f"round {round_index - 1}={before}/{SUBSET}",) if round_index > 1 else ()
             own = f"round {round_index}={self.folder(round_index)}/{SUBSET}"
             yield Step(

@@ -33,7 +33,7 @@ from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.streams import say
 
 ROWS = 1 << 21
-"""Rows of a run, and about as many of a bucket. A worker holds a few times as many in memory."""
+"""Rows in a run; a bucket has about the same number. A worker needs memory for a few times that."""
 
 _MOST_BUCKETS = 1 << 16
 _MOST_ROWS = 8 * ROWS  # rows of the largest bucket that is sorted
@@ -46,8 +46,7 @@ class SortedFiles:
 
     Attributes:
         uids: `u8,u8` array [M], sorted.
-        columns: float arrays [M] by index of the group and name of the column; NaN for a missing
-            score.
+        columns: float arrays [M]; the key is (group index, column name). NaN for a missing score.
     """
 
     uids: NDArray[np.void]
@@ -297,6 +296,6 @@ def _join(pool: Rows, rows: Rows) -> tuple[dict[str, NDArray[np.floating]], NDAr
 
 
 def _add_fault(faults: Faults, kind: str, uids: NDArray[np.void], wrong: NDArray[np.bool_]) -> None:
-    """Add the number of wrong uids among some sorted ones, and the first of these."""
+    """Count the faulty uids among sorted ones, and note the smallest."""
     if wrong.any():
         faults[kind] = (int(np.count_nonzero(wrong)), format_uid(uids[int(wrong.argmax())]))

@@ -30,7 +30,8 @@ class ScorerEntry:
         columns: the columns that it writes by default; empty for a scorer of another package, see
             `columns_of`.
         class_path: MODULE:CLASS in `datacomp_flyt.scorers`; empty for a scorer of another package.
-        factory_path: MODULE:FUNCTION that makes the scorer of its options; empty for the class.
+        factory_path: MODULE:FUNCTION that makes the scorer from its options; empty if the class is
+            called instead.
     """
 
     name: str
@@ -79,7 +80,7 @@ def scorer_class(name: str) -> type[Scorer]:
 
 
 def scorer_factory(name: str) -> Callable[..., Scorer]:
-    """Import the function, or class, that makes a scorer of its options.
+    """Import the function, or class, that makes a scorer from its options.
 
     Raises:
         InputError: as in `scorer_class`.

@@ -2,7 +2,7 @@
 
 In `SCORES_DIR/COLUMN/`, named after the scorer's first column, each shard gets a parquet file of
 its own when it is finished, and `_settings.json` keeps the settings. Only this process writes, so a
-job may be killed at any moment and resumes from there. The state of a `PoolScorer` is kept in
+job may be killed at any moment, and resumes when run again. The state of a `PoolScorer` is kept in
 `_passes/` between its passes. Readers of the folder ignore both names.
 """
 
@@ -45,13 +45,12 @@ class ScoreReport:
         folder: the folder of the score tables.
         columns: the names of the score columns.
         failed: the last error of each shard that was not finished, by the shard's name.
-        counts: the number of examples with a note, by note, in the shards of this run.
+        counts: number of examples per remark, such as a reason for a missing score, in this run.
         num_scored: shards that this run scored.
         num_finished_before: shards that were finished before.
         num_examples: examples in the shards of this run.
         num_without_score: those examples with a NaN.
-        needs_all: whether nothing was scored because a failed shard is part of a statistic of the
-            whole pool.
+        needs_all: whether nothing was scored, because the pool statistic needs the failed shards.
     """
 
     folder: Path
@@ -85,7 +84,8 @@ def score_pool(
         scores_dir: the folder that gets a sub-folder named after the scorer's first column.
         retries: the number of retries of a shard that failed.
         num_rows: the rows of each shard, if known.
-        source: the location of the shards, for the settings: two pools may have shards of one name.
+        source: the location of the shards; kept in the settings because two pools may use the same
+            shard names.
         check: called with a shard's name before its result is kept; raises InputError if the
             shard has changed since the job began.
 
@@ -162,7 +162,7 @@ def _make_run(
 
 def _done(scorer: Scorer, folder: Path, shard: str) -> bool:
     path = folder / f"{shard}.parquet"
-    # a statistic of the whole pool is not made again for a shard without rows
+    # for pool scorers an empty shard counts as done; others score it again
     return path.exists() and (isinstance(scorer, PoolScorer) or has_rows(path))
 
 

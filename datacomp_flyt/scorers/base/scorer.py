@@ -37,7 +37,7 @@ class ScoredShard(NamedTuple):
     Attributes:
         uids: `u8,u8` array [n].
         values: float32 [n, columns]; NaN where an example has no score.
-        counts: the number of examples without a score, or with another note, by reason.
+        counts: number of examples per remark: a reason for a missing score, or another note.
     """
 
     uids: NDArray[np.void]
@@ -148,7 +148,7 @@ class PoolScorer(MetadataScorer):
     """A scorer that needs a statistic of the whole pool: map, reduce (once or more), map.
 
     Attributes:
-        summarizes: False where the reduction needs no summaries.
+        summarizes: whether the next reduction needs summaries; if False, `summarize` is not called.
     """
 
     summarizes: bool = True

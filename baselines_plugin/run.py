@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from baselines_plugin.flags import flag_names
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import running
 from datacomp_flyt.selection.registry import method_names
 from datacomp_flyt.selection.select import select
@@ -33,5 +34,9 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         InputError: something given is wrong; no file is written then.
     """
-    given = {flag: vars(args)[flag] for flag in flag_names() | _HOST_ONLY if flag in vars(args)}
+    flags = vars(args)
+    for flag in sorted(_HOST_ONLY & set(flags)):
+        if flags[flag] not in (None, False):
+            raise InputError(f"--{flag} has no meaning for --name {args.name}: leave it out")
+    given = {flag: flags[flag] for flag in flag_names() if flag in flags}
     select(args.name, **{_ARGUMENTS.get(flag, flag): value for flag, value in given.items()})

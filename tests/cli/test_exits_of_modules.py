@@ -24,7 +24,7 @@ from tests.conftest import REPOSITORY, refusal, sorted_uids
 MODULES = sorted(
     ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
     for path in (REPOSITORY / "datacomp_flyt").rglob("*.py")
-    if 'if __name__ == "__main__"' in path.read_text()
+    if '\nif __name__ == "__main__"' in path.read_text()
 )
 
 

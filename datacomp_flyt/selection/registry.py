@@ -91,14 +91,6 @@ def describe_methods() -> dict[str, str]:
     return _added_methods() | {method.name: method.help for method in METHODS.values()}
 
 
-def option_names() -> set[str]:
-    """Return the names of the options of all methods and sampling methods of this package."""
-    flags = (sampling.flags for sampling in SAMPLINGS.values())
-    return {name for group in flags for name in group}.union(
-        *(method.options for method in METHODS.values())
-    )
-
-
 def find_method(name: str) -> Method:
     """Return the method of a name.
 

@@ -20,7 +20,7 @@ from datacomp_flyt.selection.open_pool import (
     open_columns,
     pool_engine,
 )
-from datacomp_flyt.selection.registry import Method, find_method, find_sampling, option_names
+from datacomp_flyt.selection.registry import Method, find_method, find_sampling
 from datacomp_flyt.selection.sampling import Sampling
 from datacomp_flyt.selection.scores import Scores
 from datacomp_flyt.selection.subset import Subset
@@ -179,11 +179,6 @@ def _check_meaning(
     """Raise InputError if an option is given that nothing would read."""
     known = {*method.options, *(sampling.flags if sampling else ())}
     if unknown := sorted(set(options) - known):
-        if unknown[0] not in option_names():
-            raise InputError(
-                f"select() takes no argument {unknown[0]!r}: --name {name} takes those of the "
-                f"signature and {', '.join(sorted(known)) or 'no others'}"
-            )
         raise InputError(
             f"--{unknown[0]} has no meaning for --name {name}"
             + (f" with sampling {sampling.name}" if sampling else "")

@@ -214,7 +214,6 @@ def test_refusals(job: Job) -> None:
         (refusal(flyt.open_pool, job.metadata, num_workers=0), "--num_workers is 0"),
         (refusal(selected, job, "none"), "there is no method 'none': wanted one of m_flyt"),
         (refusal(selected, job, "dfn", sampling="none", **SCS), "no sampling method 'none'"),
-        (refusal(selected, job, "dfn", **SCS, scores_dir="s"), "takes no argument 'scores_dir'"),
         (refusal(selected, job, "dfn", **SCS, fraction=1), "--fraction has no meaning for --name"),
         (refusal(selected, job, "scs", **SCS), "--name scs wants --column COLUMN"),
     ]

@@ -244,10 +244,8 @@ def install_hook(
     `scores` and `scoring_model` exclude each other.
 
     Args:
-        weights: a parquet file or a folder of them, with `uid` and a column of weights, each at
-            least 0.
-        scores: a parquet file or a folder of them, with `uid` and a column of scores; the softmax
-            of a batch's scores gives its weights.
+        weights: a parquet file or folder with `uid` and a column of weights, none below 0.
+        scores: the same with a column of scores, whose softmax over a batch gives the weights.
         column: the column of `weights` or `scores`; needed if there are several numeric ones.
         missing_value: the weight or score of examples outside the table; None to refuse them.
         scoring_model: a head of E-FLYT trained on features made from images; it scores each batch.

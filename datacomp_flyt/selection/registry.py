@@ -126,6 +126,13 @@ def find_sampling(name: str) -> Sampling:
     return sampling
 
 
+def is_option(name: str) -> bool:
+    """Return whether a method or sampling method of this package has an option of this name."""
+    return any(name in method.options for method in METHODS.values()) or any(
+        name in sampling.flags for sampling in SAMPLINGS.values()
+    )
+
+
 def _added_methods() -> dict[str, str]:
     """Return the clauses about methods of other packages, by name."""
     samplers, scorers = entry_points.names_in(SAMPLERS), entry_points.names_in(SCORERS)

@@ -214,12 +214,54 @@ def test_refusals(job: Job) -> None:
         (refusal(flyt.open_pool, job.metadata, num_workers=0), "--num_workers is 0"),
         (refusal(selected, job, "none"), "there is no method 'none': wanted one of m_flyt"),
         (refusal(selected, job, "dfn", sampling="none", **SCS), "no sampling method 'none'"),
-        (refusal(selected, job, "dfn", **SCS, fraction=1), "--fraction has no meaning for --name"),
         (refusal(selected, job, "scs", **SCS), "--name scs wants --column COLUMN"),
     ]
     for message, words in cases:
         assert words in message
     assert not job.save_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"scores_dir": "s"},
+            "no argument scores_dir for dfn with sampling scs: did you mean scores?",
+        ),
+        (
+            {"penalty": 1},
+            "no argument penalty for dfn with sampling scs: did you mean repetition_penalty?",
+        ),
+        ({"num_worker": 0}, "did you mean num_workers?"),
+        ({"fraction": 1}, "no argument fraction for dfn with sampling scs: leave it out"),
+        ({"q": 1}, "leave it out; the options are column, num_samples, repetition_penalty,"),
+    ],
+)
+def test_unknown_arguments_of_select(job: Job, options: dict[str, object], words: str) -> None:
+    message = refusal(selected, job, "dfn", **SCS, **options)
+    assert words in message
+    assert "--" not in message
+    assert not job.save_path.exists()
+
+
+def test_unknown_arguments_of_a_sampling_method() -> None:
+    scores = flyt.Scores(UIDS, np.zeros(len(UIDS)))
+
+    def one_each(values, uids, *, pool_size, seed, num_workers, least=0):  # type: ignore[no-untyped-def]
+        return np.ones(len(values), np.int32)
+
+    sampling = flyt.Sampling("one_each", "each once", one_each, {"most": {"type": int}})
+    assert len(sampling.sample(scores, least=1)) == len(UIDS)
+    message = refusal(sampling.sample, scores, leat=1)
+    assert message == "sampling method one_each has no argument leat: did you mean least?"
+    message = refusal(sampling.sample, scores, seeds_of=1)
+    assert message.endswith("no argument seeds_of: leave it out; the options are least, most")
+
+
+def test_arguments_that_e_flyt_does_not_read(job: Job) -> None:
+    save_glu_head(made_head(8, 12), job.folder / "head.safetensors")
+    message = refusal(selected, job, "e_flyt", scoring_model=job.folder / "head.safetensors", **SCS)
+    assert message.startswith("select has no argument scores for e_flyt, which reads embeddings")
 
 
 def test_former_names(job: Job) -> None:

@@ -216,7 +216,7 @@ def _two_stages(
 ) -> ScoringMethod:
     methods.check_two_stages(score_columns)
     return lambda pool: methods.neg_clip_loss_norm_sim(
-        pool, columns=score_columns, first_fraction=first_fraction, fraction_of=fraction_of
+        pool, score_columns=score_columns, first_fraction=first_fraction, fraction_of=fraction_of
     )
 
 

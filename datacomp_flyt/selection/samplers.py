@@ -29,7 +29,7 @@ def soft_cap_sample(
     scale: str | None = None,
     num_samples: int | None = None,
     repetition_penalty: float | None = None,
-    batch_size: int | None = None,
+    sampling_batch_size: int | None = None,
     seed: int = 0,
     num_workers: int | None = None,
 ) -> Subset:
@@ -40,7 +40,7 @@ def soft_cap_sample(
         scale: a scale of DataComp, which sets the three arguments below to the paper's.
         num_samples: N, draws in all.
         repetition_penalty: alpha, subtracted from an example's score each time it is drawn.
-        batch_size: G, draws between penalties; 1 is exact and fastest.
+        sampling_batch_size: G, draws between penalties; 1 is exact and fastest.
         seed: any integer.
         num_workers: threads, which do not change the result; None for one on each core.
 
@@ -52,7 +52,7 @@ def soft_cap_sample(
         scale=scale,
         num_samples=num_samples,
         repetition_penalty=repetition_penalty,
-        sampling_batch_size=batch_size,
+        sampling_batch_size=sampling_batch_size,
         seed=seed,
         num_workers=num_workers,
     )

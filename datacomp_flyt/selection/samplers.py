@@ -69,8 +69,8 @@ def hard_cap_sample(
 ) -> Subset:
     """Hard Cap Sampling: as `sample_with_replacement`, at most `frequency_limit` draws of each.
 
-    FLYT, section 4.3 and Figure 3, where the limit is beta, from 5 to 25. For the other arguments
-    see `soft_cap_sample`.
+    FLYT, section 4.3 and Figure 3, where `frequency_limit` is beta, from 5 to 25. For the other
+    arguments see `soft_cap_sample`.
     """
     return HARD_CAP.sample(
         scores,
@@ -288,7 +288,7 @@ HARD_CAP = Sampling(
     _hard_cap,
     {
         **_DRAWS,
-        "frequency_limit": {"type": int, "help": "hcs: beta, most draws of one example"},
+        "frequency_limit": {"type": int, "help": "hcs: the most draws of one example"},
     },
     _check_hard_cap,
 )

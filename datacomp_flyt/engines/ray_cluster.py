@@ -15,6 +15,7 @@ from datacomp_flyt.engines.worker_pool import ONE_THREAD, TaskRunner, WorkerPool
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import keep_signals, socket_folder
 from datacomp_flyt.installation import needs_extra
+from datacomp_flyt.threads import check_num_workers
 
 _QUEUE_TIMEOUT = 600.0  # seconds until the first worker is scheduled
 _SOCKET_NAME_LENGTH = len("/ray/session_2026-12-01_03-20-00_123456_4194304/sockets/plasma_store.10")
@@ -41,8 +42,8 @@ class RayEngine(Engine):
         """
         with needs_extra("ray"):
             self._ray: Any = importlib.import_module("ray")
-        if num_workers is not None and num_workers < 1:
-            raise InputError(f"--num_workers {num_workers}: at least 1")
+        if num_workers is not None:
+            num_workers = check_num_workers(num_workers)
         self.address = address
         self.num_workers = num_workers
         self.device = device

@@ -165,7 +165,7 @@ def read_weights(path: str | Path, column: str | None, missing: float | None) ->
     """
     name = f"--weights {path}"
     if missing is not None and not 0 <= missing < np.inf:
-        raise InputError(f"--missing_value is {missing}, wanted a weight: at least 0")
+        raise InputError(f"--missing_value is {missing}, wanted a finite number, 0 or more")
     high, low, weights = _read(str(path), "--weights", column)
     if (weights < 0).any():
         negative = np.flatnonzero(weights < 0)

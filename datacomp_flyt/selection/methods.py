@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt import mixing
+from datacomp_flyt.arguments import check_list
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.memmap_arrays import filter_rows, zeros_like_storage
 from datacomp_flyt.mixing.columns import Columns
@@ -17,9 +18,10 @@ from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel
 from datacomp_flyt.mixing.published import HYPE_COLUMNS, PUBLISHED_COLUMNS
 from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.samplers import top_fraction_counts
+from datacomp_flyt.samplers.checks import check_fraction
 from datacomp_flyt.scorers.e_flyt.e_flyt import check_features, e_flyt_scores
 from datacomp_flyt.scorers.e_flyt.glu_head_file import load_glu_head
-from datacomp_flyt.selection.scores import AVAILABLE, PoolSize, Scores
+from datacomp_flyt.selection.scores import AVAILABLE, PoolSize, Scores, check_fraction_of
 from datacomp_flyt.self_filtering.finalize import final_subset
 from datacomp_flyt.self_filtering.next_subset import counts_in
 from datacomp_flyt.streams import say
@@ -142,7 +144,7 @@ def neg_clip_loss_norm_sim(
     Raises:
         InputError: a column is missing or cannot be joined, or the share cannot be kept.
     """
-    check_two_stages(score_columns)
+    check_two_stages(score_columns, first_fraction, fraction_of)
     first, second = pool.read(pool.find(score_columns, otherwise="make both"))
     # float64, and without a score where one of the two stages has none
     values = zeros_like_storage(first, np.float64)
@@ -219,9 +221,11 @@ def counted_by_run(run_dir: str | Path) -> ScoringMethod:
     return score
 
 
-def check_two_stages(columns: Sequence[str]) -> None:
-    """Raise InputError unless there are two columns."""
-    if len(columns) != 2:
+def check_two_stages(columns: Sequence[str], first_fraction: float, fraction_of: str) -> None:
+    """Raise InputError unless there are two columns, and the fraction can be one."""
+    check_fraction(first_fraction, "--first_fraction")
+    check_fraction_of(fraction_of)
+    if len(check_list(columns, "--score_columns")) != 2:
         raise InputError(
             f"--score_columns {' '.join(columns)}: neg_clip_loss_norm_sim wants two, the first "
             "stage's and the second's"
@@ -244,7 +248,8 @@ def _with_score(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """Return the rows of these arrays [M] at which the first is not NaN."""
     kept = filter_rows(arrays, lambda some: ~np.isnan(some))
     if len(kept[0]) < len(arrays[0]):
-        say(f"leaving out {len(arrays[0]) - len(kept[0]):,} examples without a score")
+        gone = len(arrays[0]) - len(kept[0])
+        say(f"leaving out {gone:,} examples without a score (of {len(arrays[0]):,})")
     return kept
 
 

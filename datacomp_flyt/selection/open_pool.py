@@ -14,7 +14,7 @@ from datacomp_flyt.pool.manifest import check_against
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.tars.download_keys import DownloadKeys
 from datacomp_flyt.tars.image_list import available_images
-from datacomp_flyt.threads import default_num_workers
+from datacomp_flyt.threads import check_num_workers
 
 
 def open_pool(
@@ -56,7 +56,7 @@ def open_pool(
     Raises:
         InputError: a file is missing or damaged, or arguments contradict each other.
     """
-    threads = checked_num_workers(num_workers)
+    threads = check_num_workers(num_workers)
     sorter = pool_engine(work_dir, engine, ray_address, num_workers)
     folder = checked_work_dir(work_dir)
     return open_columns(
@@ -108,19 +108,6 @@ def open_columns(
         )
     pool = read_pool(metadata_dir, num_workers, available=images)
     return Columns(pool, *folders, *allowed, keys=keys, single_use=single_use)
-
-
-def checked_num_workers(num_workers: int | None) -> int:
-    """Return a number of threads: one for each core if None.
-
-    Raises:
-        InputError: the number is below 1.
-    """
-    if num_workers is None:
-        return default_num_workers()
-    if num_workers < 1:
-        raise InputError(f"--num_workers is {num_workers}, wanted 1 or more")
-    return num_workers
 
 
 def pool_engine(

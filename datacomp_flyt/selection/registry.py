@@ -88,7 +88,8 @@ def sampling_names() -> list[str]:
 
 def describe_methods() -> dict[str, str]:
     """Return a clause about each method, by name."""
-    return _added_methods() | {method.name: method.help for method in METHODS.values()}
+    own = {method.name: method.help for method in METHODS.values()}
+    return own | {name: text for name, text in _added_methods().items() if name not in own}
 
 
 def find_method(name: str) -> Method:
@@ -214,7 +215,7 @@ def _two_stages(
     first_fraction: float = methods.FIRST_FRACTION,
     fraction_of: str = AVAILABLE,
 ) -> ScoringMethod:
-    methods.check_two_stages(score_columns)
+    methods.check_two_stages(score_columns, first_fraction, fraction_of)
     return lambda pool: methods.neg_clip_loss_norm_sim(
         pool, score_columns=score_columns, first_fraction=first_fraction, fraction_of=fraction_of
     )

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datacomp_flyt.arguments import check_integer
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.selection.scores import PoolSize, Scores
 from datacomp_flyt.selection.subset import Subset
-from datacomp_flyt.threads import default_num_workers
+from datacomp_flyt.threads import check_num_workers
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Sampling:
             InputError: an option is wrong, unknown or missing.
         """
         given = {name: value for name, value in options.items() if value is not None}
+        seed, num_workers = check_integer(seed, "--seed"), check_num_workers(num_workers)
         self._check_names(given)
         self.check(**given)
         counts = self.count(
@@ -64,7 +66,7 @@ class Sampling:
             scores.uids,
             pool_size=scores.pool_size or PoolSize(len(scores), len(scores)),
             seed=seed,
-            num_workers=default_num_workers() if num_workers is None else num_workers,
+            num_workers=num_workers,
             **given,
         )
         return Subset(scores.uids, counts)

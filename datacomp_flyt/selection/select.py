@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from datacomp_flyt.arguments import check_integer
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.files.output_files import check_save_path, remove_unfinished
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.selection.methods import ScoringMethod
 from datacomp_flyt.selection.open_pool import (
-    checked_num_workers,
     checked_work_dir,
     open_columns,
     pool_engine,
@@ -26,6 +26,7 @@ from datacomp_flyt.selection.sampling import Sampling, way_out
 from datacomp_flyt.selection.scores import Scores
 from datacomp_flyt.selection.subset import Subset
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import check_num_workers
 
 ARGUMENTS = {"scores_dir": "scores"}
 """Maps the flags whose arguments of `select` are named otherwise to these arguments."""
@@ -78,7 +79,8 @@ def select(
         save_scoring_model: a .safetensors file for the mixing model.
         options: options of the method and the sampling method, named like their flags, such as
             `scoring_model="paper"`; None is as good as leaving one out.
-        others: see `open_pool`.
+
+    The remaining arguments: see `open_pool`.
 
     Raises:
         InputError: something given is wrong; no file is written then.
@@ -90,7 +92,7 @@ def select(
     }  # fmt: skip
     outputs = {"save_path": save_path, "save_scores": save_scores}
     options["save_scoring_model"] = outputs["save_scoring_model"] = save_scoring_model
-    threads = checked_num_workers(num_workers)
+    threads = check_num_workers(num_workers)
     job = _prepared(method, sampling, options, pool, seed, threads)
     sorter = pool_engine(work_dir, engine, ray_address, num_workers)
     paths = _checked_paths(outputs)
@@ -150,6 +152,7 @@ def _prepared(
     num_workers: int,
 ) -> _Job:
     """Check the options of a method and its sampling method, and read the files that they name."""
+    seed = check_integer(seed, "--seed")
     method = find_method(name)
     sampler = _sampling_of(method, name, sampling)
     # 0 is a value, and equals False

@@ -157,7 +157,7 @@ def test_what_was_hashed_is_not_read_again(
 
     def stopping(
         at: folder_hashes.Folder, path: str, version: folder_hashes.Version
-    ) -> folder_hashes.File:
+    ) -> folder_hashes.HashedFile:
         if len(read) == 3:
             raise KeyboardInterrupt
         read.append(path)

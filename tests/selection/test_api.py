@@ -16,7 +16,9 @@ from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.samplers import soft_cap_counts
 from datacomp_flyt.scorers import save_glu_head
+from datacomp_flyt.scorers.base.registry import built_in_scorers
 from datacomp_flyt.selection.methods import self_filtering
+from datacomp_flyt.selection.registry import describe_methods, method_names
 from tests.baselines_plugin.finished_run import COUNTS, run_dir
 from tests.baselines_plugin.job import Job
 from tests.baselines_plugin.large_pool import small_slices
@@ -273,6 +275,14 @@ def test_arguments_that_e_flyt_does_not_read(job: Job) -> None:
     save_glu_head(made_head(8, 12), job.folder / "head.safetensors")
     message = refusal(selected, job, "e_flyt", scoring_model=job.folder / "head.safetensors", **SCS)
     assert message.startswith("select has no argument scores for e_flyt, which reads embeddings")
+
+
+def test_every_scorer_is_a_method() -> None:
+    """But no name of DataComp's own `baselines.py` is taken from it."""
+    methods, scorers = method_names(), built_in_scorers()
+    assert {one.name for one in scorers if one.name not in methods} == {"clip_score"}
+    assert not {"no_filter", "basic_filter", "text_based", "image_based"} & set(methods)
+    assert "column normsim_inf" in describe_methods()["norm_sim"]
 
 
 def test_arguments_are_named_like_flags() -> None:

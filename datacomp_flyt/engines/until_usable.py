@@ -1,4 +1,4 @@
-"""Writes no result before one shard has a usable row, since a pool without any is the wrong pool."""
+"""Writes no result before one shard has a usable row: a pool without any is the wrong pool."""
 
 from __future__ import annotations
 

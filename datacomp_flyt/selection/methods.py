@@ -15,7 +15,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.memmap_arrays import filter_rows, zeros_like_storage
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel
-from datacomp_flyt.mixing.published import HYPE_COLUMNS, PUBLISHED_COLUMNS
+from datacomp_flyt.mixing.published import HYPE_COLUMNS, PUBLISHED_COLUMNS, SCORER_OF
 from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.samplers import top_fraction_counts
 from datacomp_flyt.samplers.checks import check_fraction
@@ -46,7 +46,7 @@ def column(pool: Columns, name: str) -> Scores:
     Raises:
         InputError: there is no such column, or it cannot be joined to the pool.
     """
-    return _scores(pool, next(pool.read(pool.find([name]))), name)
+    return of_column(name)(pool)
 
 
 def m_flyt(
@@ -192,6 +192,15 @@ def mixed(model: LinearMixingModel, name: str, allow_missing_scores: bool = Fals
                 line += f"  (mean {used.means[index]:.6g}, std {used.stds[index]:.6g})"
             say(line)
         return _scores(pool, values, name, used)
+
+    return score
+
+
+def of_column(name: str, scorers: Mapping[str, str] = SCORER_OF) -> ScoringMethod:
+    """Return the function that takes a column as it is; `scorers` is as in `Columns.find`."""
+
+    def score(pool: Columns) -> Scores:
+        return _scores(pool, next(pool.read(pool.find([name], scorers=scorers))), name)
 
     return score
 

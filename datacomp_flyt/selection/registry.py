@@ -231,7 +231,7 @@ def _self_filtering(*, run_dir: str | None = None) -> ScoringMethod:
 def _one_column(name: str, *, column: str | None = None) -> ScoringMethod:
     if column is None:
         raise InputError(f"--name {name} wants --column COLUMN, such as clip_l14_similarity_score")
-    return lambda pool: methods.column(pool, column)
+    return methods.of_column(column)
 
 
 def _of_one_column(name: str, text: str) -> Method:
@@ -241,7 +241,10 @@ def _of_one_column(name: str, text: str) -> Method:
 
 
 def _column_of_scorer(name: str, *, column: str | None = None) -> ScoringMethod:
-    return _one_column(name, column=column or columns_of(name)[0])
+    if column is not None:
+        return methods.of_column(column)
+    default = columns_of(name)[0]
+    return methods.of_column(default, {default: name})
 
 
 def _of_scorer(name: str, text: str) -> Method:

@@ -58,7 +58,7 @@ def test_one_example_is_drawn_as_often_as_is_counted(monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="one example would be drawn more than 999 times"):
         no_cap_counts(SCORES["one holds nearly all"], UIDS, 300_000, seed=1)
     monkeypatch.setattr(checks, "MOST_DRAWS", 10)
-    with pytest.raises(InputError, match=r"num_samples is 101, wanted 1 to 100$"):
+    with pytest.raises(InputError, match=r"--num_samples is 101, wanted 1 to 100$"):
         no_cap_counts(SCORES["equal"][:1], UIDS[:1], 101, seed=1)
 
 

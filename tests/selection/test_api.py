@@ -216,7 +216,10 @@ def test_refusals(job: Job) -> None:
     cases = [
         (refusal(flyt.column, pool, "none"), "no column 'none'"),
         (refusal(flyt.soft_cap_sample, scores, num_samples=5), "--repetition_penalty"),
-        (refusal(flyt.soft_cap_sample, scores, scale="tiny"), "--scale is 'tiny', wanted small"),
+        (
+            refusal(flyt.soft_cap_sample, scores, scale="tiny"),
+            "--scale is 'tiny', wanted one of small",
+        ),
         (refusal(flyt.sample_with_replacement, scores), "--num_samples"),
         (refusal(flyt.top_fraction, scores, fraction=math.nan), "--fraction is nan"),
         (refusal(flyt.top_fraction, scores, fraction=0.1, fraction_of="all"), "--fraction_of is"),

@@ -84,7 +84,7 @@ class ClockPool:
         return max(self[part].fastest_below(end) for part in blocks(len(self), BLOCK))
 
     def sample(self) -> Clocks:
-        """Return every k-th example, or all of a pool that is hardly larger than a sample.
+        """Return every k-th example, or the whole pool if it is smaller than twice a sample.
 
         Of a pool in files, return contiguous stretches instead. They are as good a sample, since
         the uids that order a pool are hashes, and they are read from few parts of the disk.

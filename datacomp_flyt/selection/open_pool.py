@@ -41,8 +41,8 @@ def open_pool(
         available: list of the images that you have, made by `datacomp-flyt available`.
         shards_dir: the tars, from which that list is made in memory.
         manifest: file of `datacomp-flyt manifest` that the metadata must agree with.
-        work_dir: folder for arrays as long as the pool, for pools larger than memory. It holds one
-            set of columns: another one needs another folder.
+        work_dir: folder for temporary arrays, for pools larger than memory. Each set of columns needs
+            a folder of its own.
         engine: "processes" or "ray", which sorts the pool in `work_dir`.
         ray_address: address of an existing Ray cluster, or "auto".
         num_workers: threads, and workers of the engine; None for one on each core.
@@ -93,7 +93,7 @@ def open_columns(
         work_dir: a folder that exists; None for a pool in memory.
         engine: the engine that sorts in `work_dir`.
         single_use: the caller holds a lock on `work_dir`, and reads no column after it has asked
-            for the uids.
+            for the uids, so columns can be freed then.
     """
     metadata_dir = str(metadata_dir)
     if manifest is not None:

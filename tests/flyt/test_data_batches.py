@@ -236,7 +236,7 @@ def test_shares_of_tasks(tmp_path: Path, weights: str, share: float) -> None:
 def test_unknown_weights_are_refused(tmp_path: Path) -> None:
     tasks = open_tasks(str(write_task(tmp_path, [0])))
     message = refusal(downstream, tasks, "equal")
-    assert message == "--task_weights 'equal' is none of mixed, balanced"
+    assert message == "--task_weights is 'equal', wanted one of mixed, balanced"
 
 
 def test_an_empty_balanced_task_is_named(tmp_path: Path) -> None:

@@ -29,9 +29,10 @@ class ScorerEntry:
         help: a clause on what it scores.
         columns: the columns that it writes by default; empty for a scorer of another package, see
             `columns_of`.
-        class_path: MODULE:CLASS in `datacomp_flyt.scorers`; empty for a scorer of another package.
-        factory_path: MODULE:FUNCTION that makes the scorer from its options; empty if the class is
-            called instead.
+        class_path: MODULE:CLASS in `datacomp_flyt.scorers`, which adds the flags; empty for a scorer
+            of another package.
+        factory_path: MODULE:FUNCTION, called instead of the class to make the scorer; empty if the
+            class is called.
         in_selection: whether `--name` of selection takes the scorer's name, to select by its first
             column. False if the name is a baseline of DataComp.
     """

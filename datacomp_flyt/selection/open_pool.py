@@ -41,8 +41,8 @@ def open_pool(
         available: list of the images that you have, made by `datacomp-flyt available`.
         shards_dir: the tars, from which that list is made in memory.
         manifest: file of `datacomp-flyt manifest` that the metadata must agree with.
-        work_dir: folder for temporary arrays, for pools larger than memory. Each set of columns needs
-            a folder of its own.
+        work_dir: folder for temporary arrays, for pools larger than memory. Each set of columns
+            needs a folder of its own.
         engine: "processes" or "ray", which sorts the pool in `work_dir`.
         ray_address: address of an existing Ray cluster, or "auto".
         num_workers: threads, and workers of the engine; None for one on each core.

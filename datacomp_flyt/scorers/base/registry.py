@@ -29,8 +29,8 @@ class ScorerEntry:
         help: a clause on what it scores.
         columns: the columns that it writes by default; empty for a scorer of another package, see
             `columns_of`.
-        class_path: MODULE:CLASS in `datacomp_flyt.scorers`, which adds the flags; empty for a scorer
-            of another package.
+        class_path: MODULE:CLASS in `datacomp_flyt.scorers`, which adds the flags; empty for a
+            scorer of another package.
         factory_path: MODULE:FUNCTION, called instead of the class to make the scorer; empty if the
             class is called.
         in_selection: whether `--name` of selection takes the scorer's name, to select by its first

@@ -157,7 +157,7 @@ class PoolScorer(MetadataScorer):
 
     @abstractmethod
     def summarize(self, shard: ParquetShard, state: Arrays) -> Arrays:
-        """Summarize a shard for the next reduction (the map).
+        """Summarise a shard for the next reduction (the map).
 
         Args:
             state: `common` and this shard's `by_shard` of the last reduction; empty at first.

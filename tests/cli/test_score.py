@@ -147,7 +147,8 @@ def test_a_corrupt_file_among_the_others(tmp_path: Path, capfd: pytest.CaptureFi
     npz.write_bytes(whole[: len(whole) // 2])
     flags = ("--metadata_dir", str(pool), "--num_workers", "2", "--retries", "1")
     assert score(tmp_path / "scores", "neg_clip_loss", *flags) == 1
-    said = capfd.readouterr().err
+    out, said = capfd.readouterr()
+    assert "shards scored, 1 failed" in out
     assert f"shard {STEMS[2]} failed: {npz} cannot be read as npz" in said
     assert (
         "1 shard failed and the others are done; correct what the lines above report and run"

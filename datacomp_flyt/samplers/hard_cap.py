@@ -25,15 +25,15 @@ def hard_cap_counts(
         scores: finite floats [M], log probabilities up to a constant.
         uids: `u8,u8` array [M], no uid twice.
         num_samples: N, the number of draws.
-        frequency_limit: beta >= 1 (paper: 5 to 25), most draws of one example.
+        frequency_limit: the most draws of one example, 1 or more (the paper's beta, 5 to 25).
         seed: any integer.
         num_workers: threads.
 
     Returns:
-        int32 array [M] that sums to N, none above beta.
+        int32 array [M] that sums to N, none above `frequency_limit`.
 
     Raises:
-        InputError: an argument is out of its range, or beta * M < N.
+        InputError: an argument is out of its range, or frequency_limit * M < N.
     """
     scores, uids = check_pool(scores, uids)
     check_num_samples(num_samples, len(scores))

@@ -3,10 +3,10 @@
 Give each example a clock that rings at rate exp(s - alpha * k) after k rings. Exponential clocks
 have no memory, so whichever rings next does so with probability softmax(s - alpha * k): the order
 of all rings *is* one-by-one sampling with a repetition penalty, and the subset is the N earliest
-rings. A hard cap is a clock that stops after beta rings; no cap is alpha = 0.
+rings. A hard cap is a clock that stops after `frequency_limit` rings; no cap is alpha = 0.
 
     M   examples in the pool          alpha   repetition penalty
-    N   rings wanted                  beta    frequency limit
+    N   rings wanted
     E_k exponential(1) variates, from (seed, uid, k)
 
 Ring k + 1 of an example is at time T = exp(-s) * sum_{j<=k} E_j exp(alpha * j). In log space,
@@ -123,7 +123,7 @@ def race_counts(
         uids: `u8,u8` array [M].
         num_samples: N, at most M * frequency_limit.
         repetition_penalty: alpha >= 0, subtracted from the score at each ring.
-        frequency_limit: beta, rings after which a clock stops; None for no limit.
+        frequency_limit: the number of rings after which a clock stops; None for no limit.
         seed: selects the random numbers together with the uids.
         num_workers: threads; they do not change the result.
 
@@ -133,16 +133,17 @@ def race_counts(
     Raises:
         InputError: an example rings more often than 32 bits count.
     """
-    # N, or beta, bounds each count so that it fits into 32 bits
+    # N, or the frequency limit, bounds each count so that it fits into 32 bits
     if num_samples <= checks.MOST_DRAWS or (frequency_limit or num_samples) <= checks.MOST_DRAWS:
-        limit = min(frequency_limit or num_samples, num_samples)
-        return _counts(scores, uids, num_samples, repetition_penalty, limit, seed, num_workers)
-    limit = checks.MOST_DRAWS
-    counts = _counts(scores, uids, num_samples, repetition_penalty, limit, seed, num_workers)
-    if counts.max() == limit:  # a clock that was stopped
+        most = min(frequency_limit or num_samples, num_samples)
+        return _counts(scores, uids, num_samples, repetition_penalty, most, seed, num_workers)
+    counts = _counts(
+        scores, uids, num_samples, repetition_penalty, checks.MOST_DRAWS, seed, num_workers
+    )
+    if counts.max() == checks.MOST_DRAWS:  # a clock that was stopped
         raise InputError(
-            f"one example would be drawn more than {limit - 1:,} times: lower num_samples, or "
-            "spread the scores less"
+            f"one example would be drawn more than {checks.MOST_DRAWS - 1:,} times: lower "
+            "num_samples, or spread the scores less"
         )
     return counts
 
@@ -152,11 +153,11 @@ def _counts(
     uids: NDArray[np.void],
     num_samples: int,
     repetition_penalty: float,
-    limit: int,
+    frequency_limit: int,
     seed: int,
     num_workers: int,
 ) -> NDArray[np.int32]:
-    pool = ClockPool(scores, uids, repetition_penalty, limit, seed)
+    pool = ClockPool(scores, uids, repetition_penalty, frequency_limit, seed)
     sample = pool.sample()
     whole: Clocks | ClockPool = sample
     if len(sample) < len(pool):
@@ -204,7 +205,7 @@ def search_log_time(
 
     if at_least <= 0:
         return -math.inf, -math.inf
-    if at_least >= len(clocks) * clocks.limit:
+    if at_least >= len(clocks) * clocks.frequency_limit:
         return math.inf, math.inf
     each = at_least / len(clocks)
     typical = clocks.log_rate_of_rank(len(clocks) // 2)
@@ -322,7 +323,7 @@ def _ring(
     examples, log_rates, keys = np.arange(len(clocks)), clocks.log_rates, clocks.keys
     residuals, decay = exponentials(keys, 0), math.exp(-clocks.penalty)
     num_rung, total = 0, 0
-    while len(examples) > _FEW and num_rung < clocks.limit:
+    while len(examples) > _FEW and num_rung < clocks.frequency_limit:
         log_residuals = np.log(residuals)
         log_residuals += clocks.penalty * num_rung
         log_times = log_residuals - log_rates
@@ -344,8 +345,8 @@ def _ring(
         residuals *= decay
         residuals += exponentials(keys, num_rung)
     ahead = 4
-    while len(examples) and num_rung < clocks.limit and total <= stop_after:
-        few = Clocks(log_rates, keys, clocks.penalty, clocks.limit)
+    while len(examples) and num_rung < clocks.frequency_limit and total <= stop_after:
+        few = Clocks(log_rates, keys, clocks.penalty, clocks.frequency_limit)
         log_residuals, following = _rings_ahead(few, residuals, num_rung, ahead)
         ahead = 2 * ahead
         log_times = log_residuals - log_rates
@@ -372,7 +373,7 @@ def _rings_ahead(
     Returns:
         log R + alpha * k of their next rings [rings, clocks], and the R [clocks] after these.
     """
-    ahead = min(ahead, max(_MOST_AHEAD // len(clocks), 4), clocks.limit - num_rung)
+    ahead = min(ahead, max(_MOST_AHEAD // len(clocks), 4), clocks.frequency_limit - num_rung)
     decay = math.exp(-clocks.penalty)
     numbers = np.arange(num_rung, num_rung + ahead + 1, dtype=np.uint64)[:, np.newaxis]
     rows = exponentials(clocks.keys, numbers)

@@ -36,7 +36,8 @@ def open_pool(
     Args:
         metadata_dir: folder, local or in a cloud, of DataComp metadata: parquet, with or without
             npz.
-        scores: folder of score tables: parquet files with a `uid` column and columns of scores.
+        scores: folder of score tables (`--scores_dir`): parquet files with a `uid` column and
+            columns of scores.
         available: list of the images that you have, made by `datacomp-flyt available`.
         shards_dir: the tars, from which that list is made in memory.
         manifest: file of `datacomp-flyt manifest` that the metadata must agree with.

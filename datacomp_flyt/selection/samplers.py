@@ -29,7 +29,7 @@ def soft_cap_sample(
     scale: str | None = None,
     num_samples: int | None = None,
     repetition_penalty: float | None = None,
-    batch_size: int | None = None,
+    sampling_batch_size: int | None = None,
     seed: int = 0,
     num_workers: int | None = None,
 ) -> Subset:
@@ -40,7 +40,7 @@ def soft_cap_sample(
         scale: a scale of DataComp, which sets the three arguments below to the paper's.
         num_samples: N, draws in all.
         repetition_penalty: alpha, subtracted from an example's score each time it is drawn.
-        batch_size: G, draws between penalties; 1 is exact and fastest.
+        sampling_batch_size: G, draws between penalties; 1 is exact and fastest.
         seed: any integer.
         num_workers: threads, which do not change the result; None for one on each core.
 
@@ -52,7 +52,7 @@ def soft_cap_sample(
         scale=scale,
         num_samples=num_samples,
         repetition_penalty=repetition_penalty,
-        sampling_batch_size=batch_size,
+        sampling_batch_size=sampling_batch_size,
         seed=seed,
         num_workers=num_workers,
     )
@@ -69,8 +69,8 @@ def hard_cap_sample(
 ) -> Subset:
     """Hard Cap Sampling: as `sample_with_replacement`, at most `frequency_limit` draws of each.
 
-    FLYT, section 4.3 and Figure 3, where the limit is beta, from 5 to 25. For the other arguments
-    see `soft_cap_sample`.
+    FLYT, section 4.3 and Figure 3, where `frequency_limit` is beta, from 5 to 25. For the other
+    arguments see `soft_cap_sample`.
     """
     return HARD_CAP.sample(
         scores,
@@ -288,7 +288,7 @@ HARD_CAP = Sampling(
     _hard_cap,
     {
         **_DRAWS,
-        "frequency_limit": {"type": int, "help": "hcs: beta, most draws of one example"},
+        "frequency_limit": {"type": int, "help": "hcs: the most draws of one example"},
     },
     _check_hard_cap,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +21,26 @@ from datacomp_flyt.selection.open_pool import (
     open_columns,
     pool_engine,
 )
-from datacomp_flyt.selection.registry import Method, find_method, find_sampling
-from datacomp_flyt.selection.sampling import Sampling
+from datacomp_flyt.selection.registry import Method, find_method, find_sampling, is_option
+from datacomp_flyt.selection.sampling import Sampling, way_out
 from datacomp_flyt.selection.scores import Scores
 from datacomp_flyt.selection.subset import Subset
 from datacomp_flyt.streams import say
+
+ARGUMENTS = {"scores_dir": "scores"}
+"""Maps the flags whose arguments of `select` are named otherwise to these arguments."""
+
+
+class NoArgument(InputError):
+    """A method and its sampling method do not read an argument of `select`.
+
+    Attributes:
+        flag_sentence: the same sentence for a user of the command, in terms of flags.
+    """
+
+    def __init__(self, sentence: str, flag_sentence: str) -> None:
+        super().__init__(sentence)
+        self.flag_sentence = flag_sentence
 
 
 def select(
@@ -179,10 +195,11 @@ def _check_meaning(
     """Raise InputError if an option is given that nothing would read."""
     known = {*method.options, *(sampling.flags if sampling else ())}
     if unknown := sorted(set(options) - known):
-        raise InputError(
-            f"--{unknown[0]} has no meaning for --name {name}"
-            + (f" with sampling {sampling.name}" if sampling else "")
-            + ": leave it out"
+        with_sampling = f" with sampling {sampling.name}" if sampling else ""
+        raise NoArgument(
+            f"select has no argument {unknown[0]} for {name}{with_sampling}: "
+            + _way_out(unknown[0], known),
+            f"--{unknown[0]} has no meaning for --name {name}{with_sampling}: leave it out",
         )
     if not method.reads_pool:
         return
@@ -194,9 +211,21 @@ def _check_meaning(
         )
     for flag in method.no_meaning:
         if pool[flag]:
-            raise InputError(
-                f"--{flag} has no meaning for --name {name}, which reads embeddings: leave it out"
+            reason = f"{name}, which reads embeddings: leave it out"
+            raise NoArgument(
+                f"select has no argument {ARGUMENTS.get(flag, flag)} for {reason}",
+                f"--{flag} has no meaning for --name {reason}",
             )
+
+
+def _way_out(unknown: str, options: set[str]) -> str:
+    """Name the nearest argument, unless another method has an option of the unknown name."""
+    if unknown in ARGUMENTS:
+        return f"did you mean {ARGUMENTS[unknown]}?"
+    if is_option(unknown):
+        return "leave it out"
+    own = {*inspect.signature(select).parameters} - {"method", "options"}
+    return way_out(unknown, sorted(options), sorted(own))
 
 
 def _checked_paths(outputs: Mapping[str, str | Path | None]) -> dict[str, Path]:

@@ -50,7 +50,7 @@ def _check_entries(result: Any) -> str | None:
 
 
 def _part(folder: Path) -> Any:
-    from datacomp_flyt.datacomp.resharded_parts import open_run
+    from datacomp_flyt.datacomp.resharder_run import open_run
 
     part = open_run(folder / "part", folder / "subset.npy")
     return [[tar.name for tar in part.tars], part.pool_shards]

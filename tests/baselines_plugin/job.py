@@ -93,7 +93,7 @@ class Job:
         return [parse_uid(uid) for uid in self.pool.uids]
 
     def write(self, parts: int = 1, seed: int | None = None) -> Job:
-        """Write the files; with a seed, metadata and scores differ in row order and in file sizes."""
+        """Write the files; with a seed, metadata and scores differ in row order and file sizes."""
         write_files(self.metadata, self.pool.metadata, parts, seed)
         write_files(self.scores, self.pool.scores, parts, None if seed is None else seed + 1)
         self.save_path.parent.mkdir(exist_ok=True)

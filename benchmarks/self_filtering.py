@@ -258,7 +258,7 @@ def by_round(seed_folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def unseen_less_seen(seed_folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return for each round the AUC by models that did not see the pair, minus that by the others."""
+    """Return for each round the AUC by models that did not see a pair, minus the AUC by others."""
     name = "cross_fitted"
     runs = [rounds[:-1] for folder in seed_folders if (rounds := read_rounds(folder, name))]
     aucs = [[one["auc_in_subset"] for one in same] for same in zip(*runs, strict=True)]

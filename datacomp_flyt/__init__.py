@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from datacomp_flyt.clip.embed import EmbedReport, embed
     from datacomp_flyt.datacomp.check_subset import check_subset
     from datacomp_flyt.datacomp.checkout_patch import Patch, install, is_installed, revert
-    from datacomp_flyt.datacomp.resharded_parts import PartsReport, check_parts
+    from datacomp_flyt.datacomp.part_counts import PartsReport
+    from datacomp_flyt.datacomp.resharded_parts import check_parts
     from datacomp_flyt.demo.run_demo import DemoResult, run_demo
     from datacomp_flyt.engines.engine import Engine
     from datacomp_flyt.errors import InputError
@@ -62,7 +63,7 @@ _MODULE_OF = {
     "Columns": "mixing.columns",
     "Engine": "engines.engine",
     "ImageList": "tars.image_list",
-    "PartsReport": "datacomp.resharded_parts",
+    "PartsReport": "datacomp.part_counts",
     "Patch": "datacomp.checkout_patch",
     "SubsetReport": "pool.subset",
     "TrainingConfig": "flyt.training_config",

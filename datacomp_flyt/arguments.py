@@ -6,6 +6,7 @@ Importing this module is cheap.
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Sequence
 from numbers import Real
 from typing import SupportsIndex, TypeVar
@@ -44,7 +45,8 @@ def check_number(value: object, flag: str) -> float:
 
 
 def check_list(values: Sequence[S], flag: str) -> Sequence[S]:
-    """Return a list; raise InputError if it is a string, which is a sequence of characters."""
-    if isinstance(values, str):
-        raise InputError(f"{flag} is the text {values!r}, wanted a list: [{values!r}]")
+    """Return a list; raise InputError if it is a path, or a string, which is a list of letters."""
+    if isinstance(values, str | os.PathLike):
+        text = str(values)
+        raise InputError(f"{flag} is {text!r}, wanted a list: [{text!r}]")
     return values

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datacomp_flyt.arguments import check_list
 from datacomp_flyt.datacomp.part_counts import MissingExamples, PartCounts, PartsReport
 from datacomp_flyt.datacomp.resharder_run import open_run
 from datacomp_flyt.engines.engine import Engine
@@ -58,7 +59,7 @@ def check_parts(
         InputError: the subset or a part cannot be read, a part is incomplete, or the same part is
             given twice.
     """
-    folders = [Path(part) for part in parts]
+    folders = [Path(part) for part in check_list(parts, "the list of parts")]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("one part is named twice: name each once")
     num_workers = check_num_workers(num_workers)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from datacomp_flyt.arguments import check_list
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.flyt.data import TASK_WEIGHTS
 from datacomp_flyt.flyt.downstream_loss import LOSSES
@@ -233,10 +234,10 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for option in fields(self):
             value = getattr(self, option.name)
-            if isinstance(value, os.PathLike):
+            if str(option.type).startswith("tuple") and value is not None:
+                value = tuple(check_list(value, f"--{option.name}"))
+            elif isinstance(value, os.PathLike):
                 value = os.fspath(value)
-            elif isinstance(value, list):
-                value = tuple(value)
             object.__setattr__(self, option.name, value)  # the class is frozen
         self._check_choices()
         preset = PRESETS[self.preset]

@@ -48,7 +48,7 @@ TWO_STAGES = {"method": "neg_clip_loss_norm_sim", "num_samples": 5, "repetition_
         ({**TWO_STAGES, "score_columns": "FLYT"}, "wanted a list: ['FLYT']"),
         (
             {"method": "plain_sum", "score_columns": "vit-l-14"},
-            "--score_columns is the text 'vit-l-14', wanted a list: ['vit-l-14']",
+            "--score_columns is 'vit-l-14', wanted a list: ['vit-l-14']",
         ),
     ],
 )

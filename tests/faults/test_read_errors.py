@@ -6,7 +6,7 @@ import errno
 import functools
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -181,11 +181,10 @@ class Stream(io.BytesIO):
         return super().read(min(size or 0, 700) if size and size > 0 else size)
 
 
-def keep(kept: list[Any], samples: Iterable[Any]) -> Iterator[Any]:
-    """Append each item to the list, so that the items before an error are kept."""
+def append_each(read: list[Any], samples: Iterable[Any]) -> None:
+    """Append one by one: `list.extend` may lose the samples before an error."""
     for sample in samples:
-        kept.append(sample)
-    yield from ()
+        read.append(sample)
 
 
 def test_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +204,6 @@ def test_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
         read: list[Any] = []
         with pytest.raises(tar_samples.UnreadableShard, match="Input/output error"):
-            read.extend(keep(read, tar_samples.read_tar(str(path))))
+            append_each(read, tar_samples.read_tar(str(path)))
         assert read == whole[: len(read)]
-        assert len(read) < len(whole)
+        assert share / 2 * len(whole) <= len(read) < len(whole)

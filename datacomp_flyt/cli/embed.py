@@ -62,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
         from datacomp_flyt.clip.embed import embed
     flags = vars(args)
     options = {name: flags[name] for name in _OPTIONS}
-    return report_failures(embed(encoders=_encoders(args.encoder), **options).failed, "embed")
+    report = embed(encoders=_encoders(args.encoder), **options)
+    num_finished = report.num_finished_before + report.num_embedded
+    return report_failures(report.failed, "embed", num_finished=num_finished)
 
 
 def _encoders(words: list[str] | None) -> dict[str, tuple[str, str]]:

@@ -67,10 +67,13 @@ def run(args: argparse.Namespace) -> int:
     names = [name for name in option_names(scorer_factory(args.scorer)) if name not in _SHARED]
     options = {name: flags[name] for name in names if name in flags}
     report = score(args.scorer, **{name: flags[name] for name in _SHARED}, **options)
-    others = "the others are done"
+    num_finished = report.num_finished_before + report.num_scored
+    others = None
     if report.needs_all:
-        others = "nothing is scored before the whole pool is known (what the others gave is kept)"
-    return report_failures(report.failed, f"--scorer {args.scorer}", others)
+        others = "nothing is scored before the whole pool is known (what was computed stays)"
+    return report_failures(
+        report.failed, f"--scorer {args.scorer}", num_finished=num_finished, others=others
+    )
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str | None:

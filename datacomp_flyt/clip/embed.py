@@ -38,6 +38,7 @@ class EmbedReport:
         failed: the last error of each tar that was not finished, by name.
         counts: the number of samples that were left out, by reason, in the tars of this run.
         num_pairs: pairs embedded by this run.
+        num_embedded: tars that this run embedded.
         num_finished_before: tars that were embedded before.
         empty: tars of this run without a member.
     """
@@ -46,6 +47,7 @@ class EmbedReport:
     failed: dict[str, Exception] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     num_pairs: int = 0
+    num_embedded: int = 0
     num_finished_before: int = 0
     empty: list[str] = field(default_factory=list)
 
@@ -137,7 +139,7 @@ def _locked_folder(
     written = ("*.parquet", "*.npz", SETTINGS_FILE)
     check_outputs([Output("--metadata_dir", folder, written)], flags)
     with lock_outputs(folder):
-        check_settings(folder, settings, "give another --metadata_dir")
+        check_settings(folder, settings, "give another --metadata_dir", ("*.parquet", "*.npz"))
         remove_unfinished(folder)
         yield folder
 
@@ -163,6 +165,7 @@ def _embed(
         write_embedded(folder, name, shard)
         report.empty.extend([] if num_pairs else [shards[name]])
         report.num_pairs += num_pairs
+        report.num_embedded += 1
         report.counts.update(shard.counts)
         return num_pairs
 

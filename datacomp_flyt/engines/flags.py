@@ -95,14 +95,19 @@ def make_engine(
 
 
 def report_failures(
-    failed: Mapping[str, Exception], command: str, others: str = "the others are done"
+    failed: Mapping[str, Exception],
+    command: str,
+    *,
+    num_finished: int,
+    others: str | None = None,
 ) -> int:
     """Print the shards that failed on stderr.
 
     Args:
         failed: the error of each shard that failed, by name.
         command: the command, for the messages.
-        others: a clause on the state of the other shards.
+        num_finished: the number of shards whose results are written, now or before.
+        others: a clause on the other shards; None for one that `num_finished` decides.
 
     Returns:
         the exit code: 0 if none failed, 2 if a shard can be read and holds nothing usable, else 1.
@@ -113,10 +118,11 @@ def report_failures(
     if failed:
         shards = "1 shard" if len(failed) == 1 else f"{len(failed):,} shards"
         lost = all(isinstance(error, WorkerLost) for error in failed.values())
-        way_out = "run" if lost else "correct what the lines above report and run"
-        say(
-            f"{command}: {shards} failed and {others}; {way_out} the same command again", error=True
-        )
+        way_out = "correct the files or the flags that the lines above name and run the command"
+        if lost:
+            way_out = "run the same command"
+        others = others or ("the others are done" if num_finished else "none is finished")
+        say(f"{command}: {shards} failed and {others}; {way_out} again", error=True)
     if any(isinstance(error, NothingUsable) for error in failed.values()):
         return 2
     return 1 if failed else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,20 @@ SETTINGS_FILE = "_settings.json"
 _OLD_NAME = "settings.json"  # the name in older releases
 
 
-def check_settings(folder: Path, settings: dict[str, Any], way_out: str) -> None:
+def check_settings(
+    folder: Path, settings: dict[str, Any], way_out: str, results: Iterable[str] | None = None
+) -> None:
     """Write the settings to a new folder, or compare them with those of an existing one.
+
+    Other settings are replaced if the folder has no results: the run that wrote them finished
+    nothing, as with a mistyped flag.
 
     Args:
         folder: the folder; it is created if it is missing.
         settings: the settings, which JSON can hold.
         way_out: the advice if the folder has other files or settings.
+        results: patterns of the files that depend on the settings; None if other settings are
+            always refused.
 
     Raises:
         InputError: the folder was made with other settings, or has parquet files and no settings.
@@ -42,14 +50,17 @@ def check_settings(folder: Path, settings: dict[str, Any], way_out: str) -> None
             raise InputError(
                 f"{folder} holds .parquet files that this command did not make: {way_out}"
             )
-        with atomic_write(path) as file:
-            file.write(json.dumps(wanted, indent=2, sort_keys=True).encode() + b"\n")
+        _write(path, wanted)
         return
     with readable(str(path), "JSON", f"remove {folder} to begin anew"):
         existing = json.loads(path.read_bytes())
         keys = {*existing, *wanted}
         other = sorted(key for key in keys if existing.get(key) != wanted.get(key))
-    if other:
+    # a file without a common key belongs to another program
+    ours = path.name == SETTINGS_FILE and existing.keys() & wanted.keys()
+    if other and ours and results is not None and not _any_file(folder, results):
+        _write(path, wanted)
+    elif other:
         raise InputError(
             f"{folder} was made with {other[0]} {existing.get(other[0])!r}, now it is "
             f"{wanted.get(other[0])!r}: give the same settings, {way_out}, or remove that folder"
@@ -57,3 +68,12 @@ def check_settings(folder: Path, settings: dict[str, Any], way_out: str) -> None
     if path.name == _OLD_NAME:
         with contextlib.suppress(OSError):  # the folder may be read-only
             os.rename(path, folder / SETTINGS_FILE)
+
+
+def _any_file(folder: Path, patterns: Iterable[str]) -> bool:
+    return any(path.is_file() for pattern in patterns for path in folder.glob(pattern))
+
+
+def _write(path: Path, settings: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write(json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n")

@@ -151,8 +151,8 @@ def test_a_corrupt_file_among_the_others(tmp_path: Path, capfd: pytest.CaptureFi
     assert "shards scored, 1 failed" in out
     assert f"shard {STEMS[2]} failed: {npz} cannot be read as npz" in said
     assert (
-        "1 shard failed and the others are done; correct what the lines above report and run"
-        in said
+        "1 shard failed and the others are done; correct the files or the flags that the lines "
+        "above name and run the command again" in said
     )
     there = {path.stem for path in (tmp_path / "scores/negCLIPLoss").glob("*.parquet")}
     assert there == {*STEMS} - {STEMS[2]}

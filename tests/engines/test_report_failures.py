@@ -15,11 +15,13 @@ KILLED = WorkerLost(f"worker process 7 ended: {exit_text(-signal.SIGKILL)}")
 TERMINATED = WorkerLost(f"worker process 7 ended: {exit_text(-signal.SIGTERM)}")
 DAMAGED = InputError("b.npz cannot be read as npz")
 MEMORY_HINT = "; fewer --num_workers take less memory"
-CORRECT = "correct what the lines above report and run the same command again"
+CORRECT = "correct the files or the flags that the lines above name and run the command again"
 
 
-def reported(capsys: pytest.CaptureFixture[str], **failed: Exception) -> tuple[int, list[str]]:
-    code = report_failures(failed, "score")
+def reported(
+    capsys: pytest.CaptureFixture[str], num_finished: int = 3, **failed: Exception
+) -> tuple[int, list[str]]:
+    code = report_failures(failed, "score", num_finished=num_finished)
     return code, capsys.readouterr().err.splitlines()
 
 
@@ -42,6 +44,11 @@ def test_damaged_shards(capsys: pytest.CaptureFixture[str]) -> None:
         f"score: shard b failed: {DAMAGED}",
         f"score: 2 shards failed and the others are done; {CORRECT}",
     ]
+
+
+def test_no_shard_is_finished(capsys: pytest.CaptureFixture[str]) -> None:
+    _, lines = reported(capsys, num_finished=0, a=DAMAGED, b=DAMAGED)
+    assert lines[-1] == f"score: 2 shards failed and none is finished; {CORRECT}"
 
 
 def test_a_file_that_quotes_a_kill_says_nothing_about_memory(

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,11 +18,16 @@ from datacomp_flyt.threads import retry_on_read_error
 
 
 class Passes:
-    """The passes of a pool scorer on disk, the last one last.
+    """The passes of a pool scorer over its shards, kept on disk.
 
-    `0/NAME.npz` are the summaries of the shards, `0.state/NAME.npz` the next state of each shard,
-    and `0.state.npz` the common state, written when all others are.
+    Pass k, counted from 0, leaves these files, and the end of pass k + 1 removes its state:
+    `k/NAME.npz` are the summaries of the shards, which the end of pass k removes;
+    `k.state/NAME.npz` the next state of each shard; and `k.state.npz` the common state, which is
+    written last, so it marks the pass as finished.
     """
+
+    FILES: ClassVar[tuple[str, ...]] = ("_passes/**/*.npz", "passes/**/*.npz")
+    """Patterns of the files of all passes, in the folder of the score column."""
 
     def __init__(self, scores: Path) -> None:
         """

@@ -90,12 +90,13 @@ def score_pool(
             shard has changed since the job began.
 
     Raises:
-        InputError: the folder holds scores made under other settings; `load` or `check` raised it;
+        InputError: the folder holds results made under other settings; `load` or `check` raised it;
             or no row of any shard has a score.
     """
     folder = scores_dir / scorer.columns[0]
     settings = _settings(scorer, name, shards, num_rows, source)
-    check_settings(folder, settings, "choose another --scores_dir or --column")
+    way_out = "choose another --scores_dir or --column"
+    check_settings(folder, settings, way_out, ("*.parquet", *Passes.FILES))
     remove_unfinished(folder)
     left = {shard: shards[shard] for shard in sorted(shards) if not _done(scorer, folder, shard)}
     report = ScoreReport(folder, scorer.columns, num_finished_before=len(shards) - len(left))

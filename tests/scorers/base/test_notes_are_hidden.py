@@ -127,6 +127,26 @@ def test_settings_of_others_stay(tmp_path: Path, name: str, content: Any) -> Non
     assert path.read_bytes() == before
 
 
+def test_settings_without_results_are_replaced(tmp_path: Path) -> None:
+    patterns = ("*.parquet", "round_*/**/*")
+    check_settings(tmp_path, {"a": 1}, "give another", patterns)
+    (tmp_path / "round_0" / "runs").mkdir(parents=True)
+    check_settings(tmp_path, {"a": 2}, "give another", patterns)
+    assert json.loads((tmp_path / SETTINGS_FILE).read_text()) == {"a": 2}
+    (tmp_path / "round_0" / "runs" / "epoch_1.pt").touch()
+    check_settings(tmp_path, {"a": 2}, "give another", patterns)
+    said = refusal(check_settings, tmp_path, {"a": 1}, "give another", patterns)
+    assert "made with a 2, now it is 1" in said
+    assert json.loads((tmp_path / SETTINGS_FILE).read_text()) == {"a": 2}
+
+
+@pytest.mark.parametrize("content", ['{"theme": "dark"}', "[]", "{"])
+def test_settings_of_others_are_not_replaced(tmp_path: Path, content: str) -> None:
+    (tmp_path / SETTINGS_FILE).write_text(content)
+    refusal(check_settings, tmp_path, {"a": 1}, "give another", ("*.parquet",))
+    assert (tmp_path / SETTINGS_FILE).read_text() == content
+
+
 def test_the_older_name_gives_way(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text('{"a": 1}')
     check_settings(tmp_path, {"a": 1}, "give another")

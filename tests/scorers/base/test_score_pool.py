@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 pytest.importorskip("torch")
 
 from datacomp_flyt import threads
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.scorers.clip_score import ClipScore
 from datacomp_flyt.scorers.norm_sim_d import NormSimD
 from datacomp_flyt.scorers.vas import Vas
@@ -82,6 +84,35 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     assert "made with renormalize False, now it is True" in message
     settings = json.loads((tmp_path / "scores/vit-b-32/_settings.json").read_text())
     assert settings["source"] == "npz"
+
+
+class Broken(ClipScore):
+    """Every shard fails."""
+
+    def score_rows(self, shard, state, counts):
+        raise InputError("there is no such array")
+
+
+def test_settings_of_a_run_that_finished_nothing_are_replaced(tmp_path: Path) -> None:
+    write_pool(tmp_path / "metadata", pairs(9), [4, 5])
+    report = run(Broken(source="npz"), tmp_path / "metadata", tmp_path / "scores")
+    assert (len(report.failed), report.num_scored) == (2, 0)
+    corrected = ClipScore(source="npz", renormalize=True)
+    assert run(corrected, tmp_path / "metadata", tmp_path / "scores").num_scored == 2
+    run(corrected, tmp_path / "metadata", tmp_path / "anew")
+    assert table_bytes(tmp_path / "scores") == table_bytes(tmp_path / "anew")
+
+
+def test_a_pass_of_other_settings_is_refused(tmp_path: Path) -> None:
+    """Its summaries would be taken for those of the new settings."""
+    write_pool(tmp_path / "metadata", pairs(9), [3, 3, 3])
+    first = NormSimD(fraction=0.3, num_rounds=2, candidates=9)
+    with contextlib.suppress(Killed):
+        run(first, tmp_path / "metadata", tmp_path / "scores", KilledEngine(1))
+    assert not list((tmp_path / "scores/normsim_d").glob("*.parquet"))
+    other = NormSimD(fraction=0.5, num_rounds=2, candidates=9)
+    message = refusal(run, other, tmp_path / "metadata", tmp_path / "scores")
+    assert "made with fraction 0.3, now it is 0.5" in message
 
 
 def test_tables_of_others_are_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Sequence
 
 from datacomp_flyt.engines.flags import add_engine_arguments, report_failures
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.scorers.base.registry import (
     list_scorers,
     option_names,
@@ -64,8 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score; the exit code tells whether shards failed, see `report_failures`."""
     flags = vars(args)
-    names = [name for name in option_names(scorer_factory(args.scorer)) if name not in _SHARED]
-    options = {name: flags[name] for name in names if name in flags}
+    names = option_names(scorer_factory(args.scorer))
+    own = [name for name in flags if name not in (*_SHARED, "command", "scorer")]
+    if unused := [name for name in own if name not in names]:
+        raise InputError(
+            f"--scorer {args.scorer} has the flag --{unused[0]} and its constructor no parameter "
+            f"{unused[0]}: add the parameter to the class, or leave the flag out of add_arguments"
+        )
+    options = {name: flags[name] for name in own}
     report = score(args.scorer, **{name: flags[name] for name in _SHARED}, **options)
     num_finished = report.num_finished_before + report.num_scored
     others = None

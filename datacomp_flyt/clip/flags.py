@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 
 from datacomp_flyt.errors import InputError
 
 BATCH_SIZE = 256
+IMAGE_FLAGS = ("precision", "batch_size", "decode_threads")
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
@@ -19,19 +21,27 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--precision`, `--batch_size` and `--decode_threads`."""
-    add_precision(parser)
-    parser.add_argument(
-        "--batch_size", type=int, default=BATCH_SIZE, help="images at once (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--decode_threads",
-        type=int,
-        metavar="N",
-        help="threads that decode images in each worker (default: 1 on a CPU; on GPUs the cores "
-        "divided by the GPUs)",
-    )
+def add_image_arguments(
+    parser: argparse.ArgumentParser, flags: Collection[str] = IMAGE_FLAGS
+) -> None:
+    """Add `--precision`, `--batch_size` and `--decode_threads`, or those of them in `flags`."""
+    if "precision" in flags:
+        add_precision(parser)
+    if "batch_size" in flags:
+        parser.add_argument(
+            "--batch_size",
+            type=int,
+            default=BATCH_SIZE,
+            help="images at once (default: %(default)s)",
+        )
+    if "decode_threads" in flags:
+        parser.add_argument(
+            "--decode_threads",
+            type=int,
+            metavar="N",
+            help="threads that decode images in each worker (default: 1 on a CPU; on GPUs the "
+            "cores divided by the GPUs)",
+        )
 
 
 def check_image_arguments(batch_size: int, decode_threads: int | None) -> None:

@@ -308,6 +308,24 @@ def test_what_is_done_is_not_mixed_with_other_settings(
 
 
 @pytest.mark.usefixtures("in_process")
+def test_settings_of_a_run_that_embedded_nothing_are_replaced(
+    tmp_path: Path,
+    models: dict[str, tuple[Path, Path]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tar = tmp_path / "tars" / "00000000.tar"
+    tar.parent.mkdir()
+    tar.write_bytes(b"not a tar" * 1000)
+    words = ("--shards_dir", tar.parent, "--metadata_dir", tmp_path / "out", *encoder_words(models))
+    assert run(*words) == 1
+    assert "1 shard failed and none is finished" in capsys.readouterr().err
+    write_tar(tar, [sample(0)])
+    assert run(*words, "--dtype", "float32") == 0
+    with np.load(tmp_path / "out" / "00000000.npz") as arrays:
+        assert arrays["b32_img"].dtype == np.float32
+
+
+@pytest.mark.usefixtures("in_process")
 def test_it_does_not_write_into_the_metadata_of_others(
     tmp_path: Path, tars: Path, models: dict[str, tuple[Path, Path]]
 ) -> None:

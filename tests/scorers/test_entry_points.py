@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -28,11 +29,11 @@ print(*columns_of("caption_length"), *columns_of("neg_clip_loss"))
 COLUMNS = ("caption_length", "negCLIPLoss")
 
 
-def template() -> str:
-    """The class in the page's section about scorers of one's own."""
+def template(index: int = 0) -> str:
+    """A class in the page's section about scorers of one's own."""
     page = (REPOSITORY / "docs" / "score.md").read_text()
     section = page.partition("## A scorer of your own")[2]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)[index]
 
 
 def package(folder: Path, name: str, code: str, entries: str) -> Path:
@@ -103,6 +104,58 @@ def test_it_is_listed_with_its_column_and_flags(packages: Path) -> None:
     assert "--longest" in command(packages, "--scorer", "caption_length", "--help").stdout
     ended = python(packages, "-c", REGISTRY)
     assert ended.stdout.split() == ["broken", "caption_length", "none", "False", *COLUMNS], ended
+
+
+IMAGES = """
+class Inherited(AspectRatio):
+    columns = ("inherited",)
+
+
+class Bare(AspectRatio):
+    columns = ("bare",)
+
+    def __init__(self):
+        super().__init__()
+
+
+class Wrong(AspectRatio):
+    columns = ("wrong",)
+
+    @classmethod
+    def add_arguments(cls, parser):
+        super().add_arguments(parser)
+        parser.add_argument("--unknown", type=int)
+"""
+ENTRIES = "\n".join(
+    f"{name.lower()} = pictures:{name}" for name in ("AspectRatio", "Inherited", "Bare", "Wrong")
+)
+
+
+def test_flags_of_image_scorers_of_another_package(packages: Path, tmp_path: Path) -> None:
+    """A flag reaches the scorer or is refused."""
+    pytest.importorskip("open_clip")
+    package(packages, "pictures", template(1) + IMAGES, ENTRIES)
+    folders = ("--shards_dir", POOL / "shards", "--num_workers", 1, "--scores_dir", tmp_path)
+    for name in ("aspectratio", "inherited"):
+        flags = ("--largest", 0.75, "--precision", "bf16", "--batch_size", 7)
+        ended = command(packages, "--scorer", name, *folders, *flags)
+        assert ended.returncode == 0, ended.stderr
+        column = "aspect_ratio" if name == "aspectratio" else name
+        settings = json.loads((tmp_path / column / "_settings.json").read_text())
+        assert (settings["largest"], settings["precision"]) == (0.75, "bf16")
+        tables = [pq.read_table(path) for path in (tmp_path / column).glob("*.parquet")]
+        ratios = np.concatenate([table[column].to_numpy() for table in tables])
+        assert len(ratios) == 420
+        assert ratios.max() == 0.75
+    ended = command(packages, "--scorer", "aspectratio", *folders, "--batch_size", -5)
+    assert ended.returncode == 2
+    assert "--batch_size -5 is less than 1" in ended.stderr
+    ended = command(packages, "--scorer", "bare", *folders, "--precision", "bf16")
+    assert ended.returncode == 2
+    assert "unrecognized arguments: --precision" in ended.stderr
+    ended = command(packages, "--scorer", "wrong", *folders, "--unknown", 1)
+    assert ended.returncode == 2
+    assert "--scorer wrong has the flag --unknown" in ended.stderr
 
 
 def test_broken_packages_are_named_when_they_are_asked_for(packages: Path, tmp_path: Path) -> None:

@@ -21,10 +21,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from datacomp_flyt.clip.flags import BATCH_SIZE, add_image_arguments, check_image_arguments
+from datacomp_flyt.clip.flags import (
+    BATCH_SIZE,
+    IMAGE_FLAGS,
+    add_image_arguments,
+    check_image_arguments,
+)
 from datacomp_flyt.clip.inference import decode_threads, inference, refuse_decompression_bombs
 from datacomp_flyt.pool.uids import decode_uids
-from datacomp_flyt.scorers.base.scorer import Arrays, ScoredShard, Scorer
+from datacomp_flyt.scorers.base.scorer import (
+    COMMON_FLAGS,
+    Arrays,
+    ScoredShard,
+    Scorer,
+    option_parameters,
+)
 from datacomp_flyt.tars.pairs import Pair, read_pairs
 
 NOT_FINITE = "score is not finite"
@@ -45,6 +56,7 @@ class ImageScorer(Scorer):
 
     reads_images: ClassVar[bool] = True
     uses_gpu: ClassVar[bool] = True
+    _shared_flags: ClassVar[tuple[str, ...]] = (*COMMON_FLAGS, *IMAGE_FLAGS)
     device: torch.device
     transform: Callable[[Image.Image], Tensor]
     tokenize: Callable[[list[str]], Tensor]
@@ -73,8 +85,9 @@ class ImageScorer(Scorer):
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the flags of all scorers of images."""
-        add_image_arguments(parser)
+        """Add the flags of all scorers of images that the constructor takes, and its own."""
+        add_image_arguments(parser, [f for f in IMAGE_FLAGS if f in option_parameters(cls)])
+        super().add_arguments(parser)
 
     @abstractmethod
     def score_batch(self, images: Tensor, texts: Tensor) -> Tensor:

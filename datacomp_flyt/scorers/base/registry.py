@@ -6,7 +6,6 @@ A scorer's module is imported only when its name is asked for, since most of the
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from datacomp_flyt import entry_points
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.installation import needs_extra
-from datacomp_flyt.scorers.base.scorer import Scorer
+from datacomp_flyt.scorers.base.scorer import Scorer, option_parameters
 
 GROUP = "datacomp_flyt.scorers"
 """The group of entry points by which another package adds a scorer: NAME = "MODULE:CLASS"."""
@@ -107,8 +106,8 @@ def scorer_factory(name: str) -> Callable[..., Scorer]:
 
 
 def option_names(factory: Callable[..., Scorer]) -> tuple[str, ...]:
-    """Return the names of a scorer's options, which are the parameters of what makes it."""
-    return tuple(inspect.signature(factory).parameters)
+    """Return the names of a scorer's options, see `option_parameters`."""
+    return tuple(option_parameters(factory))
 
 
 def columns_of(name: str) -> tuple[str, ...]:

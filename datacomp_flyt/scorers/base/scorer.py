@@ -31,6 +31,29 @@ If the constructor has a parameter of one of these names, it receives that flag'
 is added.
 """
 
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def option_parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a scorer's class or factory, by name.
+
+    A constructor that takes `**options` passes them on to the constructor of its base class, so the
+    parameters of that one are options too.
+    """
+    constructors: list[Callable[..., Any]] = [factory]
+    if inspect.isclass(factory):
+        constructors = [vars(kind)["__init__"] for kind in factory.__mro__ if "__init__" in vars(kind)]
+    found: dict[str, inspect.Parameter] = {}
+    for constructor in constructors:
+        parameters = inspect.signature(constructor).parameters.values()
+        kinds = {parameter.kind for parameter in parameters}
+        for parameter in parameters:
+            if parameter.kind not in _VARIADIC and parameter.name != "self":
+                found.setdefault(parameter.name, parameter)
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+    return found
+
 
 class ScoredShard(NamedTuple):
     """The scores of one shard.
@@ -62,6 +85,7 @@ class Scorer(ABC):
 
     reads_images: ClassVar[bool] = False
     uses_gpu: ClassVar[bool] = False
+    _shared_flags: ClassVar[tuple[str, ...]] = COMMON_FLAGS  # that `add_arguments` adds no more
     columns: tuple[str, ...]
 
     @cached_property
@@ -74,11 +98,12 @@ class Scorer(ABC):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add the scorer's own flags, each named as the option that gets its value.
 
-        By default one for each constructor parameter whose default is a string or a number.
+        By default one for each constructor parameter, see `option_parameters`, whose default is a
+        string or a number.
         """
-        for name, parameter in inspect.signature(cls).parameters.items():
+        for name, parameter in option_parameters(cls).items():
             default = parameter.default
-            if name not in COMMON_FLAGS and type(default) in (str, int, float):
+            if name not in cls._shared_flags and type(default) in (str, int, float):
                 parser.add_argument(
                     f"--{name}", type=type(default), default=default, help="default: %(default)s"
                 )

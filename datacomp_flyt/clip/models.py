@@ -105,8 +105,8 @@ def load_clip_model(
 def _tokenizer(name: str, model: nn.Module) -> Callable[[list[str]], Tensor]:
     """The model's tokenizer, at the model's context length.
 
-    get_tokenizer of open_clip 2.16.1 makes 77 tokens for every model. CoCa is left as it is: its
-    releases differ in whether the token that it appends itself is counted.
+    get_tokenizer of open_clip 2.16.1 makes 77 tokens for every model. CoCa keeps its own tokenizer:
+    CoCa appends one token itself, and its releases differ in whether the context length counts it.
     """
     tokenize: Callable[..., Tensor] = open_clip.get_tokenizer(name)
     if type(model) not in _PLAIN:
@@ -135,7 +135,7 @@ def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
         what: its flag and path, for messages.
 
     Raises:
-        InputError: the file cannot be read without running code from it.
+        InputError: the file cannot be read without running code from it, or holds no tensors.
     """
     tensors = read_checkpoint(path, what).tensors
     clip = {k.removeprefix(_CLIP): v for k, v in tensors.items() if k.startswith(_CLIP)}
@@ -160,6 +160,7 @@ def temperature_of(checkpoint: str | Path, flag: str) -> float:
     if scale is None:
         raise InputError(f"{flag} {checkpoint} has no logit_scale: give --temperature")
     value = float(scale) if scale.numel() == 1 else math.nan
+    # the value is bounded only against overflow; the factor is clipped below
     scale_factor = math.exp(min(value, LARGEST_LOGIT_SCALE)) if math.isfinite(value) else 0.0
     if not scale_factor:
         raise InputError(

@@ -36,7 +36,8 @@ def run_shards(
             shards have been tried, and after a pause unless only workers were lost. A shard whose
             content is wrong (`InputError` other than `ReadError`) is not retried.
         label: the label of the progress bar.
-        num_rows: the rows of each shard, to show rows/s; None if they are not known beforehand.
+        num_rows: the rows of each shard, which the progress bar counts; None if they are not known
+            beforehand, and the bar counts shards.
         give_up: stop at the first error that a retry cannot mend, and raise it.
 
     Returns:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from datacomp_flyt.errors import NothingUsable
 from datacomp_flyt.files.open_file import readable
 
-_MOST = 1_000  # shards without a usable row, from the first one on, before the job stops
+_MOST = 1_000  # the job stops when its first 1,000 shards have no usable row
 _SMALL = 1 << 16  # bytes; larger files have rows and need not be opened
 
 
@@ -92,7 +92,7 @@ class UntilUsable:
             reasons.update(counted.reasons)
         why = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items() if count)
         seen = f"{rows:,} row{'s' * (rows != 1)}, none {self._usable}"
-        way_out = "give shards that have some"
+        way_out = "give shards with rows that can be used"
         if not rows:
             seen, way_out = "no sample at all", "give shards of which something was downloaded"
         return NothingUsable(

@@ -32,7 +32,7 @@ except ImportError:  # Windows
     _LOCKS = False
 
 _HELD: set[int] = set()  # descriptors of the lock files that this process holds
-_ATTEMPTS = 100  # each fails if another run ends just then
+_ATTEMPTS = 100  # one fails if another run removes its lock file at that moment
 _HOLDER = re.compile(r"process \d+ on .*\n?")
 
 
@@ -97,7 +97,7 @@ def _lock(output: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if lock.handle in _HELD:  # a forked child has released it
+        if lock.handle in _HELD:  # not in a forked child, where `_release_in_child` has closed it
             _HELD.remove(lock.handle)
             if lock.ours:
                 with contextlib.suppress(OSError):
@@ -145,7 +145,7 @@ def _take(path: Path, output: Path) -> _LockFile:
                 raise _not_ours(path) from None
             finally:
                 os.close(lock.handle)
-    _warn(output, "a file is another one each time")
+    _warn(output, f"its lock file changed at each of {_ATTEMPTS} attempts")
     return _open(path, output, made)
 
 
@@ -195,7 +195,9 @@ def _of_another_program(path: Path, output: Path, kind: str) -> InputError:
 
 
 def _not_ours(path: Path) -> InputError:
-    return InputError(f"{path} is of somebody else: have it removed if no run goes on there")
+    return InputError(
+        f"{path} belongs to another user: if no run is writing there, ask that user to remove it"
+    )
 
 
 def _warn(output: Path, reason: str | None) -> None:

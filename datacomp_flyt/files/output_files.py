@@ -22,7 +22,7 @@ from datacomp_flyt.files.locks import try_lock
 from datacomp_flyt.files.open_file import open_local
 
 _SUFFIX = ".datacomp_flyt.tmp"
-_LONGEST = 100  # bytes of a NAME that a temporary name repeats; some filesystems allow 143 in all
+_LONGEST = 100  # bytes of a NAME that a temporary name repeats; eCryptfs allows 143 in all
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # not on Windows
 

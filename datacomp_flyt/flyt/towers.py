@@ -176,7 +176,8 @@ class Towers:
             images, texts: the rows [b, 3, H, W], [k, L].
             features: the embeddings f at θ, used by the one-sided difference.
             method: `exact` is forward-mode differentiation, which costs about 3 forward passes;
-                `central` is (f(θ + hv) - f(θ - hv)) / 2h; `one_sided` is (f(θ + hv) - f(θ)) / h.
+                `central` is (f(θ + hv) - f(θ - hv)) / 2h; `one_sided` is (f(θ + hv) - f(θ)) / h,
+                with f(θ) computed again in float32 under autocast.
             step: |hv| / |θ| of the differences.
 
         Returns:

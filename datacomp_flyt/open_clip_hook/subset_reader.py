@@ -74,7 +74,8 @@ class _UnusableShards:
     Attributes:
         usable_seen: whether this pass had a usable sample.
         num_shards: the number of successive shards without a usable sample.
-        num_outside_subset: the number of whole samples in these shards that are not in the subset.
+        num_outside_subset: the number of samples with a caption in these shards that are not in the
+            subset.
         seen: the members of the other samples in these shards.
         reasons: counts of these samples by the reason why they cannot be trained on.
     """
@@ -210,7 +211,7 @@ class SubsetReader:
             if not num_draws:
                 unusable.skip_outside_subset(sample)
                 continue
-            if unusable.num_shards:
+            if unusable.num_shards:  # 0 after a usable sample of this shard
                 unusable.try_decoding(sample, self._drops_empty_captions)
             sample = _image_and_caption(sample)
             if self._carries_uids and not self._is_dropped_by_trainer(sample):

@@ -209,7 +209,7 @@ def _check(
                 f"all in the pool of {len(pool_uids):,} examples, of which they are {share:.1%}"
             )
         if num_samples is not None and len(pool_uids) > num_samples:
-            report.facts.append(
+            report.warnings.append(
                 f"the pool is larger than this scale's {num_samples:,}: is it another scale's?"
             )
     return report
@@ -241,7 +241,9 @@ def _check_images(
 
 
 def describe_training(repeats: NDArray[np.integer], num_samples: int) -> str:
-    """Describe the expected number of times that training sees an example: it resamples shards.
+    """Describe how often training is expected to see an example.
+
+    Training draws shards with replacement, so the numbers are averages.
 
     Args:
         repeats: the number of draws of each example [n].

@@ -1,4 +1,4 @@
-"""Samples a pool: the examples with a low hash of (seed, uid), in any order and any files.
+"""Samples a pool: the examples with a low hash of (seed, uid), whatever the order of the rows.
 
 The hash selects the same examples from the metadata, from score tables in another order and from
 subsets. Therefore memory holds only one index for each row of the pool.
@@ -22,8 +22,8 @@ from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.streams import say
 from datacomp_flyt.threads import map_threads
 
-# Soft Cap Sampling draws first the examples that have low bits in the stream of the same seed.
-# They would not be a fair sample, so this sample has a stream of its own.
+# Of equal scores, Soft Cap Sampling draws first those with high bits in the stream of its seed. A
+# sample by the same bits would have too few of the drawn examples, so it has a stream of its own.
 _STREAM = 0x7265706F7274
 _CAPTION = "text"
 
@@ -58,7 +58,7 @@ class PoolSample:
         pool: the examples [n] in the order of their uids; its files have position -1 for rows that
             were not read.
         chosen: whether each example is in the sample [n].
-        captions: the captions [n], or None if the metadata has none.
+        captions: the captions [n], or None if a metadata file has no column of captions.
     """
 
     rule: SampleRule

@@ -204,9 +204,9 @@ def _earliest(
 ) -> tuple[Timers, Timers]:
     """Return the `num_timers` earliest timers, and the others.
 
-    Two times can be equal because the added wait is smaller than the rounding of log T. Then the
-    wait itself decides, in double the precision of a float, and if that is equal too, the smaller
-    uid.
+    A time is log(T + wait), with T the end of the timer's last round. If a wait is smaller than the
+    rounding of T, different times become equal. Then the smaller wait goes first, log E_k + alpha k
+    - s kept as two floats, and if the waits are equal, the smaller uid.
     """
     times = timers["time"].copy()
     order = np.argpartition(times, num_timers - 1)

@@ -33,7 +33,8 @@ def top_fraction_counts(
         uids: `u8,u8` array [M].
         fraction: in (0, 1].
         keep_ties: DataComp's rule instead (`clip_score`): the threshold is the score at rank n,
-            counted from 0, and everything at least as high is kept: n + 1 examples or more.
+            counted from 0, and everything at least as high is kept: n + 1 examples or more,
+            or all M if n = M.
         pool_size: M' in n = int(fraction * M'); None for M, the number of scores.
 
     Returns:

@@ -142,8 +142,8 @@ def top_fraction(
         fraction_of: "available" (the default) if M counts the examples that can be selected, "pool"
             if M counts all rows of the metadata.
         keep_ties: DataComp's rule (`clip_score`) instead: keep every score at least as high as the
-            one at rank int(fraction * M), counted from 0. That is one example more, and all that
-            share this score.
+            one at rank int(fraction * M), counted from 0. That is one example more and all that
+            share its score, or all M if there is no such rank.
 
     Raises:
         InputError: the fraction is out of its range, keeps nothing, or cannot be kept.

@@ -1,7 +1,7 @@
 """The journal of `datacomp-flyt available`, by which a killed run resumes.
 
-The file has a first line and then, for each shard, a line of JSON, padded to 16 bytes, and the
-sorted uids.
+The file has a first line and then, for each shard, a line of JSON, padded with spaces to a multiple
+of 16 bytes, and the sorted uids.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Journal:
         self._lock = threading.Lock()
         with self._written(), path.open("a+b") as file:
             file.seek(0)
+            # complete the first line of a new file, or of one that was cut short
             file.write(_MAGIC[len(file.read(len(_MAGIC))) :])
             end = file.tell()
             while (record := _read_record(file)) is not None:

@@ -113,9 +113,12 @@ def test_scoring_by_a_manifest(
     assert f"1 missing: {gone.name}" in said
     (tmp_path / "kept.npz").rename(gone)
     assert run(capsys, *words)[0] == 0
-    tars = ["score", "--scorer", "dfn", "--shards_dir", POOL / "shards", "--checkpoint", "x"]
-    code, _, said = run(capsys, *tars, "--scores_dir", tmp_path / "s", "--manifest", path)
+    tars = ["score", "--scorer", "dfn", "--shards_dir", POOL / "shards", "--model", "flyt-tiny"]
+    words = [*tars, "--checkpoint", "random", "--scores_dir", tmp_path / "s", "--manifest", path]
+    code, _, said = run(capsys, *words)
     assert code == 2
+    assert "8 missing" in said
+    assert "4 additional: 00000000.tar" in said
 
 
 def test_tars_that_change_get_no_embeddings(
@@ -185,7 +188,7 @@ def test_two_trainings(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 class Reached(Exception):
-    """Request the data of a trainer."""
+    """Raised when the trainer asks for its data."""
 
 
 def hooked(monkeypatch: pytest.MonkeyPatch) -> Hook:

@@ -175,4 +175,4 @@ def test_what_somebody_else_left_and_nobody_may_remove(
 
     monkeypatch.setattr(Path, "unlink", denied)
     said = refusal(take, of_somebody_else.parent)
-    assert f"{of_somebody_else} is of somebody else" in said
+    assert f"{of_somebody_else} belongs to another user" in said

@@ -36,7 +36,7 @@ CASES = {
     "limit three": Case(FIVE, 8, 3, 10_000),
     "limit one is a draw without replacement": Case(SIX, 3, 1, 8_000),
     "all but one place filled": Case(FOUR, 7, 2),
-    "limit never reached": Case(FOUR, 4, 4, 8_000),
+    "limit that never binds": Case(FOUR, 4, 4, 8_000),
     "limit above the number of draws": Case(FOUR, 3, 1_000),
     "equal scores": Case((0.0, 0.0, 0.0), 5, 2),
     "scores around 1e6": Case([s + 1e6 for s in FOUR], 6, 2),

@@ -42,7 +42,9 @@ def option_parameters(factory: Callable[..., Any]) -> dict[str, inspect.Paramete
     """
     constructors: list[Callable[..., Any]] = [factory]
     if inspect.isclass(factory):
-        constructors = [vars(kind)["__init__"] for kind in factory.__mro__ if "__init__" in vars(kind)]
+        constructors = [
+            vars(kind)["__init__"] for kind in factory.__mro__ if "__init__" in vars(kind)
+        ]
     found: dict[str, inspect.Parameter] = {}
     for constructor in constructors:
         parameters = inspect.signature(constructor).parameters.values()

@@ -17,7 +17,7 @@ State = dict[str, Tensor]
 
 
 class Sizes(NamedTuple):
-    """Of a model; the defaults are the smallest that CLIP's tokenizer fits."""
+    """The sizes of a model. It has the vocabulary of CLIP's tokenizer; the others are small."""
 
     width: int = 128
     layers: int = 2
@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
     out: int = 8
 
     def bound(self, magnitude: float, computed: int = 1) -> float:
-        """Error of an encoder in float32: of the products on the longest path through a tower.
+        """Bound the float32 error of an encoder: all products on the longest path in a tower.
 
         A block adds to what it is given, so that errors of blocks are added: two norms (mean and
         variance), queries, scores, values, output, and the two layers of the perceptron.

@@ -126,7 +126,7 @@ def test_two_clusters(tmp_path: Path) -> None:
         [sign * trained.model.logits(part) for sign, part in zip((1, -1), held_out, strict=True)]
     )
     loss = np.logaddexp(0, -margins).mean()
-    # of unprojected Gaussians: log odds 2 d . x / s^2 with d half the distance of the means
+    # of unprojected Gaussians: log odds 2 d . x / s^2 with d half the difference of the means
     distance = np.linalg.norm(apart) / 0.3
     bayes = 0.5 * math.erfc(-distance / math.sqrt(2))
     assert 0.8 < bayes < 0.95

@@ -183,6 +183,23 @@ def test_a_killed_worker_costs_its_part_only(job: Job) -> None:
     assert sorted(names) == sorted([*(f"0-{n:06d}" for n in (0, 1, 1, 2)), *bucket_names(3)])
 
 
+class Kills(ParquetShard):
+    """A file that kills each reader."""
+
+    def rows(self, columns: Sequence[str]) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_part_that_loses_each_worker_ends_with_a_way_out(job: Job) -> None:
+    shards = open_shards(str(job.metadata), "--metadata_dir", 1)
+    group = FileGroup("pool", (Kills(**vars(shards[0])), *shards[1:]), {CLIP: np.dtype("f4")})
+    engine = Noting(1, "cpu")
+    said = refusal(sort_into_files, [group], job.work, engine, False, False, 40)
+    assert [name for name, error in engine.outcomes if error is not None] == ["0-000000"] * 3
+    assert "killed (SIGKILL)" in said
+    assert said.endswith(": run the same command again with fewer --num_workers")
+
+
 def bucket_names(number: int) -> list[str]:
     return [f"bucket-{n:05d}" for n in range(number)]
 

@@ -53,6 +53,9 @@ def sentence_of(error: BaseException, flags: dict[str, Any]) -> str | None:
         return "no folder for temporary files can be written: name one with TMPDIR"
     if type(error).__name__.startswith("Dist") or "/gloo/" in text or "NCCL error" in text:
         return f"another rank ended, or cannot be reached ({text}): see the message of that rank"
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
+        resume = ", with --resume if it has written a checkpoint" if "resume" in flags else ""
+        return f"a loader process ended ({text.rstrip('. ')}): run the command again{resume}"
     return None
 
 

@@ -64,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     options = {name: flags[name] for name in _OPTIONS}
     report = embed(encoders=_encoders(args.encoder), **options)
     num_finished = report.num_finished_before + report.num_embedded
-    return report_failures(report.failed, "embed", num_finished=num_finished)
+    return report_failures(
+        report.failed, "embed", num_finished=num_finished, num_workers=args.num_workers
+    )
 
 
 def _encoders(words: list[str] | None) -> dict[str, tuple[str, str]]:

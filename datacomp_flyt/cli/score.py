@@ -8,14 +8,9 @@ from collections.abc import Sequence
 
 from datacomp_flyt.engines.flags import add_engine_arguments, report_failures
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.scorers.base.registry import (
-    list_scorers,
-    option_names,
-    scorer_class,
-    scorer_factory,
-)
+from datacomp_flyt.scorers.base.registry import list_scorers, scorer_class, scorer_factory
 from datacomp_flyt.scorers.base.score import score
-from datacomp_flyt.scorers.base.scorer import COMMON_FLAGS
+from datacomp_flyt.scorers.base.scorer import COMMON_FLAGS, option_parameters
 
 _SHARED = (
     *COMMON_FLAGS, "manifest", "engine", "ray_address", "num_workers", "device", "retries"
@@ -46,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument(
         "--scores_dir",
         required=True,
-        help="local folder for score tables; gets one folder a column, and may hold other columns",
+        help="local folder for score tables; gets one folder for each scorer, named after its "
+        "first column, and may hold other columns",
     )
     parser.add_argument(
         "--column",
@@ -65,12 +61,18 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score; the exit code tells whether shards failed, see `report_failures`."""
     flags = vars(args)
-    names = option_names(scorer_factory(args.scorer))
+    parameters = option_parameters(scorer_factory(args.scorer))
     own = [name for name in flags if name not in (*_SHARED, "command", "scorer")]
-    if unused := [name for name in own if name not in names]:
+    if unused := [name for name in own if name not in parameters]:
         raise InputError(
             f"--scorer {args.scorer} has the flag --{unused[0]} and its constructor no parameter "
             f"{unused[0]}: add the parameter to the class, or leave the flag out of add_arguments"
+        )
+    required = [name for name in parameters if parameters[name].default is inspect.Parameter.empty]
+    if missing := [name for name in required if name not in flags]:
+        raise InputError(
+            f"--scorer {args.scorer} has no flag for the parameter {missing[0]} of its "
+            "constructor: give the parameter a default, or add the flag in add_arguments"
         )
     options = {name: flags[name] for name in own}
     report = score(args.scorer, **{name: flags[name] for name in _SHARED}, **options)
@@ -79,7 +81,11 @@ def run(args: argparse.Namespace) -> int:
     if report.needs_all:
         others = "nothing is scored before the whole pool is known (what was computed stays)"
     return report_failures(
-        report.failed, f"--scorer {args.scorer}", num_finished=num_finished, others=others
+        report.failed,
+        f"--scorer {args.scorer}",
+        num_finished=num_finished,
+        num_workers=args.num_workers,
+        others=others,
     )
 
 

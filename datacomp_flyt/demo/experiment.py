@@ -183,7 +183,7 @@ class Experiment:
         Args:
             name: the name of the training, and of the subset.
             title: the step's title.
-            hook: flags of `train_clip`; None for the subset of this name.
+            hook: flags of `train_clip`; None to train on `subsets/NAME.npy`, () on the whole pool.
             samples_seen: the number of samples; None for the experiment's.
         """
         hook = ("--subset", f"subsets/{name}.npy") if hook is None else hook

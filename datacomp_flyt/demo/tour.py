@@ -36,7 +36,7 @@ def steps_of(experiment: Experiment) -> list[Step]:
         experiment.select(
             ours, "Soft Cap Sampling of M-FLYT's mix", *mixed(), *experiment.soft_cap()
         ),
-        experiment.train(UNFILTERED, "CLIP from scratch on the whole pool, as long as below", ()),
+        experiment.train(UNFILTERED, "CLIP from scratch on the whole pool, on as many samples", ()),
         experiment.train(clip_score, "CLIP from scratch on the top 30%"),
         experiment.train(ours, "CLIP from scratch on what M-FLYT and Soft Cap Sampling chose"),
         experiment.evaluate(list(TITLES)),

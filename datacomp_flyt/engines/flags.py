@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from datacomp_flyt.arguments import check_integer
 from datacomp_flyt.engines.engine import Engine, WorkerLost
 from datacomp_flyt.engines.processes import ProcessEngine
-from datacomp_flyt.errors import InputError, NothingUsable, lacks_memory
+from datacomp_flyt.errors import InputError, NothingUsable, first_line, lacks_memory
 from datacomp_flyt.streams import say
-from datacomp_flyt.threads import check_num_workers
+from datacomp_flyt.threads import check_num_workers, default_num_workers
 
 ENGINE_FLAGS: dict[str, dict[str, Any]] = {
     "--engine": {
@@ -99,6 +100,7 @@ def report_failures(
     command: str,
     *,
     num_finished: int,
+    num_workers: int | None = None,
     others: str | None = None,
 ) -> int:
     """Print the shards that failed on stderr.
@@ -107,14 +109,17 @@ def report_failures(
         failed: the error of each shard that failed, by name.
         command: the command, for the messages.
         num_finished: the number of shards whose results are written, now or before.
+        num_workers: the number of workers; None for one per CPU.
         others: a clause on the other shards; None for one that `num_finished` decides.
 
     Returns:
         the exit code: 0 if none failed, 2 if a shard can be read and holds nothing usable, else 1.
     """
+    several = (num_workers or default_num_workers()) > 1
+    fewer = "; fewer --num_workers take less memory" if several else ""
     for name, error in failed.items():
-        hint = "; fewer --num_workers take less memory" if lacks_memory(error) else ""
-        say(f"{command}: shard {name} failed: {error}{hint}", error=True)
+        hint = fewer if lacks_memory(error) else ""
+        say(f"{command}: shard {name} failed: {_describe(error)}{hint}", error=True)
     if failed:
         shards = "1 shard" if len(failed) == 1 else f"{len(failed):,} shards"
         lost = all(isinstance(error, WorkerLost) for error in failed.values())
@@ -126,3 +131,12 @@ def report_failures(
     if any(isinstance(error, NothingUsable) for error in failed.values()):
         return 2
     return 1 if failed else 0
+
+
+def _describe(error: Exception) -> str:
+    """Describe an error; one that is no sentence for users gets its type and its line of code."""
+    if isinstance(error, (InputError, WorkerLost, OSError, MemoryError)):
+        return str(error)
+    lines = re.findall(r'File "(.+)", line (\d+)', str(error.__cause__))  # of the worker
+    place = f" ({lines[-1][0]}:{lines[-1][1]})" if lines else ""
+    return f"{type(error).__name__}: {first_line(error)}{place}"

@@ -94,9 +94,10 @@ def run_tasks(pool: WorkerPool[W], items: Sequence[T]) -> Generator[Outcome[T, A
                 slot = free_slots.popleft()
                 starting[pool.start(slot)] = slot
             if not starting and not busy:
+                fewer = "try fewer --num_workers, which takes less memory; "
                 raise InputError(
                     f"every worker ended before it had loaded, {START_ATTEMPTS} times in a row "
-                    f"({lost}): try fewer --num_workers, which takes less memory; a script has to "
+                    f"({lost}): {fewer if pool.slots > 1 else 'free memory; '}a script has to "
                     'start workers below `if __name__ == "__main__":`, since each worker imports it'
                 )
             done: list[Outcome[T, Any]] = []

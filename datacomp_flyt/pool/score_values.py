@@ -1,4 +1,4 @@
-"""Converts score columns of any numeric Arrow type to floats, exactly."""
+"""Converts score columns of any numeric Arrow type to floats; only decimals are rounded."""
 
 from __future__ import annotations
 

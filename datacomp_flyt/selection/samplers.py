@@ -349,7 +349,8 @@ TOP_FRACTION = Sampling(
         **_SCALE,
         "fraction": {
             "type": float,
-            "help": "share of the pool to keep, highest scores first, for --sampling top_fraction",
+            "help": "share of the examples to keep (see --fraction_of), highest scores first, for "
+            "--sampling top_fraction",
         },
         "fraction_of": {
             "choices": FRACTION_OF,

@@ -33,7 +33,7 @@ class Sampling:
             each example is drawn, an integer array [M]. `scores` are finite floats [M], `uids` a
             sorted `u8,u8` array [M] and `pool_size` a `PoolSize`.
         flags: its options: maps a keyword of `count` to the arguments of `argparse` for its flag.
-            Flags without a value are not passed. Methods may share a flag.
+            A flag that is not given is not passed to `count`. Methods may share a flag.
         check: takes the same options and raises InputError if one is wrong or missing; it is called
             before the pool is read.
     """

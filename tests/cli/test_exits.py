@@ -191,6 +191,29 @@ def test_too_little_memory(
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "DataLoader worker (pid 13387) is killed by signal: Terminated. ",
+        "DataLoader worker (pid 13387) is killed by signal: Segmentation fault. ",
+        "DataLoader worker (pid(s) 1, 2) exited unexpectedly",
+        "DataLoader worker (pid 5) exited unexpectedly with exit code 1. Details are lost",
+    ],
+)
+def test_a_loader_process_that_ended(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    def train() -> None:
+        with running("train") as command:
+            command.flags = {"resume": None}
+            raise RuntimeError(text)
+
+    with pytest.raises(SystemExit) as ended:
+        train()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"train: error: a loader process ended ({text.rstrip('. ')}): run the")
+    assert "--resume" in said
+
+
+@pytest.mark.parametrize(
     "error", [InputError("f.npy says: out of memory"), InputError("a"), InputError("b")]
 )
 def test_what_a_file_says_of_memory_is_no_evidence(

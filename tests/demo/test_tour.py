@@ -46,7 +46,7 @@ def contents_by_hand(folder: Path, name: str) -> dict[str, float]:
 # --- quickly
 
 
-def testcontents_of(tmp_path: Path) -> None:
+def test_contents_of(tmp_path: Path) -> None:
     uids = hex_uids(40)  # in no order, some alike in their first half
     kinds = ["true", "off_task", *sorted(SPOILED)] * 5
     pq.write_table(pa.table({"uid": uids, "kind": kinds}), tmp_path / "kinds.parquet")
@@ -108,7 +108,9 @@ def test_experiments_have_folders_and_steps_of_their_own() -> None:
     assert len({folder_of(Path("x"), each) for each in four}) == 4
     for each in four:
         steps = steps_of(each)
-        assert len({step.name for step in steps}) == len(steps)  # of logs and notes
+        assert len({step.name for step in steps}) == len(
+            steps
+        )  # logs and notes are named after steps
         words = [word for step in steps for word in step.words]
         assert not [word for word in words if os.path.isabs(word)]  # a folder can be moved
 

@@ -19,9 +19,12 @@ CORRECT = "correct the files or the flags that the lines above name and run the 
 
 
 def reported(
-    capsys: pytest.CaptureFixture[str], num_finished: int = 3, **failed: Exception
+    capsys: pytest.CaptureFixture[str],
+    num_finished: int = 3,
+    num_workers: int = 2,
+    **failed: Exception,
 ) -> tuple[int, list[str]]:
-    code = report_failures(failed, "score", num_finished=num_finished)
+    code = report_failures(failed, "score", num_finished=num_finished, num_workers=num_workers)
     return code, capsys.readouterr().err.splitlines()
 
 
@@ -35,6 +38,19 @@ def test_a_killed_worker(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     _, lines = reported(capsys, a=TERMINATED)
     assert lines[0] == f"score: shard a failed: {TERMINATED}"
+
+
+def test_one_worker_cannot_be_fewer(capsys: pytest.CaptureFixture[str]) -> None:
+    _, lines = reported(capsys, num_workers=1, a=KILLED)
+    assert lines[0] == f"score: shard a failed: {KILLED}"
+
+
+def test_an_error_of_a_scorer_has_its_type_and_line(capsys: pytest.CaptureFixture[str]) -> None:
+    error = TypeError("object of type 'NoneType' has no len()")
+    trace = 'File "shards.py", line 3, in run\n  File "/my/words.py", line 50, in score_rows'
+    error.__cause__ = RuntimeError(f"in the worker:\n{trace}\n    len(None)")
+    _, lines = reported(capsys, a=error)
+    assert lines[0] == f"score: shard a failed: TypeError: {error} (/my/words.py:50)"
 
 
 def test_damaged_shards(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from datacomp_flyt.demo import POOL
+from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.scorers import MetadataScorer
 from datacomp_flyt.scorers.base.score import score
 from tests.conftest import REPOSITORY, refusal
@@ -125,9 +127,17 @@ class Wrong(AspectRatio):
     def add_arguments(cls, parser):
         super().add_arguments(parser)
         parser.add_argument("--unknown", type=int)
+
+
+class Required(AspectRatio):
+    columns = ("required",)
+
+    def __init__(self, limit):
+        super().__init__()
 """
 ENTRIES = "\n".join(
-    f"{name.lower()} = pictures:{name}" for name in ("AspectRatio", "Inherited", "Bare", "Wrong")
+    f"{name.lower()} = pictures:{name}"
+    for name in ("AspectRatio", "Inherited", "Bare", "Wrong", "Required")
 )
 
 
@@ -156,6 +166,9 @@ def test_flags_of_image_scorers_of_another_package(packages: Path, tmp_path: Pat
     ended = command(packages, "--scorer", "wrong", *folders, "--unknown", 1)
     assert ended.returncode == 2
     assert "--scorer wrong has the flag --unknown" in ended.stderr
+    ended = command(packages, "--scorer", "required", *folders)
+    assert ended.returncode == 2
+    assert "--scorer required has no flag for the parameter limit" in ended.stderr
 
 
 def test_broken_packages_are_named_when_they_are_asked_for(packages: Path, tmp_path: Path) -> None:
@@ -194,6 +207,23 @@ def test_default_settings_and_a_scorer_as_an_object(tmp_path: Path) -> None:
     assert "was made with share 0.25, now it is 0.5" in said
     with pytest.raises(TypeError, match="share: options are for a scorer given by its name"):
         score(scorer, share=1, **folders)
+
+
+@pytest.mark.parametrize("shape", [(104,), (105, 2), (1,), ()])
+def test_scores_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    scorer = Halves()
+    scorer.score_rows = lambda shard, state, counts: np.zeros(shape)  # type: ignore[method-assign]
+    said = refusal(scorer.score, open_shards(str(METADATA), "--metadata_dir", 1)[0], {})
+    assert f"score_rows of Halves returned scores of shape {list(shape)}, wanted [105, 1]" in said
+
+
+@pytest.mark.parametrize("columns", ["text_len", (), ("a", 3), ("",), None])
+def test_columns_that_are_no_names(tmp_path: Path, columns: Any) -> None:
+    scorer = Halves()
+    scorer.columns = columns
+    said = refusal(lambda: score(scorer, metadata_dir=METADATA, scores_dir=tmp_path / "scores"))
+    assert f"scorer Halves has the columns {columns!r}" in said
+    assert not (tmp_path / "scores").exists()
 
 
 def test_names_and_options_that_are_not_known(tmp_path: Path) -> None:

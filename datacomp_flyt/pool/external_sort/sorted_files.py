@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from datacomp_flyt.engines.engine import Engine, TaskFactory
 from datacomp_flyt.engines.shards import run_shards
-from datacomp_flyt.errors import InputError, lacks_memory
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.memmap_arrays import create_array, write_rows
 from datacomp_flyt.files.output_files import atomic_write
 from datacomp_flyt.pool.external_sort.file_group import FileGroup
@@ -193,8 +193,7 @@ def _run(
     for error in errors.values():
         if isinstance(error, InputError):
             raise error
-        fewer = " with fewer --num_workers" if lacks_memory(error) else ""
-        raise InputError(f"{label} failed: {error}: run the same command again{fewer}")
+        raise InputError(f"{label} failed: {error}: run the same command again")
 
 
 def _make_in_folder(probe: Path, make: TaskFactory, device: str) -> Callable[[Any], Any]:

@@ -28,6 +28,7 @@ from datacomp_flyt.clip.flags import (
     check_image_arguments,
 )
 from datacomp_flyt.clip.inference import decode_threads, inference, refuse_decompression_bombs
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.uids import decode_uids
 from datacomp_flyt.scorers.base.scorer import (
     COMMON_FLAGS,
@@ -129,6 +130,11 @@ class ImageScorer(Scorer):
         with inference(self.device, self.precision):
             scores = self.score_batch(images.to(self.device), texts.to(self.device))
             computed = scores.float().cpu().numpy()
+        if computed.shape != (shape := (len(usable), len(self.columns))):
+            raise InputError(
+                f"score_batch of {type(self).__name__} returned scores of shape "
+                f"{list(computed.shape)}, wanted {list(shape)}: return one for each row and column"
+            )
         finite = np.isfinite(computed)
         if not finite.all():
             counts[NOT_FINITE] += int((~finite.all(1)).sum())

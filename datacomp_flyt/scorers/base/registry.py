@@ -13,7 +13,7 @@ from typing import Any
 from datacomp_flyt import entry_points
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.installation import needs_extra
-from datacomp_flyt.scorers.base.scorer import Scorer, option_parameters
+from datacomp_flyt.scorers.base.scorer import Scorer, check_columns, option_parameters
 
 GROUP = "datacomp_flyt.scorers"
 """The group of entry points by which another package adds a scorer: NAME = "MODULE:CLASS"."""
@@ -120,8 +120,9 @@ def columns_of(name: str) -> tuple[str, ...]:
     """
     entry = _entry(name)
     columns = entry.columns or getattr(scorer_class(name), "columns", ())
-    if not columns:
+    if columns == ():
         raise InputError(f"scorer {name} has no `columns` in its class: name its column yourself")
+    check_columns(columns, name)
     return tuple(columns)
 
 

@@ -19,7 +19,7 @@ from datacomp_flyt.pool.parquet import check_shards, open_shards
 from datacomp_flyt.scorers.base.embedding_blocks import check_widths
 from datacomp_flyt.scorers.base.registry import option_names, scorer_factory
 from datacomp_flyt.scorers.base.score_pool import ScoreReport, score_pool
-from datacomp_flyt.scorers.base.scorer import MetadataScorer, Scorer
+from datacomp_flyt.scorers.base.scorer import MetadataScorer, Scorer, check_columns
 from datacomp_flyt.streams import say
 from datacomp_flyt.tars.shard_names import absolute_path, shard_name, shards_by_name
 from datacomp_flyt.threads import default_num_workers
@@ -47,7 +47,8 @@ def score(
 
     Args:
         scorer: the name of a scorer, as in `--scorer`, or a scorer.
-        scores_dir: a local folder; it gets one folder for each column.
+        scores_dir: a local folder; it gets one folder for each scorer, named after its first
+            column.
         metadata_dir: the pool, for scorers of metadata and npz: a local or cloud folder of parquet.
         shards_dir: the pool's tars, for scorers of images: a folder, or a pattern with braces.
         manifest: a file made by `datacomp-flyt manifest`; the pool must have the files it lists.
@@ -121,6 +122,7 @@ def _prepare(
         name, flags = scorer, {**options, **paths, "manifest": manifest}
         unchanged = watch_inputs(flags)
         scorer = _make(name, options, {**paths, "column": column})
+    check_columns(getattr(scorer, "columns", ()), name)
     if column is not None:
         _rename(scorer, name, column)
     folder = f"{paths['scores_dir']}/{scorer.columns[0]}"

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import iter_uids
 
@@ -55,6 +56,16 @@ def option_parameters(factory: Callable[..., Any]) -> dict[str, inspect.Paramete
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             break
     return found
+
+
+def check_columns(columns: Any, scorer: str) -> None:
+    """Raise InputError unless a scorer's `columns` are names."""
+    names = columns if isinstance(columns, (tuple, list)) else ()
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise InputError(
+            f"scorer {scorer} has the columns {columns!r}: its class has to name them in a tuple, "
+            'such as ("my_score",)'
+        )
 
 
 class ScoredShard(NamedTuple):
@@ -152,7 +163,13 @@ class MetadataScorer(Scorer):
     def score(self, shard: ParquetShard, state: Arrays) -> ScoredShard:
         counts: Counter[str] = Counter()
         values = np.asarray(self.score_rows(shard, state, counts), np.float32)
-        values = values if values.ndim == 2 else values[:, None]
+        shape = (shard.num_rows, len(self.columns))
+        if values.shape not in (shape, shape[:1] if shape[1] == 1 else shape):
+            raise InputError(
+                f"{shard.path}: score_rows of {type(self).__name__} returned scores of shape "
+                f"{list(values.shape)}, wanted {list(shape)}: return one for each row and column"
+            )
+        values = values.reshape(shape)
         uids, in_pool = read_uids(shard), shard.rows_in_pool()
         if in_pool is not None:
             uids, values = uids[in_pool], values[in_pool]

@@ -1,8 +1,15 @@
-"""Zero mean and unit standard deviation over all examples (FLYT, section 4.2 and C.5)."""
+"""Zero mean and unit standard deviation over all examples (FLYT, section 4.2 and C.5).
+
+Sums are exact, so mean and standard deviation are the floats nearest to the true ones, and the same
+for any order and split of the values.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +17,55 @@ from numpy.typing import NDArray
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.threads import blocks, map_threads
 
-_BLOCK = 1 << 16  # summed pairwise within a block, exactly across blocks: workers do not matter
+BLOCK = 1 << 13
+"""Values of a block, whose temporary arrays stay in a core's cache and are no fresh pages."""
+
+_SLICE_BITS = 18  # float64 holds a sum of 2**16 products of two such numbers
+_MOST_VALUES = 1 << 16
+_UNIT = 2200  # 2**-2148 is the square of the smallest float64
+_LARGEST, _SCALE = 400, 600  # exponents: products of values beyond 2**400 and 2**-400 are scaled
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The exact sums of some values and of their squares.
+
+    Attributes:
+        count: the number of values.
+        total: their sum, in units of 2**-2200.
+        squares: the sum of their squares, in the same units.
+    """
+
+    count: int = 0
+    total: int = 0
+    squares: int = 0
+
+    @classmethod
+    def of(cls, values: NDArray[np.floating]) -> Moments:
+        """Add up finite values [n], n <= 65,536, and their squares."""
+        assert len(values) <= _MOST_VALUES
+        num_slices = 2 if values.itemsize < 8 else 4
+        return cls(len(values), *_exact_sums(values.astype(np.float64), num_slices))
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.count + other.count, self.total + other.total, self.squares + other.squares
+        )
+
+    def mean_and_std(self, column: str) -> tuple[float, float]:
+        """Return mean and standard deviation (ddof 0), correctly rounded.
+
+        Raises:
+            InputError: the column is constant or empty, so that it cannot be standardised.
+        """
+        mean = Fraction(self.total, max(self.count, 1) << _UNIT)
+        std = _square_root(Fraction(self.squares, max(self.count, 1) << _UNIT) - mean**2)
+        if std <= 1e-12 * abs(mean):
+            raise InputError(
+                f"column {column!r} has standard deviation {std:.3g} around {float(mean):.3g}, so "
+                "it cannot be standardised: leave it out or mend it"
+            )
+        return float(mean), std
 
 
 def mean_and_std(
@@ -22,24 +77,72 @@ def mean_and_std(
         InputError: the column is constant or empty, so that it cannot be standardised.
     """
 
-    def total(center: float, power: int) -> tuple[float, int]:
-        def part(block: slice) -> tuple[float, int]:
-            finite = values[block].astype(np.float64)
-            if not math.isfinite(finite.sum()):
-                finite = finite[np.isfinite(finite)]
-            finite -= center
-            return float((finite**power).sum()), len(finite)
+    def moments(block: slice) -> Moments:
+        part = values[block]
+        finite = np.isfinite(part)
+        return Moments.of(part if finite.all() else part[finite])
 
-        parts = map_threads(part, blocks(len(values), _BLOCK), num_workers)
-        return math.fsum(value for value, _ in parts), sum(count for _, count in parts)
+    parts = map_threads(moments, blocks(len(values), BLOCK), num_workers)
+    return sum(parts, Moments()).mean_and_std(column)
 
-    sum_of_values, num_finite = total(0.0, 1)
-    mean = sum_of_values / max(num_finite, 1)
-    sum_of_squares, _ = total(mean, 2)
-    std = math.sqrt(sum_of_squares / max(num_finite, 1))
-    if std <= 1e-12 * abs(mean) or not math.isfinite(std):
-        raise InputError(
-            f"column {column!r} has standard deviation {std:.3g} around {mean:.3g}, so it cannot "
-            "be standardised: leave it out or mend it"
-        )
-    return mean, std
+
+def _exact_sums(values: NDArray[np.float64], num_slices: int) -> tuple[int, int]:
+    """Return the exact sums of values [n] and of their squares, see `Moments`.
+
+    As in Ozaki's matrix product, values are cut into slices of so few bits that float64 holds all
+    sums of products of two slices, in any order. Values that have more bits, because they are much
+    smaller than others, are added up apart.
+    """
+    peak = max(float(values.max()), -float(values.min())) if len(values) else 0.0
+    if not peak:
+        return 0, 0
+    exponent = math.frexp(peak)[1]
+    if abs(exponent) > _LARGEST:
+        return _scaled_sums(values, num_slices, exponent > 0)
+    slices, rest = [], values
+    for index in range(num_slices):
+        # adding the anchor rounds to multiples of 2**(exponent - 18 * (index + 1))
+        anchor = 1.5 * 2.0 ** (exponent - _SLICE_BITS * (index + 1) + 52)
+        part = rest + anchor
+        part -= anchor
+        rest = rest - part
+        slices.append(part)
+    total = squares = 0
+    if rest.any():
+        rows = np.flatnonzero(rest)
+        total, squares = _exact_sums(values[rows], num_slices)
+        for part in slices:
+            part[rows] = 0
+    for part in slices:
+        total += _units(part.sum())
+    for a, b in itertools.combinations_with_replacement(slices, 2):
+        squares += _units(np.einsum("i,i", a, b)) << (a is not b)
+    return total, squares
+
+
+def _scaled_sums(values: NDArray[np.float64], num_slices: int, large: bool) -> tuple[int, int]:
+    """Return the sums of values whose squares float64 cannot hold, see `_exact_sums`."""
+    if not large:
+        total, squares = _exact_sums(np.ldexp(values, _SCALE), num_slices)
+        return total >> _SCALE, squares >> 2 * _SCALE
+    apart = np.abs(values) >= 1
+    total, squares = _exact_sums(np.ldexp(values[apart], -_SCALE), num_slices)
+    other_total, other_squares = _exact_sums(values[~apart], num_slices)
+    return (total << _SCALE) + other_total, (squares << 2 * _SCALE) + other_squares
+
+
+def _units(value: float) -> int:
+    numerator, denominator = float(value).as_integer_ratio()
+    return numerator << (_UNIT + 1 - denominator.bit_length())
+
+
+def _square_root(square: Fraction) -> float:
+    """Return the float nearest to the square root."""
+    if not square:
+        return 0.0
+    # at least 64 bits of the root, of which the last says whether others follow
+    shift = (square.denominator.bit_length() - square.numerator.bit_length()) // 2 + 65
+    scaled = square * Fraction(4) ** shift
+    root = math.isqrt(math.floor(scaled))
+    root |= root * root != scaled
+    return float(root / Fraction(2) ** shift)

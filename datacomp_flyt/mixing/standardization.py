@@ -69,20 +69,32 @@ class Moments:
 
 
 def mean_and_std(
-    values: NDArray[np.floating], column: str, num_workers: int = 1
+    values: NDArray[np.floating],
+    column: str,
+    num_workers: int = 1,
+    kept: NDArray[np.bool_] | None = None,
 ) -> tuple[float, float]:
     """Return mean and standard deviation (ddof 0) of the finite values of a column [M], in float64.
+
+    Args:
+        values: floats [M].
+        column: the name of the column in messages.
+        num_workers: threads; their number does not change the result.
+        kept: a mask [M] of the values that count; None for all.
 
     Raises:
         InputError: the column is constant or empty, so that it cannot be standardised.
     """
 
-    def moments(block: slice) -> Moments:
-        part = values[block]
-        finite = np.isfinite(part)
-        return Moments.of(part if finite.all() else part[finite])
+    def moments(rows: slice) -> Moments:
+        total = Moments()
+        for block in blocks(rows.stop, BLOCK, rows.start):
+            part = values[block] if kept is None else values[block][kept[block]]
+            finite = np.isfinite(part)
+            total += Moments.of(part if finite.all() else part[finite])
+        return total
 
-    parts = map_threads(moments, blocks(len(values), BLOCK), num_workers)
+    parts = map_threads(moments, blocks(len(values), 16 * BLOCK), num_workers)
     return sum(parts, Moments()).mean_and_std(column)
 
 

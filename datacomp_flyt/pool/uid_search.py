@@ -134,6 +134,21 @@ def sort_uids(high: Hashes, low: Hashes) -> NDArray[np.int64]:
     return order
 
 
+def sorted_halves(
+    uids: NDArray[np.void], num_workers: int = 1
+) -> tuple[Hashes, Hashes, NDArray[np.int64]]:
+    """Return the halves of the sorted uids, two arrays [n], and the permutation that sorts them."""
+    order = argsort_uids(uids["f0"], uids["f1"], num_workers)
+    high, low = np.empty((2, len(uids)), np.uint64)
+
+    def take(block: slice) -> None:
+        part = uids.take(order[block])
+        high[block], low[block] = part["f0"], part["f1"]
+
+    map_threads(take, blocks(len(uids), _BLOCK), num_workers)
+    return high, low, order
+
+
 def position_dtype(length: int) -> np.dtype[np.signedinteger]:
     """Return int32 if it holds the indices of an array of this length, else int64."""
     return np.dtype(np.int32 if length < 2**31 else np.int64)
@@ -161,7 +176,7 @@ def argsort_uids(high: Hashes, low: Hashes, num_workers: int = 1) -> NDArray[np.
     keys.sort()
     ties = np.concatenate([np.empty(0, np.intp), *map_threads(find_ties, parts, num_workers)])
     keys &= row_mask
-    order = keys.view(np.int64)
+    order: NDArray[np.int64] = keys.view(np.int64)
     if len(ties):  # neighbours with the same leading bits, a few in a million of a hash
         tied = np.unique(np.concatenate([ties, ties + 1]))
         rows = order[tied]

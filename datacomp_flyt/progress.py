@@ -50,7 +50,7 @@ class Progress:
         self._shown = 10 * initial // max(total, 1)  # tenths
         self._bar: Any = None
         if not quiet and (_is_terminal() or _is_notebook()):
-            from tqdm.auto import tqdm  # imports asyncio too, which logs do not need
+            from tqdm.auto import tqdm  # logs do without
 
             options = {"unit": unit or "it", "initial": initial, "leave": leave, **options}
             self._bar = tqdm(desc=self._label, total=total, **options)
@@ -131,4 +131,8 @@ def _is_terminal() -> bool:
 
 
 def _is_notebook() -> bool:
+    if "IPython" not in sys.modules:
+        return False
+    from tqdm.auto import tqdm
+
     return any(base.__name__ == "tqdm_notebook" for base in tqdm.__mro__)

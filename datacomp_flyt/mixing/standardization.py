@@ -18,7 +18,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.threads import blocks, map_threads
 
 BLOCK = 1 << 13
-"""Values of a block, whose temporary arrays stay in a core's cache and are no fresh pages."""
+"""Values of a block: temporary arrays stay in a core's cache, and `numpy.dot` on one thread."""
 
 _SLICE_BITS = 18  # float64 holds a sum of 2**16 products of two such numbers
 _MOST_VALUES = 1 << 16
@@ -42,10 +42,14 @@ class Moments:
 
     @classmethod
     def of(cls, values: NDArray[np.floating]) -> Moments:
-        """Add up finite values [n], n <= 65,536, and their squares."""
+        """Add up the finite values among some [n], n <= 65,536, and their squares."""
         assert len(values) <= _MOST_VALUES
+        peak = _peak(values)
+        if not math.isfinite(peak):
+            values = values[np.isfinite(values)]
+            peak = _peak(values)
         num_slices = 2 if values.itemsize < 8 else 4
-        return cls(len(values), *_exact_sums(values.astype(np.float64), num_slices))
+        return cls(len(values), *_exact_sums(values.astype(np.float64), peak, num_slices))
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
@@ -89,23 +93,30 @@ def mean_and_std(
     def moments(rows: slice) -> Moments:
         total = Moments()
         for block in blocks(rows.stop, BLOCK, rows.start):
-            part = values[block] if kept is None else values[block][kept[block]]
-            finite = np.isfinite(part)
-            total += Moments.of(part if finite.all() else part[finite])
+            total += Moments.of(values[block] if kept is None else values[block][kept[block]])
         return total
 
     parts = map_threads(moments, blocks(len(values), 16 * BLOCK), num_workers)
     return sum(parts, Moments()).mean_and_std(column)
 
 
-def _exact_sums(values: NDArray[np.float64], num_slices: int) -> tuple[int, int]:
+def _peak(values: NDArray[np.floating]) -> float:
+    """Return the largest magnitude, 0 of no values; infinite or NaN if a value is."""
+    return max(float(values.max()), -float(values.min())) if len(values) else 0.0
+
+
+def _exact_sums(values: NDArray[np.float64], peak: float, num_slices: int) -> tuple[int, int]:
     """Return the exact sums of values [n] and of their squares, see `Moments`.
 
     As in Ozaki's matrix product, values are cut into slices of so few bits that float64 holds all
     sums of products of two slices, in any order. Values that have more bits, because they are much
     smaller than others, are added up apart.
+
+    Args:
+        values: finite floats.
+        peak: their largest magnitude.
+        num_slices: the number of slices of 18 bits.
     """
-    peak = max(float(values.max()), -float(values.min())) if len(values) else 0.0
     if not peak:
         return 0, 0
     exponent = math.frexp(peak)[1]
@@ -117,30 +128,34 @@ def _exact_sums(values: NDArray[np.float64], num_slices: int) -> tuple[int, int]
         anchor = 1.5 * 2.0 ** (exponent - _SLICE_BITS * (index + 1) + 52)
         part = rest + anchor
         part -= anchor
-        rest = rest - part
+        rest = np.subtract(rest, part, out=rest if index else None)
         slices.append(part)
     total = squares = 0
     if rest.any():
         rows = np.flatnonzero(rest)
-        total, squares = _exact_sums(values[rows], num_slices)
+        smaller = values[rows]
+        total, squares = _exact_sums(smaller, _peak(smaller), num_slices)
         for part in slices:
             part[rows] = 0
     for part in slices:
         total += _units(part.sum())
     for a, b in itertools.combinations_with_replacement(slices, 2):
-        squares += _units(np.einsum("i,i", a, b)) << (a is not b)
+        squares += _units(np.dot(a, b)) << (a is not b)
     return total, squares
 
 
 def _scaled_sums(values: NDArray[np.float64], num_slices: int, large: bool) -> tuple[int, int]:
     """Return the sums of values whose squares float64 cannot hold, see `_exact_sums`."""
-    if not large:
-        total, squares = _exact_sums(np.ldexp(values, _SCALE), num_slices)
-        return total >> _SCALE, squares >> 2 * _SCALE
-    apart = np.abs(values) >= 1
-    total, squares = _exact_sums(np.ldexp(values[apart], -_SCALE), num_slices)
-    other_total, other_squares = _exact_sums(values[~apart], num_slices)
-    return (total << _SCALE) + other_total, (squares << 2 * _SCALE) + other_squares
+    apart = np.abs(values) >= 1 if large else np.ones(len(values), np.bool_)
+    shift = _SCALE if large else -_SCALE
+    scaled, others = np.ldexp(values[apart], -shift), values[~apart]
+    total, squares = _exact_sums(scaled, _peak(scaled), num_slices)
+    other_total, other_squares = _exact_sums(others, _peak(others), num_slices)
+    return _shifted(total, shift) + other_total, _shifted(squares, 2 * shift) + other_squares
+
+
+def _shifted(number: int, bits: int) -> int:
+    return number << bits if bits > 0 else number >> -bits
 
 
 def _units(value: float) -> int:

@@ -165,7 +165,6 @@ class ScoreTable:
             yield Column(
                 self._assemble(column, join, num_workers, drop_nonfinite, progress), join.order
             )
-            pa.default_memory_pool().release_unused()
 
     def _join(
         self, column: str, pool: Pool, num_workers: int, allow_partial: bool, progress: bool

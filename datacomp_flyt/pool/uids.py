@@ -20,7 +20,7 @@ UID_DTYPE = np.dtype("u8,u8")
 UID_FORM = "a uid is 32 hexadecimal characters without hyphens, or 16 bytes"
 """The end of messages about values and columns that are not uids."""
 
-_BLOCK = 1 << 14  # uids converted at once: other threads wait for the interpreter lock meanwhile
+_BLOCK = 1 << 11  # uids converted at once, in a core's cache and under the interpreter lock
 
 
 class InvalidUid(ValueError):

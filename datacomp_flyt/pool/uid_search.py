@@ -170,7 +170,8 @@ def argsort_uids(high: Hashes, low: Hashes, num_workers: int = 1) -> NDArray[np.
 
     def find_ties(block: slice) -> NDArray[np.intp]:
         here, after = keys[block], keys[block.start + 1 : block.stop + 1]
-        return np.flatnonzero((here[: len(after)] ^ after) <= row_mask) + block.start
+        ties: NDArray[np.intp] = np.flatnonzero((here[: len(after)] ^ after) <= row_mask)
+        return ties + block.start
 
     map_threads(number, parts, num_workers)
     keys.sort()

@@ -9,10 +9,9 @@ from baselines_plugin.flags import flag_names
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import running
 from datacomp_flyt.selection.registry import method_names
-from datacomp_flyt.selection.select import select
+from datacomp_flyt.selection.select import ARGUMENTS, NoArgument, select
 
 _HOST_ONLY = {"threshold", "arch", "image_based_scale"}  # flags of DataComp's own methods
-_ARGUMENTS = {"scores_dir": "scores"}  # arguments of `select` whose names are not their flags'
 
 
 def run_if_ours(args: argparse.Namespace, program: str = "baselines.py") -> None:
@@ -39,4 +38,7 @@ def run(args: argparse.Namespace) -> None:
         if flags[flag] not in (None, False):
             raise InputError(f"--{flag} has no meaning for --name {args.name}: leave it out")
     given = {flag: flags[flag] for flag in flag_names() if flag in flags}
-    select(args.name, **{_ARGUMENTS.get(flag, flag): value for flag, value in given.items()})
+    try:
+        select(args.name, **{ARGUMENTS.get(flag, flag): value for flag, value in given.items()})
+    except NoArgument as error:
+        raise InputError(error.flag_sentence) from None

@@ -1,1 +1,1 @@
-"""Speed and memory of selection: each file prints one JSON line, its ratios measured in one run."""
+"""Benchmarks. Each module prints one JSON line; the ratios in a line are measured in one run."""

@@ -1,10 +1,10 @@
 """The demo pool with swapped captions, so that the right answer is known for every pair.
 
-On the web a picture occurs in many places, with different captions. So the pool may be taken
-several times: each copy has uids and swaps of its own. A wrong caption then occurs once, and the
-true one in most copies.
+On the web a picture occurs in many places, with different captions. Therefore the result may have
+several copies of the demo pool, each with its own uids and swaps. A wrong caption then occurs once,
+and the true caption occurs in most copies.
 
-Legend: N pairs of all copies, n of one copy, D joint dimensions.
+Symbols: N pairs of all copies, n pairs of one copy, D joint dimensions.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CorruptedPool:
-    """The pool's folders, and the ground truth for judging.
+    """The folders of the pool, and the ground truth.
 
     Attributes:
-        shards, metadata, scores: folders of tars, of parquet with npz, and of the score table.
+        shards, metadata, scores: the folders of tars, of parquet and npz files, and of scores.
         uids: the uids of all pairs [N].
         is_true: whether a pair kept its own caption [N].
         columns: the score table's columns, [N] each; the noise columns are last.
@@ -111,10 +111,10 @@ def make_corrupted_pool(
 def swap_captions(
     concepts: NDArray[np.str_], share: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Return the row whose caption each row gets [n]: another concept's for a share of the rows.
+    """Return for each row the row of its caption [n]; a share of them are of other concepts.
 
-    The chosen rows form a ring in which those of a concept are neighbours. Each takes the caption
-    that is as many steps ahead as the largest concept has rows, so that of another concept.
+    The chosen rows form a ring in which rows of the same concept are adjacent. Each row gets the
+    caption k rows ahead, where k is the size of the largest concept, so the concepts differ.
     """
     chosen = rng.choice(len(concepts), round(share * len(concepts)), replace=False)
     _, concept, sizes = np.unique(concepts[chosen], return_inverse=True, return_counts=True)
@@ -126,10 +126,10 @@ def swap_captions(
 
 
 def informative_scores(arrays: dict[str, NDArray[np.float16]]) -> dict[str, FloatArray]:
-    """Return the INFORMATIVE columns [n] for embeddings `b32_img`, `b32_txt` and so on.
+    """Return the INFORMATIVE columns [n] from embeddings such as `b32_img` and `b32_txt`.
 
-    These are CLIP scores; negCLIPLoss (Wang et al. 2024) by b32, with the n pairs as one batch; and
-    the mean similarity of the caption to those of the nearest pictures, by b32.
+    The columns are CLIP scores, negCLIPLoss (Wang et al. 2024) of b32 with the n pairs as one
+    batch, and the mean b32 similarity of the caption to the captions of the nearest pictures.
     """
     unit = {name: _unit(array.astype(np.float64)) for name, array in arrays.items()}
     image, text = unit["b32_img"], unit["b32_txt"]

@@ -1,12 +1,17 @@
-"""Measure E-FLYT scoring of a pool from its embeddings, against the machine's matrix peak.
+"""Measures E-FLYT scoring from embeddings against the machine's peak rate of matrix products.
 
 `python -m benchmarks.e_flyt_scoring` prints one JSON line.
 
-A pool of 1024-wide pairs (`b32_img`, `b32_txt`, float16) is generated twice, with stored and with
-deflated npz (`numpy.savez` and `numpy.savez_compressed`; DataComp's may be either). In turns, in
-one process: the peak, which is the best rate of square float32 products of NumPy on all cores;
-ours, npz to scores; reading alone; and plain NumPy, which loads a shard whole and writes the
-formula as it stands. FLOP are those of the two large products, 2 for each multiply-add.
+The benchmark generates a pool of 1024-wide pairs (`b32_img`, `b32_txt`, float16) twice, with stored
+and with deflated npz (`numpy.savez` and `numpy.savez_compressed`; DataComp's may be either). It
+measures these in turns, in one process:
+
+- the peak, the best rate of square float32 products of NumPy on all cores
+- our scoring, from npz to scores
+- reading alone
+- plain NumPy, which loads a whole shard and computes the formula
+
+FLOP counts the two large products, with 2 for each multiply-add.
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ from datacomp_flyt.threads import default_num_workers, map_threads
 
 _ARRAYS = ("b32_img", "b32_txt")
 _WIDTH, _HIDDEN = 1024, 1024
-_FLOP = 2 * 2 * _WIDTH * _HIDDEN  # of one example
+_FLOP = 2 * 2 * _WIDTH * _HIDDEN  # FLOP of one example
 _SQUARES = (2048, 4096)
 _SAVE: dict[str, Callable[..., None]] = {"stored": np.savez, "deflated": np.savez_compressed}
 
@@ -171,12 +176,12 @@ def main() -> None:
     """Measure, and print a line of JSON."""
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--kind", choices=[*_SAVE, "all"], default="all", help="of npz")
+    add("--kind", choices=[*_SAVE, "all"], default="all", help="compression of the npz files")
     add("--rows", type=int, default=131_072)
     add("--shards", type=int, default=8)
     add("--repeats", type=int, default=3)
     add("--num_workers", type=int, default=default_num_workers())
-    add("--seed", type=int, default=0, help="of the pool and the weights")
+    add("--seed", type=int, default=0, help="seed of the pool and the weights")
     add(
         "--dir",
         type=Path,

@@ -1,8 +1,8 @@
 """Checks that selection in memory, with `--work_dir` and on Ray gives equal bytes.
 
-`python -m benchmarks.equal_bytes` prints one JSON line, and ends with 1 where bytes differ. Each
-subset is that of a command, timed from start to exit. Commands of one method share a folder of
-each way, as people would let them: the first sorts the pool, and the others find it sorted.
+`python -m benchmarks.equal_bytes` prints one JSON line, and exits with 1 if bytes differ. Each
+subset is written by a command that is timed from start to exit. For each way, the commands of a
+method share a work folder: the first command sorts the pool, and the others use the sorted files.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def jobs(draws: int, batch_size: int) -> dict[str, dict[str, tuple[str, ...]]]:
 def compare(args: argparse.Namespace, pool: Path, folder: Path) -> dict[str, Any]:
     """Run every command in each way; return digests, seconds and peaks."""
     ray = ["--engine", "ray", *(["--ray_address", args.ray_address] if args.ray_address else [])]
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for method, samplers in jobs(args.draws or args.rows, min(args.batch_size, args.rows)).items():
         ways: dict[str, list[str]] = {
             "memory": [],
@@ -60,13 +60,13 @@ def compare(args: argparse.Namespace, pool: Path, folder: Path) -> dict[str, Any
         }
         for sampler, flags in samplers.items():
             name = f"{method} {sampler}"
-            found[name] = {}
+            results[name] = {}
             for way, where in ways.items():
                 say(f"{name}: {way}")
-                found[name][way] = _run(args, pool, folder, [*flags, *where])
+                results[name][way] = _run(args, pool, folder, [*flags, *where])
         for way in ("files", "ray"):
             shutil.rmtree(folder / f"{method}_{way}")
-    return found
+    return results
 
 
 def _run(args: argparse.Namespace, pool: Path, folder: Path, flags: list[str]) -> dict[str, Any]:
@@ -91,20 +91,20 @@ def main() -> None:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--rows", type=int, default=10_000_000)
-    add("--draws", type=int, help="of scs, hcs and no_cap (default: as many as rows)")
+    add("--draws", type=int, help="draws of scs, hcs and no_cap (default: as many as rows)")
     add("--batch_size", type=int, default=100_000, help="the G beside 1")
     add("--num_workers", type=int, default=2)
-    add("--ray_address", help="of a running cluster; without it each command starts Ray here")
-    add("--seed", type=int, default=0, help="of the generated pool")
+    add("--ray_address", help="address of a running cluster; without it each command starts Ray")
+    add("--seed", type=int, default=0, help="seed of the generated pool")
     add_dir_argument(parser)
     args = parser.parse_args()
     pool = args.dir.resolve() / f"pool_{args.rows}"
     make_pool(pool, args.rows, args.seed)
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
-        found = compare(args, pool, Path(folder))
+        results = compare(args, pool, Path(folder))
     equal = {
         name: len({(way["sha256"], way["sha256_of_scores"]) for way in ways.values()}) == 1
-        for name, ways in found.items()
+        for name, ways in results.items()
     }
     result = {
         "rows": args.rows,
@@ -116,7 +116,7 @@ def main() -> None:
         "peak_is": "of the command's own process or the largest of its children; Ray's are not",
         "all_equal": all(equal.values()),
         "equal": equal,
-        "ways": found,
+        "ways": results,
     }
     print_result("equal_bytes", result)
     sys.exit(0 if all(equal.values()) else 1)

@@ -1,12 +1,12 @@
-"""Does it help to train on what M-FLYT and Soft Cap Sampling select?
+"""Compares CLIP models that are trained on selections by M-FLYT and by other methods.
 
-This runs the tour's experiment (`datacomp_flyt.demo.experiment`) over several seeds and two noise
-levels: a pool of real drawings with the faults of web pools, scores by a reference CLIP trained on
-it, selections, and for each a CLIP model trained from scratch by open_clip's own trainer at equal
-samples seen. A seed decides pool, reference, M-FLYT and training. Models are compared by zero-shot
-accuracy and retrieval on pictures of drawings that are not in the pool, and differences are paired
-by seed. The closest selections are trained on three times, and M-FLYT is also trained four times as
-long.
+The benchmark runs the tour's experiment (`datacomp_flyt.demo.experiment`) over several seeds and
+two noise levels. The experiment makes a pool of real drawings with the faults of web pools, scores
+by a reference CLIP that is trained on the pool, and selections. On each selection, open_clip's own
+trainer trains a CLIP model from scratch with equal samples seen. The seed decides the pool, the
+reference model, M-FLYT and the training. Models are compared by zero-shot accuracy and retrieval on
+pictures that are not in the pool, and differences are paired by seed. There are three trainings on
+each of the closest selections, and M-FLYT is also trained four times as long.
 
 A killed run resumes. `--table` only prints the table of finished parts.
 """
@@ -46,7 +46,7 @@ PARTS = {
     "longer": "longer",
     "ablations": "ablations",
 }
-"""The parts that are run for a seed, and the stems of their files of results."""
+"""The parts of a seed's run, and the stems of their result files."""
 
 OURS = "m_flyt_scs"
 _AGAIN = "_again_"
@@ -54,7 +54,7 @@ FEW = ("clip_score_30", "normsim_30", "sum_scs", OURS)
 ALIGNMENT, LIKENESS = ("clip_score_ref", "negCLIPLoss"), ("normsim_inf", "vas", "IN1K-Classifier")
 
 Mixes = Mapping[str, tuple[Sequence[str], Mapping[str, str | None]]]
-"""The columns that M-FLYT mixes and the flags that differ from the experiment's, by name."""
+"""Variants of M-FLYT by name: its columns, and the flags that differ from the experiment's."""
 
 MIXES: Mixes = {
     "not_standardized": (COLUMNS, {"--no_standardize": None}),
@@ -66,10 +66,10 @@ MIXES: Mixes = {
     "random_reference": (COLUMNS, {"--reference_init": "random"}),
 }
 CLOSEST, TRAININGS = ("sum_scs", OURS), 3
-"""Selections that are trained on several times, since they differ by less than trainings do."""
+"""Selections with several trainings, since they differ by less than trainings do."""
 
 LONGER: Mixes = {"longer": (COLUMNS, {"--num_steps": "800"})}
-"""M-FLYT four times as long."""
+"""M-FLYT with four times as many steps."""
 
 
 def selections_of(experiment: Experiment, part: str) -> dict[str, tuple[str, ...]]:
@@ -142,7 +142,7 @@ def run(folder: Path, noise: float, seed: int, part: str) -> None:
 
 
 def read_runs(folder: Path, noise: float, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Return the figures of each selection, means over its trainings; one entry for each seed."""
+    """Return for each seed the figures of each selection, as means over its trainings."""
     runs = []
     for seed in seeds:
         seed_folder = folder_of(folder, Experiment(noise, seed))
@@ -176,14 +176,14 @@ def main() -> None:
         type=int,
         nargs="+",
         default=[1, 2, 3, 4, 5],
-        help="settings were tuned on 0",
+        help="seeds to run; the settings were tuned on seed 0",
     )
     parser.add_argument(
         "--noise",
         type=float,
         nargs="+",
         default=[0.35, 0.5],
-        help="levels; the last gets all selections, the others a few",
+        help="noise levels; the last one gets all selections, the others a few",
     )
     parser.add_argument("--ablation_seeds", type=int, default=2, help="at the last noise level")
     parser.add_argument("--parallel", type=int, default=2, help="seeds at a time")

@@ -1,15 +1,15 @@
-"""Measure the cost of a FLYT step in plain CLIP training steps on the same upstream batch.
+"""Measures the cost of a FLYT step relative to a plain CLIP step on the same upstream batch.
 
-All kinds of step run in turns in one process, on one model (ViT-B-32 with random weights), and each
-step ends with updated parameters:
+The kinds of step run in turns in one process, on one model (ViT-B-32 with random weights), and each
+step updates the parameters:
 
     plain       open_clip's ClipLoss, one backward pass, torch's AdamW
     one_sided, central, exact    `weight_metagradient` with a downstream batch of 0.75 B
     reverse_over_reverse         the same result by differentiating the backward pass, as FLYT's
                                  public code does: it holds two graphs through the towers
 
-With --errors, it measures the relative error of ∂L_down/∂w for each precision and tangent, against
-float64.
+With --errors, the benchmark measures the relative error of ∂L_down/∂w for each precision and
+tangent against float64.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def make_data(batch: int, loss: str, image_size: int, context: int, device: str)
 
 
 class Steps:
-    """The kinds of step on one model; each call does a step and updates the parameters."""
+    """The kinds of step on one model; each method does a step and updates the parameters."""
 
     def __init__(self, model: nn.Module, data: Data, micro: int | None, precision: str) -> None:
         self.model, self.data, self.micro = model.eval(), data, micro
@@ -156,7 +156,7 @@ class Steps:
         return result.weight_gradient
 
     def reverse_over_reverse(self) -> Tensor:
-        """Do the same step with h'(0) of Appendix A by reverse mode, differentiated twice."""
+        """Do the same step by reverse mode over reverse mode, with h'(0) of Appendix A."""
         with sdpa_kernel(SDPBackend.MATH):
             return _reverse_over_reverse(self)
 
@@ -224,7 +224,7 @@ def measure_costs(args: argparse.Namespace, loss: str) -> dict[str, Any]:
         kinds["reverse_over_reverse"] = steps.reverse_over_reverse
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     peaks = {kind: _Peak(args.device) for kind in kinds}
-    for run in range(args.repeats + 1):  # the first run allocates moments and is not counted
+    for run in range(args.repeats + 1):  # the first run allocates the moments, and is not measured
         for kind, step in kinds.items():
             gc.collect()
             _finish(args.device)
@@ -255,7 +255,7 @@ def measure_costs(args: argparse.Namespace, loss: str) -> dict[str, Any]:
 
 
 class _Peak(PeakMemory):
-    """Largest rise of memory during a step: of the process, or of the GPU's tensors."""
+    """Measures the largest rise of memory in a step, of the process or of the GPU's tensors."""
 
     def __init__(self, device: str) -> None:
         super().__init__()

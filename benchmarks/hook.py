@@ -1,13 +1,13 @@
-"""Measures the cost of the hook in a training step, and of reading a subset from original shards.
+"""Measures the cost of the hook in a training step, and of loading a subset from original shards.
 
-`python -m benchmarks.hook` prints one JSON line. Steps are those of `train_one_epoch` in the
-installed open_clip, on CPU, as its own log times them: the stock trainer, the same again (which
-shows the noise of the measurement), and the hook, in turns, each from the same parameters. Loaders
-are those that the trainer's `get_data` makes, and nothing consumes their batches.
+`python -m benchmarks.hook` prints one JSON line. A step is one of `train_one_epoch` in the
+installed open_clip, on CPU, and its own log times it. The variants run in turns from equal
+parameters: the stock trainer, the stock trainer again (for the noise of the measurement), and the
+hook. Loaders are made by the trainer's `get_data`, and their batches are not used.
 
-The pool is synthetic (see image_pool.py), in img2dataset's layout. The resharded copy is written by
-this benchmark in the same layout, not by DataComp's resharder. Loaders have a smaller shuffle
-buffer than open_clip's 5,000, so that a short run reaches their steady rate.
+The pool is synthetic (see image_pool.py), in img2dataset's layout. This benchmark, and not
+DataComp's resharder, writes the resharded copy in the same layout. The shuffle buffer is smaller
+than open_clip's 5,000, so that a short run reaches the steady rate.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from benchmarks.measure import print_result, say
 from datacomp_flyt.exits import Parser
 from datacomp_flyt.open_clip_hook import install_hook
 
-# these have no types
+# these modules have no types
 trainer_data: Any = importlib.import_module("open_clip_train.data")
 trainer_main: Any = importlib.import_module("open_clip_train.main")
 distributed: Any = importlib.import_module("open_clip_train.distributed")
@@ -130,7 +130,7 @@ def measure_steps(
                 model, data, loss, repeat, optimizer, None, lambda _: None, None, args, times
             )
             if ("train/effective_examples" in times.names) == (variants[variant] is None):
-                raise SystemExit(f"{variant}: another loss was used than the one to measure")
+                raise SystemExit(f"{variant}: the trainer used another loss than the measured one")
             times_by_variant[variant].append(
                 {
                     "wall": median(times.wall[_WARM_STEPS:]),
@@ -251,7 +251,7 @@ def parse_flags() -> Namespace:
         "--work_dir",
         type=Path,
         default=Path(tempfile.gettempdir()) / "datacomp_flyt_benchmarks" / "hook",
-        help="folder of the pool, which the next run uses again (default: %(default)s)",
+        help="folder of the pool, which later runs use again (default: %(default)s)",
     )
     return parser.parse_args()
 
@@ -316,7 +316,7 @@ def main() -> None:
     work = flags.work_dir.resolve()
     work.mkdir(parents=True, exist_ok=True)
     logging.getLogger().setLevel(logging.WARNING)
-    torch.set_num_threads(1)  # the loader's worker has the other core
+    torch.set_num_threads(1)  # the loader's worker uses the other core
 
     say(f"making a pool in {work}")
     pool = make_pool(work / "pool", flags.examples, flags.shards, flags.pixels, flags.seed)

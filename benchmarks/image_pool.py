@@ -63,7 +63,7 @@ _WORDS = [
 
 @dataclass(frozen=True)
 class ImagePool:
-    """Tars in a folder, their number, and the uids [n] of their examples in order."""
+    """The folder of the tars, their number, and the uids [n] of their examples in order."""
 
     folder: Path
     shards: int
@@ -71,19 +71,19 @@ class ImagePool:
 
     @property
     def urls(self) -> str:
-        """All tars as `--train-data` takes them."""
+        """The tars in the format of `--train-data`."""
         return f"{self.folder}/{{{0:08d}..{self.shards - 1:08d}}}.tar"
 
     @property
     def bytes_on_disk(self) -> int:
-        """The size of all tars."""
+        """The total size of the tars."""
         return sum(path.stat().st_size for path in self.folder.glob("*.tar"))
 
 
 def make_pool(folder: Path, examples: int, shards: int, pixels: int, seed: int) -> ImagePool:
     """Write a pool, or reuse it: square JPEGs, captions of 4 to 15 words, img2dataset's json.
 
-    512 distinct images repeat under many uids, since only bytes and sizes matter to readers.
+    There are 512 distinct images, each under many uids, since readers depend on sizes only.
     """
     settings = f"{examples} {shards} {pixels} {seed}"
     rng = np.random.default_rng(seed)

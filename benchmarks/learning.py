@@ -1,11 +1,11 @@
-"""Measure how well FLYT learns to separate true pairs from pairs with swapped captions.
+"""Measures how well FLYT learns to separate true pairs from pairs with swapped captions.
 
 The pool is several copies of the demo pool with 40% of the captions swapped (`corrupted_pool`).
 `datacomp_flyt.flyt.train` trains M-FLYT on informative columns and three columns of noise, and
 E-FLYT on the npz embeddings. The downstream set (`demo/downstream`) has other drawings of the same
-things, with their names. The measure is the AUC of true against swapped pairs; training does not
-know which captions were swapped. E-FLYT's reference model is first trained on the unfiltered pool,
-as in the paper; M-FLYT's is random.
+objects, labelled with their names. The measure is the AUC of true against swapped pairs; training
+does not use which captions were swapped. E-FLYT's reference model is first trained on the
+unfiltered pool, as in the paper; M-FLYT's is random.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def auc(is_true: NDArray[np.bool_], scores: Scores) -> float:
 
 
 def run_python(module: str, pool: CorruptedPool, seed: int, *flags: str) -> None:
-    """Run a module on a pool's tars, on one core, since two trainings run at a time."""
+    """Run a module on a pool's tars, on one core, since two trainings run at the same time."""
     command = [sys.executable, "-W", "ignore", "-m", module, "--train_data", str(pool.shards)]
     command += ["--seed", str(seed), *flags]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -88,7 +88,9 @@ def run_seed(folder: Path, seed: int, copies: int) -> dict[str, Any]:
         "swapped": float(1 - pool.is_true.mean()),
         "auc": {
             **{name: auc(pool.is_true, values) for name, values in columns.items()},
-            "clip_b32": auc(pool.is_true, pool.columns["clip_b32"]),  # of E-FLYT's embeddings
+            "clip_b32": auc(
+                pool.is_true, pool.columns["clip_b32"]
+            ),  # the CLIP score of E-FLYT's embeddings
             "standardized_sum": auc(pool.is_true, np.sum(standardized, axis=0)),
             "informative_standardized_sum": auc(
                 pool.is_true, np.sum(standardized[: -len(NOISE)], axis=0)

@@ -21,8 +21,8 @@ from datacomp_flyt.threads import default_num_workers
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A child's ru_maxrss starts at the peak of the process that forked it, exec or not. So a bare
-# interpreter of 10 MB stands between a benchmark and the command that it measures.
+# The ru_maxrss of a child starts at the peak of the process that forked it, even after exec. So the
+# measured command is started by an interpreter of its own, which has only 10 MB.
 _LAUNCHER = """
 import json, os, subprocess, sys, time
 start = time.perf_counter()
@@ -38,7 +38,7 @@ print(json.dumps([seconds, usage.ru_maxrss * unit, os.waitstatus_to_exitcode(sta
 class Child:
     """A command that succeeded: seconds from start to exit, and peak resident bytes.
 
-    Of a command that has processes of its own, the peak is that of the largest of them.
+    If a command has child processes, the peak is that of the largest process.
     """
 
     seconds: float
@@ -46,10 +46,10 @@ class Child:
 
 
 def run_child(command: Sequence[str], env: Mapping[str, str] | None = None) -> Child:
-    """Run a command in the repository's root to its end; `env` adds to the environment.
+    """Run a command in the repository's root; `env` adds to the environment.
 
     Raises:
-        SystemExit: the command failed; with the end of what it said.
+        SystemExit: the command failed; the message has the end of its stderr.
     """
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", _LAUNCHER, *command],
@@ -119,7 +119,7 @@ def add_dir_argument(parser: argparse.ArgumentParser) -> None:
         "--dir",
         type=Path,
         default=Path(tempfile.gettempdir()) / "datacomp_flyt_benchmarks",
-        help="folder of generated pools, which the next run uses again (default: %(default)s)",
+        help="folder of generated pools, which later runs use again (default: %(default)s)",
     )
 
 

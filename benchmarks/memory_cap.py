@@ -1,7 +1,7 @@
 """Caps the memory of a command and all its processes by a cgroup.
 
-What is written to files counts too, as long as the kernel keeps it in memory: at the cap it makes
-room by forgetting that first, and kills where there is nothing to forget.
+The page cache counts as memory too. At the cap, the kernel first drops pages of files, and kills a
+process if there are none to drop.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_JOIN = 'echo $$ > "$0" && exec "$@"'  # of sh: the path of cgroup.procs, and a command
+_JOIN = 'echo $$ > "$0" && exec "$@"'  # sh script; arguments: path of cgroup.procs, command
 
 
 class NoCap(Exception):
@@ -29,8 +29,8 @@ class MemoryCap:
 
     Attributes:
         kind: "cgroup v1", "cgroup v2" or "systemd".
-        folder: of the cgroup; None for systemd's.
-        limit: bytes.
+        folder: the folder of the cgroup; None until it is known, for "systemd".
+        limit: the cap in bytes.
     """
 
     kind: str
@@ -44,12 +44,12 @@ class MemoryCap:
         return ["sh", "-c", _JOIN, str(self.folder / "cgroup.procs"), *command]
 
     def of(self, process: int) -> MemoryCap:
-        """Return the cap with the folder of a running process's cgroup, if it was not known."""
+        """Return the cap with a known folder: that of a running process's cgroup."""
         if self.folder is not None:
             return self
         for line in Path(f"/proc/{process}/cgroup").read_text().splitlines():
-            number, controllers, path = line.split(":", 2)
-            if number == "0" or "memory" in controllers.split(","):
+            hierarchy, controllers, path = line.split(":", 2)
+            if hierarchy == "0" or "memory" in controllers.split(","):
                 root = Path("/sys/fs/cgroup") / (controllers and "memory")
                 folder = root / path.lstrip("/")
                 if (folder / _FILES[_version(folder)][0]).exists():
@@ -58,7 +58,7 @@ class MemoryCap:
 
     @property
     def holds(self) -> bool:
-        """True if the kernel enforces this cap."""
+        """Return whether the kernel enforces this cap."""
         try:
             assert self.folder is not None
             return int((self.folder / self._file(0)).read_text()) <= self.limit
@@ -82,8 +82,8 @@ class MemoryCap:
     def _version(self) -> int:
         return 1 if self.folder is None else _version(self.folder)
 
-    def _file(self, number: int) -> str:
-        return _FILES[self._version][number]
+    def _file(self, index: int) -> str:
+        return _FILES[self._version][index]
 
     def _number(self, name: str, field: str | None = None) -> int | None:
         if self.folder is None:
@@ -98,7 +98,7 @@ class MemoryCap:
         return int(fields[field]) if field in fields else None
 
 
-# of version 1 and 2: what caps memory, what says its peak, what caps memory and swap together
+# files of cgroup versions 1 and 2: memory cap, peak memory, cap of memory and swap
 _FILES = {
     1: ("memory.limit_in_bytes", "memory.max_usage_in_bytes", "memory.memsw.limit_in_bytes"),
     2: ("memory.max", "memory.peak", "memory.swap.max"),
@@ -107,14 +107,14 @@ _FILES = {
 
 @contextlib.contextmanager
 def memory_cap(limit: int, roots: Sequence[Path] | None = None) -> Iterator[MemoryCap]:
-    """Cap the memory of commands that run, and end, in the block.
+    """Cap the memory of the commands that run in the block; they must end in it.
 
     Args:
-        limit: bytes.
-        roots: folders of cgroups, in one of which to make one; None for this machine's.
+        limit: the cap in bytes.
+        roots: parent folders for the cgroup, the first usable is taken; None for this machine's.
 
     Raises:
-        NoCap: none can be made here.
+        NoCap: no cgroup can be made here.
     """
     name = f"datacomp_flyt_scale_{os.getpid()}_{time.monotonic_ns()}"
     tried = []
@@ -143,7 +143,7 @@ def _make(folder: Path, limit: int) -> MemoryCap:
     """Create a cgroup.
 
     Raises:
-        OSError: it cannot be made, or does not cap memory.
+        OSError: the cgroup cannot be made, or does not cap memory.
     """
     folder.mkdir()
     version = _version(folder)
@@ -161,7 +161,7 @@ def _version(folder: Path) -> int:
 
 
 def _roots() -> list[Path]:
-    """Return the mounts of cgroups with a memory controller, and this process's cgroups in them."""
+    """Return this process's cgroups with a memory controller, and the mounts of these cgroups."""
     mounts, own = [], {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -199,4 +199,4 @@ def _remove(folder: Path) -> None:
             if error.errno != errno.EBUSY:
                 break
         time.sleep(0.1)
-    shutil.rmtree(folder, ignore_errors=True)  # no real one: a folder of a test
+    shutil.rmtree(folder, ignore_errors=True)  # a plain folder, in tests

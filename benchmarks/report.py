@@ -2,8 +2,8 @@
 
 `python -m benchmarks.report [--rows N]` prints one JSON line. The pool is generated: metadata with
 captions and two CLIP scores, a score table of the twelve published columns in other files and
-another row order, and two selections by the paper's mixing weights. Pictures are not part of it:
-they cost a few tars, whatever the pool's size.
+another row order, and two selections by the paper's mixing weights. Pictures are left out, since
+their cost does not depend on the size of the pool.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from benchmarks.measure import add_dir_argument, print_result, run_child, say
 from benchmarks.selection import make_pool
 from datacomp_flyt.exits import Parser
 
-_WORDS = 5_000  # different words, as frequent as in a language: Zipf
-_CAPTION_WORDS = 9  # as DataComp's captions have in the mean
+_WORDS = 5_000  # size of the vocabulary; the frequencies follow Zipf's law
+_CAPTION_WORDS = 9  # the mean of DataComp's captions
 
 
 def add_captions(metadata: Path, seed: int) -> None:
     """Give each metadata file a column of captions, unless it has one."""
     rng = np.random.default_rng(seed)
-    words = np.array([f"word{_letters(number)}" for number in range(_WORDS)])
+    words = np.array([f"word{_letters(index)}" for index in range(_WORDS)])
     frequency = 1 / np.arange(1, _WORDS + 1)
     for path in sorted(metadata.glob("*.parquet")):
         if "text" in pq.read_schema(path).names:
@@ -40,8 +40,8 @@ def add_captions(metadata: Path, seed: int) -> None:
         pq.write_table(table, path, row_group_size=len(table))
 
 
-def _letters(number: int) -> str:
-    return "".join(chr(ord("a") + int(digit)) for digit in f"{number:04d}")
+def _letters(index: int) -> str:
+    return "".join(chr(ord("a") + int(digit)) for digit in f"{index:04d}")
 
 
 def _captions(words: NDArray[np.str_]) -> list[str]:
@@ -72,7 +72,7 @@ def main() -> None:
     add("--rows", type=int, default=10_000_000, help="examples of the pool (default: %(default)s)")
     add("--repeats", type=int, default=3)
     add("--num_workers", type=int, default=2)
-    add("--seed", type=int, default=0, help="of the generated pool")
+    add("--seed", type=int, default=0, help="seed of the generated pool")
     add_dir_argument(parser)
     args = parser.parse_args()
     folder = args.dir.resolve() / f"report_pool_{args.rows}"

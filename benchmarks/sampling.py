@@ -2,12 +2,12 @@
 
 `python -m benchmarks.sampling [--part naive|medium|all]` prints one JSON line.
 
-naive: the loop of Algorithm 2 in the steps of FLYT's notebook (without its pandas index and
-growing array, which cost more), one round after the other, against `soft_cap_counts` with G = 1
-and with the loop's own G, in turns in one process.
+naive: the loop of Algorithm 2 against `soft_cap_counts` with G = 1 and with the G of the loop, in
+turns in one process. The loop has the steps of FLYT's notebook, without its pandas index and
+growing array, which cost more.
 
-medium: 119M scores, 128M draws. Every run is a fresh process that makes scores and uids, times
-plain `numpy.exp(scores)`, and then samples once.
+medium: 119M scores and 128M draws. Every run is a new process that makes scores and uids, times
+`numpy.exp(scores)`, and then samples once.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from datacomp_flyt.samplers import soft_cap_counts
 
 def naive_rounds(
     scores: NDArray[np.float64],
-    number: int,
+    num_rounds: int,
     size: int,
     penalty: float,
     random: np.random.RandomState,
 ) -> list[NDArray[np.int64]]:
-    """Run some rounds of the loop, which subtract the penalty from `scores`; return the draws."""
+    """Run rounds of the loop, which subtract the penalty from `scores`; return the draws."""
     batches = []
-    for _ in range(number):
+    for _ in range(num_rounds):
         weights = np.exp(scores - scores.max())
         weights /= weights.sum()
         batch = random.choice(len(scores), size=size, replace=False, p=weights)
@@ -91,17 +91,17 @@ def part_naive(args: argparse.Namespace) -> dict[str, Any]:
     peaks = {name: PeakMemory() for name in ("naive", *ours)}
     for repeat in range(repeats):
         say(f"naive: repeat {repeat + 1} of {repeats}")
-        number = timed * (repeat + 1) // repeats - timed * repeat // repeats
+        num_rounds = timed * (repeat + 1) // repeats - timed * repeat // repeats
         with peaks["naive"]:
             start = time.perf_counter()
-            drawn += naive_rounds(naive_scores, number, args.round_size, args.alpha, random)
-            chunks.append((number, time.perf_counter() - start))
+            drawn += naive_rounds(naive_scores, num_rounds, args.round_size, args.alpha, random)
+            chunks.append((num_rounds, time.perf_counter() - start))
         for batch_size, seconds in ours.items():
             with peaks[batch_size]:
                 seconds.append(soft_cap(args, scores, uids, args.draws, batch_size))
     if sum(map(len, drawn)) != timed * args.round_size:
-        raise SystemExit("the naive loop did not draw what it should")
-    per_round = median(seconds / number for number, seconds in chunks)
+        raise SystemExit("the naive loop has a wrong number of draws")
+    per_round = median(seconds / num_rounds for num_rounds, seconds in chunks)
     g1, g_round = (median(seconds) for seconds in ours.values())
     return {
         "examples": args.examples,
@@ -113,7 +113,9 @@ def part_naive(args: argparse.Namespace) -> dict[str, Any]:
         "naive_rounds": rounds,
         "naive_rounds_timed": timed,
         "naive_seconds_timed": sum(seconds for _, seconds in chunks),
-        "naive_seconds_per_round_by_chunk": [seconds / number for number, seconds in chunks],
+        "naive_seconds_per_round_by_chunk": [
+            seconds / num_rounds for num_rounds, seconds in chunks
+        ],
         "naive_seconds_extrapolated": per_round * rounds,
         "naive_seconds_extrapolated_is": "median of the chunks' seconds per round x naive_rounds",
         "ours_num_workers": args.num_workers,
@@ -133,7 +135,7 @@ def part_naive(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def medium_run(args: argparse.Namespace, batch_size: int) -> dict[str, Any]:
-    """Run in a fresh process: make a pool, time `numpy.exp` three times, and sample once."""
+    """Make a pool, time `numpy.exp` three times, and sample once; runs in a new process."""
     scores, uids = make_pool(args, args.medium_examples)
     exp_seconds = []
     for _ in range(3):
@@ -154,14 +156,14 @@ def medium_run(args: argparse.Namespace, batch_size: int) -> dict[str, Any]:
 
 
 def part_medium(args: argparse.Namespace) -> dict[str, Any]:
-    """Run fresh processes in turns with G = 1 and the paper's G."""
+    """Run new processes in turns with G = 1 and the paper's G."""
     large = args.medium_batch_size
     runs: dict[int, list[dict[str, Any]]] = {1: [], large: []}
-    wanted = {1: args.medium_repeats, large: args.medium_batch_repeats}
-    for repeat in range(max(wanted.values())):
+    num_runs = {1: args.medium_repeats, large: args.medium_batch_repeats}
+    for repeat in range(max(num_runs.values())):
         for batch_size in runs:
-            if repeat < wanted[batch_size]:
-                say(f"medium: G = {batch_size:,}, run {repeat + 1} of {wanted[batch_size]}")
+            if repeat < num_runs[batch_size]:
+                say(f"medium: G = {batch_size:,}, run {repeat + 1} of {num_runs[batch_size]}")
                 command = [sys.executable, "-m", "benchmarks.sampling", *sys.argv[1:]]
                 command += ["--in_child", str(batch_size)]
                 done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)

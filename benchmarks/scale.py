@@ -2,11 +2,11 @@
 
 `python -m benchmarks.scale [--rows 128000000 256000000 512000000]` prints one JSON line.
 
-For each number of rows a pool is generated, parquet files of a uid and two scores, and forgotten
-by the page cache. Then the command that people run, `python -m baselines_plugin --work_dir`, mixes
-the standardised scores and draws as many examples as there are rows by Soft Cap Sampling, from
-parquet to .npy; and again from the same folder, the top fraction. The cap holds for all processes
-together, and for what the kernel keeps of files. Pools and folders are removed after use.
+For each number of rows, the benchmark generates a pool (parquet files of uids and two scores) and
+drops it from the page cache. Then the command `python -m baselines_plugin --work_dir` mixes the
+standardised scores and draws by Soft Cap Sampling as many examples as there are rows, from parquet
+to .npy. A second command selects the top fraction from the same work folder. The cap holds for all
+processes together and includes the page cache. Pools and work folders are removed after use.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _POLL = 0.2  # seconds
 _LARGE, _XLARGE = 1_280_000_000, 12_800_000_000
 _FRACTION = 0.3
 
-# bytes a row: of the pool by its compression; of runs; of sorted uids and columns; of the mixed
-# score and the counts; of the subset; with G > 1 of a timer, one a draw and one an example
+# bytes a row: the pool, by compression; the runs of the sort; sorted uids and columns; mixed score
+# and counts; the subset; and with G > 1 the timers, one for each draw and one for each example
 _POOL = {"zstd": 25, "snappy": 41, "none": 45}
 _RUNS = _SORTED = 16 + 4 * len(COLUMNS)
 _COUNTS, _SUBSET, _TIMER = 4, 16, 32
@@ -75,10 +75,10 @@ class Watch:
     """Records the time and I/O of a running command by phase.
 
     Attributes:
-        seconds, read_bytes, written_bytes: by phase; bytes are those that went to or from disks.
-        disk_peak: most by which the used room of its file system rose, files without a name (and
-            whatever others write there) included.
-        anonymous_peak: most memory in no file, at the moments when it was looked at.
+        seconds, read_bytes, written_bytes: totals by phase; the bytes are those of disks.
+        disk_peak: the largest rise of the used space of the file system, which includes unnamed
+            temporary files and files of other programs.
+        anonymous_peak: the largest anonymous memory at the times of measurement.
     """
 
     def __init__(self, work: Path, save_path: Path) -> None:
@@ -108,7 +108,9 @@ class Watch:
     def _phase_now(self) -> str:
         for unfinished in self._save_path.parent.glob(f".{self._save_path.name}.*"):
             with contextlib.suppress(OSError):
-                if unfinished.stat().st_size:  # an empty one is but a try at the start
+                if (
+                    unfinished.stat().st_size
+                ):  # an empty file only tests at the start that it can be written
                     return "writing"
         if not (self._work / "partitioned").exists():
             return "start"
@@ -123,7 +125,7 @@ def run_capped(
     """Run a command under a cap; return its wall seconds and its processor seconds.
 
     Raises:
-        SystemExit: it failed, was killed, or ran without the cap.
+        SystemExit: the command failed, was killed, or ran without the cap.
     """
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     before = os.times()
@@ -181,9 +183,9 @@ def measure(args: argparse.Namespace, rows: int, folder: Path) -> dict[str, Any]
         with memory_cap(args.cap) as cap:
             seconds, busy = run_capped(command, cap, watch, folder / f"{name}.log")
             peak, kind, kills = cap.peak_bytes(), cap.kind, cap.kills()
-        wanted = draws if name == "scs" else int(_FRACTION * rows)
-        if len(np.load(saved, mmap_mode="r")) != wanted:
-            raise SystemExit(f"{name}: the subset has not the {wanted:,} entries that it should")
+        expected = draws if name == "scs" else int(_FRACTION * rows)
+        if len(np.load(saved, mmap_mode="r")) != expected:
+            raise SystemExit(f"{name}: the subset does not have {expected:,} entries")
         shutil.rmtree(saved.parent)
         result[name] = {
             "seconds": seconds,
@@ -232,7 +234,7 @@ def project(runs: Sequence[dict[str, Any]], name: str) -> dict[str, Any] | None:
 def _moved_bytes(process: int) -> tuple[int, int]:
     """Return the bytes that a process and its children have read from and written to disks.
 
-    Those of children that have ended are in their parent's.
+    The numbers of a parent include those of children that have ended.
     """
     read = written = 0
     for one in (process, *_children(process)):
@@ -257,12 +259,19 @@ def main(words: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--rows", type=int, nargs="+", default=[128_000_000, 256_000_000, 512_000_000])
     add("--cap", type=int, default=2_000_000_000, help="bytes of memory (default: %(default)s)")
-    add("--draws_per_row", type=float, default=1.0, help="of Soft Cap Sampling")
+    add("--draws_per_row", type=float, default=1.0, help="draws of Soft Cap Sampling for each row")
     add("--sampling_batch_size", type=int, default=1, help="G of Soft Cap Sampling")
     add("--num_workers", type=int, default=2)
     add("--seed", type=int, default=0)
-    add("--compression", choices=list(_POOL), default="zstd", help="of the pool's files")
-    add("--dir", type=Path, default=Path(tempfile.gettempdir()), help="a disk with room")
+    add(
+        "--compression", choices=list(_POOL), default="zstd", help="compression of the pool's files"
+    )
+    add(
+        "--dir",
+        type=Path,
+        default=Path(tempfile.gettempdir()),
+        help="folder on a disk with enough space",
+    )
     add("--keep", action="store_true", help="do not remove pools and folders")
     args = parser.parse_args(words)
     if min(args.rows) < 1 or args.num_workers < 1 or not args.draws_per_row > 0:

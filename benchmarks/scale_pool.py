@@ -19,21 +19,21 @@ SHARD_ROWS = 1 << 20
 
 
 def make_pool(folder: Path, rows: int, seed: int, num_workers: int, compression: str) -> int:
-    """Write a pool, shard by shard, in processes.
+    """Write a pool in several processes, with at most 2**20 rows in a file.
 
     Args:
-        folder: to make, and to hold nothing else.
-        rows: of the pool; of a file, at most 2**20.
-        seed: with the number of a shard, names what is in it.
-        num_workers: processes.
-        compression: of the parquet files.
+        folder: the folder to make, for this pool only.
+        rows: the number of rows of the pool.
+        seed: the seed; with the index of a shard, it decides the content of the shard.
+        num_workers: the number of processes.
+        compression: the compression of the parquet files.
 
     Returns:
-        bytes of all files.
+        the size of all files in bytes.
     """
     folder.mkdir(parents=True)
     starts = range(0, rows, SHARD_ROWS)
-    shards = [(number, min(SHARD_ROWS, rows - start)) for number, start in enumerate(starts)]
+    shards = [(index, min(SHARD_ROWS, rows - start)) for index, start in enumerate(starts)]
     make = functools.partial(_maker, folder, seed, compression)
     size = 0
     for done, outcome in enumerate(ProcessEngine(num_workers, "cpu").run(make, shards), 1):
@@ -51,16 +51,16 @@ def _maker(folder: Path, seed: int, compression: str, device: str) -> Any:
 
 def write_shard(folder: Path, seed: int, compression: str, shard: tuple[int, int]) -> int:
     """Write one shard, given its index and number of rows; return its size in bytes."""
-    number, rows = shard
-    rng = np.random.default_rng([seed, number])
+    index, rows = shard
+    rng = np.random.default_rng([seed, index])
     uids = rng.integers(0, 2**64 - 1, 2 * rows, np.uint64, endpoint=True).view(UID_DTYPE)
     table = {"uid": encode_uids(uids).cast(pa.string())}
-    both = rng.standard_normal(rows, np.float32)  # what the two scores have in common
+    both = rng.standard_normal(rows, np.float32)  # the common part of the two scores
     for column, mean in zip(COLUMNS, (0.25, 0.2), strict=True):
         scores = rng.standard_normal(rows, np.float32)
         scores += 2 * both
         table[column] = pa.array(scores * np.float32(0.03) + np.float32(mean))
-    path = folder / f"{number:08d}.parquet"
+    path = folder / f"{index:08d}.parquet"
     pq.write_table(
         pa.table(table), path, compression=compression, use_dictionary=False, write_statistics=False
     )

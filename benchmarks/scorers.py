@@ -1,13 +1,13 @@
-"""negCLIPLoss and NormSim against the machine's own matrix products, and their memory.
+"""Measures negCLIPLoss and NormSim against the machine's matrix products, and their memory.
 
 `python -m benchmarks.scorers` prints one JSON line.
 
-The kernels run on one thread in this process, as in a worker, in turns with the peak, the best rate
-of square float32 products of torch on the same thread, and with the formula written plainly over
-whole matrix. The whole command, from its start to its end, runs with all workers over pools of two
-sizes, in turns with the peak of as many threads; the memory of its largest process must not grow
-with the pool. FLOP are those of the products alone, 2 for each multiply-add. bf16 is compared on
-the demo pool's real embeddings.
+The kernels run on one thread of this process, as in a worker. They run in turns with the peak,
+which is the best rate of torch's square float32 products on that thread, and with the plain formula
+on the whole matrix. The command runs from start to exit with all workers on pools of two sizes, in
+turns with the peak of as many threads; the memory of its largest process must not grow with the
+pool. FLOP counts the matrix products, with 2 for each multiply-add. bf16 is compared with float32
+on the embeddings of the demo pool.
 """
 
 from __future__ import annotations
@@ -112,9 +112,9 @@ def measure_kernels(args: argparse.Namespace) -> dict[str, Any]:
             for side, job in (("ours", ours), ("plain", plain)):
                 say(f"{name}: {side}, run {repeat + 1} of {args.repeats}")
                 with memory[side]:
-                    took, found = _timed(job)
+                    took, output = _timed(job)
                 seconds[side].append(took)
-                values[side] = np.asarray(found)
+                values[side] = np.asarray(output)
                 peaks.append(peak_gflops())
         difference = float(np.abs(values["ours"] - values["plain"]).max())
         if not difference < 1e-5:
@@ -141,15 +141,15 @@ def make_pool(folder: Path, shards: int, args: argparse.Namespace) -> None:
     say(f"making {shards} shards in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(args.seed)
-    for number in range(shards):
+    for index in range(shards):
         rows = args.batch_size
         uids = rng.integers(0, 2**64 - 1, 2 * rows, np.uint64, endpoint=True).view(UID_DTYPE)
         np.savez(
-            folder / f"{number:08d}.npz",
+            folder / f"{index:08d}.npz",
             b32_img=unit_rows(rows, rng).astype(np.float16),
             b32_txt=unit_rows(rows, rng).astype(np.float16),
         )
-        pq.write_table(pa.table({"uid": encode_uids(uids)}), folder / f"{number:08d}.parquet")
+        pq.write_table(pa.table({"uid": encode_uids(uids)}), folder / f"{index:08d}.parquet")
 
 
 def measure_job(args: argparse.Namespace) -> dict[str, Any]:
@@ -224,7 +224,12 @@ def main() -> None:
     """Run the benchmark from the command line."""
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--batch_size", type=int, default=32_768, help="of negCLIPLoss, and rows of a shard")
+    add(
+        "--batch_size",
+        type=int,
+        default=32_768,
+        help="batch size of negCLIPLoss, and rows of a shard",
+    )
     add("--targets", type=int, default=100_000)
     add("--repeats", type=int, default=3)
     add("--num_workers", type=int, default=default_num_workers())

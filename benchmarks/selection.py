@@ -5,10 +5,10 @@
 whole_job: `python -m baselines_plugin --name m_flyt` over a generated pool and a score table of
 the twelve published columns in other files and another row order.
 
-like_for_like: top 30% by one column of the metadata, ours against DataComp's `clip_score`: its
-steps written plainly here, and, where DATACOMP_DIR names a checkout, its own `baselines.py` run
-by DATACOMP_PYTHON with DATACOMP_STUBS on PYTHONPATH. All runs are commands timed from start to
-exit, in turns.
+like_for_like: the top 30% by a column of the metadata, with our command and with DataComp's
+`clip_score`. The steps of the latter are written plainly here. If DATACOMP_DIR names a checkout,
+its own `baselines.py` runs as well, with DATACOMP_PYTHON and with DATACOMP_STUBS on PYTHONPATH.
+Commands run in turns and are timed from start to exit.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _FEW_ROWS = 1_000
 def make_pool(folder: Path, rows: int, seed: int) -> None:
     """Write metadata and score table of `rows` examples unless they exist, and read them once.
 
-    Reading brings them into the system's page cache, so that no timed run is the first.
+    Reading puts the files into the page cache before the first measured run.
     """
     made_from = {"rows": rows, "seed": seed, "shard_rows": _SHARD_ROWS, "table_rows": _TABLE_ROWS}
     done = folder / "made_from.json"
@@ -77,12 +77,12 @@ def _write(
     row_group: int,
     rng: np.random.Generator,
 ) -> None:
-    for number, start in enumerate(range(0, len(uids), file_rows)):
+    for index, start in enumerate(range(0, len(uids), file_rows)):
         part = uids[start : start + file_rows]
         table = {"uid": encode_uids(part).cast(pa.string())}
         for column in columns:
             table[column] = pa.array(rng.normal(0.2, 0.05, len(part)).astype(np.float32))
-        pq.write_table(pa.table(table), folder / f"{number:08d}.parquet", row_group_size=row_group)
+        pq.write_table(pa.table(table), folder / f"{index:08d}.parquet", row_group_size=row_group)
 
 
 def part_whole_job(args: argparse.Namespace) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def part_whole_job(args: argparse.Namespace) -> dict[str, Any]:
             say(f"whole_job: G = {batch_size:,}, run {repeat + 1} of {repeats}")
             runs.append(run_child([*command, "--sampling_batch_size", str(batch_size)]))
             if len(np.load(folder / "subset.npy", mmap_mode="r")) != args.rows:
-                raise SystemExit("the subset has another length than --num_samples")
+                raise SystemExit("the length of the subset is not --num_samples")
         seconds = median(run.seconds for run in runs)
         peak = max(run.peak_bytes for run in runs)
         result[f"g{batch_size}"] = {
@@ -156,8 +156,8 @@ def _read_uids_above(path: Path, threshold: np.float32) -> NDArray[np.void]:
 def part_like_for_like(args: argparse.Namespace) -> dict[str, Any]:
     """Time ours, the plain steps and DataComp's own program in turns on the same files.
 
-    Each command also runs on a pool of 1,000 rows: what it costs to start, worker processes and
-    their imports included.
+    Each command also runs on a pool of 1,000 rows, which measures the cost of its start, including
+    worker processes and imports.
     """
     folders = {rows: args.dir / f"pool_{rows}" for rows in (args.like_rows, _FEW_ROWS)}
     for rows, folder in folders.items():
@@ -231,7 +231,7 @@ def _run_in_turns(
 def _ratios(
     seconds: Mapping[str, float], few: Mapping[str, float], theirs: str, ours: str
 ) -> dict[str, float | None]:
-    """Return the ratios of seconds, in total and without those of few rows."""
+    """Return the ratios of seconds, in total and without the seconds of the small pool."""
     work = seconds[ours] - few[ours]
     return {
         "total": seconds[theirs] / seconds[ours],
@@ -269,7 +269,7 @@ def main() -> None:
     add("--batch_size", type=int, default=100_000, help="whole_job: the G beside 1")
     add("--repeats", type=int, default=3)
     add("--num_workers", type=int, default=2)
-    add("--seed", type=int, default=0, help="of the generated pool")
+    add("--seed", type=int, default=0, help="seed of the generated pool")
     add_dir_argument(parser)
     add("--run_plain", action="store_true", help=argparse.SUPPRESS)
     add("--metadata_dir", type=Path, help=argparse.SUPPRESS)

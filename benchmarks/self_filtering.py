@@ -1,19 +1,20 @@
-"""Does a model do better on data that it selected itself, and how should it select?
+"""Compares models that are trained on data which they selected themselves.
 
-These comparisons run on the tour's pools with 40% noise, for each seed. All trainings that lead to
+The comparisons run on the tour's pools with 40% noise, for each seed. All trainings that lead to
 a final model see TOTAL samples together:
 
-1. Self-Filtering-style rounds against training on everything, on a random 30%, and on the top 30%
-   by an outside CLIP, which was trained as long on another pool with 10% noise.
-2. Scores by the model that was trained on a pair against cross-fitted scores, by one that was not:
-   their AUC over the pool and over the pairs that were trained on.
-3. M-FLYT in a closed loop against M-FLYT once.
+1. Self-Filtering rounds against training on the whole pool, on a random 30%, and on the top 30% by
+   an outside CLIP, which was trained for as many samples on another pool with 10% noise.
+2. Scores by a model that was trained on the pair against cross-fitted scores, by a model that was
+   not: their AUC over the pool and over the trained pairs.
+3. M-FLYT in every round against M-FLYT once.
 
-A run of R rounds spends the same on each, and `last_share` on its last subset. Models continue from
-the weights of the round before, so the final one has seen TOTAL samples, with a learning rate that
-rises and falls in each training; `everything_in_rounds` is that without selection. `restarted`
-models start from scratch. A seed decides pool and trainings, and differences are paired by seed.
-Seed 0 is left out, since the confident fraction and TOTAL were chosen with it.
+The last subset of a run gets the share `last_share` of TOTAL, and the R rounds share the rest
+equally. A model continues from the weights of the previous round, so the final model has seen TOTAL
+samples, with one learning rate schedule for each training. `everything_in_rounds` does the same
+without selection, and `restarted` models start from scratch. A seed decides pool and trainings, and
+differences are paired by seed. Seed 0 is left out, since the confident fraction and TOTAL were
+chosen with it.
 
 A killed run resumes. `--table` only prints the tables of finished parts.
 """
@@ -53,9 +54,9 @@ class Variant:
 
     Attributes:
         settings: settings that differ from the defaults.
-        rounds: R.
+        rounds: the number of rounds R.
         last_share: the share of TOTAL for the training on the last subset.
-        continued: each training continues from the one before.
+        continued: True if each training continues from the previous one.
     """
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -204,7 +205,7 @@ def folder_of_rounds(name: str) -> str:
 
 
 def run_seed(folder: Path, plan: Plan, names: Sequence[str]) -> None:
-    """Run the parts of one seed that are not done yet."""
+    """Run the unfinished parts of one seed."""
     seed_folder = folder_of(folder, plan.experiment)
     for name in names:
         seconds = run_steps(plan.steps(name), seed_folder, quiet=True)
@@ -257,7 +258,7 @@ def by_round(seed_folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def unseen_less_seen(seed_folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return by round the AUC by the model that has not seen a pair, less that by the other."""
+    """Return for each round the AUC by models that did not see a pair, minus the AUC by others."""
     name = "cross_fitted"
     runs = [rounds[:-1] for folder in seed_folders if (rounds := read_rounds(folder, name))]
     aucs = [[one["auc_in_subset"] for one in same] for same in zip(*runs, strict=True)]
@@ -292,7 +293,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=Experiment.pairs, help="pairs of the pool")
     parser.add_argument("--only", nargs="+", help="names of variants, or `others`")
     parser.add_argument("--parallel", type=int, default=2, help="seeds at a time")
-    parser.add_argument("--smoke", action="store_true", help="little work: only check that it runs")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a small run, to check that the benchmark works"
+    )
     parser.add_argument("--table", action="store_true", help="only print the finished parts")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,4 +1,4 @@
-"""Train the tiny reference model on a whole pool by plain CLIP, as the paper's M-FLYT starts."""
+"""Trains the tiny reference model by CLIP on a whole pool, as the paper does for M-FLYT."""
 
 from __future__ import annotations
 

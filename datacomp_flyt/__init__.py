@@ -12,16 +12,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datacomp_flyt.clip.embed import EmbedReport, embed
     from datacomp_flyt.datacomp.check_subset import check_subset
-    from datacomp_flyt.datacomp.checkout_patch import install, is_installed, revert
+    from datacomp_flyt.datacomp.checkout_patch import Patch, install, is_installed, revert
+    from datacomp_flyt.datacomp.part_counts import PartsReport
     from datacomp_flyt.datacomp.resharded_parts import check_parts
     from datacomp_flyt.demo.run_demo import DemoResult, run_demo
+    from datacomp_flyt.engines.engine import Engine
     from datacomp_flyt.errors import InputError
-    from datacomp_flyt.flyt.train import train
+    from datacomp_flyt.flyt.train import TrainingResult, train
+    from datacomp_flyt.flyt.training_config import TrainingConfig
+    from datacomp_flyt.mixing.columns import Columns
     from datacomp_flyt.open_clip_hook.train_clip import train_clip
+    from datacomp_flyt.pool.folder_hashes import HashedFile
     from datacomp_flyt.pool.manifest import check_manifest, write_manifest
+    from datacomp_flyt.pool.subset import SubsetReport
     from datacomp_flyt.report.report import write_report
     from datacomp_flyt.scorers.base.score import score
     from datacomp_flyt.scorers.base.score_pool import ScoreReport
+    from datacomp_flyt.scorers.base.scorer import Scorer
     from datacomp_flyt.scorers.linear_classifier.train import TrainedClassifier, train_classifier
     from datacomp_flyt.selection.methods import (
         column,
@@ -46,11 +53,21 @@ if TYPE_CHECKING:
     from datacomp_flyt.selection.subset import Subset
     from datacomp_flyt.self_filtering.plan import SelfFilterOptions
     from datacomp_flyt.self_filtering.self_filter import SelfFilterResult, self_filter
-    from datacomp_flyt.tars.image_list import list_images
+    from datacomp_flyt.tars.image_list import ImageList, list_images
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "HashedFile": "pool.folder_hashes",
+    "Scorer": "scorers.base.scorer",
+    "Columns": "mixing.columns",
+    "Engine": "engines.engine",
+    "ImageList": "tars.image_list",
+    "PartsReport": "datacomp.part_counts",
+    "Patch": "datacomp.checkout_patch",
+    "SubsetReport": "pool.subset",
+    "TrainingConfig": "flyt.training_config",
+    "TrainingResult": "flyt.train",
     "EmbedReport": "clip.embed",
     "InputError": "errors",
     "check_manifest": "pool.manifest",
@@ -95,16 +112,26 @@ _MODULE_OF = {
 """The module of each public name, relative to this package."""
 
 __all__ = [
+    "Columns",
     "DemoResult",
     "EmbedReport",
+    "Engine",
+    "HashedFile",
+    "ImageList",
     "InputError",
+    "PartsReport",
+    "Patch",
     "Sampling",
     "ScoreReport",
+    "Scorer",
     "Scores",
     "SelfFilterOptions",
     "SelfFilterResult",
     "Subset",
+    "SubsetReport",
     "TrainedClassifier",
+    "TrainingConfig",
+    "TrainingResult",
     "__version__",
     "check_manifest",
     "check_parts",

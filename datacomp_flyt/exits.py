@@ -70,9 +70,10 @@ class Running:
 class Parser(argparse.ArgumentParser):
     """The parser of every program of this repository.
 
-    It escapes the words in its error messages, since a shell may expand file names. Modules that
-    `python -m` runs give their docstring as `description`, and only its first line is shown;
-    `prog` is `python -m MODULE`, as in Python 3.14.
+    An error is one line, without the usage, which `--help` prints. Its words are escaped, since a
+    shell may expand file names. Modules that `python -m` runs give their docstring as
+    `description`, and only its first line is shown; `prog` is `python -m MODULE`, as in
+    Python 3.14.
     """
 
     def __init__(
@@ -85,8 +86,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog, description=first_line, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Print the message and exit with code 2."""
-        super().error(printable(message))
+        """Print the message in one line and exit with code 2."""
+        self.exit(WRONG_INPUT, f"{self.prog}: error: {printable(message)}\n")
 
 
 @contextlib.contextmanager

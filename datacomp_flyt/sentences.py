@@ -30,7 +30,10 @@ def sentence_of(error: BaseException, flags: dict[str, Any]) -> str | None:
     """
     if lacks_memory(error):
         reason = str(error) if isinstance(error, InputError) else first_line(error)
-        return f"there is too little memory ({reason}): {_way_out_of_memory(flags)}"
+        fault = "there is too little memory"
+        if "DataLoader worker" in reason and "killed" in reason:
+            fault = "a loader process was killed, often for want of memory"
+        return f"{fault} ({reason.rstrip('. ')}): {_way_out_of_memory(flags)}"
     if isinstance(error, InputError):
         return str(error)
     text = first_line(error)

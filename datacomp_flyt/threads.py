@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from datacomp_flyt.errors import InputError, ReadError
+from datacomp_flyt.arguments import check_integer
+from datacomp_flyt.errors import ReadError
 from datacomp_flyt.progress import with_progress
 
 _PAUSES = (0.1, 1.0)  # seconds before the retries of an item that could not be read
@@ -85,6 +86,4 @@ def check_num_workers(num_workers: int | None) -> int:
     """Return `num_workers`, by default one per core. Raises InputError if it is below 1."""
     if num_workers is None:
         return default_num_workers()
-    if num_workers < 1:
-        raise InputError(f"--num_workers is {num_workers}, wanted 1 or more")
-    return num_workers
+    return check_integer(num_workers, "--num_workers", least=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Sequence
 
 from datacomp_flyt.engines.flags import add_engine_arguments, report_failures
@@ -55,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     add_engine_arguments(parser)
     scorer = _value_of("--scorer", argv)
     if scorer in scorers:
-        scorer_class(scorer).add_arguments(parser)
+        chosen = scorer_class(scorer)
+        parser.epilog = f"{scorer}: {(inspect.getdoc(chosen) or '').partition(chr(10))[0]}"
+        chosen.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

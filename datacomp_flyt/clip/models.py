@@ -30,9 +30,9 @@ class ClipModel:
 
     Attributes:
         model: a model of open_clip, in float32.
-        transform: training transform of a PIL image: random crop of 90 to 100%, normalized.
+        transform: training transform of a PIL image: random crop of 90 to 100%, normalised.
         tokenize: maps strings to tokens [n, L].
-        eval_transform: evaluation transform of a PIL image: resized, center crop, normalized.
+        eval_transform: evaluation transform of a PIL image: resized, centre crop, normalised.
     """
 
     model: nn.Module

@@ -11,7 +11,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 TaskFactory = Callable[[str], Callable[[Any], Any]]
-"""Called once in each worker with its device (`cpu`, `cuda:0`); returns the function of an item."""
+"""A factory: called once in each worker with the worker's device (`cpu`, `cuda:0`), it returns the
+function that is applied to every item."""
 
 
 class WorkerLost(Exception):
@@ -58,5 +59,5 @@ class Engine(ABC):
             items: the items; picklable.
 
         Raises:
-            InputError: `make` raised it in a worker.
+            Exception: whatever `make` raised.
         """

@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from datacomp_flyt.arguments import check_integer
 from datacomp_flyt.engines.engine import Engine, WorkerLost
 from datacomp_flyt.engines.processes import ProcessEngine
 from datacomp_flyt.errors import InputError, NothingUsable, lacks_memory
 from datacomp_flyt.streams import say
-from datacomp_flyt.threads import default_num_workers
+from datacomp_flyt.threads import check_num_workers
 
 ENGINE_FLAGS: dict[str, dict[str, Any]] = {
     "--engine": {
@@ -45,7 +46,7 @@ def choose_engine(
         return RayEngine(ray_address, num_workers, device)
     if ray_address:
         raise InputError("--ray_address is for --engine ray: add it, or leave the address out")
-    return ProcessEngine(default_num_workers() if num_workers is None else num_workers, device)
+    return ProcessEngine(check_num_workers(num_workers), device)
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,10 +88,9 @@ def make_engine(
     Raises:
         InputError: flags that exclude each other, or Ray is not installed.
     """
-    if num_workers is not None and num_workers < 1:
-        raise InputError(f"--num_workers is {num_workers}, wanted at least 1")
-    if retries < 0:
-        raise InputError(f"--retries is {retries}, wanted 0 or more")
+    if num_workers is not None:
+        check_num_workers(num_workers)
+    check_integer(retries, "--retries", least=0)
     return choose_engine(engine, ray_address, num_workers, device if uses_gpu else "cpu")
 
 

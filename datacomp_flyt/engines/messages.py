@@ -15,5 +15,5 @@ def pack(message: Any) -> bytes:
 
 
 def unpack(packed: bytes) -> Any:
-    """Deserialize a message of `pack`; its arrays are writable."""
+    """Deserialise a message of `pack`; its arrays are writable."""
     return ForkingPickler.loads(packed)

@@ -19,6 +19,7 @@ from datacomp_flyt.engines.engine import Engine, Outcome, T, TaskFactory, Worker
 from datacomp_flyt.engines.messages import pack, unpack
 from datacomp_flyt.engines.worker_pool import ONE_THREAD, TaskRunner, WorkerPool, run_tasks
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.threads import check_num_workers
 
 SHUTDOWN_TIMEOUT = 5.0  # seconds that a released worker has to exit
 
@@ -41,8 +42,7 @@ class ProcessEngine(Engine):
         Raises:
             InputError: `num_workers` is below 1, or "cuda" without a GPU.
         """
-        if num_workers < 1:
-            raise InputError(f"--num_workers {num_workers}: at least 1")
+        num_workers = check_num_workers(num_workers)
         gpus = 0 if device == "cpu" else _visible_gpus()
         if device == "cuda" and not gpus:
             raise InputError("--device cuda: PyTorch sees no GPU here; --device cpu works without")

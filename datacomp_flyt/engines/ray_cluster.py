@@ -15,8 +15,10 @@ from datacomp_flyt.engines.worker_pool import ONE_THREAD, TaskRunner, WorkerPool
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.exits import keep_signals, socket_folder
 from datacomp_flyt.installation import needs_extra
+from datacomp_flyt.threads import check_num_workers
 
 _QUEUE_TIMEOUT = 600.0  # seconds until the first worker is scheduled
+# the path that Ray appends to its temporary folder
 _SOCKET_NAME_LENGTH = len("/ray/session_2026-12-01_03-20-00_123456_4194304/sockets/plasma_store.10")
 
 
@@ -41,8 +43,8 @@ class RayEngine(Engine):
         """
         with needs_extra("ray"):
             self._ray: Any = importlib.import_module("ray")
-        if num_workers is not None and num_workers < 1:
-            raise InputError(f"--num_workers {num_workers}: at least 1")
+        if num_workers is not None:
+            num_workers = check_num_workers(num_workers)
         self.address = address
         self.num_workers = num_workers
         self.device = device
@@ -75,7 +77,7 @@ class RayEngine(Engine):
             return
         try:
             _check_port(self.address or "")
-            with keep_signals():  # Ray takes SIGTERM
+            with keep_signals():  # Ray replaces the handler of SIGTERM
                 ray.init(
                     log_to_driver=False,
                     logging_level=logging.ERROR,
@@ -100,7 +102,7 @@ class RayEngine(Engine):
 
     def _own_cluster(self) -> dict[str, Any]:
         """Return the arguments of `ray.init` that start Ray on this machine."""
-        # without an address, Ray would join the cluster that was started last
+        # without `address="local"`, Ray would join a cluster that is already running here
         options = {"address": "local", "num_cpus": self.num_workers, "include_dashboard": False}
         if "RAY_TMPDIR" not in os.environ:
             options["_temp_dir"] = os.path.join(socket_folder(_SOCKET_NAME_LENGTH), "ray")
@@ -113,7 +115,7 @@ class _Actors(WorkerPool[Any]):
         self._ray = ray
         self._make = ray.put(make)
         self._device = "cuda:0" if gpu else "cpu"  # an actor sees only its own GPU
-        # no restarts: a restarted actor would have no function, so a lost one is replaced
+        # a restarted actor has not loaded the function; `run_tasks` starts a new one instead
         self._actor = ray.remote(
             num_cpus=1,
             num_gpus=int(gpu),
@@ -122,7 +124,7 @@ class _Actors(WorkerPool[Any]):
             runtime_env={"env_vars": {} if gpu else ONE_THREAD},
         )(_Worker)
         self._answers: dict[Any, Any] = {}
-        self._starts: dict[Any, Any] = {}  # ready once the actor is scheduled
+        self._starts: dict[Any, Any] = {}  # answers of `started`, there once the actor is scheduled
 
     def start(self, slot: int) -> Any:
         actor = self._actor.remote(os.getcwd())
@@ -135,7 +137,8 @@ class _Actors(WorkerPool[Any]):
 
     def wait(self, workers: Sequence[Any]) -> list[tuple[Any, bytes | WorkerLost]]:
         owners = {self._answers[worker]: worker for worker in workers}
-        # Ray reports an actor that was scheduled and does not answer as lost
+        # If an actor was scheduled and then does not answer, Ray itself reports it as lost, so only
+        # the wait for a slot needs a limit.
         ready: list[Any] = []
         while not ready:
             ready, _ = self._ray.wait(list(owners), num_returns=1, timeout=_QUEUE_TIMEOUT)
@@ -172,7 +175,7 @@ class _Worker:
         self._runner = TaskRunner()
 
     def started(self) -> None:
-        """Return, which shows that this worker is scheduled."""
+        """Do nothing: an answer shows that the actor runs."""
 
     def load(self, make: TaskFactory, device: str) -> bytes:
         return self._runner.load(lambda: make, device)

@@ -37,14 +37,14 @@ def run_shards(
             content is wrong (`InputError` other than `ReadError`) is not retried.
         label: the label of the progress bar.
         num_rows: the rows of each shard, to show rows/s; None if they are not known beforehand.
-        give_up: raise the first error that is not retried.
+        give_up: stop at the first error that a retry cannot mend, and raise it.
 
     Returns:
         the last error of each shard that was never finished, by name.
 
     Raises:
-        InputError: `make` raised it; or the function did and `give_up` is set; or a shard has
-            changed since the run began.
+        Exception: whatever `make` raised, or with `give_up` the function.
+        InputError: a shard has changed since the run began.
     """
     left, errors = dict(items), dict[str, Exception]()
     progress = _ShardProgress(label, items, num_rows)

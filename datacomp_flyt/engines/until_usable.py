@@ -1,4 +1,4 @@
-"""Holds results back until one of them has a usable row."""
+"""Writes no result before one shard has a usable row: a pool without any is the wrong pool."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class UntilUsable:
         count: Callable[[Any], Usable],
         any_finished: bool,
         where: str,
+        usable: str = "usable",
     ) -> None:
         """
         Args:
@@ -56,8 +57,9 @@ class UntilUsable:
             count: counts the rows of a result.
             any_finished: whether some shards are finished already, so that no result is held back.
             where: the flag and folder of the shards, for the message.
+            usable: the words for a usable row, after "none".
         """
-        self._write, self._count, self._where = write, count, where
+        self._write, self._count, self._where, self._usable = write, count, where, usable
         self._any_usable = any_finished
         self._held: dict[str, Any] = {}
 
@@ -70,7 +72,7 @@ class UntilUsable:
         if not self._any_usable and not self._count(result).usable:
             self._held[name] = result
             if len(self._held) == _MOST:
-                raise self._nothing(f"its first {_MOST:,} shards")
+                raise self._nothing(f"its first {_MOST:,} shards hold")
             return 0
         self._any_usable = True
         held, self._held = self._held, {}
@@ -79,7 +81,8 @@ class UntilUsable:
     def finish(self) -> None:
         """Raise NothingUsable if all results were held back."""
         if self._held:
-            raise self._nothing(f"its {len(self._held):,} shards")
+            held = len(self._held)
+            raise self._nothing("its 1 shard holds" if held == 1 else f"its {held:,} shards hold")
 
     def _nothing(self, which: str) -> NothingUsable:
         rows, reasons = 0, Counter[str]()
@@ -88,8 +91,11 @@ class UntilUsable:
             rows += counted.rows
             reasons.update(counted.reasons)
         why = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items() if count)
-        seen = f"{rows:,} rows, none of which can be used" if rows else "no sample at all"
+        seen = f"{rows:,} row{'s' * (rows != 1)}, none {self._usable}"
+        way_out = "give shards that have some"
+        if not rows:
+            seen, way_out = "no sample at all", "give shards of which something was downloaded"
         return NothingUsable(
-            f"{self._where}: {which} hold {seen}{f' ({why})' if why else ''}, and nothing was "
-            "written: give shards of which something was downloaded"
+            f"{self._where}: {which} {seen}{f' ({why})' if why else ''}, so nothing was written: "
+            + way_out
         )

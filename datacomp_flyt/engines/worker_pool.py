@@ -16,7 +16,8 @@ from datacomp_flyt.engines.engine import Outcome, T, TaskFactory, WorkerLost
 from datacomp_flyt.engines.messages import pack, unpack
 from datacomp_flyt.errors import InputError
 
-START_ATTEMPTS = 3  # a slot is given up after this many workers in a row ended while loading
+# after this many workers in a row that ended while loading, no worker is started in that slot
+START_ATTEMPTS = 3
 _THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in _THREADS}
 """The environment of a CPU worker, which these libraries read when they are loaded."""
@@ -79,7 +80,7 @@ def run_tasks(pool: WorkerPool[W], items: Sequence[T]) -> Generator[Outcome[T, A
 
     Raises:
         InputError: every worker was lost before it finished `make`.
-        Exception: `make` raised it; it can be of any type.
+        Exception: whatever `make` raised.
     """
     pending = deque(items)
     free_slots = deque(range(pool.slots))
@@ -95,8 +96,8 @@ def run_tasks(pool: WorkerPool[W], items: Sequence[T]) -> Generator[Outcome[T, A
             if not starting and not busy:
                 raise InputError(
                     f"every worker ended before it had loaded, {START_ATTEMPTS} times in a row "
-                    f"({lost}): fewer --num_workers take less memory; a script has to start "
-                    'workers below `if __name__ == "__main__":`, since each worker imports it'
+                    f"({lost}): try fewer --num_workers, which takes less memory; a script has to "
+                    'start workers below `if __name__ == "__main__":`, since each worker imports it'
                 )
             done: list[Outcome[T, Any]] = []
             for worker, answer in pool.wait([*starting, *busy]):

@@ -22,13 +22,13 @@ from datacomp_flyt.files.locks import try_lock
 from datacomp_flyt.files.open_file import open_local
 
 _SUFFIX = ".datacomp_flyt.tmp"
-_LONGEST = 100  # bytes of NAME in a temporary name: some filesystems allow 143 in total
+_LONGEST = 100  # bytes of a NAME that a temporary name repeats; some filesystems allow 143 in all
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # not on Windows
 
 
 def check_save_path(path: str | Path, flag: str) -> Path:
-    """Return the path as a local one; its folder is made if missing, and can be written.
+    """Check that a local file can be written at a path, make its folder, and return the path.
 
     Raises:
         InputError: it is a cloud path, a folder, a device or a link that leads to no file, or it
@@ -59,11 +59,11 @@ def check_save_path(path: str | Path, flag: str) -> Path:
 
 
 def check_notes_path(path: Path, *begins: bytes) -> Path:
-    """Check and return the path of a journal, by which a killed run resumes.
+    """Check and return the path of the notes, from which a command resumes after a kill.
 
     Args:
-        path: the path of the journal, which may exist.
-        begins: the bytes that a journal may begin with.
+        path: the path of the notes, which may exist.
+        begins: the allowed first bytes.
 
     Raises:
         InputError: the path cannot be written, is a link, or is a file of another program.
@@ -73,6 +73,7 @@ def check_notes_path(path: Path, *begins: bytes) -> Path:
         raise InputError(f"the notes {path} would be written through a link: move it away")
     with contextlib.suppress(FileNotFoundError), open_local(str(path)) as file:
         head = file.read(1 << 10)
+        # the notes of a killed run may be empty, or end within the first bytes
         if not any(head.startswith(begin) or begin.startswith(head) for begin in begins):
             raise InputError(f"{path} holds no notes of this command: move it away")
     return path
@@ -101,7 +102,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         os.replace(name, target)
         name = None
     except Exception as error:
-        # after a failed write, torch.save fails to close its file and raises that error instead
+        # torch.save raises the error of closing its file; the failed write is its __context__
         first = error if isinstance(error, OSError | InputError) else error.__context__
         if not isinstance(first, OSError):
             raise
@@ -125,7 +126,10 @@ def create_temporary(path: Path, mode: int = 0o666) -> tuple[int, str]:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove the temporary files of killed writers of a file, or of all files of a folder."""
+    """Remove temporary files that killed runs left.
+
+    They are those of one output file, or, if the path is a folder, of all files in it.
+    """
     if path.is_dir():
         folder, stem = path, ".+"
     else:
@@ -138,7 +142,7 @@ def remove_unfinished(path: Path) -> None:
 
 
 def _remove_unless_written(path: Path) -> None:
-    """Remove a temporary file if locks work here and no process has it locked."""
+    """Remove a temporary file, unless a process has it locked, or locks do not work here."""
     for access in (os.O_RDWR, os.O_RDONLY):  # NFS locks only files open for writing
         with contextlib.suppress(OSError):
             handle = os.open(path, access | _NOFOLLOW)
@@ -199,6 +203,7 @@ def _may_replace(folder: Path, file_state: os.stat_result) -> bool:
 
 
 def _copy_rights(replaced: os.stat_result, name: str) -> None:
+    """Give a file the owner, the group and the permissions of the file that it replaces."""
     for owner in ((-1, replaced.st_gid), (replaced.st_uid, -1)):
         with contextlib.suppress(OSError, AttributeError):  # only root may set any; Windows
             os.chown(name, *owner)

@@ -9,9 +9,9 @@ from typing import Any
 from datacomp_flyt.files.torch_pickle import (
     SAVE_THE_STATE_DICT,
     Data,
-    NoPlainTensor,
     StoredTensor,
     TorchFileError,
+    UnsupportedTensor,
 )
 
 _STATE_DICTS = (
@@ -25,7 +25,7 @@ _OUTER_WRAPPERS = (
 _INNER_WRAPPERS = re.compile(
     r"\.(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)"
 )
-_AVERAGED = "n_averaged"  # a counter beside the model in torch's AveragedModel
+_AVERAGED = "n_averaged"  # the step counter that torch's AveragedModel saves beside the model
 
 
 def find_state_dict(content: Any) -> dict[Any, Any]:
@@ -34,11 +34,11 @@ def find_state_dict(content: Any) -> dict[Any, Any]:
     If a file has both, the model's own weights are taken and not their moving average (EMA).
 
     Raises:
-        TorchFileError: the file holds none, or only several under unusual names.
+        TorchFileError: the file holds none, or only under unusual keys.
     """
     if (state := _search(content)) is not None:
         return state
-    if isinstance(content, StoredTensor | NoPlainTensor):
+    if isinstance(content, StoredTensor | UnsupportedTensor):
         raise TorchFileError(f"it holds no state dict but one tensor: {SAVE_THE_STATE_DICT}")
     if not isinstance(content, dict):
         kind = content.name if isinstance(content, Data) else type(content).__name__
@@ -58,16 +58,16 @@ def _search(content: Any, depth: int = 3) -> dict[Any, Any] | None:
     for key in _STATE_DICTS:
         if (state := _search(content.get(key), depth - 1)) is not None:
             return state
-    holds_tensors = any(isinstance(v, StoredTensor | NoPlainTensor) for v in content.values())
+    holds_tensors = any(isinstance(v, StoredTensor | UnsupportedTensor) for v in content.values())
     return content if holds_tensors else None
 
 
 def unwrapped_names(names: Iterable[str]) -> dict[str, str]:
     """Return the model's own name of each tensor, without the prefixes of wrappers.
 
-    DistributedDataParallel puts `module.` before every name, `torch.compile` `_orig_mod.`, in the
-    order in which they wrap; a compiled part of a model has `_orig_mod` inside its names. A prefix
-    is removed only if all names have it.
+    DistributedDataParallel adds the prefix `module.` to every name, and `torch.compile` the prefix
+    `_orig_mod.`; a model wrapped in both has both, the outer one first. If only a part of a model
+    is compiled, `_orig_mod` is inside its names. A prefix is removed only if all names have it.
 
     Raises:
         TorchFileError: only some names have such a prefix, or two tensors would get one name.
@@ -77,7 +77,7 @@ def unwrapped_names(names: Iterable[str]) -> dict[str, str]:
         (p for p in _OUTER_WRAPPERS if own and all(n.startswith(p) for n in own.values())), None
     ):
         own = {stored: name.removeprefix(prefix) for stored, name in own.items()}
-    for prefix in _OUTER_WRAPPERS[:2]:
+    for prefix in _OUTER_WRAPPERS[:2]:  # of wrappers that rename every tensor of a model
         if count := sum(name.startswith(prefix) for name in own.values()):
             raise TorchFileError(
                 f"only {count} of its {len(own)} tensors have a name with {prefix} before it, as "
@@ -86,6 +86,7 @@ def unwrapped_names(names: Iterable[str]) -> dict[str, str]:
     own = {stored: _INNER_WRAPPERS.sub("", name) for stored, name in own.items()}
     if len(set(own.values())) < len(own):
         raise TorchFileError(
-            "it holds tensors of a model both compiled and not: save the state dict of one"
+            "two of its tensors have the same name without the prefixes, as if a compiled model "
+            "and the plain one were saved together: save the state dict of one"
         )
     return own

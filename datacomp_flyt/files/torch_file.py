@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from datacomp_flyt.files.state_dict import find_state_dict, unwrapped_names
 from datacomp_flyt.files.torch_pickle import (
     SAVE_THE_STATE_DICT,
-    NoPlainTensor,
     Storage,
     StoredTensor,
     TorchFileError,
+    UnsupportedTensor,
     interpret,
 )
 
@@ -74,7 +74,7 @@ def read_torch_file(
         state = {
             name: value
             for name, value in find_state_dict(content).items()
-            if isinstance(name, str) and isinstance(value, StoredTensor | NoPlainTensor)
+            if isinstance(name, str) and isinstance(value, StoredTensor | UnsupportedTensor)
         }
         names = unwrapped_names(state)
         return {name: read(state[stored], stored) for stored, name in names.items() if wanted(name)}
@@ -233,9 +233,9 @@ class _TensorReader:
         self._bytes_left = max(_MOST_REPEATS * size, _LEAST_BYTES)
         self._done: dict[StoredTensor, Array] = {}  # tied weights are one tensor
 
-    def __call__(self, tensor: StoredTensor | NoPlainTensor, name: str) -> Array:
+    def __call__(self, tensor: StoredTensor | UnsupportedTensor, name: str) -> Array:
         """Return the numbers of the tensor of this name, in C order."""
-        if isinstance(tensor, NoPlainTensor):
+        if isinstance(tensor, UnsupportedTensor):
             raise TorchFileError(f"its {name} is {tensor.kind}: save it as a dense float32 tensor")
         if len(tensor.shape) > _MOST_DIMENSIONS:
             raise TorchFileError(f"its {name} has {len(tensor.shape)} dimensions")
@@ -275,7 +275,7 @@ class _Converter:
 
     def convert(self, value: Any, name: str = "") -> Any:
         """Return the object with its tensors read; `name` is its key, for messages."""
-        if isinstance(value, StoredTensor | NoPlainTensor):
+        if isinstance(value, StoredTensor | UnsupportedTensor):
             return self._make(self._read(value, name or "tensor"))
         if isinstance(value, Storage) or not isinstance(value, dict | list | tuple):
             return value

@@ -42,7 +42,7 @@ class StoredTensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class NoPlainTensor(NamedTuple):
+class UnsupportedTensor(NamedTuple):
     """A tensor whose numbers are not in the file as such: quantised, sparse, on `meta`."""
 
     kind: str
@@ -65,7 +65,7 @@ _KEYS = (str, int, float, bytes, type(None), Data)
 def interpret(stream: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
     """Return the object that the pickle at the stream's position describes, and its storages.
 
-    The object consists of dicts, lists, tuples, text, numbers, `StoredTensor`, `NoPlainTensor`,
+    The object consists of dicts, lists, tuples, text, numbers, `StoredTensor`, `UnsupportedTensor`,
     `Storage` and `Data`. The stream's position is moved to the end of the pickle.
 
     Raises:
@@ -268,11 +268,11 @@ def _call(function: Any, arguments: Any) -> Any:
     if name in torch_names.PARAMETERS:
         return arguments[0]
     if name in torch_names.NO_PLAIN_TENSORS:
-        return NoPlainTensor(torch_names.NO_PLAIN_TENSORS[name])
+        return UnsupportedTensor(torch_names.NO_PLAIN_TENSORS[name])
     if name == torch_names.SUBCLASS:
         rebuild, kind, inner, *_ = arguments
         if kind.name not in torch_names.TENSOR_CLASSES:
-            return NoPlainTensor(f"a {kind.name}")
+            return UnsupportedTensor(f"a {kind.name}")
         return _call(rebuild, inner)
     if name in torch_names.DICTS:
         pairs = arguments[0] if name == torch_names.DICTS[0] and arguments else []
@@ -282,7 +282,7 @@ def _call(function: Any, arguments: Any) -> Any:
 
 def _tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, *more: Any, is_typed: bool
-) -> StoredTensor | NoPlainTensor:
+) -> StoredTensor | UnsupportedTensor:
     """Return the tensor that torch's `_rebuild_tensor*` makes of these arguments.
 
     `more` are requires_grad, backward hooks, the type if the storage has none, and flags such as
@@ -294,5 +294,5 @@ def _tensor(
     if not is_typed:
         storage = Storage(rest.pop(0).name.removeprefix("torch."), storage.key)
     if rest and rest[0]:
-        return NoPlainTensor("of numbers to be conjugated or negated")
+        return UnsupportedTensor("of numbers to be conjugated or negated")
     return StoredTensor(storage, offset, shape, strides)

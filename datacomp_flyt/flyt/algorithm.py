@@ -37,24 +37,29 @@ from datacomp_flyt.flyt.scoring_models import ScoringModel
 from datacomp_flyt.flyt.towers import Embedding, Towers
 
 _FIRST_GRADIENT_SCALE = 2.0**16
-_MOST_SKIPPED = 100  # steps in a row; float16's gradient scale needs about 20 to settle
+_MOST_SKIPPED = 100  # steps in a row; float16's gradient scale settles within about 20
 _STEPS_TO_GROW = 2000  # finite steps after which float16's gradient scale doubles
 
 
 class Algorithm:
     """The models with their optimizers; `step` trains them on one pair of batches.
 
-    Where FLYT's public code differs from the paper, this follows the paper: the reference model is
-    updated unless it is frozen; a step that is not finite changes nothing, including moments and
-    the learned temperature; each optimizer advances once per step. The log of the logit scale is
-    clamped to open_clip's [0, ln 100] (the public code clamps it to [2, ln 100]; the paper gives no
-    bounds).
+    Where FLYT's public code differs from the paper, this class follows the paper:
 
-    Even a frozen reference model needs Adam moments, so its optimizer state advances. Without them
-    the update is sign(g), whose derivative is almost 0. For the same reason, ∂L_down/∂w of the
-    first step depends on entries of the gradient near 0, which 16-bit arithmetic does not resolve.
-    In bf16 and amp the scoring model therefore skips the first step; otherwise its moments would
-    hold that noise for about a hundred steps.
+    - The reference model is updated, unless it is frozen.
+    - A step with a value that is not finite changes nothing, not even the optimizers' moments or
+      the learned temperature.
+    - Each optimizer advances once per step.
+
+    The paper gives no bounds for the logit scale. Its log is clamped to [0, ln 100], as open_clip
+    does; the public code clamps it to [2, ln 100].
+
+    The optimizer state of the reference model advances even if the model is frozen. Without
+    moments, Adam's update is sign(g), whose derivative with respect to g is almost 0.
+
+    The first step has no moments yet, so its ∂L_down/∂w depends on the entries of g near 0. 16-bit
+    arithmetic does not resolve these. In bf16 and amp the scoring model therefore skips the first
+    step; otherwise its optimizer's moments would hold that noise for about a hundred steps.
     """
 
     def __init__(
@@ -70,7 +75,7 @@ class Algorithm:
             config: parameters of the algorithm.
             reference: CLIP model f_θ, on the device to train on.
             scoring: scoring model q_φ, on the same device.
-            extractor: CLIP model Ψ whose embeddings of the upstream pairs are the features ζ;
+            extractor: CLIP model Ψ, whose embeddings of the upstream pairs are the features ζ;
                 None if the batches contain features.
             prompts: prompts of the downstream classes.
         """
@@ -121,7 +126,7 @@ class Algorithm:
         """Train on one upstream and one downstream batch.
 
         Args:
-            step: index of the step, from 0; determines learning rates and prompts.
+            step: index of the step, from 0, which determines the learning rates and the prompts.
             upstream, downstream: rows of this rank.
 
         Returns:
@@ -161,7 +166,7 @@ class Algorithm:
         """Return ζ [b, F], and the extractor's embedding if the extractor is trained."""
         if self.extractor is None:
             if upstream.features is None:
-                raise InputError("the upstream data brings no features: give --scores_dir")
+                raise InputError("the upstream data has no features: give --scores_dir")
             return upstream.features, None
         params = self.extractor.params()
         if not self.config.train_extractor:
@@ -207,9 +212,13 @@ class Algorithm:
         features: Tensor,
         extracted: Embedding | None,
     ) -> bool:
-        """Set `.grad` to ∇_φ L_down = (∂w/∂φ)^T ∇_w L_down (Appendix A); True if it is finite.
+        """Set `.grad` of the trained parameters φ to ∇_φ L_down (Appendix A).
 
-        With r = ∇_w L_down, the Jacobian of the softmax gives ∂L_down/∂s_i = w_i (r_i - <w, r>).
+        By the chain rule ∇_φ L_down = (∂s/∂φ)^T ∇_s L_down. The Jacobian of the softmax gives
+        ∂L_down/∂s_i = w_i (r_i - <w, r>) with r = ∇_w L_down.
+
+        Returns:
+            whether the gradient is finite; the same on all ranks.
         """
         weights = log_weights[rows_of_rank(len(log_weights))].exp()
         pulled = weights * metagradient.weight_gradient
@@ -233,10 +242,10 @@ class Algorithm:
         return bool(torch.stack([gradient.norm() for gradient in gradients]).isfinite().all())
 
     def _keep(self, metagradient: Metagradient, step: int, reference_lr: float) -> None:
-        """Update φ, θ with its optimizer state, and the learned temperature."""
+        """Update φ, θ and the learned temperature, with the states of their optimizers."""
         for group in self.scoring_optimizer.param_groups:
             group["lr"] = self._learning_rate(self.config.scoring_lr, step)
-        # under autocast the first step's gradient is noise
+        # under autocast the gradient of the first step is noise; see the docstring of the class
         if self.state.step or self.towers.autocast is None:
             self.scoring_optimizer.step()
         self.state = self.optimizer.next_state(metagradient.grads, self.state)
@@ -251,7 +260,7 @@ class Algorithm:
             self.temperature_optimizer.step()
 
     def _count(self, kept: bool) -> None:
-        """Count skipped steps, and adapt float16's gradient scale."""
+        """Count the steps that are skipped, and adapt float16's gradient scale."""
         self.num_skipped += not kept
         self.skipped_in_a_row = 0 if kept else self.skipped_in_a_row + 1
         if self.skipped_in_a_row == _MOST_SKIPPED:
@@ -294,7 +303,7 @@ class Algorithm:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all state beside the data: tensors, numbers, lists and dicts, for a checkpoint."""
+        """Return all state but that of the data, as tensors, numbers, lists and dicts."""
         return {
             "params": self.params,
             "first": self.state.first,

@@ -15,7 +15,7 @@ from datacomp_flyt.flyt.precision import Tangent
 
 @dataclass(frozen=True)
 class AlgorithmConfig:
-    """The fields of `TrainingConfig` that Algorithm 1 depends on; see there."""
+    """The options that Algorithm 1 depends on; they are described in `TrainingConfig`."""
 
     upstream_batch_size: int
     downstream_batch_size: int
@@ -40,10 +40,10 @@ class AlgorithmConfig:
 
 
 def reference_optimizer(config: AlgorithmConfig) -> LookaheadOptimizer:
-    """Make the optimizer of the reference model, with gradient clipping if it is asked for."""
+    """Make the optimizer of the reference model, with clipping if `grad_clip_norm` is set."""
     optimizer: LookaheadOptimizer
     if config.optimizer == "sgd":
-        optimizer = LookaheadSGD(config.betas[0], config.weight_decay)
+        optimizer = LookaheadSGD(config.betas[0], config.weight_decay)  # beta1 is its momentum
     else:
         optimizer = LookaheadAdamW(config.betas, config.eps, config.weight_decay)
     if config.grad_clip_norm is not None:

@@ -118,7 +118,9 @@ def downstream_loader(
     """
     settings.check(name)
     if task_weights not in TASK_WEIGHTS:
-        raise InputError(f"--task_weights {task_weights!r} is none of {', '.join(TASK_WEIGHTS)}")
+        raise InputError(
+            f"--task_weights is {task_weights!r}, wanted one of {', '.join(TASK_WEIGHTS)}"
+        )
     balanced = task_weights == "balanced"
     make_stream = _DownstreamStreams(tuple(tasks), settings, balanced, tokenizer, name)
     return _loader(make_stream, settings)

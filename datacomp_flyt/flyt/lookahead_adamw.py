@@ -74,10 +74,10 @@ class LookaheadAdamW:
         m⁺ = β1 m + (1 - β1) g          s⁺ = β2 s + (1 - β2) g²
         θ⁺ = (1 - lr λ) θ - lr (m⁺ / c1) / (sqrt(s⁺ / c2) + eps),    c = 1 - β^(t + 1)
 
-    Where s⁺ = 0, both g and s are 0, as for the embedding of a token that has not occurred yet. The
-    square root has no derivative there, and 0 is taken for it. This gives
-    ∂θ⁺/∂g = -lr (1 - β1) / (c1 eps). It is exact for m = 0, where the derivative of the root would
-    be multiplied by m⁺ = 0. FLYT's public code does not update such entries and takes 0 for ∂θ⁺/∂g.
+    Where s⁺ = 0, both g and s are 0, as for the embedding of a token that has not occurred yet.
+    There the square root has no derivative, and 0 is taken for it. This gives
+    ∂θ⁺/∂g = -lr (1 - β1) / (c1 eps). For m = 0 this is exact, because the derivative is multiplied
+    by m⁺ = 0. FLYT's public code does not update such entries and takes 0 for ∂θ⁺/∂g.
 
     Attributes:
         betas: β1 and β2.
@@ -116,8 +116,8 @@ class LookaheadAdamW:
             ∂θ⁺/∂g = -lr / c1 (r + eps)^-2
                      ((1 - β1) eps + ((1 - β1) β2 s - (1 - β2) β1 m g) / (c2 r))
 
-        In the first step (m = s = 0) only the term of eps remains. Differentiating the formula of
-        θ⁺ term by term would lose it to rounding.
+        In the first step (m = s = 0) only the term with eps remains, and computing it as a
+        difference of two large terms would lose it to rounding. Hence the closed form.
         """
         (beta1, beta2), (c1, c2) = self.betas, self._corrections(state)
         pulled = {}

@@ -3,31 +3,37 @@
 The reference model f_θ takes one step on the weighted CLIP loss, Eq. 3, and the downstream loss of
 the stepped model, Eq. 2, is differentiated with respect to the weights w of that step:
 
-    g(w) = ∇_θ ℓ_WCL(f_θ(z_1:B), w)         stage 1, `_upstream_gradient`
+    L_up = ℓ_WCL(f_θ(z_1:B), w)             stage 1, `_upstream_gradient`
+    g(w) = ∇_θ L_up
     θ⁺   = update(g)                        stage 2, `LookaheadOptimizer.step`
-    L_down = ℓ_DS(f_θ⁺(ẑ_1:B'))             Eq. 2
-    v    = ∇_g L_down                       stage 3, `_downstream_gradient` gives ∇_θ⁺ L_down and
+    L_down = ℓ_DS(f_θ⁺(ẑ_1:B'))             stage 3 begins (Eq. 2)
+    v    = ∇_g L_down                       `_downstream_gradient` gives ∇_θ⁺ L_down, and
                                             `LookaheadOptimizer.pull_back` turns it into v
-    ∇_w L_down = ∂<g, v> / ∂w               stage 4, `_gradient_along`; v is constant here
+    ∇_w L_down = ∂<g, v> / ∂w               stage 4, `_gradient_along`
 
-With f_i the embeddings of upstream example i, J_i their Jacobian with respect to θ, and
-u_i = J_i v,
+Write f_i for the image and text embedding of upstream example i together [2D], J_i = ∂f_i/∂θ
+[2D, |θ|], v [|θ|] and u_i = J_i v [2D]. Then
 
-    <g, v> = sum_i (∂ℓ_WCL(f_1:B, w) / ∂f_i) u_i,        a row vector times a column vector.
+    <g, v> = sum_i (∂ℓ_WCL(f_1:B, w) / ∂f_i) u_i        (a row [1, 2D] times a column [2D, 1]).
 
-The paper obtains u_i as the derivative of f_{θ + ηv}(z_i) with respect to η at η = 0. Neither f_i
-nor u_i depends on w. So `Towers.tangent` computes u_i once, without a graph, and only the loss of
-the [B, B] similarities is differentiated twice, in closed form (`weight_gradient_along`). No second
-backward pass goes through the towers.
+The paper obtains u_i as the derivative of f_{θ + ηv}(z_i) with respect to η at η = 0. In stage 4 v
+is held constant, so neither f_i nor u_i depends on w. `Towers.tangent` computes u_i once, without a
+graph. Only the loss of the [B, B] similarities is differentiated twice, once by the embeddings and
+once by w, and this has a closed form (`weight_gradient_along`). No second backward pass goes
+through the towers.
 
-The paper leaves the logit scale τ out of <g, v>. Its downstream losses have a temperature of their
-own, so L_down does not depend on τ⁺. An elementwise update makes v 0 at τ then, and leaving it out
-changes nothing. A clipped gradient norm depends on all of g, so v is not 0 at τ. Here τ is treated
-like any other parameter, which is exact for both.
+Cost: one forward and backward pass of each batch, and 1, 2 or about 3 forward passes of the
+upstream batch for u (`one_sided`, `central`, `exact`): 2.0 to 2.7 plain CLIP steps (docs/train.md).
+
+The paper leaves τ's entry out of <g, v>. Its downstream losses have a temperature of their own, so
+L_down does not depend on τ⁺. Without gradient clipping the paper's sum is exact, since an
+elementwise update gives v = 0 at τ. With clipping it is not, since the clipped gradient depends on
+every entry of g. This module keeps τ's entry, which is right in both cases.
 
 Legend: B upstream batch, b rows of it on this rank, B' downstream batch, b' rows of it on this
 rank, K downstream classes, k class prompts on this rank, L tokens, D embedding, θ parameters of the
-reference model, w weights of the upstream batch, τ logit scale, h step of finite differences.
+reference model, w weights of the upstream batch, τ logit scale (exponentiated, the multiplier of
+the cosines), h the factor of v in finite differences.
 """
 
 from __future__ import annotations
@@ -52,8 +58,8 @@ _BLOCK = 1024  # rows of the similarity matrix that are held at once
 LossOfRows = Callable[[Tensor, Tensor, Tensor, slice], Tensor]
 """The part of a loss that some rows contribute.
 
-Arguments: image features and text features of all ranks, logit scale, rows. The parts of a
-partition of the rows add up to the loss of the batch.
+Arguments: image features and text features of all ranks, logit scale, rows. If the rows are cut
+into parts, the losses of the parts add up to the loss of the batch.
 """
 
 
@@ -66,7 +72,8 @@ class Downstream:
         texts: texts of this rank: class prompts [k, L], or captions [b', L].
         num_images, num_texts: number of images (B') and texts (K or B') on all ranks together.
         loss: ℓ_DS, a function of the features of all ranks.
-        logit_scale: τ_DS [], which is not a parameter of the reference model.
+        logit_scale: τ_DS [], the logit scale of the loss, which is not a parameter of the reference
+            model.
     """
 
     images: Tensor
@@ -116,9 +123,11 @@ def weight_metagradient(
 ) -> Metagradient:
     """Compute ∂L_down/∂w and the stepped reference model (FLYT, Appendix A).
 
-    No argument is modified. To keep the step, replace θ by `params` of the result and the state by
-    `optimizer.next_state(grads, state)`. Memory beside θ, the optimizer's state and g: two tensors
-    for each parameter (θ⁺ and v), three while differences are taken.
+    The arguments of this function are not modified. To keep the step, replace θ by `params` of the
+    result and the state by `optimizer.next_state(grads, state)`. Memory beside θ, the optimizer's
+    state and g: at most three tensors for each parameter (θ⁺, v, and first ∇_θ⁺ L_down, later θ +
+        hv
+    or a scaled v), four with gradient clipping.
 
     Args:
         towers: the reference model.
@@ -128,7 +137,7 @@ def weight_metagradient(
         log_weights: log w of the rows of all ranks [B], in rank order; the weights sum to 1.
         downstream: the downstream batch and its loss.
         tangent: the method by which u_i = J_i v is computed; see `Towers.tangent`.
-        difference_step: |hv| / |θ| of finite differences, which move θ by hv, h a number; the
+        difference_step: the relative length |hv| / |θ| of the movement of finite differences; the
             default depends on the dtype.
 
     Returns:
@@ -201,14 +210,14 @@ def _upstream_gradient(
 def _result_without_step(
     upstream: _Upstream, params: Tensors, local_log_weights: Tensor
 ) -> Metagradient:
-    """Make the result of stage 1 alone; the later stages replace its attributes."""
+    """Make the result for a step that stops after stage 1: NaN for all that is not known yet."""
     return Metagradient(
         weight_gradient=torch.full_like(local_log_weights, torch.nan),
         params=params,
         grads=upstream.grads,
         upstream_loss=upstream.loss,
         downstream_loss=torch.full_like(upstream.loss, torch.nan),
-        logit_scale_gradient=torch.zeros_like(upstream.loss),
+        logit_scale_gradient=torch.full_like(upstream.loss, torch.nan),
         finite=False,
     )
 
@@ -273,13 +282,14 @@ def _loss_and_gradients(
     Args:
         embedding: image and text features of this rank.
         num_features: number of image and text features on all ranks together.
-        logit_scale: temperature of the loss [].
+        logit_scale: logit scale of the loss [].
         loss_of_rows: the loss.
 
     Returns:
-        This rank's part of the loss []; the features of all ranks; the gradient of the whole loss
-        with respect to the features of this rank; this rank's part of the gradient with respect to
-        the logit scale [].
+        loss: this rank's part of the loss [].
+        features: image and text features of all ranks.
+        feature gradients: the gradient of the whole loss in the features of this rank.
+        scale gradient: this rank's part of the gradient in the logit scale [].
     """
     images, texts = (
         gather_rows(local, num_rows).detach().requires_grad_()
@@ -321,8 +331,9 @@ def _drop_unused_entries(direction: Tensors, grads: Tensors) -> None:
     g is 0 for the embeddings of tokens that do not occur in the upstream batch. No upstream
     embedding depends on them, so u_i is the same with v = 0 there. But v itself can be large there:
     the tokens may occur in the downstream batch, and Adam divides by eps where its moments are 0.
-    Finite differences move θ by hv, where h is chosen by |hv| / |θ|. A large |v| would make h, and
-    with it the movement of all other parameters, too small for the precision of θ.
+    Finite differences move θ by hv, where h is chosen so that |hv| / |θ| is `difference_step`. A
+    large |v| would make h, and with it the movement of all other parameters, too small for the
+    precision of θ.
     """
     for name, grad in grads.items():
         direction[name].masked_fill_(grad == 0, 0.0)

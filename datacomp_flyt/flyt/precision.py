@@ -1,4 +1,4 @@
-"""Precisions of training, and how the towers' Jacobian-vector product is computed in each."""
+"""The precisions of training, each with its method for the towers' Jacobian-vector product."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ TANGENTS: tuple[Tangent, ...] = ("exact", "central", "one_sided")
 
 @dataclass(frozen=True)
 class Precision:
-    """Arithmetic of the towers. Parameters, optimizer and losses stay in float32 (or float64).
+    """The arithmetic of the towers.
+
+    The parameters, the optimizer and the losses stay in float32 (or float64).
 
     Attributes:
-        autocast: dtype of matrix products; None for the dtype of the parameters.
-        scale_gradients: scale gradients inside the towers, since float16 underflows.
-        tangent: default method for Jacobian-vector products; see `Towers.tangent`.
+        autocast: the dtype of matrix products; None for the dtype of the parameters.
+        scale_gradients: whether gradients are scaled inside the towers, so that they do not
+            underflow in float16.
+        tangent: the default method for Jacobian-vector products; see `Towers.tangent`.
     """
 
     autocast: torch.dtype | None
@@ -31,12 +34,22 @@ PRECISIONS = {
     "bf16": Precision(torch.bfloat16, False, "exact"),
     "amp": Precision(torch.float16, True, "exact"),
 }
-"""The default method is the cheapest one whose error is far below the change of the gradient from
-batch to batch. Relative errors of ∂L_down/∂w against float64, on small towers
-(`python -m benchmarks.flyt_step --errors`): float32 exact 2e-6 to 2e-5, central 6e-5 to 3e-4,
-one-sided 1e-3 to 3e-3; autocast to bfloat16 3e-2 to 7e-2, to float16 4e-3 to 1e-2 with each method,
-because the gradients have the same error. With autocast, differences are taken of float32 passes,
-which cost more than the exact method; differences of 16-bit passes would be noise."""
+"""The precisions by the name in `--precision`.
+
+The default method of a precision is the cheapest one whose error is far below the change of the
+gradient between batches. `python -m benchmarks.flyt_step --errors` measures the relative error of
+∂L_down/∂w on small towers, compared with float64:
+
+    float32: exact             2e-6 to 2e-5
+    float32: central           6e-5 to 3e-4
+    float32: one-sided         1e-3 to 3e-3
+    bfloat16, all methods      3e-2 to 7e-2
+    float16, all methods       4e-3 to 1e-2
+
+In 16 bits all methods have the same error, since the gradients themselves have it. There the exact
+method is the cheapest as well: differences of 16-bit passes would be noise, so differences are
+taken of float32 passes, which cost more.
+"""
 
 DIFFERENCE_STEPS = {
     ("central", torch.float64): 1e-6,
@@ -44,5 +57,8 @@ DIFFERENCE_STEPS = {
     ("central", torch.float32): 1e-4,
     ("one_sided", torch.float32): 3e-5,
 }
-"""|hv| / |θ| with the smallest error, by method and dtype. Smaller steps increase the rounding
-error, larger ones the error of curvature."""
+"""The step |hv| / |θ| with the smallest error, by method and dtype.
+
+A smaller step increases the rounding error; a larger one increases the error that comes from the
+curvature of the function.
+"""

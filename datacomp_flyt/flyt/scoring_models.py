@@ -162,7 +162,8 @@ class GluHead(nn.Module):
                 computes them.
             num_layers: number of layers; all but the last have `width` outputs.
             hidden_ratio: h / 2d.
-            cosine_start: initialize near the CLIP score instead of at random (not in the paper).
+            cosine_start: start close to the cosine of image and text instead of at random (not in
+                the paper).
 
         Raises:
             InputError: there are no hidden units, or `cosine_start` does not fit the layers.

@@ -106,12 +106,14 @@ class Towers:
         return full_precision(_functional_call(self.model, params, (None, None))[2])
 
     def features(
-        self, params: Tensors, images: Tensor, texts: Tensor, rounded: bool = True
+        self, params: Tensors, images: Tensor, texts: Tensor, use_autocast: bool = True
     ) -> Features:
-        """Compute embeddings without a graph; under autocast if `rounded` and `autocast` is set."""
+        """Compute embeddings without a graph, and without autocast unless `use_autocast`."""
         with torch.no_grad():
             parts = [
-                torch.cat([self._tower(params, chunk, rounded) for chunk in self._split(inputs)])
+                torch.cat(
+                    [self._tower(params, chunk, use_autocast) for chunk in self._split(inputs)]
+                )
                 for inputs in (images, texts)
             ]
         return parts[0], parts[1]
@@ -234,15 +236,17 @@ class Towers:
     ) -> Features:
         """Compute f at θ + hv without autocast, whose rounding would exceed the difference."""
         moved = {name: torch.addcmul(p, direction[name], h) for name, p in params.items()}
-        return self.features(moved, images, texts, rounded=False)
+        return self.features(moved, images, texts, use_autocast=False)
 
-    def _tower(self, params: Mapping[str, Tensor], chunk: Tensor, rounded: bool = True) -> Tensor:
+    def _tower(
+        self, params: Mapping[str, Tensor], chunk: Tensor, use_autocast: bool = True
+    ) -> Tensor:
         """Embed one micro-batch of images (floating point) or of texts (integer tokens)."""
         if not len(chunk):  # a rank may hold no class prompt
-            return self._tower(params, chunk.new_zeros((1, *chunk.shape[1:])), rounded)[:0]
+            return self._tower(params, chunk.new_zeros((1, *chunk.shape[1:])), use_autocast)[:0]
         is_image = chunk.is_floating_point()
         inputs: Inputs = (chunk, None) if is_image else (None, chunk)
-        with self._arithmetic(chunk.device.type, self.autocast if rounded else None):
+        with self._arithmetic(chunk.device.type, self.autocast if use_autocast else None):
             output = _functional_call(self.model, params, inputs)[0 if is_image else 1]
         return full_precision(output)
 

@@ -1,7 +1,8 @@
 """The training loop around Algorithm 1: batches, checkpoints, log and results.
 
-An epoch is the steps between two checkpoints. Its data depends on (seed, epoch) alone, so a killed
-run resumes from its last checkpoint with the batches that it would have seen.
+An epoch is the run of steps between two checkpoints (`checkpoint_every`). Its data depends on
+(seed, epoch) alone, so a killed run resumes from its last checkpoint with the batches that it would
+have seen.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ REFERENCE_MODEL = "reference_model.pt"
 EXTRACTOR = "extractor.pt"
 
 EpochLoaders = tuple[StreamLoader[UpstreamBatch], StreamLoader[DownstreamBatch]]
-Loaders = Callable[[int], EpochLoaders]
+MakeLoaders = Callable[[int], EpochLoaders]
 """Makes the upstream and downstream batches of an epoch, given its index."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The output of a training.
+    """The files that a training writes, and the steps at which it writes them.
 
     Attributes:
         output_dir: folder of checkpoint, log and results.
-        checkpoint_every: number of steps of an epoch.
+        checkpoint_every: number of steps between checkpoints, which is an epoch.
         log_every: number of steps between lines of the log.
-        report_to: further destinations of the log, out of `training_log.DESTINATIONS`.
+        report_to: other destinations of the log, out of `training_log.DESTINATIONS`.
     """
 
     output_dir: Path
@@ -53,18 +54,18 @@ class RunConfig:
 
 
 def run_epochs(
-    algorithm: Algorithm, loaders: Loaders, config: RunConfig, settings: dict[str, Any]
+    algorithm: Algorithm, make_loaders: MakeLoaders, config: RunConfig, settings: dict[str, Any]
 ) -> dict[str, float]:
     """Train from the folder's checkpoint, or from the start, to the last step; write the models.
 
     Args:
         algorithm: the models, which are trained in place.
-        loaders: makes the batches of each epoch.
+        make_loaders: makes the batches of each epoch.
         config: output folder and intervals.
         settings: options that decide the result; a checkpoint with other settings is refused.
 
     Returns:
-        Metrics of the last step, by name; empty if the checkpoint was of a finished training.
+        Metrics of the last step, by name; empty if the training was finished already.
 
     Raises:
         InputError: see `load_checkpoint`, `TrainingLog` and the loaders.
@@ -91,10 +92,10 @@ def run_epochs(
         if first:
             log.say(f"resuming after step {first}")
         while first < num_steps:
-            last = min(first + config.checkpoint_every, num_steps)
+            end = min(first + config.checkpoint_every, num_steps)
             epoch = first // config.checkpoint_every
-            metrics = _run_epoch(algorithm, loaders(epoch), range(first, last), skipped, log)
-            first = last
+            metrics = _run_epoch(algorithm, make_loaders(epoch), range(first, end), skipped, log)
+            first = end
             if rank == 0:
                 state = {**algorithm.state_dict(), "data_skipped": dict(skipped)}
                 save_checkpoint(config.output_dir, first, settings, state)
@@ -115,7 +116,7 @@ def _resume(
     try:
         skipped.update(state.pop("data_skipped"))
         algorithm.load_state_dict(state)
-    except (AttributeError, LookupError, TypeError) as error:  # the state has another layout
+    except (AttributeError, LookupError, TypeError) as error:  # a checkpoint of another version
         raise InputError(
             f"{output_dir / NAME} has no state of this training ({error!r}): start again in "
             "another --output_dir"
@@ -143,7 +144,7 @@ def _run_epoch(
             if isinstance(algorithm.scoring, MixingModel):
                 weights = algorithm.scoring.named_weights()
                 metrics |= {f"weight/{name}": value for name, value in weights.items()}
-            # counts of rank 0's streams
+            # counts of this rank; only rank 0 logs
             metrics |= {f"left_out/{reason}": count for reason, count in sorted(skipped.items())}
             log.step(step, metrics)
     return metrics

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from datacomp_flyt.arguments import check_list
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.flyt.data import TASK_WEIGHTS
 from datacomp_flyt.flyt.downstream_loss import LOSSES
@@ -28,7 +29,7 @@ Config = TypeVar("Config")
 Result = TypeVar("Result")
 
 _PRESET: Any = None
-"""Default of the options whose default the preset defines."""
+"""Default of the options that get their value from the preset."""
 
 FEATURES = ("scores", "embeddings", "images")
 CAPTIONS = ("templates", "txt")
@@ -49,7 +50,13 @@ _NOT_DECISIVE = (
 
 
 def _about(text: str, choices: tuple[str, ...] = (), group: str = "") -> dict[str, Any]:
-    """Metadata of an option: description, allowed values, and the heading that begins with it."""
+    """Return the metadata of an option.
+
+    Args:
+        text: its description.
+        choices: the allowed values; empty if there are more.
+        group: the heading in `--help` above this option, if it is the first of its group.
+    """
     return {"help": text, "choices": choices, "group": group}
 
 
@@ -62,7 +69,7 @@ def _option(default: Any, text: str, choices: tuple[str, ...] = (), group: str =
 class TrainingConfig:
     """Options of a FLYT training, which are also the flags of `datacomp-flyt train`.
 
-    An option whose value is None has the value of the preset, if the preset defines one.
+    None means the preset's value, where the preset has one.
 
     Raises:
         InputError: a value is out of range, or not among the allowed ones.
@@ -70,7 +77,8 @@ class TrainingConfig:
 
     preset: str = field(
         metadata=_about(
-            "Table 7's configurations, or a small one for a CPU; other options override it",
+            "configuration: those of FLYT's Table 7, or `tiny` for a CPU; every other option "
+            "overrides it",
             tuple(PRESETS),
         )
     )
@@ -101,7 +109,8 @@ class TrainingConfig:
     )
     task_weights: str = _option(
         "mixed",
-        "draw from several tasks in proportion to their tars, or equally (Appendix C.9)",
+        "with several tasks: mixed draws from each in proportion to its number of tars, balanced "
+        "equally (Appendix C.9)",
         TASK_WEIGHTS,
     )
     captions: str = _option(
@@ -109,16 +118,22 @@ class TrainingConfig:
         "captions of --downstream_loss clip: templates with the class name, or the tars' txt",
         CAPTIONS,
     )
-    upstream_batch_size: int = _option(_PRESET, "B, of all processes together")
-    downstream_batch_size: int = _option(_PRESET, "B', of all processes together")
+    upstream_batch_size: int = _option(
+        _PRESET, "B, upstream examples in a step, of all processes together"
+    )
+    downstream_batch_size: int = _option(
+        _PRESET, "B', downstream examples in a step, of all processes together"
+    )
     num_streams: int = _option(
         _PRESET,
-        "independent random streams of data; a multiple of processes times loader processes, "
-        "and a divisor of both batch sizes",
+        "independent random streams of data; must be a multiple of (training processes x loader "
+        "processes of each), and divide both batch sizes",
     )
     num_workers: int = _option(0, "loader processes of each training process")
-    upstream_shuffle: int = _option(_PRESET, "examples in each stream's shuffle buffer")
-    downstream_shuffle: int = _option(_PRESET, "examples in each stream's shuffle buffer")
+    upstream_shuffle: int = _option(_PRESET, "upstream examples in each stream's shuffle buffer")
+    downstream_shuffle: int = _option(
+        _PRESET, "downstream examples in each stream's shuffle buffer"
+    )
     max_bad_share: float = _option(0.1, "share of unreadable tars above which training stops")
 
     features: str = _option(
@@ -148,7 +163,7 @@ class TrainingConfig:
     train_extractor: bool = _option(False, "train the extractor, too (Table 12)")
     glu_layers: int = _option(1, "number of layers of E-FLYT's head")
     glu_hidden_ratio: float = _option(1.0, "hidden size over input size of the head")
-    cosine_start: bool = _option(False, "initialize the head near the CLIP score")
+    cosine_start: bool = _option(False, "start the head close to the cosine of image and text")
     scoring_init: str | Path | None = _option(
         None, "scoring model to start from: a file, or 'paper' (Table 2)"
     )
@@ -176,7 +191,8 @@ class TrainingConfig:
     eps: float = _option(1e-6, "AdamW's eps, of both models")
     grad_clip_norm: float | None = _option(
         None,
-        "clip the norm of the reference model's gradient; the metagradient passes through the clip",
+        "clip the norm of the reference model's gradient; the metagradient is differentiated "
+        "through the clipping",
     )
 
     downstream_loss: str = _option(
@@ -184,7 +200,7 @@ class TrainingConfig:
     )
     num_steps: int = _option(_PRESET, "number of steps")
     warmup: int = _option(_PRESET, "number of steps of linear warm-up")
-    schedule: str = _option("cosine", "learning rates after the warm-up", SCHEDULES)
+    schedule: str = _option("cosine", "shape of the learning rate after the warm-up", SCHEDULES)
     precision: str = _option(_PRESET, "arithmetic of the towers; amp is float16", tuple(PRECISIONS))
     tangent: Tangent | None = _option(
         None,
@@ -192,7 +208,11 @@ class TrainingConfig:
         "one_sided in fp32, exact in bf16 and amp)",
         TANGENTS,
     )
-    difference_step: float | None = _option(None, "step of differences, relative to the parameters")
+    difference_step: float | None = _option(
+        None,
+        "length of the movement of finite differences, relative to the norm of the parameters "
+        "(default: by dtype and method)",
+    )
     micro_batch_size: int | None = _option(
         None, "rows that go through a tower at once, in each process"
     )
@@ -204,18 +224,20 @@ class TrainingConfig:
     )
     resume: bool = _option(False, "continue from the folder's checkpoint, if it has one")
     checkpoint_every: int = _option(
-        _PRESET, "steps between checkpoints; the data is shuffled anew after each"
+        _PRESET,
+        "steps between checkpoints; it also sets the epochs of the data, so another value gives "
+        "other batches",
     )
     log_every: int = _option(10, "number of steps between lines of the log")
-    report_to: tuple[str, ...] = _option((), "also log to", DESTINATIONS)
+    report_to: tuple[str, ...] = _option((), "other destinations of the log", DESTINATIONS)
 
     def __post_init__(self) -> None:
         for option in fields(self):
             value = getattr(self, option.name)
-            if isinstance(value, os.PathLike):
+            if str(option.type).startswith("tuple") and value is not None:
+                value = tuple(check_list(value, f"--{option.name}"))
+            elif isinstance(value, os.PathLike):
                 value = os.fspath(value)
-            elif isinstance(value, list):
-                value = tuple(value)
             object.__setattr__(self, option.name, value)  # the class is frozen
         self._check_choices()
         preset = PRESETS[self.preset]
@@ -238,8 +260,7 @@ class TrainingConfig:
             for each in values:
                 if choices and each not in choices:
                     raise InputError(
-                        f"--{option.name} {each!r} is none of {', '.join(choices)}: give one of "
-                        "these"
+                        f"--{option.name} is {each!r}, wanted one of {', '.join(choices)}"
                     )
 
     def _check_ranges(self) -> None:
@@ -270,6 +291,7 @@ def with_options_of(
             return function(config(*args, **kwargs))
 
         signature = inspect.signature(config).replace(return_annotation="TrainingResult")
+        # an attribute that mypy does not know of functions
         setattr(with_options, "__signature__", signature)  # noqa: B010
         with_options.__doc__ = f"{inspect.getdoc(function)}\n\nArgs:\n{_describe_options()}"
         return with_options

@@ -1,10 +1,10 @@
 """The weighted CLIP loss (FLYT, Eq. 3), in log space, and the derivative of it that FLYT needs.
 
-Each function sums over some rows of the batch; row i stands for image i and text i. The results of
-a partition of the rows, on one rank or on many, add up to the result of the batch.
+Each function sums over some rows of the batch; row i stands for image i and text i. If the rows are
+cut into parts, on one rank or on many, the results of the parts add up to the result of the batch.
 
-Legend: B upstream batch, b rows of it, D embedding, x_i and y_j image and text embeddings (or text
-and image embeddings), τ logit scale (exponentiated, as open_clip's ClipLoss takes it), w weights,
+Legend: B upstream batch, b rows of it, D embedding, x_i and y_j embeddings of the two towers, in
+either order, τ logit scale (exponentiated, as open_clip's ClipLoss takes it), w weights,
 a_ij = τ <x_i, y_j> logits, Z_i = sum_j w_j exp(a_ij), p_ij = w_j exp(a_ij) / Z_i.
 """
 
@@ -68,7 +68,8 @@ def weight_gradient_along(
     Write a'_ij for the derivative of the logits along the tangents, and E_i = sum_j p_ij a'_ij.
     Then the rate is sum_i w_i (E_i - a'_ii) / 2 plus the same with images and texts exchanged, and
 
-        ∂/∂w_k = (E_k - a'_kk + sum_i w_i exp(a_ik) / Z_i (a'_ik - E_i)) / 2 + ...
+        ∂/∂w_k = (E_k - a'_kk + sum_i w_i exp(a_ik) / Z_i (a'_ik - E_i)) / 2
+                 + the same with images and texts exchanged.
 
     This needs no graph, and is finite where w_k = 0.
 
@@ -76,10 +77,10 @@ def weight_gradient_along(
         features: image features [B, D], text features [B, D], τ [].
         tangents: derivatives of the features along the direction, of the same shapes.
         log_weights: log w [B].
-        rows: only these rows i are summed, and only these rows k get the terms E_k - a'_kk.
+        rows: the sum over i runs over these rows, and only entries k among them get E_k - a'_kk.
 
     Returns:
-        [B]; the results of a partition of the rows add up to the whole derivative.
+        The derivative [B]. If the rows are cut into parts, the results of the parts add up to it.
     """
     images, texts, logit_scale = (full_precision(value) for value in features)
     image_tangents, text_tangents, scale_tangent = (full_precision(value) for value in tangents)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +65,7 @@ class Columns:
         self._allow_partial, self._single_use, self._released = allow_partial, single_use, False
         self._tables: list[ScoreTable] = []
         self._files = list(pool.shards)
-        self._metadata_dir = metadata_dir
+        self._metadata_dir, self._has_scores_dir = metadata_dir, scores_dir is not None
         if scores_dir is not None:
             shards = open_shards(scores_dir, "--scores_dir", num_workers, True, keys)
             self._files += shards
@@ -101,13 +101,15 @@ class Columns:
         names: Sequence[str],
         allow_missing: bool = False,
         otherwise: str = "mix the rest with --allow_missing_scores",
+        scorers: Mapping[str, str] = SCORER_OF,
     ) -> list[str]:
         """Return those of `names` that exist.
 
         Args:
             names: published names, or others.
             allow_missing: accept that some of several names do not exist.
-            otherwise: what the error suggests besides adding the column.
+            otherwise: a further way out for the error about several names.
+            scorers: the scorer that makes a column, by column, for the same error.
 
         Raises:
             InputError: a column is missing and that is not allowed, or all are missing; a column is
@@ -117,15 +119,7 @@ class Columns:
         sources = {name: self._locate(name) for name in names}
         missing = [name for name, source in sources.items() if source is None]
         if missing and (not allow_missing or len(missing) == len(names)):
-            wanted = [
-                f"{name!r}" + (f" (made by scorer {SCORER_OF[name]})" if name in SCORER_OF else "")
-                for name in missing
-            ]
-            raise InputError(
-                f"no column {', '.join(wanted)} in the score tables or the metadata, which have "
-                f"{', '.join(self.columns) or 'no columns of scores'}: add it to --scores_dir"
-                + (f", or {otherwise}" if len(names) > 1 else "")
-            )
+            raise self._missing(missing, scorers, otherwise if len(names) > 1 else None)
         existing: dict[Source, str] = {}
         for name, source in sources.items():
             if source is None:
@@ -141,6 +135,30 @@ class Columns:
         if missing:
             say(f"mixing without {', '.join(missing)}: there are no such columns")
         return list(existing.values())
+
+    def _missing(
+        self, names: Sequence[str], scorers: Mapping[str, str], otherwise: str | None
+    ) -> InputError:
+        """Make the error for columns that do not exist; for the arguments see `find`."""
+        wanted = [
+            f"{name!r}" + (f" (made by scorer {scorers[name]})" if name in scorers else "")
+            for name in names
+        ]
+        tables = "the score tables or the metadata, which have"
+        way_out = "add it to --scores_dir"
+        if not self._has_scores_dir:
+            tables = "the metadata, which has"
+            command = "datacomp-flyt score"
+            if names[0] in scorers:
+                command += f" --scorer {scorers[names[0]]}"
+            way_out = f"give the --scores_dir of `{command}`"
+        if any("," in name for name in names):
+            way_out += " (names are separated by blanks)"
+        return InputError(
+            f"no column {', '.join(wanted)} in {tables} "
+            f"{', '.join(self.columns) or 'no columns of scores'}: {way_out}"
+            + (f", or {otherwise}" if otherwise else "")
+        )
 
     def read(self, names: Sequence[str]) -> Iterator[NDArray[np.floating]]:
         """Yield columns [M] in the order of the pool, one after the other."""

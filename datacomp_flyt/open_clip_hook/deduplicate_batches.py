@@ -36,17 +36,18 @@ class Batch:
 
 
 def deduplicate_batches(
-    batches: Iterator[Batch], accum_freq: int, num_moves: list[int]
+    batches: Iterator[Batch], accum_freq: int, exchange_count: list[int]
 ) -> Iterator[Batch]:
     """Yield the batches, with repeats exchanged for examples of the following batch.
 
-    Every example comes out as often as it went in. A repeat remains if no example of the next
-    batch can replace it; the loss gives it weight 0.
+    A repeat remains if no example of the next batch can replace it; the loss gives it weight 0.
+    Every example comes out as often as it went in (an exchange only moves it to a later batch).
 
     Args:
         batches: the batches of an epoch.
-        accum_freq: number of batches in a step (`--accum-freq`); a step has no example twice.
-        num_moves: the number of exchanges is added to its only entry.
+        accum_freq: number of batches in a step (`--accum-freq`); repeats are removed within the
+            batches of one step.
+        exchange_count: a list of one number, which is increased by the number of exchanges.
     """
     current = next(batches, None)
     batch_index, seen = 0, set[bytes]()
@@ -54,13 +55,13 @@ def deduplicate_batches(
         following = next(batches, None)
         if batch_index % accum_freq == 0:
             seen = set()
-        num_moves[0] += _exchange_repeats(current, following, seen)
+        exchange_count[0] += _exchange_repeats(current, following, seen)
         yield current
         current, batch_index = following, batch_index + 1
 
 
 def _exchange_repeats(batch: Batch, following: Batch | None, seen: set[bytes]) -> int:
-    """Exchange the batch's uids that are in `seen`, and add its other uids to `seen`.
+    """Exchange the rows whose uid was seen before in this step, and add the others to `seen`.
 
     Returns:
         The number of exchanges.
@@ -70,16 +71,16 @@ def _exchange_repeats(batch: Batch, following: Batch | None, seen: set[bytes]) -
         if uid in seen:
             repeats.append(row)
         seen.add(uid)
-    num_moves = 0
+    num_exchanges = 0
     if repeats and following is not None:
         candidates = [
             (row, uid) for row, uid in enumerate(map(bytes, following.uids)) if uid not in seen
         ]
         for other_row, uid in candidates:
-            if num_moves == len(repeats):
+            if num_exchanges == len(repeats):
                 break
             if uid not in seen:
-                batch.exchange(repeats[num_moves], following, other_row)
+                batch.exchange(repeats[num_exchanges], following, other_row)
                 seen.add(uid)
-                num_moves += 1
-    return num_moves
+                num_exchanges += 1
+    return num_exchanges

@@ -25,13 +25,13 @@ from datacomp_flyt.threads import default_num_workers
 
 
 class LogWeights:
-    """Computes log w of examples, up to a constant: the loss divides by the sum over its batch.
+    """Computes log w of the examples of a batch; this base class gives equal weights.
 
-    This base class gives equal weights.
+    A constant in log w does not matter, since the loss normalises the weights.
     """
 
     def load(self, device: str, tokenize: Any, transform: Any) -> None:
-        """Prepare for calls, in the training process.
+        """Prepare for calls. It is called once in the training process, before the first batch.
 
         Args:
             device: the device of the training.
@@ -39,11 +39,11 @@ class LogWeights:
             transform: the image transform of the training.
 
         Raises:
-            InputError: the weights cannot be computed from such texts or images.
+            InputError: the weights cannot be computed from this training's texts or images.
         """
 
     def check(self, uids: Sequence[str], shard: str) -> None:
-        """Raise InputError if examples of a shard have no weight."""
+        """Check the first examples of a shard: raise InputError if some have no weight."""
 
     def __call__(self, uids: NDArray[np.void], images: Tensor, texts: Tensor) -> Tensor:
         """Return log w [b], float32, -inf for weight 0.
@@ -57,7 +57,10 @@ class LogWeights:
 
 
 class TableWeights(LogWeights):
-    """Looks up weights by uid, or scores whose softmax over the batch gives the weights."""
+    """Looks up by uid a weight, or a score.
+
+    Of scores, the weights are the softmax over the batch.
+    """
 
     def __init__(
         self,
@@ -121,14 +124,15 @@ class ScoringModelWeights(LogWeights):
         if expected.shape != given.shape or not torch.equal(expected, given):
             raise InputError(
                 f"{self._name} uses another tokenizer or another context length than the trained "
-                "model: choose an extractor with the trained model's"
+                "model: choose an extractor whose tokenizer is that of the trained model"
             )
-        scorer_stats = normalization(self._scorer.transform)
-        trainer_stats = normalization(transform)
+        scorer_stats = normalisation(self._scorer.transform)
+        trainer_stats = normalisation(transform)
         if scorer_stats != trainer_stats:
             raise InputError(
                 f"{self._name} takes images normalised by mean and std {scorer_stats} and this "
-                f"training makes {trainer_stats}: choose an extractor with the trained model's"
+                f"training makes {trainer_stats}: choose an extractor whose normalisation is that "
+                "of the trained model"
             )
 
     def __call__(self, uids: NDArray[np.void], images: Tensor, texts: Tensor) -> Tensor:
@@ -136,7 +140,7 @@ class ScoringModelWeights(LogWeights):
         if size != self._scorer.image_size:
             raise InputError(
                 f"{self._name} takes images of {self._scorer.image_size} and this training makes "
-                f"{size}: choose an extractor with the trained model's"
+                f"{size}: choose an extractor whose image size is that of the trained model"
             )
         with torch.no_grad():
             images = images.to(self._device, torch.float32)
@@ -144,7 +148,7 @@ class ScoringModelWeights(LogWeights):
         return scores[:, 0]
 
 
-def normalization(transform: Any) -> tuple[tuple[float, ...], ...] | None:
+def normalisation(transform: Any) -> tuple[tuple[float, ...], ...] | None:
     """Return mean and std of the normalisation in a composed transform, None if it has none."""
     for part in reversed(getattr(transform, "transforms", [])):
         if hasattr(part, "mean") and hasattr(part, "std"):
@@ -165,14 +169,14 @@ def read_weights(path: str | Path, column: str | None, missing: float | None) ->
     """
     name = f"--weights {path}"
     if missing is not None and not 0 <= missing < np.inf:
-        raise InputError(f"--missing_value is {missing}, wanted a weight: at least 0")
+        raise InputError(f"--missing_value is {missing}, wanted a finite number, 0 or more")
     high, low, weights = _read(str(path), "--weights", column)
     if (weights < 0).any():
         negative = np.flatnonzero(weights < 0)
         raise InputError(
             f"{name} has {len(negative):,} weights below 0 (the first is of uid "
-            f"{high[negative[0]]:016x}{low[negative[0]]:016x}): give scores, whose softmax over "
-            "the batch is the weight, as --scores"
+            f"{high[negative[0]]:016x}{low[negative[0]]:016x}): if these are scores, give "
+            "them with --scores"
         )
     if not weights.any():
         raise InputError(f"{name} is 0 for every example: give some of them a weight above 0")
@@ -194,7 +198,7 @@ def read_scores(path: str | Path, column: str | None, missing: float | None) -> 
         InputError: no such table or column, a uid twice, a score that is not finite.
     """
     if missing is not None and not np.isfinite(missing):
-        raise InputError(f"--missing_value is {missing}, wanted a score: a finite number")
+        raise InputError(f"--missing_value is {missing}, wanted a finite number")
     high, low, scores = _read(str(path), "--scores", column)
     name = f"--scores {path}"
     return TableWeights(high, low, to_float32(scores, name), missing, name)

@@ -54,16 +54,16 @@ class WeightedLoader:
         """Yield batches as the trainer expects them: [images, texts], or a dict."""
         self._batch_weights.start_epoch()
         as_dict: list[bool] = []
-        batches, num_moves = self._batches(as_dict), [0]
+        batches, exchange_count = self._batches(as_dict), [0]
         if self._distinct_in_batch:
-            batches = deduplicate_batches(batches, self._accum_freq, num_moves)
+            batches = deduplicate_batches(batches, self._accum_freq, exchange_count)
         for batch in batches:
             log_weights = self._log_weights(batch.uids, batch.images, batch.texts)
             self._batch_weights.push(log_weights, batch.uids)
             images, texts = batch.images, batch.texts
             yield {"image": images, "text": texts} if as_dict[0] else [images, texts]
         if self._distinct_in_batch:
-            self._report(num_moves[0])
+            self._report(exchange_count[0])
 
     def _batches(self, as_dict: list[bool]) -> Iterator[Batch]:
         for batch in self._loader:
@@ -78,8 +78,8 @@ class WeightedLoader:
             tokens, uids = split(texts, self._context_length)
             yield Batch(images, tokens, uids.copy())
 
-    def _report(self, num_moves: int) -> None:
-        total = torch.tensor(num_moves, device=self._device)
+    def _report(self, num_exchanges: int) -> None:
+        total = torch.tensor(num_exchanges, device=self._device)
         sum_over_ranks([total])
         if rank_and_world_size()[0] == 0:
             logging.info(

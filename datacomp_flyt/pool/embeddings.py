@@ -60,7 +60,7 @@ def iter_embeddings(
         arrays: one or more names, such as ("b32_img", "b32_txt").
         block_rows: the number of rows of each block but the last.
         normalize: scale the part of each array in a row to unit norm. Stored embeddings may have
-            other norms, since float16 rounds and some tools do not normalize.
+            other norms, since float16 rounds and some tools do not normalise.
         counts: a counter of the rows that are `UNUSABLE`, `NOT_UNIT_NORM` or `NOT_IN_POOL`.
 
     Yields:

@@ -25,7 +25,7 @@ _BLOCK = 1 << 22  # bytes read at once
 
 
 @dataclass(frozen=True)
-class File:
+class HashedFile:
     """The entry of a file in a manifest.
 
     Attributes:
@@ -39,11 +39,13 @@ class File:
     rows: int | None
 
 
-Manifest = Mapping[str, File]
+Manifest = Mapping[str, HashedFile]
 """Files by name, sorted by name."""
 
 
-def hash_folder(directory: str, flag: str, journal: Path, num_workers: int) -> dict[str, File]:
+def hash_folder(
+    directory: str, flag: str, journal: Path, num_workers: int
+) -> dict[str, HashedFile]:
     """Hash every shard of a folder and its sub-folders.
 
     Args:
@@ -63,7 +65,7 @@ def hash_folder(directory: str, flag: str, journal: Path, num_workers: int) -> d
         with journal.open("a") as notes:
             notes.write("\n")  # ends a line that was cut off when a run was killed
 
-            def read(path: str) -> tuple[str, File]:
+            def read(path: str) -> tuple[str, HashedFile]:
                 name, version = folder.name(path), folder.versions[path]
                 if (recorded := known.get(path)) and is_same(path, recorded[0], version):
                     return name, recorded[1]
@@ -79,7 +81,7 @@ def hash_folder(directory: str, flag: str, journal: Path, num_workers: int) -> d
     return dict(sorted(actual))
 
 
-def _hash(folder: Folder, path: str, version: Version) -> File:
+def _hash(folder: Folder, path: str, version: Version) -> HashedFile:
     try:
         digest, size = hashlib.sha256(), 0
         with open_file(folder.fs, path, version) as file:
@@ -98,15 +100,15 @@ def _hash(folder: Folder, path: str, version: Version) -> File:
     check_unchanged(folder.fs, {path: version})
     if size != version.size:
         raise InputError(f"{path} gave {size:,} of its {version.size:,} bytes: run this again")
-    return File(size, digest.hexdigest(), rows)
+    return HashedFile(size, digest.hexdigest(), rows)
 
 
-def _read_journal(path: Path) -> dict[str, tuple[Version, File]]:
+def _read_journal(path: Path) -> dict[str, tuple[Version, HashedFile]]:
     """Read the journal of a killed run, by path, without an incomplete last line.
 
     Journals of older releases lack the inode, so their files are hashed again.
     """
-    known: dict[str, tuple[Version, File]] = {}
+    known: dict[str, tuple[Version, HashedFile]] = {}
     if not path.exists():
         return known
     for line in path.read_bytes().split(b"\n"):
@@ -120,9 +122,9 @@ def _read_journal(path: Path) -> dict[str, tuple[Version, File]]:
     return known
 
 
-def parse_file(entry: Any) -> File:
+def parse_file(entry: Any) -> HashedFile:
     """Parse the entry of a file. Raises TypeError or KeyError if it is not valid."""
     size, sha256, rows = (entry[name] for name in ("size", "sha256", "rows"))
     if type(size) is not int or type(sha256) is not str or type(rows) not in (int, type(None)):
         raise TypeError(f"size {size!r}, sha256 {sha256!r}, rows {rows!r}")
-    return File(size, sha256, rows)
+    return HashedFile(size, sha256, rows)

@@ -33,7 +33,7 @@ from datacomp_flyt.files.output_files import (
 from datacomp_flyt.pool.folder_hashes import (
     ENDINGS,
     JOURNAL_HEADS,
-    File,
+    HashedFile,
     Manifest,
     hash_folder,
     parse_file,
@@ -187,9 +187,9 @@ def check_against(path: str, directory: str, flag: str) -> Manifest:
     manifest = read_manifest(path)
     folder = list_folder(directory, flag, ENDINGS, recursive=True)
     actual = {
-        folder.name(path): File(size, manifest[name].sha256, manifest[name].rows)
+        folder.name(path): HashedFile(size, manifest[name].sha256, manifest[name].rows)
         if (name := folder.name(path)) in manifest
-        else File(size, "", None)
+        else HashedFile(size, "", None)
         for path, (size, *_) in folder.versions.items()
     }
     refuse_differences(differences(manifest, actual), path, directory, flag)

@@ -30,6 +30,9 @@ def write_subset(
         path: a local file; replaced only when all is written.
         uids: `u8,u8` array [M], sorted.
         counts: the number of times that each is drawn [M]; 1 if None.
+
+    Raises:
+        InputError: uids are not sorted, or one is there twice.
     """
     if counts is None:
         counts = np.ones(len(uids), np.int32)
@@ -41,10 +44,46 @@ def write_subset(
         }
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks(len(uids), _BLOCK):
+            check_sorted(uids, block.start, block.stop)
             ends = np.cumsum(counts[block], dtype=np.int64)
             for draws in blocks(int(ends[-1]), _BLOCK):
                 times = np.diff(ends.clip(draws.start, draws.stop), prepend=draws.start)
                 file.write(np.repeat(uids[block], times).data)
+
+
+def first_out_of_order(
+    uids: NDArray[np.void], start: int = 0, stop: int | None = None
+) -> int | None:
+    """Return the index of the first uid that is not above the one before it.
+
+    Args:
+        uids: `u8,u8` array [M].
+        start: the first index to look at.
+        stop: the index after the last one; None for M.
+
+    Returns:
+        the index; None if all are above the one before.
+    """
+    stop = len(uids) if stop is None else stop
+    for part in blocks(stop - 1, _BLOCK, max(start - 1, 0)):
+        high, low = (uids[half][part.start : part.stop + 1] for half in ("f0", "f1"))
+        rises = high[1:] > high[:-1]
+        if not rises.all():
+            rises |= (high[1:] == high[:-1]) & (low[1:] > low[:-1])
+        if not rises.all():
+            row: int = part.start + int(rises.argmin()) + 1
+            return row
+    return None
+
+
+def check_sorted(uids: NDArray[np.void], start: int = 0, stop: int | None = None) -> None:
+    """Raise InputError unless uids are sorted and none is there twice; see `first_out_of_order`."""
+    if (row := first_out_of_order(uids, start, stop)) is not None:
+        fault = "is there twice" if uids[row] == uids[row - 1] else "is below the one before it"
+        raise InputError(
+            f"uids are not sorted: uid {row}, {format_uid(uids[row])}, {fault}; "
+            "`numpy.unique(uids, return_index=True)` gives them in order"
+        )
 
 
 def read_subset(path: str | Path) -> tuple[NDArray[np.void], NDArray[np.integer]]:
@@ -209,10 +248,10 @@ def describe_training(repeats: NDArray[np.integer], num_samples: int) -> str:
         num_samples: samples that training sees.
     """
     passes = num_samples / int(repeats.sum(dtype=np.int64))
+    each, most = num_samples / len(repeats), passes * int(repeats.max())
     return (
-        f"training sees {num_samples:,} samples: on average each draw {_times(passes)} times, each "
-        f"example {_times(num_samples / len(repeats))}, the one drawn most "
-        f"{_times(passes * int(repeats.max()))}"
+        f"training sees {num_samples:,} samples: on average each draw {_often(_times(passes))}, "
+        f"each example {_often(_times(each))}, the one drawn most {_often(_times(most))}"
         + ("; some draws are never seen" if passes < 1 else "")
     )
 
@@ -220,6 +259,10 @@ def describe_training(repeats: NDArray[np.integer], num_samples: int) -> str:
 def _times(value: float) -> str:
     """Format with three significant digits, or as an integer from 100 on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _often(times: str) -> str:
+    return "once" if times == "1" else f"{times} times"
 
 
 def describe_counts(repeats: NDArray[np.integer]) -> list[str]:
@@ -233,6 +276,8 @@ def describe_counts(repeats: NDArray[np.integer]) -> list[str]:
         values, numbers = np.unique(repeats[block], return_counts=True)
         tally.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
     del tally[0]
+    if not tally:
+        return ["no draws"]
     distinct, most = sum(tally.values()), max(tally)
     draws = sum(times * examples for times, examples in tally.items())
     effective = draws**2 / sum(times**2 * examples for times, examples in tally.items())
@@ -243,12 +288,12 @@ def describe_counts(repeats: NDArray[np.integer]) -> list[str]:
         for low, high in itertools.pairwise(edges)
     ]
     spans = [
-        (f"{low}" if high == low + 1 else f"{low}-{high - 1}") + f" times: {examples:,}"
+        (_often(str(low)) if high == low + 1 else f"{low}-{high - 1} times") + f": {examples:,}"
         for low, high, examples in zip(edges, edges[1:], histogram, strict=False)
         if examples
     ]
     return [
-        f"{draws:,} draws of {distinct:,} examples, each at most {most:,} times",
+        f"{draws:,} draws of {distinct:,} examples, each at most {_often(f'{most:,}')}",
         f"effective number of examples {effective:,.0f}",
         "drawn " + "; ".join(spans),
     ]

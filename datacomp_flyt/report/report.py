@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datacomp_flyt.arguments import check_list
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.output_files import atomic_write, check_save_path
 from datacomp_flyt.installation import needs_extra
@@ -161,6 +162,8 @@ def _check_arguments(arguments: Mapping[str, Any]) -> int:
     for name in ("max_rows", "max_tars", "examples"):
         if arguments[name] < 1:
             raise InputError(f"--{name} is {arguments[name]}, wanted 1 or more")
+    if arguments["score_columns"] is not None:
+        check_list(arguments["score_columns"], "--score_columns")
     penalties = arguments["repetition_penalties"]
     if len(penalties) > sections.MOST_PENALTIES or not all(0 <= p < np.inf for p in penalties):
         raise InputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from datacomp_flyt.arguments import check_list
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.subset import read_subset
@@ -87,6 +88,8 @@ def name_subsets(subsets: Mapping[str, str | Path] | Sequence[str | Path]) -> di
     Raises:
         InputError: two subsets have one name, or there are too many to tell apart.
     """
+    if not isinstance(subsets, Mapping):
+        check_list(subsets, "--subset")
     if len(subsets) > MOST_SELECTIONS:
         raise InputError(
             f"--subset names {len(subsets)} files and a report compares at most "

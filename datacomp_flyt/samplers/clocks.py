@@ -28,19 +28,19 @@ class Clocks:
         log_rates: float64 [m].
         keys: keys of the streams of random numbers [m], see `uid_randomness`.
         penalty: alpha, subtracted from the log rate at each ring.
-        limit: the number of rings after which a clock stops.
+        frequency_limit: the number of rings after which a clock stops.
     """
 
     log_rates: Floats
     keys: NDArray[np.uint64]
     penalty: float
-    limit: int
+    frequency_limit: int
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, part: slice) -> Clocks:
-        return Clocks(self.log_rates[part], self.keys[part], self.penalty, self.limit)
+        return Clocks(self.log_rates[part], self.keys[part], self.penalty, self.frequency_limit)
 
     def log_rate_of_rank(self, rank: int) -> float:
         """Return the log rate of a rank, from 0 for the smallest."""
@@ -59,7 +59,7 @@ class ClockPool:
     scores: NDArray[np.floating]
     uids: NDArray[np.void]
     penalty: float
-    limit: int
+    frequency_limit: int
     seed: int
     origin: float = 0.0
 
@@ -73,7 +73,7 @@ class ClockPool:
                 log_rates = log_rates - self.origin
             np.clip(log_rates, -_MOST, _MOST, out=log_rates)
         keys = stream_keys(np.ascontiguousarray(self.uids[part]), self.seed)
-        return Clocks(log_rates, keys, self.penalty, self.limit)
+        return Clocks(log_rates, keys, self.penalty, self.frequency_limit)
 
     def log_rate_of_rank(self, rank: int) -> float:
         """See `Clocks.log_rate_of_rank`."""
@@ -84,7 +84,7 @@ class ClockPool:
         return max(self[part].fastest_below(end) for part in blocks(len(self), BLOCK))
 
     def sample(self) -> Clocks:
-        """Return every k-th example, or all of a pool that is hardly larger than a sample.
+        """Return every k-th example, or the whole pool if it is smaller than twice a sample.
 
         Of a pool in files, return contiguous stretches instead. They are as good a sample, since
         the uids that order a pool are hashes, and they are read from few parts of the disk.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from datacomp_flyt.arguments import check_integer
 from datacomp_flyt.samplers.checks import check_num_samples, check_pool
 from datacomp_flyt.samplers.race import race_counts
 
@@ -33,5 +34,6 @@ def no_cap_counts(
         InputError: an argument is out of its range.
     """
     scores, uids = check_pool(scores, uids)
-    check_num_samples(num_samples, len(scores))
+    num_samples = check_num_samples(num_samples, len(scores))
+    seed = check_integer(seed, "--seed")
     return race_counts(scores, uids, num_samples, 0.0, None, seed, num_workers)

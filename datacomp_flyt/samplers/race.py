@@ -3,20 +3,22 @@
 Give each example a clock that rings at rate exp(s - alpha * k) after k rings. Exponential clocks
 have no memory, so whichever rings next does so with probability softmax(s - alpha * k): the order
 of all rings *is* one-by-one sampling with a repetition penalty, and the subset is the N earliest
-rings. A hard cap is a clock that stops after beta rings; no cap is alpha = 0.
+rings. A hard cap is a clock that stops after `frequency_limit` rings; no cap is alpha = 0.
 
     M   examples in the pool          alpha   repetition penalty
-    N   rings wanted                  beta    frequency limit
+    N   rings wanted
     E_k exponential(1) variates, from (seed, uid, k)
 
-Ring k + 1 of an example is at time T = exp(-s) * sum_{j<=k} E_j exp(alpha * j). In log space,
-with R = sum_{j<=k} E_j exp(alpha * (j - k)), which neither over- nor underflows,
+Ring k + 1 of an example, where k counts from 0, is at time
+T = exp(-s) * sum_{j<=k} E_j exp(alpha * j). Write R for sum_{j<=k} E_j exp(alpha * (j - k)). It is
+computed by R <- R * exp(-alpha) + E_k, which cannot over- or underflow. Then
 
-    log T = log R + alpha * k - s,      R <- R * exp(-alpha) + E_k.
+    log T = log R + alpha * k - s.
 
-Every example is simulated alone; all that they share is the time of the N-th ring. A sample of
-the pool brackets that time; one pass over the pool counts rings before the
-bracket and collects those inside it, and the exact N-th is picked among the collected. The
+Every example is simulated alone; all that they share is the time of the N-th ring. A sample of the
+pool gives an interval (the bracket) that contains that time with high probability. One pass over
+the pool counts rings before the bracket and collects those inside it, and the exact N-th is picked
+among the collected. If the bracket misses it, a search over the pool replaces the sample, so the
 bracket decides speed, never the result.
 """
 
@@ -45,7 +47,7 @@ _MOST_AHEAD = 1 << 15  # at most this many rings of all these clocks together in
 _BINS = 1 << 14  # histogram bins of ring times: only the bin with the N-th ring is sorted
 _RING = np.dtype([("log_time", "f8"), ("remainder", "f8"), ("example", "i8")])
 
-_EARLIEST = 37.0  # variates exceed exp(-37), so no ring has log time below -37 - s
+_EARLIEST = -37.0  # variates exceed exp(-37), so no ring has log time below -37 - s
 
 Indices = NDArray[np.int64]
 
@@ -54,8 +56,9 @@ Indices = NDArray[np.int64]
 class Rings:
     """Single rings [n], to be put in exact order.
 
-    The log time is `log_times + remainders`, kept apart for double the precision of a float. So
-    rings keep their order even for a score so large that adding log R to it is lost to rounding.
+    The log time is `log_times + remainders`, stored as two floats, which together have twice the
+    precision of one. So rings keep their order even for a score so large that adding log R to it is
+    lost to rounding.
     """
 
     log_times: Floats
@@ -123,7 +126,7 @@ def race_counts(
         uids: `u8,u8` array [M].
         num_samples: N, at most M * frequency_limit.
         repetition_penalty: alpha >= 0, subtracted from the score at each ring.
-        frequency_limit: beta, rings after which a clock stops; None for no limit.
+        frequency_limit: the number of rings after which a clock stops; None for no limit.
         seed: selects the random numbers together with the uids.
         num_workers: threads; they do not change the result.
 
@@ -133,16 +136,18 @@ def race_counts(
     Raises:
         InputError: an example rings more often than 32 bits count.
     """
-    # N, or beta, bounds each count so that it fits into 32 bits
+    # If N or the frequency limit is below 2^31, no count can overflow. Otherwise clocks stop at
+    # 2^31 - 1 rings, and a clock that has reached them is an error.
     if num_samples <= checks.MOST_DRAWS or (frequency_limit or num_samples) <= checks.MOST_DRAWS:
-        limit = min(frequency_limit or num_samples, num_samples)
-        return _counts(scores, uids, num_samples, repetition_penalty, limit, seed, num_workers)
-    limit = checks.MOST_DRAWS
-    counts = _counts(scores, uids, num_samples, repetition_penalty, limit, seed, num_workers)
-    if counts.max() == limit:  # a clock that was stopped
+        most = min(frequency_limit or num_samples, num_samples)
+        return _counts(scores, uids, num_samples, repetition_penalty, most, seed, num_workers)
+    counts = _counts(
+        scores, uids, num_samples, repetition_penalty, checks.MOST_DRAWS, seed, num_workers
+    )
+    if counts.max() == checks.MOST_DRAWS:  # a clock that was stopped
         raise InputError(
-            f"one example would be drawn more than {limit - 1:,} times: lower num_samples, or "
-            "spread the scores less"
+            f"one example would be drawn more than {checks.MOST_DRAWS - 1:,} times: lower "
+            "--num_samples, or make the scores more equal"
         )
     return counts
 
@@ -152,11 +157,11 @@ def _counts(
     uids: NDArray[np.void],
     num_samples: int,
     repetition_penalty: float,
-    limit: int,
+    frequency_limit: int,
     seed: int,
     num_workers: int,
 ) -> NDArray[np.int32]:
-    pool = ClockPool(scores, uids, repetition_penalty, limit, seed)
+    pool = ClockPool(scores, uids, repetition_penalty, frequency_limit, seed)
     sample = pool.sample()
     whole: Clocks | ClockPool = sample
     if len(sample) < len(pool):
@@ -164,7 +169,7 @@ def _counts(
         with contextlib.suppress(_Missed):
             return _race(pool, num_samples, low, high, num_samples // 2 + _INSIDE, num_workers)
         whole = pool
-    # The pool is small, or the sample lacks the few examples that have most of the rings.
+    # The pool is small, or the sample missed the few examples that get most of the rings.
     width = max(_INSIDE, num_samples // 8)
     low, _ = search_log_time(whole, num_samples - width, num_samples)
     _, high = search_log_time(whole, num_samples, num_samples + width)
@@ -187,10 +192,11 @@ def _bracket(sample: Clocks, expected: float) -> tuple[float, float]:
 def search_log_time(
     clocks: Clocks | ClockPool, at_least: float, at_most: float
 ) -> tuple[float, float]:
-    """Return (t, t) so that `at_least` to `at_most` rings of `clocks` have happened by log time t.
+    """Return a pair (low, high) of log times of `clocks`.
 
-    If too many rings share one float time, no such t exists. Then the result is (low, high), two
-    neighbouring floats: fewer rings have happened by low, and more by high.
+    Normally low = high = t, and between `at_least` and `at_most` rings have happened by t. If too
+    many rings share one float time, no such t exists. Then low and high are neighbouring floats:
+    fewer rings have happened by low, and more by high.
     """
 
     def count(log_time: float) -> int:
@@ -204,20 +210,22 @@ def search_log_time(
 
     if at_least <= 0:
         return -math.inf, -math.inf
-    if at_least >= len(clocks) * clocks.limit:
+    if at_least >= len(clocks) * clocks.frequency_limit:
         return math.inf, math.inf
     each = at_least / len(clocks)
     typical = clocks.log_rate_of_rank(len(clocks) // 2)
-    low, step, rung = -_EARLIEST - clocks.fastest_below(math.inf), 0.25, -1
+    low, step, rings_before = _EARLIEST - clocks.fastest_below(math.inf), 0.25, -1
     high = max(math.log(each) + clocks.penalty * each - typical, low)
     while (rings := count(high)) < at_least:
-        later = clocks.fastest_below(-_EARLIEST - high - step) if rings == rung else -math.inf
-        # no new ring in this step: jump to the time when the next slower clock can ring
+        later = -math.inf
+        if rings == rings_before:
+            # no new ring in this step: jump to the time when the next slower clock can ring
+            later = clocks.fastest_below(_EARLIEST - high - step)
         if later > -math.inf:
-            low, high, step = high, -_EARLIEST - later, 0.25
+            low, high, step = high, _EARLIEST - later, 0.25
         else:
             low, high, step = high, high + step, 2 * step
-        rung = rings
+        rings_before = rings
     # the first guess, or a jump, was already late enough, usually by little: go back in small steps
     near = step == 0.25
     while rings > at_most:
@@ -322,7 +330,7 @@ def _ring(
     examples, log_rates, keys = np.arange(len(clocks)), clocks.log_rates, clocks.keys
     residuals, decay = exponentials(keys, 0), math.exp(-clocks.penalty)
     num_rung, total = 0, 0
-    while len(examples) > _FEW and num_rung < clocks.limit:
+    while len(examples) > _FEW and num_rung < clocks.frequency_limit:
         log_residuals = np.log(residuals)
         log_residuals += clocks.penalty * num_rung
         log_times = log_residuals - log_rates
@@ -344,8 +352,8 @@ def _ring(
         residuals *= decay
         residuals += exponentials(keys, num_rung)
     ahead = 4
-    while len(examples) and num_rung < clocks.limit and total <= stop_after:
-        few = Clocks(log_rates, keys, clocks.penalty, clocks.limit)
+    while len(examples) and num_rung < clocks.frequency_limit and total <= stop_after:
+        few = Clocks(log_rates, keys, clocks.penalty, clocks.frequency_limit)
         log_residuals, following = _rings_ahead(few, residuals, num_rung, ahead)
         ahead = 2 * ahead
         log_times = log_residuals - log_rates
@@ -372,11 +380,11 @@ def _rings_ahead(
     Returns:
         log R + alpha * k of their next rings [rings, clocks], and the R [clocks] after these.
     """
-    ahead = min(ahead, max(_MOST_AHEAD // len(clocks), 4), clocks.limit - num_rung)
+    ahead = min(ahead, max(_MOST_AHEAD // len(clocks), 4), clocks.frequency_limit - num_rung)
     decay = math.exp(-clocks.penalty)
     numbers = np.arange(num_rung, num_rung + ahead + 1, dtype=np.uint64)[:, np.newaxis]
     rows = exponentials(clocks.keys, numbers)
-    rows[0] = residuals
+    rows[0] = residuals  # row 0 is R now; later rows are E_k until the recursion turns them into R
     if len(clocks) < 16:  # Python floats round as NumPy's do, and a loop over few of them is faster
         for column in range(len(clocks)):
             steps = accumulate(rows[:, column].tolist(), lambda r, e: r * decay + e)

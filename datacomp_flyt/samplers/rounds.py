@@ -1,9 +1,10 @@
 """Algorithm 2 for any G: the race of clocks in rounds.
 
-Inside a round of Algorithm 2 examples are drawn one after the other without repetition, and
-penalised only at its end. As a race (see `race`): an example that rings waits for the end of the
-round, which is the round's G-th ring, and only then starts its clock again, alpha slower. The other
-clocks run on, since exponential clocks have no memory. So with T the end of the round,
+Inside a round of Algorithm 2 examples are drawn one after the other without repetition, and their
+penalties are applied at the end of the round. As a race (see `race`): an example that rings waits
+for the end of the round, which is the round's G-th ring, and only then starts its clock again, with
+its log rate reduced by alpha. The other clocks run on, since exponential clocks have no memory. So
+with T the end of the round,
 
     log T'_i = logaddexp(log T, log E_k + alpha * k - s_i)
 
@@ -39,7 +40,9 @@ _RANGE_BITS = 24
 _SLAB = 16 * BLOCK  # examples whose first timers are computed at once
 _AT_ONCE = 8 * BLOCK  # timers that are collected before they are spilled
 _MOST = float(np.finfo(np.float64).max)
-_LEAST_IN_BUCKET = 1 << 12  # rings; fewer are not worth reading every run
+# least rings in a bucket: reading a bucket touches every spilled run, which smaller buckets are not
+# worth
+_LEAST_IN_BUCKET = 1 << 12
 
 
 def round_counts(
@@ -181,7 +184,10 @@ def _first_times(clocks: Clocks) -> Floats:
 
 
 def _concatenate(parts: list[Timers]) -> Timers:
-    """Concatenate; NumPy would compare the fields of each part with those of each other part."""
+    """Concatenate as raw bytes.
+
+    NumPy would first compare the dtypes field by field for every pair of parts, which is slow.
+    """
     return np.concatenate([part.view(_RAW) for part in parts]).view(_TIMER)
 
 
@@ -198,9 +204,9 @@ def _earliest(
 ) -> tuple[Timers, Timers]:
     """Return the `num_timers` earliest timers, and the others.
 
-    Two times can be equal if the clock is so fast, or the score so large, that adding to log T is
-    lost to rounding. Then the time since the clock was started decides, with twice the precision,
-    and after it the uid.
+    Two times can be equal because the added wait is smaller than the rounding of log T. Then the
+    wait itself decides, in double the precision of a float, and if that is equal too, the smaller
+    uid.
     """
     times = timers["time"].copy()
     order = np.argpartition(times, num_timers - 1)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from datacomp_flyt.arguments import check_integer
 from datacomp_flyt.errors import InputError
-from datacomp_flyt.samplers.checks import MOST_DRAWS, check_num_samples, check_pool
+from datacomp_flyt.samplers.checks import (
+    MOST_DRAWS,
+    check_batch_size,
+    check_num_samples,
+    check_pool,
+    check_repetition_penalty,
+)
 from datacomp_flyt.samplers.race import race_counts
 from datacomp_flyt.samplers.rounds import round_counts
 
@@ -27,9 +32,10 @@ def soft_cap_counts(
 
     An example is drawn with probability softmax(scores); each draw subtracts `repetition_penalty`
     from its score. With `batch_size` G, draws come in rounds of G different examples and the
-    penalty is subtracted at the end of the round. G is a parameter of Algorithm 2; the sampler is
-    exact for each G, and G > 1 gives other counts than G = 1. Randomness comes from
-    (seed, uid, draw) alone: permuting or splitting the pool permutes or splits the result.
+    penalty is subtracted at the end of the round. G is a parameter of Algorithm 2: each G is
+    another distribution of the counts, from which the sampler draws without approximation.
+    Randomness comes from (seed, uid, draw) alone: permuting or splitting the pool permutes or
+    splits the result.
 
     Args:
         scores: finite floats [M], log probabilities up to a constant.
@@ -47,20 +53,16 @@ def soft_cap_counts(
         InputError: an argument is out of its range.
     """
     scores, uids = check_pool(scores, uids)
-    check_num_samples(num_samples, len(scores))
-    if not (repetition_penalty >= 0 and math.isfinite(repetition_penalty)):
-        raise InputError(f"repetition_penalty is {repetition_penalty}, wanted 0 or more")
-    if not 1 <= batch_size <= len(scores):
-        raise InputError(
-            f"sampling_batch_size is {batch_size:,}, wanted 1 to {len(scores):,}: "
-            "a round draws that many different examples of the pool"
-        )
+    num_samples = check_num_samples(num_samples, len(scores))
+    repetition_penalty = check_repetition_penalty(repetition_penalty)
+    batch_size = check_batch_size(batch_size, len(scores))
+    seed = check_integer(seed, "--seed")
     if batch_size == 1:
         return race_counts(scores, uids, num_samples, repetition_penalty, None, seed, num_workers)
     if len(scores) >= 2**32 or num_samples // batch_size >= MOST_DRAWS:
         raise InputError(
             f"{num_samples:,} draws of {len(scores):,} examples are too many for rounds of "
-            f"{batch_size:,}: set sampling_batch_size to 1, which has no such limit and is faster"
+            f"{batch_size:,}: give --sampling_batch_size 1, which has no such limit and is faster"
         )
     return round_counts(
         scores, uids, num_samples, repetition_penalty, batch_size, seed, num_workers

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from datacomp_flyt.arguments import check_integer
 from datacomp_flyt.clip.flags import add_precision
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.pool.parquet import ParquetShard
@@ -75,9 +76,8 @@ class NegClipLoss(MetadataScorer):
                 given.
         """
         temperature = _read_temperature(temperature, temperature_of)
-        for flag, value in (("batch_size", batch_size), ("num_partitions", num_partitions)):
-            if value < 1:
-                raise InputError(f"--{flag} is {value}, wanted at least 1")
+        batch_size = check_integer(batch_size, "--batch_size", least=1)
+        num_partitions = check_integer(num_partitions, "--num_partitions", least=1)
         if not 0 < temperature < math.inf:
             raise InputError(f"--temperature is {temperature}, wanted a positive number")
         self.arrays = (f"{arch}_img", f"{arch}_txt")

@@ -62,7 +62,7 @@ class NormSim(MetadataScorer):
         if not targets:
             raise InputError("--targets is missing: give files of target embeddings")
         if not p >= 1:
-            raise InputError(f"--p is {p}, wanted at least 1 (inf, 2, ...)")
+            raise InputError(f"--p is {p}, wanted 1 or more (such as 2 or inf)")
         self.array = f"{arch}_img"
         self.arrays = (self.array,)
         self.targets, self.p = list(targets), p

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from datacomp_flyt.arguments import check_integer
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.digest import file_digest
 from datacomp_flyt.pool.parquet import ParquetShard
@@ -74,9 +75,8 @@ class NormSimD(PoolScorer):
         """
         if not 0 < fraction <= 1:
             raise InputError(f"--fraction is {fraction}, wanted more than 0 and at most 1")
-        for flag, value in (("num_rounds", num_rounds), ("candidates", candidates)):
-            if value < 1:
-                raise InputError(f"--{flag} is {value}, wanted at least 1")
+        num_rounds = check_integer(num_rounds, "--num_rounds", least=1)
+        candidates = check_integer(candidates, "--candidates", least=1)
         if first_stage:
             read_subset(first_stage)
         self.arrays = (f"{arch}_img",)

@@ -10,16 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacomp_flyt import mixing
+from datacomp_flyt.arguments import check_list
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.memmap_arrays import filter_rows, zeros_like_storage
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel
-from datacomp_flyt.mixing.published import HYPE_COLUMNS, PUBLISHED_COLUMNS
+from datacomp_flyt.mixing.published import HYPE_COLUMNS, PUBLISHED_COLUMNS, SCORER_OF
 from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.samplers import top_fraction_counts
+from datacomp_flyt.samplers.checks import check_fraction
 from datacomp_flyt.scorers.e_flyt.e_flyt import check_features, e_flyt_scores
 from datacomp_flyt.scorers.e_flyt.glu_head_file import load_glu_head
-from datacomp_flyt.selection.scores import AVAILABLE, PoolSize, Scores
+from datacomp_flyt.selection.scores import AVAILABLE, PoolSize, Scores, check_fraction_of
 from datacomp_flyt.self_filtering.finalize import final_subset
 from datacomp_flyt.self_filtering.next_subset import counts_in
 from datacomp_flyt.streams import say
@@ -44,70 +46,75 @@ def column(pool: Columns, name: str) -> Scores:
     Raises:
         InputError: there is no such column, or it cannot be joined to the pool.
     """
-    return _scores(pool, next(pool.read(pool.find([name]))), name)
+    return of_column(name)(pool)
 
 
-def m_flyt(pool: Columns, *, model: str | Path, allow_missing_scores: bool = False) -> Scores:
+def m_flyt(
+    pool: Columns, *, scoring_model: str | Path, allow_missing_scores: bool = False
+) -> Scores:
     """M-FLYT: a learned linear mix of standardised columns (FLYT, section 3.4).
 
     Args:
-        model: "paper" for Table 2, a .safetensors file of ours, or the published `mflyt.pt`.
+        scoring_model: "paper" for Table 2, a .safetensors file of ours, or the published
+            `mflyt.pt`.
         allow_missing_scores: mix the columns that exist where the model has more.
 
     Raises:
         InputError: the model cannot be read, a column is missing, or it cannot be joined.
     """
-    return mixed(mixing.load_mixing_model(str(model)), "m_flyt", allow_missing_scores)(pool)
+    return mixed(mixing.load_mixing_model(str(scoring_model)), "m_flyt", allow_missing_scores)(pool)
 
 
-def e_flyt(pool: Columns, *, model: str | Path) -> Scores:
+def e_flyt(pool: Columns, *, scoring_model: str | Path) -> Scores:
     """E-FLYT: a scoring head on the npz embeddings beside the metadata (FLYT, section 3.4).
 
     Args:
-        model: a .safetensors file of `datacomp-flyt train`.
+        scoring_model: a .safetensors file of `datacomp-flyt train`.
 
     Raises:
         InputError: the head cannot be read or was trained on other embeddings; an embedding cannot
             be used and the pool was opened without `drop_nonfinite`; or the pool is in files.
     """
-    return scored_by_head(str(model))(pool)
+    return scored_by_head(str(scoring_model))(pool)
 
 
 def plain_sum(
     pool: Columns,
     *,
-    columns: Sequence[str] = PUBLISHED_COLUMNS,
+    score_columns: Sequence[str] = PUBLISHED_COLUMNS,
     allow_missing_scores: bool = False,
 ) -> Scores:
     """The sum of raw columns (FLYT, Table 2, "Sum"). For the arguments see `m_flyt`."""
-    return mixed(mixing.plain_sum(columns), "plain_sum", allow_missing_scores)(pool)
+    return mixed(mixing.plain_sum(score_columns), "plain_sum", allow_missing_scores)(pool)
 
 
 def standardized_sum(
     pool: Columns,
     *,
-    columns: Sequence[str] = PUBLISHED_COLUMNS,
+    score_columns: Sequence[str] = PUBLISHED_COLUMNS,
     allow_missing_scores: bool = False,
 ) -> Scores:
     """The sum of standardised columns (FLYT, Table 2). For the arguments see `m_flyt`."""
-    return mixed(mixing.standardized_sum(columns), "standardized_sum", allow_missing_scores)(pool)
+    return mixed(mixing.standardized_sum(score_columns), "standardized_sum", allow_missing_scores)(
+        pool
+    )
 
 
 def in_weighted_sum(
     pool: Columns,
     *,
-    ratio: float = WEIGHT_RATIO,
+    weight_ratio: float = WEIGHT_RATIO,
     imagenet_accuracies: Mapping[str, float] | None = None,
     allow_missing_scores: bool = False,
 ) -> Scores:
     """The sum of standardised columns, weighted by ImageNet accuracy (FLYT, Appendix C.5).
 
     Args:
-        ratio: the largest weight over the smallest, above 1.
+        weight_ratio: the largest weight over the smallest, above 1.
         imagenet_accuracies: the accuracy by column; those of the paper's Table 2 if None.
         allow_missing_scores: see `m_flyt`.
     """
-    model = mixing.in_weighted_sum(ratio, imagenet_accuracies)
+    model = mixing.in_weighted_sum(weight_ratio, imagenet_accuracies)
     return mixed(model, "in_weighted_sum", allow_missing_scores)(pool)
 
 
@@ -119,14 +126,14 @@ def hype(pool: Columns, *, allow_missing_scores: bool = False) -> Scores:
 def neg_clip_loss_norm_sim(
     pool: Columns,
     *,
-    columns: Sequence[str] = TWO_STAGES,
+    score_columns: Sequence[str] = TWO_STAGES,
     first_fraction: float = FIRST_FRACTION,
     fraction_of: str = AVAILABLE,
 ) -> Scores:
     """NormSim of the examples with the best negCLIPLoss (the two-stage filter of that paper).
 
     Args:
-        columns: the column of the first stage and that of the second.
+        score_columns: the column of the first stage and that of the second.
         first_fraction: the share that the first stage keeps.
         fraction_of: "available" for a share of the examples with both scores, "pool" for a share of
             all rows of the metadata.
@@ -137,8 +144,8 @@ def neg_clip_loss_norm_sim(
     Raises:
         InputError: a column is missing or cannot be joined, or the share cannot be kept.
     """
-    check_two_stages(columns)
-    first, second = pool.read(pool.find(columns, otherwise="make both"))
+    check_two_stages(score_columns, first_fraction, fraction_of)
+    first, second = pool.read(pool.find(score_columns, otherwise="make both"))
     # float64, and without a score where one of the two stages has none
     values = zeros_like_storage(first, np.float64)
     for rows in blocks(len(first), _BLOCK):
@@ -189,6 +196,15 @@ def mixed(model: LinearMixingModel, name: str, allow_missing_scores: bool = Fals
     return score
 
 
+def of_column(name: str, scorers: Mapping[str, str] = SCORER_OF) -> ScoringMethod:
+    """Return the function that takes a column as it is; `scorers` is as in `Columns.find`."""
+
+    def score(pool: Columns) -> Scores:
+        return _scores(pool, next(pool.read(pool.find([name], scorers=scorers))), name)
+
+    return score
+
+
 def scored_by_head(path: str) -> ScoringMethod:
     """Load a scoring head of E-FLYT, and return the function that scores a pool with it."""
     head, source = load_glu_head(path), f"--scoring_model {path}"
@@ -214,9 +230,11 @@ def counted_by_run(run_dir: str | Path) -> ScoringMethod:
     return score
 
 
-def check_two_stages(columns: Sequence[str]) -> None:
-    """Raise InputError unless there are two columns."""
-    if len(columns) != 2:
+def check_two_stages(columns: Sequence[str], first_fraction: float, fraction_of: str) -> None:
+    """Raise InputError unless there are two columns, and the fraction can be one."""
+    check_fraction(first_fraction, "--first_fraction")
+    check_fraction_of(fraction_of)
+    if len(check_list(columns, "--score_columns")) != 2:
         raise InputError(
             f"--score_columns {' '.join(columns)}: neg_clip_loss_norm_sim wants two, the first "
             "stage's and the second's"
@@ -239,7 +257,8 @@ def _with_score(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """Return the rows of these arrays [M] at which the first is not NaN."""
     kept = filter_rows(arrays, lambda some: ~np.isnan(some))
     if len(kept[0]) < len(arrays[0]):
-        say(f"leaving out {len(arrays[0]) - len(kept[0]):,} examples without a score")
+        gone = len(arrays[0]) - len(kept[0])
+        say(f"leaving out {gone:,} examples without a score (of {len(arrays[0]):,})")
     return kept
 
 

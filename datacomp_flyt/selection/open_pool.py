@@ -14,7 +14,7 @@ from datacomp_flyt.pool.manifest import check_against
 from datacomp_flyt.pool.pool import read_pool
 from datacomp_flyt.tars.download_keys import DownloadKeys
 from datacomp_flyt.tars.image_list import available_images
-from datacomp_flyt.threads import default_num_workers
+from datacomp_flyt.threads import check_num_workers
 
 
 def open_pool(
@@ -36,12 +36,13 @@ def open_pool(
     Args:
         metadata_dir: folder, local or in a cloud, of DataComp metadata: parquet, with or without
             npz.
-        scores: folder of score tables: parquet files with a `uid` column and columns of scores.
+        scores: folder of score tables (`--scores_dir`): parquet files with a `uid` column and
+            columns of scores.
         available: list of the images that you have, made by `datacomp-flyt available`.
         shards_dir: the tars, from which that list is made in memory.
         manifest: file of `datacomp-flyt manifest` that the metadata must agree with.
-        work_dir: folder for arrays as long as the pool, for pools larger than memory. It holds one
-            set of columns: another one needs another folder.
+        work_dir: folder for temporary arrays, for pools larger than memory. Each set of columns
+            needs a folder of its own.
         engine: "processes" or "ray", which sorts the pool in `work_dir`.
         ray_address: address of an existing Ray cluster, or "auto".
         num_workers: threads, and workers of the engine; None for one on each core.
@@ -55,7 +56,7 @@ def open_pool(
     Raises:
         InputError: a file is missing or damaged, or arguments contradict each other.
     """
-    threads = checked_num_workers(num_workers)
+    threads = check_num_workers(num_workers)
     sorter = pool_engine(work_dir, engine, ray_address, num_workers)
     folder = checked_work_dir(work_dir)
     return open_columns(
@@ -92,7 +93,7 @@ def open_columns(
         work_dir: a folder that exists; None for a pool in memory.
         engine: the engine that sorts in `work_dir`.
         single_use: the caller holds a lock on `work_dir`, and reads no column after it has asked
-            for the uids.
+            for the uids, so columns can be freed then.
     """
     metadata_dir = str(metadata_dir)
     if manifest is not None:
@@ -107,19 +108,6 @@ def open_columns(
         )
     pool = read_pool(metadata_dir, num_workers, available=images)
     return Columns(pool, *folders, *allowed, keys=keys, single_use=single_use)
-
-
-def checked_num_workers(num_workers: int | None) -> int:
-    """Return a number of threads: one for each core if None.
-
-    Raises:
-        InputError: the number is below 1.
-    """
-    if num_workers is None:
-        return default_num_workers()
-    if num_workers < 1:
-        raise InputError(f"--num_workers is {num_workers}, wanted 1 or more")
-    return num_workers
 
 
 def pool_engine(

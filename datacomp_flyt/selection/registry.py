@@ -11,7 +11,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.columns import check_named_once
 from datacomp_flyt.mixing.published import HYPE_COLUMNS, PUBLISHED_COLUMNS
 from datacomp_flyt.scorers.base.registry import GROUP as SCORERS
-from datacomp_flyt.scorers.base.registry import columns_of
+from datacomp_flyt.scorers.base.registry import built_in_scorers, columns_of
 from datacomp_flyt.selection import methods
 from datacomp_flyt.selection.methods import ScoringMethod
 from datacomp_flyt.selection.samplers import HARD_CAP, NO_CAP, SOFT_CAP, TOP_FRACTION
@@ -88,7 +88,8 @@ def sampling_names() -> list[str]:
 
 def describe_methods() -> dict[str, str]:
     """Return a clause about each method, by name."""
-    return _added_methods() | {method.name: method.help for method in METHODS.values()}
+    own = {method.name: method.help for method in METHODS.values()}
+    return own | {name: text for name, text in _added_methods().items() if name not in own}
 
 
 def find_method(name: str) -> Method:
@@ -105,8 +106,7 @@ def find_method(name: str) -> Method:
     if name in entry_points.names_in(SAMPLERS):
         return _of_one_column(name, find_sampling(name).help)
     if name in entry_points.names_in(SCORERS):
-        make = functools.partial(_column_of_scorer, name)
-        return Method(name, _column_help(name), make, ("column",))
+        return _of_scorer(name, _column_help(name))
     raise InputError(f"there is no method {name!r}: wanted one of {', '.join(method_names())}")
 
 
@@ -124,6 +124,13 @@ def find_sampling(name: str) -> Sampling:
         raise InputError(f"there is no sampling method {name!r}: wanted one of {names}")
     sampling: Sampling = entry_points.load(SAMPLERS, name, Sampling)
     return sampling
+
+
+def is_option(name: str) -> bool:
+    """Return whether a method or sampling method of this package has an option of this name."""
+    return any(name in method.options for method in METHODS.values()) or any(
+        name in sampling.flags for sampling in SAMPLINGS.values()
+    )
 
 
 def _added_methods() -> dict[str, str]:
@@ -207,9 +214,9 @@ def _two_stages(
     first_fraction: float = methods.FIRST_FRACTION,
     fraction_of: str = AVAILABLE,
 ) -> ScoringMethod:
-    methods.check_two_stages(score_columns)
+    methods.check_two_stages(score_columns, first_fraction, fraction_of)
     return lambda pool: methods.neg_clip_loss_norm_sim(
-        pool, columns=score_columns, first_fraction=first_fraction, fraction_of=fraction_of
+        pool, score_columns=score_columns, first_fraction=first_fraction, fraction_of=fraction_of
     )
 
 
@@ -221,22 +228,28 @@ def _self_filtering(*, run_dir: str | None = None) -> ScoringMethod:
     return methods.counted_by_run(run_dir)
 
 
-def _one_column(name: str, default: str | None, *, column: str | None = None) -> ScoringMethod:
-    chosen = column or default
-    if chosen is None:
+def _one_column(name: str, *, column: str | None = None) -> ScoringMethod:
+    if column is None:
         raise InputError(f"--name {name} wants --column COLUMN, such as clip_l14_similarity_score")
-    return lambda pool: methods.column(pool, chosen)
-
-
-def _column_of_scorer(name: str, *, column: str | None = None) -> ScoringMethod:
-    """The column that another package's scorer writes, or the first of several."""
-    return _one_column(name, column or columns_of(name)[0])
+    return methods.of_column(column)
 
 
 def _of_one_column(name: str, text: str) -> Method:
     """The method that samples `--column` by a sampling method."""
-    make = functools.partial(_one_column, name, None)
+    make = functools.partial(_one_column, name)
     return Method(name, f"{text} of --column", make, ("column",), sampling=name)
+
+
+def _column_of_scorer(name: str, *, column: str | None = None) -> ScoringMethod:
+    if column is not None:
+        return methods.of_column(column)
+    default = columns_of(name)[0]
+    return methods.of_column(default, {default: name})
+
+
+def _of_scorer(name: str, text: str) -> Method:
+    """The method that selects by the column that a scorer writes, or the first of several."""
+    return Method(name, text, functools.partial(_column_of_scorer, name), ("column",))
 
 
 # ------------------------------------------------------------------------- registration
@@ -258,16 +271,6 @@ register(
 register(Method("plain_sum", "plain sum of columns", _plain_sum, _SUM))
 register(Method("standardized_sum", "sum of standardised columns", _standardized_sum, _SUM))
 register(Method("in_weighted_sum", "weighted by ImageNet accuracy", _in_weighted_sum, _IN))
-for _name, _published, _text in (
-    ("neg_clip_loss", "negCLIPLoss", "negCLIPLoss"),
-    ("norm_sim", "normsim_inf", "NormSim to a target set"),
-    ("vas", "vas", "variance alignment score"),
-    ("norm_sim_d", "normsim_d", "NormSim_2-D, the dynamic target"),
-    ("dfn", "DFN-FT", "data filtering network"),
-    ("linear_classifier", "CC2M-Classifier", "linear classifier on embeddings"),
-):
-    _make = functools.partial(_one_column, _name, _published)
-    register(Method(_name, f"{_text} (column {_published})", _make, ("column",)))
 register(Method("hype", "sum of HYPE's three columns", _hype, _MIX))
 register(
     Method(
@@ -289,3 +292,7 @@ register(
         reads_pool=True,
     )
 )
+for _scorer in built_in_scorers():
+    if _scorer.in_selection and _scorer.name not in METHODS:  # a name there is a method of its own
+        _text = f"{_scorer.help} (column {_scorer.columns[0]})"
+        register(_of_scorer(_scorer.name, _text))

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datacomp_flyt.datacomp.scales import SCALES
+from datacomp_flyt.arguments import check_integer
+from datacomp_flyt.datacomp.scales import SCALES, Scale
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.samplers import (
     hard_cap_counts,
@@ -15,8 +16,14 @@ from datacomp_flyt.samplers import (
     soft_cap_counts,
     top_fraction_counts,
 )
+from datacomp_flyt.samplers.checks import (
+    check_batch_size,
+    check_fraction,
+    check_num_samples,
+    check_repetition_penalty,
+)
 from datacomp_flyt.selection.sampling import Sampling
-from datacomp_flyt.selection.scores import FRACTION_OF, PoolSize, Scores
+from datacomp_flyt.selection.scores import FRACTION_OF, PoolSize, Scores, check_fraction_of
 from datacomp_flyt.selection.subset import Subset
 from datacomp_flyt.streams import say
 
@@ -29,7 +36,7 @@ def soft_cap_sample(
     scale: str | None = None,
     num_samples: int | None = None,
     repetition_penalty: float | None = None,
-    batch_size: int | None = None,
+    sampling_batch_size: int | None = None,
     seed: int = 0,
     num_workers: int | None = None,
 ) -> Subset:
@@ -37,10 +44,13 @@ def soft_cap_sample(
 
     Args:
         scores: log probabilities up to a constant.
-        scale: a scale of DataComp, which sets the three arguments below to the paper's.
+        scale: a scale of DataComp. It sets `num_samples`, `repetition_penalty` and
+            `sampling_batch_size` where they are None, for small and medium to the paper's values,
+            for large and xlarge to ours.
         num_samples: N, draws in all.
         repetition_penalty: alpha, subtracted from an example's score each time it is drawn.
-        batch_size: G, draws between penalties; 1 is exact and fastest.
+        sampling_batch_size: G, draws between penalties. With 1 the penalty applies after each
+            draw, which is also the fastest.
         seed: any integer.
         num_workers: threads, which do not change the result; None for one on each core.
 
@@ -52,7 +62,7 @@ def soft_cap_sample(
         scale=scale,
         num_samples=num_samples,
         repetition_penalty=repetition_penalty,
-        sampling_batch_size=batch_size,
+        sampling_batch_size=sampling_batch_size,
         seed=seed,
         num_workers=num_workers,
     )
@@ -67,10 +77,19 @@ def hard_cap_sample(
     seed: int = 0,
     num_workers: int | None = None,
 ) -> Subset:
-    """Hard Cap Sampling: as `sample_with_replacement`, at most `frequency_limit` draws of each.
+    """Hard Cap Sampling: with replacement, but no example is drawn more than so many times.
 
-    FLYT, section 4.3 and Figure 3, where the limit is beta, from 5 to 25. For the other arguments
-    see `soft_cap_sample`.
+    Args:
+        scores: log probabilities up to a constant.
+        frequency_limit: the most draws of one example (beta in FLYT, section 4.3 and Figure 3,
+            which tries 5 to 25).
+        scale: a scale of DataComp, which sets `num_samples` if that is None.
+        num_samples: N, draws in all.
+        seed: any integer.
+        num_workers: see `soft_cap_sample`.
+
+    Raises:
+        InputError: an argument is missing or out of its range.
     """
     return HARD_CAP.sample(
         scores,
@@ -92,7 +111,15 @@ def sample_with_replacement(
 ) -> Subset:
     """Draw from softmax(scores) with replacement ("No Cap" of FLYT's Figure 3).
 
-    For the arguments see `soft_cap_sample`.
+    Args:
+        scores: log probabilities up to a constant.
+        scale: a scale of DataComp, which sets `num_samples` if that is None.
+        num_samples: N, draws in all.
+        seed: any integer.
+        num_workers: see `soft_cap_sample`.
+
+    Raises:
+        InputError: an argument is missing or out of its range.
     """
     return NO_CAP.sample(
         scores, scale=scale, num_samples=num_samples, seed=seed, num_workers=num_workers
@@ -110,11 +137,13 @@ def top_fraction(
 
     Args:
         scores: any finite numbers.
-        fraction: in (0, 1]; int(fraction * M) examples are kept. Of those that share the last
-            score, the ones with the smallest uids are kept.
+        fraction: in (0, 1]; int(fraction * M) examples are kept. If several examples have the
+            lowest kept score, those with the smallest uids are kept.
         fraction_of: "available" (the default) if M counts the examples that can be selected, "pool"
             if M counts all rows of the metadata.
-        keep_ties: keep all examples that share the last score, as DataComp's `clip_score` does.
+        keep_ties: DataComp's rule (`clip_score`) instead: keep every score at least as high as the
+            one at rank int(fraction * M), counted from 0. That is one example more, and all that
+            share this score.
 
     Raises:
         InputError: the fraction is out of its range, keeps nothing, or cannot be kept.
@@ -128,25 +157,30 @@ def top_fraction(
 
 
 def _num_samples(num_samples: int | None = None, scale: str | None = None) -> int:
+    defaults = _defaults(scale)
     if num_samples is not None:
-        return int(num_samples)
-    if scale is None:
-        raise InputError("sampling wants --num_samples, or --scale for what training sees there")
-    return SCALES[_checked(scale)].num_samples
+        return check_num_samples(num_samples)
+    if defaults is None:
+        raise InputError(
+            "sampling wants --num_samples, or --scale to draw as many examples as DataComp's "
+            "training sees at that scale"
+        )
+    return defaults.num_samples
 
 
-def _checked(scale: str) -> str:
-    if scale not in SCALES:
-        raise InputError(f"--scale is {scale!r}, wanted {', '.join(SCALES)}")
-    return scale
+def _defaults(scale: str | None) -> Scale | None:
+    if scale not in (None, *SCALES):
+        raise InputError(f"--scale is {scale!r}, wanted one of {', '.join(SCALES)}")
+    return None if scale is None else SCALES[scale]
 
 
 def _penalty(repetition_penalty: float | None, scale: str | None) -> float:
+    defaults = _defaults(scale)
     if repetition_penalty is not None:
-        return repetition_penalty
-    if scale is None:
-        raise InputError("scs wants --repetition_penalty, or --scale for the paper's")
-    return SCALES[_checked(scale)].repetition_penalty
+        return check_repetition_penalty(repetition_penalty)
+    if defaults is None:
+        raise InputError("scs wants --repetition_penalty, or --scale for the value of that scale")
+    return defaults.repetition_penalty
 
 
 def _check_soft_cap(
@@ -154,10 +188,12 @@ def _check_soft_cap(
     scale: str | None = None,
     num_samples: int | None = None,
     repetition_penalty: float | None = None,
-    **_: object,
+    sampling_batch_size: int | None = None,
 ) -> None:
     _num_samples(num_samples, scale)
     _penalty(repetition_penalty, scale)
+    if sampling_batch_size is not None:
+        check_batch_size(sampling_batch_size)
 
 
 def _soft_cap(
@@ -178,7 +214,8 @@ def _soft_cap(
         if sampling_batch_size > len(scores):
             say(
                 f"--scale {scale}: G = {sampling_batch_size:,} is larger than the number of "
-                f"examples, {len(scores):,}, so G = 1 is used, which is exact"
+                f"examples, {len(scores):,}, so G = 1 is used: the penalty applies "
+                "after each draw"
             )
             sampling_batch_size = 1
     say(f"soft cap sampling: {draws:,} draws, alpha {penalty}, G {sampling_batch_size:,}")
@@ -195,6 +232,7 @@ def _check_hard_cap(
 ) -> None:
     if frequency_limit is None:
         raise InputError("hcs wants --frequency_limit (the paper tried 5 to 25)")
+    check_integer(frequency_limit, "--frequency_limit", least=1)
     _num_samples(num_samples, scale)
 
 
@@ -210,6 +248,7 @@ def _hard_cap(
     num_samples: int | None = None,
 ) -> Counts:
     draws = _num_samples(num_samples, scale)
+    say(f"hard cap sampling: {draws:,} draws, at most {frequency_limit:,} of each example")
     return hard_cap_counts(scores, uids, draws, frequency_limit, seed, num_workers=num_workers)
 
 
@@ -224,14 +263,22 @@ def _no_cap(
     num_samples: int | None = None,
 ) -> Counts:
     draws = _num_samples(num_samples, scale)
+    say(f"sampling with replacement: {draws:,} draws")
     return no_cap_counts(scores, uids, draws, seed, num_workers=num_workers)
 
 
-def _check_top_fraction(*, fraction: float | None = None, **_: object) -> None:
+def _check_top_fraction(
+    *,
+    fraction: float | None = None,
+    fraction_of: str | None = None,
+    scale: str | None = None,
+    **_: object,
+) -> None:
     if fraction is None:
         raise InputError("top_fraction wants --fraction (the paper's is 0.2)")
-    if not 0 < fraction <= 1:
-        raise InputError(f"--fraction is {fraction}, wanted more than 0 and at most 1")
+    check_fraction(fraction)
+    check_fraction_of(fraction_of)
+    _defaults(scale)
 
 
 def _top_fraction(
@@ -253,8 +300,9 @@ def _top_fraction(
 _SCALE: dict[str, dict[str, Any]] = {
     "scale": {
         "choices": list(SCALES),
-        "help": "sets --num_samples to what training sees at this scale, and for scs also "
-        "--repetition_penalty and --sampling_batch_size to the paper's",
+        "help": "sets --num_samples to the number of samples that a training of this scale sees, "
+        "and for scs also --repetition_penalty and --sampling_batch_size, for small and medium to "
+        "the paper's values",
     },
 }
 _DRAWS: dict[str, dict[str, Any]] = {
@@ -276,8 +324,8 @@ SOFT_CAP = Sampling(
         },
         "sampling_batch_size": {
             "type": int,
-            "help": "scs: G, draws between penalties (default: 1, exact and fastest; the paper's "
-            "with --scale)",
+            "help": "scs: G, draws between penalties (default: 1, a penalty after each draw, which "
+            "is the fastest; with --scale, the value of that scale)",
         },
     },
     _check_soft_cap,
@@ -288,7 +336,7 @@ HARD_CAP = Sampling(
     _hard_cap,
     {
         **_DRAWS,
-        "frequency_limit": {"type": int, "help": "hcs: beta, most draws of one example"},
+        "frequency_limit": {"type": int, "help": "hcs: the most draws of one example"},
     },
     _check_hard_cap,
 )
@@ -311,7 +359,8 @@ TOP_FRACTION = Sampling(
         },
         "keep_ties": {
             "action": "store_true",
-            "help": "top_fraction: keep all examples that share the last score, as clip_score does",
+            "help": "top_fraction: DataComp's rule (clip_score): keep every score at least as high "
+            "as the one at rank int(fraction * M), counted from 0",
         },
     },
     _check_top_fraction,

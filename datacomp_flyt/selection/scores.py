@@ -11,14 +11,23 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
+from datacomp_flyt.files.memmap_arrays import is_memory_mapped
 from datacomp_flyt.files.output_files import atomic_write, check_save_path
 from datacomp_flyt.mixing.linear_mixing_model import LinearMixingModel
 from datacomp_flyt.mixing.m_flyt import save_mixing_model
+from datacomp_flyt.pool.subset import check_sorted
 from datacomp_flyt.pool.uids import encode_uids
+from datacomp_flyt.samplers.checks import check_fraction, check_uid_dtype
 from datacomp_flyt.streams import say
 
 AVAILABLE, POOL = FRACTION_OF = ("available", "pool")
 _ROW_GROUP = 1 << 20
+
+
+def check_fraction_of(fraction_of: str | None) -> None:
+    """Raise InputError unless this is a value of `--fraction_of`, or None."""
+    if fraction_of not in (None, *FRACTION_OF):
+        raise InputError(f"--fraction_of is {fraction_of!r}, wanted available or pool")
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class PoolSize:
     Attributes:
         listed: the number of rows of the metadata.
         scored: the number of rows that have a score and, if images are known, an image. A method
-            that filters before sampling has fewer scores than this.
+            with a first stage passes on fewer scores than this.
         images_known: whether rows without an image have been left out.
     """
 
@@ -49,10 +58,8 @@ class PoolSize:
             InputError: an argument is out of its range, or the fraction is larger than the share
                 that can be kept.
         """
-        if not 0 < fraction <= 1:
-            raise InputError(f"{flag} is {fraction}, wanted more than 0 and at most 1")
-        if fraction_of not in (None, *FRACTION_OF):
-            raise InputError(f"--fraction_of is {fraction_of!r}, wanted available or pool")
+        fraction = check_fraction(fraction, flag)
+        check_fraction_of(fraction_of)
         have = "have an image and a score" if self.images_known else "have a score"
         if fraction_of != POOL:
             base = self.scored
@@ -80,8 +87,12 @@ class Scores:
         uids: `u8,u8` array [M], sorted, no uid twice.
         values: finite floats [M]; for sampling, log probabilities up to a constant.
         name: the name of the column in a file of scores.
-        pool_size: the numbers of examples that a fraction can be taken of; those of `uids` if None.
+        pool_size: the numbers of examples that a fraction can be taken of; None if both are the
+            number of `uids`.
         model: the mixing model that made the scores, with its statistics; None if no model did.
+
+    Raises:
+        InputError: uids and values have other types or lengths, or uids are not sorted.
     """
 
     uids: NDArray[np.void]
@@ -89,6 +100,19 @@ class Scores:
     name: str = "score"
     pool_size: PoolSize | None = None
     model: LinearMixingModel | None = None
+
+    def __post_init__(self) -> None:
+        uids, values = np.asanyarray(self.uids), np.asanyarray(self.values)
+        check_uid_dtype(uids)
+        if values.dtype.kind not in "fiu" or values.shape != uids.shape or values.ndim != 1:
+            raise InputError(
+                f"values of dtype {values.dtype} and shape {values.shape} do not fit uids of shape "
+                f"{uids.shape}: give one number for each uid"
+            )
+        if not is_memory_mapped(uids):  # else `Subset.save` checks the order, in the same read
+            check_sorted(uids)
+        object.__setattr__(self, "uids", uids)
+        object.__setattr__(self, "values", values)
 
     def __len__(self) -> int:
         """The number of examples, M."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,22 +10,38 @@ from typing import Any
 
 import numpy as np
 
+from datacomp_flyt.arguments import check_integer
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.files.output_files import check_save_path, remove_unfinished
 from datacomp_flyt.pool.outputs import Output, check_outputs
 from datacomp_flyt.selection.methods import ScoringMethod
 from datacomp_flyt.selection.open_pool import (
-    checked_num_workers,
     checked_work_dir,
     open_columns,
     pool_engine,
 )
-from datacomp_flyt.selection.registry import Method, find_method, find_sampling
-from datacomp_flyt.selection.sampling import Sampling
+from datacomp_flyt.selection.registry import Method, find_method, find_sampling, is_option
+from datacomp_flyt.selection.sampling import Sampling, way_out
 from datacomp_flyt.selection.scores import Scores
 from datacomp_flyt.selection.subset import Subset
 from datacomp_flyt.streams import say
+from datacomp_flyt.threads import check_num_workers
+
+ARGUMENTS = {"scores_dir": "scores"}
+"""Maps the flags whose arguments of `select` are named otherwise to these arguments."""
+
+
+class NoArgument(InputError):
+    """A method and its sampling method do not read an argument of `select`.
+
+    Attributes:
+        flag_sentence: the same sentence for a user of the command, in terms of flags.
+    """
+
+    def __init__(self, sentence: str, flag_sentence: str) -> None:
+        super().__init__(sentence)
+        self.flag_sentence = flag_sentence
 
 
 def select(
@@ -62,7 +79,8 @@ def select(
         save_scoring_model: a .safetensors file for the mixing model.
         options: options of the method and the sampling method, named like their flags, such as
             `scoring_model="paper"`; None is as good as leaving one out.
-        others: see `open_pool`.
+
+    The remaining arguments: see `open_pool`.
 
     Raises:
         InputError: something given is wrong; no file is written then.
@@ -74,7 +92,7 @@ def select(
     }  # fmt: skip
     outputs = {"save_path": save_path, "save_scores": save_scores}
     options["save_scoring_model"] = outputs["save_scoring_model"] = save_scoring_model
-    threads = checked_num_workers(num_workers)
+    threads = check_num_workers(num_workers)
     job = _prepared(method, sampling, options, pool, seed, threads)
     sorter = pool_engine(work_dir, engine, ray_address, num_workers)
     paths = _checked_paths(outputs)
@@ -134,6 +152,7 @@ def _prepared(
     num_workers: int,
 ) -> _Job:
     """Check the options of a method and its sampling method, and read the files that they name."""
+    seed = check_integer(seed, "--seed")
     method = find_method(name)
     sampler = _sampling_of(method, name, sampling)
     # 0 is a value, and equals False
@@ -179,10 +198,11 @@ def _check_meaning(
     """Raise InputError if an option is given that nothing would read."""
     known = {*method.options, *(sampling.flags if sampling else ())}
     if unknown := sorted(set(options) - known):
-        raise InputError(
-            f"--{unknown[0]} has no meaning for --name {name}"
-            + (f" with sampling {sampling.name}" if sampling else "")
-            + ": leave it out"
+        with_sampling = f" with sampling {sampling.name}" if sampling else ""
+        raise NoArgument(
+            f"select has no argument {unknown[0]} for {name}{with_sampling}: "
+            + _way_out(unknown[0], known),
+            f"--{unknown[0]} has no meaning for --name {name}{with_sampling}: leave it out",
         )
     if not method.reads_pool:
         return
@@ -194,9 +214,21 @@ def _check_meaning(
         )
     for flag in method.no_meaning:
         if pool[flag]:
-            raise InputError(
-                f"--{flag} has no meaning for --name {name}, which reads embeddings: leave it out"
+            reason = f"{name}, which reads embeddings: leave it out"
+            raise NoArgument(
+                f"select has no argument {ARGUMENTS.get(flag, flag)} for {reason}",
+                f"--{flag} has no meaning for --name {reason}",
             )
+
+
+def _way_out(unknown: str, options: set[str]) -> str:
+    """Name the nearest argument, unless another method has an option of the unknown name."""
+    if unknown in ARGUMENTS:
+        return f"did you mean {ARGUMENTS[unknown]}?"
+    if is_option(unknown):
+        return "leave it out"
+    own = {*inspect.signature(select).parameters} - {"method", "options"}
+    return way_out(unknown, sorted(options), sorted(own))
 
 
 def _checked_paths(outputs: Mapping[str, str | Path | None]) -> dict[str, Path]:

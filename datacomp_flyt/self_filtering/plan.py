@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datacomp_flyt.arguments import check_list
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.columns import Columns, check_named_once
 from datacomp_flyt.pool.pool import FilePool
@@ -84,6 +85,9 @@ def plan(options: SelfFilterOptions) -> Run:
     Raises:
         InputError: options are missing, wrong or do not go together.
     """
+    check_list(options.trainer, "the command of the trainer")
+    for name in ("noise_kinds", "score_columns", "flyt_flags"):
+        check_list(getattr(options, name) or (), f"--{name}")
     trainer = TrainerCommand(tuple(options.trainer), options.shards_dir)
     settings = _settings(options, trainer)
     _check_closed_loop(options, settings)

@@ -95,7 +95,7 @@ class Settings:
         ):
             if getattr(self, name) not in choices:
                 raise InputError(
-                    f"--{name} {getattr(self, name)} is none of {', '.join(choices)}: give one"
+                    f"--{name} is {getattr(self, name)!r}, wanted one of {', '.join(choices)}"
                 )
 
     def _check_ranges(self) -> None:

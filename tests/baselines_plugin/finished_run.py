@@ -16,11 +16,11 @@ COUNTS = np.random.default_rng(0).integers(0, 4, len(POOL.uids))
 
 
 def run_dir(folder: Path, counts: np.ndarray = COUNTS) -> Path:
-    """A run of one round that has ended."""
+    """Write a finished run of one round, and return its folder."""
     uids = uid_array(map(parse_uid, POOL.uids))
     order = np.argsort(uids)
-    for number in (0, 1):
-        (folder / f"round_{number}").mkdir(parents=True)
+    for round_index in (0, 1):
+        (folder / f"round_{round_index}").mkdir(parents=True)
     write_subset(folder / "round_1" / "subset.npy", uids[order], counts[order])
     finalize(folder, 1)
     return folder

@@ -1,4 +1,4 @@
-"""One selection over a small pool, run inside this process or as a command."""
+"""A selection from a small pool, run in this process or as a command."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
 
 
 def in_process(*flags: str) -> Outcome:
-    """`python -m baselines_plugin`, without a new Python."""
+    """Run `python -m baselines_plugin` in this process."""
     stdout, stderr = io.StringIO(), io.StringIO()
     code = 0
     with (
@@ -46,7 +46,7 @@ def in_process(*flags: str) -> Outcome:
 
 
 def as_command(*flags: str) -> Outcome:
-    """`python -m baselines_plugin`, as a shell runs it."""
+    """Run `python -m baselines_plugin` in a process of its own."""
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     ended = subprocess.run(
         [sys.executable, "-m", "baselines_plugin", *flags],
@@ -59,7 +59,7 @@ def as_command(*flags: str) -> Outcome:
 
 
 def assert_refused(outcome: Outcome, *named: object) -> None:
-    """Assert exit code 2 and one sentence on stderr, which has these words."""
+    """Assert exit code 2 and one sentence on stderr that contains the given words."""
     code, _, stderr = outcome
     assert code == 2, stderr
     program = r"(python -m baselines_plugin|baselines\.py)"
@@ -71,7 +71,7 @@ def assert_refused(outcome: Outcome, *named: object) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A pool and its score table on disk, and where the subset goes."""
+    """A pool and its score table on disk, and the path of the subset."""
 
     pool: MadePool
     folder: Path
@@ -93,28 +93,28 @@ class Job:
         return [parse_uid(uid) for uid in self.pool.uids]
 
     def write(self, parts: int = 1, seed: int | None = None) -> Job:
-        """Metadata and scores in files; with a seed, cut and ordered differently."""
+        """Write the files; with a seed, metadata and scores differ in row order and file sizes."""
         write_files(self.metadata, self.pool.metadata, parts, seed)
         write_files(self.scores, self.pool.scores, parts, None if seed is None else seed + 1)
         self.save_path.parent.mkdir(exist_ok=True)
         return self
 
     def flags(self, *flags: object, table: bool = True) -> list[str]:
-        where: list[object] = ["--metadata_dir", self.metadata, "--save_path", self.save_path]
+        paths: list[object] = ["--metadata_dir", self.metadata, "--save_path", self.save_path]
         if table:
-            where += ["--scores_dir", self.scores]
+            paths += ["--scores_dir", self.scores]
         if "--num_workers" not in flags:
-            where += ["--num_workers", 1]
-        return [str(flag) for flag in (*flags, *where)]
+            paths += ["--num_workers", 1]
+        return [str(flag) for flag in (*flags, *paths)]
 
     def select(self, *flags: object, table: bool = True) -> str:
-        """Run it to a good end; returns what it said."""
+        """Run the selection, assert that it succeeds, and return its output."""
         code, stdout, stderr = in_process(*self.flags(*flags, table=table))
         assert (code, stderr) == (0, "")
         return stdout
 
     def subset_is(self, counts: object) -> bool:
-        """Is the saved file, byte for byte, that of these counts (in the made pool's order)?"""
-        wanted = io.BytesIO()
-        np.save(wanted, subset_array(self.pairs, np.asarray(counts).tolist()))
-        return self.save_path.read_bytes() == wanted.getvalue()
+        """Return whether the saved subset has these counts, which are in the order of the pool."""
+        expected = io.BytesIO()
+        np.save(expected, subset_array(self.pairs, np.asarray(counts).tolist()))
+        return self.save_path.read_bytes() == expected.getvalue()

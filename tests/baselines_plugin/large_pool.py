@@ -1,4 +1,4 @@
-"""A pool of 2,000 examples, its methods as flags, and its external sort in small slices."""
+"""A pool of 2,000 examples, methods as flags, and an external sort in small slices."""
 
 from __future__ import annotations
 
@@ -34,27 +34,29 @@ TWO_STAGE = ("--name", "neg_clip_loss_norm_sim", "--sampling", "top_fraction", "
 GAPS = ("--allow_partial_scores", "--drop_nonfinite")
 
 
-def spoilt() -> dict[str, object]:
-    """The scores of most of the pool, with ties, and a few that are no numbers."""
+def gappy_scores() -> dict[str, object]:
+    """Return scores of most of the pool, with ties and a few values that are not finite."""
     scores = dict(POOL.scores)
     scores["FLYT"] = np.round(scores["FLYT"], 1)
     scores["vas"] = np.arange(EXAMPLES) % 7
     for seed, name in enumerate(("FLYT", "negCLIPLoss", "normsim_inf")):
         scores[name] = scores[name].copy()
-        places = np.random.default_rng(seed).choice(EXAMPLES, 9, replace=False)
-        scores[name][places] = [np.nan, np.inf, -np.inf] * 3
+        rows = np.random.default_rng(seed).choice(EXAMPLES, 9, replace=False)
+        scores[name][rows] = [np.nan, np.inf, -np.inf] * 3
     return take(scores, [row for row in range(EXAMPLES) if row % 31])
 
 
 @contextlib.contextmanager
 def small_slices(engine: Engine | None = None) -> Iterator[Here]:
-    """Slices of 150 rows, small blocks, and rounds counted in ranges of 256; without workers, or
-    with those of an engine."""
+    """Sort in slices of 150 rows, and use small blocks and uid ranges.
+
+    Without an engine, the work runs in this process.
+    """
     here = Here()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(open_pool, "choose_engine", lambda *_: engine or here)
-        small = functools.partial(sort_into_files, rows_at_once=150)
-        patch.setattr(columns_in_files, "sort_into_files", small)
+        sort_small_slices = functools.partial(sort_into_files, rows_at_once=150)
+        patch.setattr(columns_in_files, "sort_into_files", sort_small_slices)
         for module in (methods, memmap_arrays, subset, top_fraction):
             patch.setattr(module, "_BLOCK", 64)
         for module in (race, rounds):
@@ -65,13 +67,13 @@ def small_slices(engine: Engine | None = None) -> Iterator[Here]:
 
 
 def outputs(job: Job, folder: Path, *flags: object) -> tuple[dict[str, bytes], str]:
-    """Everything that is saved, and what is said but for the places."""
+    """Run a selection; return its saved files and its output without the paths of the files."""
     folder.mkdir(exist_ok=True)
-    wanted = ["--save_path", folder / OUTPUTS[0], "--save_scores", folder / OUTPUTS[1]]
+    output_flags = ["--save_path", folder / OUTPUTS[0], "--save_scores", folder / OUTPUTS[1]]
     if flags[1] in ("m_flyt", "plain_sum", "sum", "standardized_sum", "in_weighted_sum", "hype"):
-        wanted += ["--save_scoring_model", folder / OUTPUTS[2]]
-    words = [str(word) for word in (*job.flags(*flags), *wanted)]
-    code, said, errors = in_process(*words)
+        output_flags += ["--save_scoring_model", folder / OUTPUTS[2]]
+    words = [str(word) for word in (*job.flags(*flags), *output_flags)]
+    code, stdout, errors = in_process(*words)
     assert (code, errors) == (0, "")
-    found = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-    return found, re.sub(r"saved .*", "", said)
+    saved = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return saved, re.sub(r"saved .*", "", stdout)

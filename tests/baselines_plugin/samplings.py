@@ -41,9 +41,9 @@ QUICK = {"m_flyt", "scs"}
 
 
 def sampled(method: str) -> Iterator[tuple[object, ...]]:
-    """The flags of a method with each of its samplings."""
-    wanted = METHODS[method].sampling
-    for sampling in [wanted] if wanted else SAMPLINGS:
+    """Yield the flags of a method with each of its samplings."""
+    own_sampling = METHODS[method].sampling
+    for sampling in [own_sampling] if own_sampling else SAMPLINGS:
         for flags in SAMPLED[sampling]:
-            of_sampling = () if wanted else ("--sampling", sampling)
-            yield ("--name", method, *OF_METHOD.get(method, ()), *of_sampling, *flags, *GAPS)
+            sampling_flags = () if own_sampling else ("--sampling", sampling)
+            yield ("--name", method, *OF_METHOD.get(method, ()), *sampling_flags, *flags, *GAPS)

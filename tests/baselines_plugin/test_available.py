@@ -1,4 +1,4 @@
-"""Selection from the images at hand: the bytes of a selection from a pool of these alone."""
+"""Selection from the available images equals selection from a pool of these images only."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.baselines_plugin.large_pool import (
     SCS,
     TOP,
     TWO_STAGE,
+    gappy_scores,
     outputs,
     small_slices,
-    spoilt,
 )
 from tests.baselines_plugin.samplings import IN_MEMORY_ONLY, sampled
 from tests.conftest import hex_uids, make_pool, sorted_uids, take, write_parquet
@@ -32,8 +32,8 @@ from tests.scorers.base.made import made_embeddings, made_head, write_npz
 from tests.tars.made_downloads import FAILED, write_shard
 
 QUICK = {"m_flyt", "neg_clip_loss_norm_sim"}
-THERE = np.random.default_rng(7).random(EXAMPLES) > 0.25
-GONE = int(np.count_nonzero(~THERE))
+AVAILABLE = np.random.default_rng(7).random(EXAMPLES) > 0.25
+NUM_MISSING = int(np.count_nonzero(~AVAILABLE))
 
 
 def rows_of(columns: dict[str, object], kept: set[str]) -> list[int]:
@@ -42,33 +42,33 @@ def rows_of(columns: dict[str, object], kept: set[str]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Job, Path]:
-    """A pool, the same without the rows that are gone, and a list of the others."""
-    scores = spoilt()
+    """Write a pool, the pool of its available rows, and the list of available images."""
+    scores = gappy_scores()
     scores["normsim_d"] = np.arange(len(scores["vas"])) % 90  # type: ignore[arg-type]
     folder = tmp_path_factory.mktemp("pools")
     whole = Job(POOL._replace(scores=scores), folder / "whole")
-    there = {uid for uid, ok in zip(POOL.uids, THERE, strict=True) if ok}
+    available = {uid for uid, is_there in zip(POOL.uids, AVAILABLE, strict=True) if is_there}
     less = Job(
         POOL._replace(
-            metadata=take(POOL.metadata, np.flatnonzero(THERE).tolist()),
-            scores=take(scores, rows_of(scores, there)),
+            metadata=take(POOL.metadata, np.flatnonzero(AVAILABLE).tolist()),
+            scores=take(scores, rows_of(scores, available)),
         ),
         folder / "less",
     )
-    np.save(folder / "available.npy", sorted_uids([*there, *hex_uids(50, "others")]))
+    np.save(folder / "available.npy", sorted_uids([*available, *hex_uids(50, "others")]))
     return whole.write(3, 4), less.write(2, 5), folder / "available.npy"
 
 
 @pytest.fixture(scope="module")
-def of_status(jobs: tuple[Job, Job, Path], tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """The whole pool in files of img2dataset."""
-    status = ["success" if ok else FAILED[row % 3] for row, ok in enumerate(THERE)]
-    made = jobs[0].pool
-    metadata = {**made.metadata, "status": status}
-    return Job(made._replace(metadata=metadata), tmp_path_factory.mktemp("status")).write(4, 9)
+def job_with_status(jobs: tuple[Job, Job, Path], tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Write the pool with the column `status` of img2dataset."""
+    status = ["success" if is_there else FAILED[row % 3] for row, is_there in enumerate(AVAILABLE)]
+    pool = jobs[0].pool
+    metadata = {**pool.metadata, "status": status}
+    return Job(pool._replace(metadata=metadata), tmp_path_factory.mktemp("status")).write(4, 9)
 
 
-def said_of(text: str) -> list[str]:
+def log_lines(text: str) -> list[str]:
     """Return the lines of a log, without the paths and row counts of the files."""
     lines = re.sub(r"an image and |\(the pool lists .*", "", text).splitlines()
     return [line for line in lines if not re.match("leaving out .* of|the pool lists|column", line)]
@@ -81,22 +81,24 @@ def said_of(text: str) -> list[str]:
         for name in sorted(set(METHODS) - IN_MEMORY_ONLY)
     ],
 )
-def test_bytes(jobs: tuple[Job, Job, Path], of_status: Job, tmp_path: Path, method: str) -> None:
-    """Of every method with every sampling, in memory and in files: subset, scores, model."""
-    whole, less, path = jobs
-    for number, flags in enumerate(sampled(method)):
-        wanted = outputs(less, tmp_path / f"less_{number}", *flags)
-        known = (*flags, "--available", path)
-        ways = [(whole, known), (of_status, flags)]
+def test_outputs_equal_those_of_the_available_rows(
+    jobs: tuple[Job, Job, Path], job_with_status: Job, tmp_path: Path, method: str
+) -> None:
+    """Subset, scores and model of every method and sampling are equal, in memory and in files."""
+    whole, available, path = jobs
+    for index, flags in enumerate(sampled(method)):
+        expected = outputs(available, tmp_path / f"less_{index}", *flags)
+        flags_with_list = (*flags, "--available", path)
+        variants = [(whole, flags_with_list), (job_with_status, flags)]
         with small_slices():
-            for place, (job, words) in enumerate(ways):
-                found = outputs(job, tmp_path / f"memory_{place}_{number}", *words)
-                work = (*words, "--work_dir", tmp_path / f"work_{place}")
-                of_files = outputs(job, tmp_path / f"files_{place}_{number}", *work)
-                assert found[0] == of_files[0] == wanted[0]
-                assert said_of(found[1]) == said_of(of_files[1]) == said_of(wanted[1])
-                assert f"leaving out {GONE:,} of {EXAMPLES:,} rows" in found[1]
-                assert f"leaving out {GONE:,} of {EXAMPLES:,} rows" in of_files[1]
+            for variant, (job, words) in enumerate(variants):
+                in_memory = outputs(job, tmp_path / f"memory_{variant}_{index}", *words)
+                work = (*words, "--work_dir", tmp_path / f"work_{variant}")
+                in_files = outputs(job, tmp_path / f"files_{variant}_{index}", *work)
+                assert in_memory[0] == in_files[0] == expected[0]
+                assert log_lines(in_memory[1]) == log_lines(in_files[1]) == log_lines(expected[1])
+                assert f"leaving out {NUM_MISSING:,} of {EXAMPLES:,} rows" in in_memory[1]
+                assert f"leaving out {NUM_MISSING:,} of {EXAMPLES:,} rows" in in_files[1]
 
 
 FLYT_POOL = make_pool()
@@ -105,25 +107,31 @@ FLYT_POOL = make_pool()
 @pytest.mark.parametrize("kind", ["list", "status", "both"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_flyt_on_embeddings(tmp_path: Path, kind: str, workers: int) -> None:
-    """Rows that are gone have no say, nor have their embeddings, which cannot be used."""
+    """Missing rows and their embeddings, which are NaN, have no effect."""
     pool, arrays = FLYT_POOL, made_embeddings(len(FLYT_POOL.uids))
-    there = np.arange(len(pool.uids)) % 4 > 0
-    kept = np.flatnonzero(there).tolist()
+    available = np.arange(len(pool.uids)) % 4 > 0
+    kept = np.flatnonzero(available).tolist()
     metadata = dict(pool.metadata)
     if kind != "list":
-        wrong = "failed_to_download"
-        metadata["status"] = np.where(there, "success", wrong).tolist()
+        failed = "failed_to_download"
+        metadata["status"] = np.where(available, "success", failed).tolist()
     whole = Job(pool._replace(metadata=metadata), tmp_path / "whole").write(2, 3)
-    less = Job(pool._replace(metadata=take(pool.metadata, kept)), tmp_path / "less").write(3, 1)
+    available_job = Job(pool._replace(metadata=take(pool.metadata, kept)), tmp_path / "less").write(
+        3, 1
+    )
     uids = [pool.uids[row] for row in kept]
-    write_npz(less.metadata, uids, {name: array[kept] for name, array in arrays.items()})
-    spoilt = {name: np.where(there[:, None], array, np.nan) for name, array in arrays.items()}
-    write_npz(whole.metadata, pool.uids, {n: a.astype(np.float32) for n, a in spoilt.items()})
+    write_npz(available_job.metadata, uids, {name: array[kept] for name, array in arrays.items()})
+    missing_as_nan = {
+        name: np.where(available[:, None], array, np.nan) for name, array in arrays.items()
+    }
+    write_npz(
+        whole.metadata, pool.uids, {n: a.astype(np.float32) for n, a in missing_as_nan.items()}
+    )
     save_glu_head(made_head(8, 12), tmp_path / "head.safetensors")
     np.save(tmp_path / "a.npy", sorted_uids(uids))
-    known = () if kind == "status" else ("--available", tmp_path / "a.npy")
+    list_flags = () if kind == "status" else ("--available", tmp_path / "a.npy")
     subsets = []
-    for job, more in ((less, ()), (whole, known)):
+    for job, more in ((available_job, ()), (whole, list_flags)):
         model = ("--name", "e_flyt", "--scoring_model", tmp_path / "head.safetensors")
         flags = job.flags(*model, *SCS[4:], *more, "--num_workers", workers, table=False)
         ended = in_process(*flags)
@@ -133,7 +141,7 @@ def test_flyt_on_embeddings(tmp_path: Path, kind: str, workers: int) -> None:
 
 
 def test_a_finished_run(tmp_path: Path) -> None:
-    """Its mix draws images that there were: a list without them is of another download."""
+    """A list that lacks images of the run's subset comes from another download, and is refused."""
     job = Job(make_pool(), tmp_path).write(2, 1)
     run = run_dir(tmp_path / "run")
     np.save(tmp_path / "all.npy", sorted_uids(job.pool.uids))
@@ -148,20 +156,27 @@ def test_a_finished_run(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------- fractions
 
 
-def test_fractions_say_of_what_they_are(jobs: tuple[Job, Job, Path], tmp_path: Path) -> None:
+def test_fractions_name_the_examples_that_they_refer_to(
+    jobs: tuple[Job, Job, Path], tmp_path: Path
+) -> None:
     whole, _, path = jobs
     flags = (*TOP, *GAPS, "--available", path)
-    _, said = outputs(whole, tmp_path / "a", *flags)
-    number = int(re.search(r"([\d,]+) examples that have an image and a", said)[1].replace(",", ""))
-    assert f"--fraction: top 30% of the {number:,} examples" in said
-    assert f"(the pool lists {EXAMPLES:,})" in said
-    assert len(np.load(tmp_path / "a" / "subset.npy")) == int(0.3 * number)
-    _, said = outputs(whole, tmp_path / "b", *flags, "--fraction_of", "pool")
-    assert f"top 30% of the {EXAMPLES:,} examples that the pool lists, of which {number:,}" in said
+    _, output = outputs(whole, tmp_path / "a", *flags)
+    num_scored = int(
+        re.search(r"([\d,]+) examples that have an image and a", output)[1].replace(",", "")
+    )
+    assert f"--fraction: top 30% of the {num_scored:,} examples" in output
+    assert f"(the pool lists {EXAMPLES:,})" in output
+    assert len(np.load(tmp_path / "a" / "subset.npy")) == int(0.3 * num_scored)
+    _, output = outputs(whole, tmp_path / "b", *flags, "--fraction_of", "pool")
+    assert (
+        f"top 30% of the {EXAMPLES:,} examples that the pool lists, of which {num_scored:,}"
+        in output
+    )
     assert len(np.load(tmp_path / "b" / "subset.npy")) == int(0.3 * EXAMPLES)
-    _, said = outputs(whole, tmp_path / "c", *TWO_STAGE, *GAPS, "--fraction_of", "pool")
-    assert f"--first_fraction: top 30% of the {EXAMPLES:,}" in said
-    assert f"--fraction: top 20% of the {EXAMPLES:,}" in said
+    _, output = outputs(whole, tmp_path / "c", *TWO_STAGE, *GAPS, "--fraction_of", "pool")
+    assert f"--first_fraction: top 30% of the {EXAMPLES:,}" in output
+    assert f"--fraction: top 20% of the {EXAMPLES:,}" in output
     assert len(np.load(tmp_path / "c" / "subset.npy")) == int(0.2 * EXAMPLES)
 
 
@@ -177,7 +192,7 @@ def test_fractions_say_of_what_they_are(jobs: tuple[Job, Job, Path], tmp_path: P
     ],
 )
 @pytest.mark.parametrize("work_dir", [False, True])
-def test_fractions_of_more_than_there_is(
+def test_fractions_of_too_many_examples_are_refused(
     jobs: tuple[Job, Job, Path],
     tmp_path: Path,
     flags: tuple[object, ...],
@@ -210,7 +225,7 @@ def lists() -> Iterator[tuple[str, np.ndarray | bytes | None, str]]:
 
 @pytest.mark.parametrize(("kind", "content", "named"), list(lists()))
 @pytest.mark.parametrize("work_dir", [False, True])
-def test_no_list(
+def test_files_that_are_no_list_are_refused(
     jobs: tuple[Job, Job, Path],
     tmp_path: Path,
     kind: str,
@@ -230,32 +245,32 @@ def test_no_list(
     assert not jobs[0].save_path.exists()
 
 
-def test_both_flags(jobs: tuple[Job, Job, Path], tmp_path: Path) -> None:
+def test_two_flags_for_the_list_are_refused(jobs: tuple[Job, Job, Path], tmp_path: Path) -> None:
     flags = ("--available", jobs[2], "--shards_dir", tmp_path)
     assert_refused(in_process(*jobs[0].flags(*SCS, *flags)), "leave one out")
 
 
-def test_the_list_is_no_output(jobs: tuple[Job, Job, Path], tmp_path: Path) -> None:
-    mine = tmp_path / "mine.npy"
-    mine.write_bytes(jobs[2].read_bytes())
-    flags = jobs[0].flags(*SCS, *GAPS, "--available", mine)
-    assert_refused(in_process(*flags, "--save_path", str(mine)), "--available")
-    assert mine.read_bytes() == jobs[2].read_bytes()
+def test_the_list_is_not_overwritten(jobs: tuple[Job, Job, Path], tmp_path: Path) -> None:
+    list_path = tmp_path / "mine.npy"
+    list_path.write_bytes(jobs[2].read_bytes())
+    flags = jobs[0].flags(*SCS, *GAPS, "--available", list_path)
+    assert_refused(in_process(*flags, "--save_path", str(list_path)), "--available")
+    assert list_path.read_bytes() == jobs[2].read_bytes()
 
 
 def test_a_list_that_changes(jobs: tuple[Job, Job, Path], tmp_path: Path) -> None:
-    """A work folder is of one list; another one under the same name is refused."""
+    """A work folder belongs to one list; another list under the same name is refused."""
     whole, _, path = jobs
-    mine = tmp_path / "mine.npy"
-    mine.write_bytes(path.read_bytes())
-    flags = (*SCS, *GAPS, "--available", mine, "--work_dir", tmp_path / "work")
-    with small_slices() as here:
-        wanted = outputs(whole, tmp_path / "one", *flags)[0]
-        assert here.names
-        here.names.clear()
-        assert outputs(whole, tmp_path / "two", *flags)[0] == wanted
-        assert not here.names  # all was there
-        np.save(mine, np.load(path)[:-3])
+    list_path = tmp_path / "mine.npy"
+    list_path.write_bytes(path.read_bytes())
+    flags = (*SCS, *GAPS, "--available", list_path, "--work_dir", tmp_path / "work")
+    with small_slices() as engine:
+        expected = outputs(whole, tmp_path / "one", *flags)[0]
+        assert engine.names
+        engine.names.clear()
+        assert outputs(whole, tmp_path / "two", *flags)[0] == expected
+        assert not engine.names  # the pool was sorted already
+        np.save(list_path, np.load(path)[:-3])
         ended = in_process(*whole.flags(*flags))
         assert_refused(ended, "holds a job on other files")
         ended = in_process(*whole.flags(*flags[:-4], *flags[-2:]))
@@ -263,7 +278,7 @@ def test_a_list_that_changes(jobs: tuple[Job, Job, Path], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("status", [[1, 2, 3], [True, False, True], [b"success"] * 3, [None] * 3])
-def test_a_status_of_something_else(tmp_path: Path, status: list[object]) -> None:
+def test_a_status_of_another_type_is_refused(tmp_path: Path, status: list[object]) -> None:
     pool = make_pool(3)
     job = Job(pool._replace(metadata={**pool.metadata, "status": status}), tmp_path)
     job.write()
@@ -273,46 +288,46 @@ def test_a_status_of_something_else(tmp_path: Path, status: list[object]) -> Non
         assert_refused(ended, "has a column 'status' of type", "part-00000.parquet")
 
 
-def test_a_status_that_is_never_success(tmp_path: Path) -> None:
+def test_a_status_that_is_never_success_is_refused(tmp_path: Path) -> None:
     pool = make_pool(6)
-    for number, value in enumerate(("failed", "", "Success", "ok")):
+    for index, value in enumerate(("failed", "", "Success", "ok")):
         metadata = {**pool.metadata, "status": [value] * 6}
-        job = Job(pool._replace(metadata=metadata), tmp_path / str(number))
+        job = Job(pool._replace(metadata=metadata), tmp_path / str(index))
         job.folder.mkdir()
         ended = in_process(*job.write().flags(*SCS))
         assert_refused(ended, "all of its 6 rows have a 'status' other than 'success'")
 
 
-# ------------------------------------------------------------------------- keys for uids
+# ------------------------------------------------------------------------- scores by key
 
 
 @pytest.fixture
 def keyed(tmp_path: Path) -> Job:
-    """Two tars of 60 examples, a quarter gone; scores by img2dataset's key alone."""
+    """Write two tars of 60 examples, a quarter missing, and scores with img2dataset's key only."""
     pool = make_pool()
     job = Job(pool, tmp_path).write(2, 1)
-    for number in range(2):
-        uids = pool.uids[60 * number : 60 * (number + 1)]
-        there = [row % 4 > 0 for row in range(60)]
-        write_shard(tmp_path / "shards", number, uids, there)
+    for shard in range(2):
+        uids = pool.uids[60 * shard : 60 * (shard + 1)]
+        available = [row % 4 > 0 for row in range(60)]
+        write_shard(tmp_path / "shards", shard, uids, available)
     keys = [f"{row // 60:05d}{row % 60:04d}" for row in range(120)]
     scores = {"key": keys} | {name: v for name, v in pool.scores.items() if name != "uid"}
     for file in job.scores.iterdir():
         file.unlink()
     rng = np.random.default_rng(3)
-    for number, rows in enumerate(np.array_split(rng.permutation(120), 3)):
-        write_parquet(job.scores / f"{number}.parquet", take(scores, rows.tolist()))
+    for index, rows in enumerate(np.array_split(rng.permutation(120), 3)):
+        write_parquet(job.scores / f"{index}.parquet", take(scores, rows.tolist()))
     return job
 
 
 def test_scores_by_key(keyed: Job) -> None:
     shards = keyed.folder / "shards"
     assert "120 keys of 2 tables" in keyed.select(*SCS, "--shards_dir", shards)
-    found = keyed.save_path.read_bytes()
+    by_key = keyed.save_path.read_bytes()
     Job(keyed.pool, keyed.folder / "plain").folder.mkdir()
     plain = Job(keyed.pool, keyed.folder / "plain").write()
     plain.select(*SCS, "--shards_dir", shards)
-    assert plain.save_path.read_bytes() == found
+    assert plain.save_path.read_bytes() == by_key
 
 
 def change_table(path: Path, **columns: object) -> None:
@@ -324,10 +339,10 @@ def change_table(path: Path, **columns: object) -> None:
     pq.write_table(table, path)
 
 
-def test_keys_that_do_not_join(keyed: Job) -> None:
+def test_keys_that_do_not_join_are_refused(keyed: Job) -> None:
     shards = keyed.folder / "shards"
     flags = keyed.flags(*SCS, "--shards_dir", shards)
-    one, two = (shards / f"0000000{number}.parquet" for number in range(2))
+    one, two = (shards / f"0000000{shard}.parquet" for shard in range(2))
     content = two.read_bytes()
     cases: list[tuple[dict[str, object], tuple[str, ...]]] = [
         ({"key": pq.read_table(one)["key"].to_pylist()}, ("twice", str(one), str(two))),
@@ -354,13 +369,13 @@ def test_keys_that_do_not_join(keyed: Job) -> None:
 
 def test_scores_by_keys_of_another_type(keyed: Job) -> None:
     shards = keyed.folder / "shards"
-    wanted = None
-    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+    expected = None
+    for dtype in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
         for path in (*keyed.scores.iterdir(), *shards.glob("*.parquet")):
             table = pq.read_table(path)
-            place = table.column_names.index("key")
-            keys = table["key"].cast(pa.string()).cast(kind)
-            pq.write_table(table.set_column(place, "key", keys), path)
+            column = table.column_names.index("key")
+            keys = table["key"].cast(pa.string()).cast(dtype)
+            pq.write_table(table.set_column(column, "key", keys), path)
         keyed.select(*SCS, "--shards_dir", shards)
-        wanted = wanted or keyed.save_path.read_bytes()
-        assert keyed.save_path.read_bytes() == wanted
+        expected = expected or keyed.save_path.read_bytes()
+        assert keyed.save_path.read_bytes() == expected

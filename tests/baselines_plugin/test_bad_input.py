@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.baselines_plugin.job import Job, as_command, assert_refused, in_process
-from tests.conftest import PUBLISHED, hex_uids, make_pool, write_parquet
+from tests.conftest import hex_uids, make_pool, write_parquet
 from tests.files.torch_zip import zip_file
 
 POOL = make_pool()
@@ -36,17 +36,17 @@ def job(tmp_path: Path) -> Job:
     return Job(POOL, tmp_path).write(parts=2)
 
 
-# -------------------------------------------------------------------------- files at fault
+# ------------------------------------------------------------------------------ bad files
 
 
 def change(path: Path, column: str, row: int, value: Any) -> None:
-    """One value of one column of a parquet file."""
+    """Change one value of one column of a parquet file."""
     table = pq.read_table(path)
     values = table[column].to_pylist()
     values[row] = value
-    at = table.column_names.index(column)
+    index = table.column_names.index(column)
     write_parquet(
-        path, table.set_column(at, column, pa.array(values, table[column].type)).to_pydict()
+        path, table.set_column(index, column, pa.array(values, table[column].type)).to_pydict()
     )
 
 
@@ -151,7 +151,7 @@ FILES: dict[str, tuple[Spoil, Flags, list[str]]] = {
 
 @pytest.mark.parametrize(("spoil", "flags", "named"), FILES.values(), ids=FILES.keys())
 @pytest.mark.parametrize("old", [None, b"an older subset"])
-def test_files_at_fault(
+def test_bad_files_are_refused(
     job: Job, files_in: FilesIn, spoil: Spoil, flags: Flags, named: list[str], old: bytes | None
 ) -> None:
     spoil(job)
@@ -164,7 +164,9 @@ def test_files_at_fault(
 
 @pytest.mark.parametrize("case", ["NaN score", "npz of other length", "truncated metadata"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_files_at_fault_as_a_command(job: Job, files_in: FilesIn, case: str, workers: int) -> None:
+def test_bad_files_are_refused_as_a_command(
+    job: Job, files_in: FilesIn, case: str, workers: int
+) -> None:
     spoil, flags, named = FILES[case]
     spoil(job)
     job.save_path.write_bytes(b"an older subset")
@@ -173,7 +175,7 @@ def test_files_at_fault_as_a_command(job: Job, files_in: FilesIn, case: str, wor
     assert files_in() == before
 
 
-# -------------------------------------------------------------------------- flags at fault
+# ------------------------------------------------------------------------------ bad flags
 
 
 IN_SUM = ("--name", "in_weighted_sum", *DRAWS, *ALPHA)
@@ -191,14 +193,14 @@ FLAGS: dict[str, tuple[Flags, str]] = {
     "no draws": ((*ONE, *ALPHA), "--num_samples"),
     "0 draws": ((*ONE, *ALPHA, "--num_samples", 0), "num_samples is 0"),
     "draws below 0": ((*ONE, *ALPHA, "--num_samples=-5"), "num_samples is -5"),
-    "too many draws": ((*ONE, *ALPHA, "--num_samples", 2**31), "num_samples is 2147483648"),
-    "xlarge scale": ((*ONE, "--scale", "xlarge"), "num_samples is 12800000000"),
+    "too many draws": ((*ONE, *ALPHA, "--num_samples", 2**31), "num_samples is 2,147,483,648"),
+    "xlarge scale": ((*ONE, "--scale", "xlarge"), "num_samples is 12,800,000,000"),
     "G of 0": ((*SCS, "--sampling_batch_size", 0), "sampling_batch_size is 0"),
     "G above the pool": ((*SCS, "--sampling_batch_size", 121), "sampling_batch_size is 121"),
     "no beta": (HCS, "--frequency_limit"),
     "beta too small": ((*HCS, "--frequency_limit", 1), "frequency_limit 1 lets 120 examples"),
-    "beta of 0": ((*HCS, "--frequency_limit", 0), "frequency_limit 0"),
-    "beta below 0": ((*HCS, "--frequency_limit=-3"), "frequency_limit -3"),
+    "beta of 0": ((*HCS, "--frequency_limit", 0), "frequency_limit is 0, wanted 1 or more"),
+    "beta below 0": ((*HCS, "--frequency_limit=-3"), "frequency_limit is -3, wanted 1 or more"),
     "0 workers": ((*SCS, "--num_workers", 0), "--num_workers is 0"),
     "no score": (("--name", "scs", *DRAWS, *ALPHA), "--column"),
     "unknown score": (("--name", "scs", "--column", "CLIP", *DRAWS, *ALPHA), "no column 'CLIP'"),
@@ -223,16 +225,16 @@ FLAGS: dict[str, tuple[Flags, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("flags", "said"), FLAGS.values(), ids=FLAGS.keys())
-def test_flags_at_fault(job: Job, files_in: FilesIn, flags: Flags, said: str) -> None:
+@pytest.mark.parametrize(("flags", "message"), FLAGS.values(), ids=FLAGS.keys())
+def test_bad_flags_are_refused(job: Job, files_in: FilesIn, flags: Flags, message: str) -> None:
     job.save_path.write_bytes(b"an older subset")
     before = files_in()
-    assert_refused(in_process(*job.flags(*flags)), said)
+    assert_refused(in_process(*job.flags(*flags)), message)
     assert files_in() == before
 
 
 @pytest.mark.parametrize("flag", ["--save_scores", "--save_scoring_model"])
-def test_two_outputs_in_one_file(job: Job, files_in: FilesIn, flag: str) -> None:
+def test_two_outputs_in_one_file_are_refused(job: Job, files_in: FilesIn, flag: str) -> None:
     before = files_in()
     other_name = job.save_path.parent / "." / job.save_path.name
     assert_refused(in_process(*job.flags(*STANDARDIZED, *DRAWS, flag, other_name)), flag)
@@ -259,26 +261,28 @@ NO_MEANING: list[tuple[Flags, str]] = [
     ((*TOP, "--fraction", 0.5), "--num_samples 5"),
     ((*TOP, "--fraction", 0.5), "--frequency_limit 5"),
     (("--name", "no_cap", *ON_FLYT, *DRAWS), "--repetition_penalty 0.1"),
-    # values that equal False
+    # values that are equal to False
     ((*HCS, "--frequency_limit", 5), "--repetition_penalty 0"),
     ((*TOP, "--fraction", 0.5), "--num_samples 0"),
 ]
 
 
 @pytest.mark.parametrize(("flags", "extra"), NO_MEANING)
-def test_flags_without_a_meaning(job: Job, files_in: FilesIn, flags: Flags, extra: str) -> None:
+def test_flags_without_effect_are_refused(
+    job: Job, files_in: FilesIn, flags: Flags, extra: str
+) -> None:
     before = files_in()
     outcome = in_process(*job.flags(*flags, *extra.split()))
     assert_refused(outcome, f"{extra.split()[0]} has no meaning for --name {flags[1]}")
     assert files_in() == before
 
 
-# ----------------------------------------------------------------------- places at fault
+# ------------------------------------------------------------------------------ bad paths
 
 
 @pytest.mark.parametrize("flag", ["--save_path", "--save_scores", "--save_scoring_model"])
 @pytest.mark.parametrize(
-    "place",
+    "output",
     [
         "folder",
         "file/below",
@@ -289,14 +293,14 @@ def test_flags_without_a_meaning(job: Job, files_in: FilesIn, flags: Flags, extr
         ),
     ],
 )
-def test_places_that_cannot_be_written(
-    job: Job, tmp_path: Path, files_in: FilesIn, flag: str, place: str
+def test_outputs_that_cannot_be_written_are_refused(
+    job: Job, tmp_path: Path, files_in: FilesIn, flag: str, output: str
 ) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"a file")
     before = files_in()
-    where = place if "://" in place else str(tmp_path / place)
-    assert_refused(in_process(*job.flags(*M_FLYT), flag, where), f"{flag} {where}")
+    path = output if "://" in output else str(tmp_path / output)
+    assert_refused(in_process(*job.flags(*M_FLYT), flag, path), f"{flag} {path}")
     assert files_in() == before
 
 
@@ -310,21 +314,21 @@ LATE: dict[str, Flags] = {
 
 
 @pytest.mark.parametrize("flags", LATE.values(), ids=LATE.keys())
-def test_nothing_is_saved_where_only_sampling_fails(
+def test_nothing_is_saved_if_sampling_fails(
     job: Job, tmp_path: Path, files_in: FilesIn, flags: Flags
 ) -> None:
     before = files_in()
-    also = (
+    outputs = (
         "--save_scores",
         tmp_path / "s.parquet",
         "--save_scoring_model",
         tmp_path / "m.safetensors",
     )
-    assert_refused(in_process(*job.flags(*flags, *also)))
+    assert_refused(in_process(*job.flags(*flags, *outputs)))
     assert files_in() == before
 
 
-# ----------------------------------------------------------------------- models at fault
+# ----------------------------------------------------------------------------- bad models
 
 
 def evil(path: Path) -> None:
@@ -337,7 +341,7 @@ def evil(path: Path) -> None:
 @pytest.mark.parametrize(
     "make", [evil, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"PK\x03\x04")]
 )
-def test_scoring_models_at_fault(
+def test_bad_scoring_models_are_refused(
     job: Job, tmp_path: Path, files_in: FilesIn, make: Callable[[Path], object]
 ) -> None:
     model = tmp_path / "mflyt.pt"
@@ -348,11 +352,10 @@ def test_scoring_models_at_fault(
     assert files_in() == before
 
 
-def test_the_good_job_is_not_refused(job: Job) -> None:
-    """The job that the tables above spoil runs with each kind of flags."""
+def test_the_valid_job_runs(job: Job) -> None:
+    """The job that the tests above make invalid runs with each kind of flags."""
     for flags in (SCS, M_FLYT, STANDARDIZED, IN_SUM, (*HCS, "--frequency_limit", 2)):
         job.select(*flags)
         assert len(np.load(job.save_path)) == 200
     job.select(*TOP, "--fraction", 0.5)
     assert len(np.load(job.save_path)) == 60
-    assert len(PUBLISHED) == 12

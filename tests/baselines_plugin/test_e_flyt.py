@@ -1,4 +1,4 @@
-"""`--name e_flyt`: from embeddings to a subset, and what is refused."""
+"""`--name e_flyt`: subsets from embeddings, and refused input."""
 
 from __future__ import annotations
 
@@ -126,24 +126,24 @@ AT_FAULT: dict[str, tuple[Callable[[Job], None], str, list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("spoil", "model", "said"), AT_FAULT.values(), ids=AT_FAULT.keys())
-def test_files_at_fault(
-    job: Job, files_in: FilesIn, spoil: Callable[[Job], None], model: str, said: list[str]
+@pytest.mark.parametrize(("spoil", "model", "message"), AT_FAULT.values(), ids=AT_FAULT.keys())
+def test_bad_files_are_refused(
+    job: Job, files_in: FilesIn, spoil: Callable[[Job], None], model: str, message: list[str]
 ) -> None:
     spoil(job)
     before = files_in()
-    assert_refused(in_process(*flyt(job, *SCS, model=model)), *said)
+    assert_refused(in_process(*flyt(job, *SCS, model=model)), *message)
     assert files_in() == before
 
 
 @pytest.mark.parametrize("model", ["head.safetensors", "flyt.pt"])
-def test_m_flyt_with_a_scoring_head(job: Job, model: str) -> None:
+def test_m_flyt_refuses_a_scoring_head(job: Job, model: str) -> None:
     flyt_file(job.folder / "flyt.pt", HEAD.tensors())
     flags = ("--name", "m_flyt", "--scoring_model", job.folder / model, *SCS)
     assert_refused(in_process(*job.flags(*flags)), model, "use it with --name e_flyt")
 
 
-def test_flags_at_fault(job: Job) -> None:
+def test_bad_flags_are_refused(job: Job) -> None:
     for flags, said in (
         (("--scores_dir", job.scores), "--scores_dir has no meaning for --name e_flyt"),
         (("--allow_partial_scores",), "--allow_partial_scores has no meaning"),

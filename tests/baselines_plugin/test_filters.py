@@ -1,4 +1,4 @@
-"""Published scores as filters: a name each, over the columns that the scorers make."""
+"""Published scores as filters: one method for each, on the columns that the scorers make."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_two_stages_count_from_the_whole_pool(job: Job, first: float | None, sec
     assert job.subset_is(expected)
 
 
-def test_what_the_first_stage_cuts_is_never_drawn(job: Job) -> None:
+def test_examples_that_the_first_stage_drops_are_never_drawn(job: Job) -> None:
     job.select("--name", "neg_clip_loss_norm_sim", *SCS)
     first = POOL.scores["negCLIPLoss"]
     kept = np.argsort(-first)[:36]
@@ -86,7 +86,7 @@ def test_two_stages_of_other_columns(job: Job) -> None:
 
 def test_two_stages_of_examples_with_both_scores(tmp_path: Path) -> None:
     scores = {name: values.copy() for name, values in POOL.scores.items() if name != "uid"}
-    gaps = np.argsort(-scores["negCLIPLoss"])[[3, 5, 20, 21]]  # of the best, and one stage each
+    gaps = np.argsort(-scores["negCLIPLoss"])[[3, 5, 20, 21]]  # some of the best by the first score
     scores["negCLIPLoss"][gaps[:2]] = np.nan
     scores["normsim_inf"][gaps[2:]] = np.nan
     job = Job(POOL._replace(scores={"uid": POOL.uids, **scores}), tmp_path).write(2, 3)
@@ -99,7 +99,7 @@ def test_two_stages_of_examples_with_both_scores(tmp_path: Path) -> None:
     assert job.subset_is(counts)
 
 
-def test_more_than_the_first_stage_leaves(job: Job) -> None:
+def test_a_fraction_above_that_of_the_first_stage_is_refused(job: Job) -> None:
     code, _, stderr = in_process(*job.flags(*TWO_STAGE, "--fraction", 0.5))
     assert code == 2
     assert "is 60 and 36 can be kept: lower --fraction or raise --first_fraction" in stderr

@@ -1,4 +1,4 @@
-"""A node of a Ray cluster that is killed while it sorts a pool costs what it had in hand."""
+"""If a Ray node is killed while it sorts a pool, only the item that it worked on is repeated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECONDS = 60
 
 
 class Hold(NamedTuple):
-    """`make`, whose function keeps one item on the second node, before its work or after it."""
+    """Wraps a task factory: the second node blocks on one item, before or after its work."""
 
     make: TaskFactory
     mark: Path
@@ -52,21 +52,21 @@ class Held(NamedTuple):
 
 
 class LosesNode(RayEngine):
-    """Kills the second node while it works in the first run (partitioning) or the second (sorting).
+    """Kills the second node in the first run (partitioning) or in the second run (sorting).
 
     Attributes:
-        outcomes: name and error of each, by run.
+        outcomes: for each run, the item and the error of each outcome.
     """
 
-    def __init__(self, nodes: TwoNodes, of_run: int, mark: Path, after: bool) -> None:
+    def __init__(self, nodes: TwoNodes, killed_run: int, mark: Path, after: bool) -> None:
         super().__init__(nodes.address, None, "cpu")
         self.outcomes: list[list[tuple[str, Exception | None]]] = []
-        self._nodes, self._of_run, self._mark, self._after = nodes, of_run, mark, after
+        self._nodes, self._killed_run, self._mark, self._after = nodes, killed_run, mark, after
 
     def run(self, make: TaskFactory, items: Sequence[T]) -> Generator[Outcome[T, Any], None, None]:
         self.outcomes.append([])
         killer = threading.Thread(target=self._kill)
-        if len(self.outcomes) == self._of_run:
+        if len(self.outcomes) == self._killed_run:
             make = Hold(make, self._mark, self._after)
             killer.start()
         for outcome in super().run(make, items):
@@ -91,20 +91,24 @@ def nodes() -> Iterator[TwoNodes]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds a node's processes in /proc")
 @pytest.mark.parametrize(
-    ("of_run", "after"), [(1, False), (2, True)], ids=["partitioning", "sorted but not said"]
+    ("killed_run", "after"),
+    [(1, False), (2, True)],
+    ids=["partitioning", "sorted but not reported"],
 )
-def test_complete_and_byte_equal(nodes: TwoNodes, tmp_path: Path, of_run: int, after: bool) -> None:
+def test_complete_and_byte_equal(
+    nodes: TwoNodes, tmp_path: Path, killed_run: int, after: bool
+) -> None:
     job = Job(POOL, tmp_path).write(9, 4)
-    wanted, _ = outputs(job, tmp_path / "memory", *M_FLYT)
+    expected, _ = outputs(job, tmp_path / "memory", *M_FLYT)
     mark = tmp_path / "mark"
-    engine = LosesNode(nodes, of_run, mark, after)
+    engine = LosesNode(nodes, killed_run, mark, after)
     with small_slices(engine):
         flags = (*M_FLYT, "--work_dir", tmp_path / "work", "--engine", "ray")
-        found, _ = outputs(job, tmp_path / "ray", *flags)  # Ray also prints that a node is gone
-    assert found == wanted
+        actual, _ = outputs(job, tmp_path / "ray", *flags)  # Ray also prints that it lost a node
+    assert actual == expected
     outcomes = [outcome for run in engine.outcomes for outcome in run]
     lost = [(name, type(error)) for name, error in outcomes if error is not None]
     assert lost == [(mark.read_text(), WorkerLost)]
-    times = Counter(name for name, _ in outcomes)
-    assert {name for name, number in times.items() if number > 1} == {mark.read_text()}
-    assert sum(name.startswith("bucket") for name in times) == 14
+    attempts = Counter(name for name, _ in outcomes)
+    assert {name for name, count in attempts.items() if count > 1} == {mark.read_text()}
+    assert sum(name.startswith("bucket") for name in attempts) == 14

@@ -1,4 +1,4 @@
-"""From flags to subsets, against the oracles' mixing and the samplers called directly."""
+"""Subsets from flags, against the oracles' mixing and the samplers called directly."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RAW_CLIP = POOL.metadata[CLIP].tolist()
 
 
 def counted(flags: tuple[object, ...], scores: list[float], seed: int = 0) -> np.ndarray:
-    """Return the samplers' counts for the oracle's scores."""
+    """Return the counts of the samplers for the given scores."""
     options = dict(zip(flags[::2], flags[1::2], strict=True))
     sampling, draws = options["--sampling"], options.get("--num_samples")
     array = np.array(scores)
@@ -65,7 +65,7 @@ def test_m_flyt_of_the_paper_with_every_sampling(
     job.select(*PAPER, *sampling, "--seed", seed)
     counts = counted(sampling, PAPER_SCORES, seed)
     assert job.subset_is(counts)
-    assert 1 < np.count_nonzero(counts) < len(counts), "everything is alike: nothing is tested"
+    assert 1 < np.count_nonzero(counts) < len(counts), "all counts are equal, so nothing is tested"
     if sampling[1] != "top_fraction":
         assert not job.subset_is(counted(sampling, PAPER_SCORES, seed + 1))
 
@@ -111,16 +111,20 @@ def test_every_sum(
 
 
 @pytest.mark.parametrize("sampling", [SCS, HCS, NO_CAP, TOP])
-@pytest.mark.parametrize("said", [False, True])
-def test_one_column_of_a_bare_pool(job: Job, sampling: tuple[object, ...], said: bool) -> None:
-    flags = sampling if said else sampling[2:]
+@pytest.mark.parametrize("with_sampling", [False, True])
+def test_one_column_of_a_bare_pool(
+    job: Job, sampling: tuple[object, ...], with_sampling: bool
+) -> None:
+    flags = sampling if with_sampling else sampling[2:]
     job.select("--name", sampling[1], "--column", CLIP, *flags, table=False)
     assert job.subset_is(counted(sampling, RAW_CLIP))
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.3, 0.57, 1.0])
 @pytest.mark.parametrize("keep_ties", [False, True])
-def test_ties_by_uid_or_all_of_them(tmp_path: Path, fraction: float, keep_ties: bool) -> None:
+def test_ties_are_broken_by_uid_or_all_kept(
+    tmp_path: Path, fraction: float, keep_ties: bool
+) -> None:
     values = np.random.default_rng(4).integers(0, 6, len(UIDS)).astype(np.float32)
     job = Job(POOL._replace(scores={"uid": POOL.uids, "s": values}), tmp_path).write(3, seed=9)
     flags = ["--keep_ties"] if keep_ties else []
@@ -131,13 +135,13 @@ def test_ties_by_uid_or_all_of_them(tmp_path: Path, fraction: float, keep_ties: 
     assert fraction == 1 or by_uid != all_ties
 
 
-# ----------------------------------------------------------------------- finding columns
+# ------------------------------------------------------------------------ column lookup
 
 
-def test_clip_scores_of_the_metadata_stand_in_for_the_published(tmp_path: Path) -> None:
+def test_clip_scores_of_the_metadata_replace_missing_published_ones(tmp_path: Path) -> None:
     scores = {name: POOL.scores[name] for name in ("uid", *PUBLISHED[2:])}
     job = Job(POOL._replace(scores=scores), tmp_path).write()
-    said = job.select(*PAPER, *SCS)
+    output = job.select(*PAPER, *SCS)
     columns = {
         "vit-b-32": POOL.metadata["clip_b32_similarity_score"].tolist(),
         "vit-l-14": RAW_CLIP,
@@ -145,7 +149,7 @@ def test_clip_scores_of_the_metadata_stand_in_for_the_published(tmp_path: Path) 
     }
     assert job.subset_is(counted(SCS, mixing.m_flyt(columns, mixing.PAPER_WEIGHTS)))
     assert not job.subset_is(counted(SCS, PAPER_SCORES))
-    assert "without" not in said
+    assert "without" not in output
 
 
 @pytest.mark.parametrize("name", ["vit-b-32", "vit-l-14"])
@@ -155,14 +159,14 @@ def test_a_published_name_on_a_bare_pool(job: Job, name: str) -> None:
     assert job.subset_is(counted(SCS, POOL.metadata[column].tolist()))
 
 
-def test_a_score_table_goes_before_the_metadata(tmp_path: Path) -> None:
+def test_a_score_table_has_priority_over_the_metadata(tmp_path: Path) -> None:
     other = np.random.default_rng(8).normal(0, 2, len(UIDS))
     job = Job(POOL._replace(scores={"uid": POOL.uids, CLIP: other}), tmp_path).write()
     job.select("--name", "scs", "--column", CLIP, *SCS)
     assert job.subset_is(counted(SCS, other.tolist()))
 
 
-def test_one_file_a_column_in_sub_folders(tmp_path: Path) -> None:
+def test_columns_in_files_of_their_own_in_sub_folders(tmp_path: Path) -> None:
     job = Job(POOL, tmp_path).write()
     for file in job.scores.iterdir():
         file.unlink()
@@ -190,19 +194,19 @@ def test_a_missing_column_is_named_with_its_scorer(
     assert code == 2
     assert f"no column {column!r} (made by scorer {scorer})" in stderr
     assert "--allow_missing_scores" in stderr
-    assert "normsim_inf" in stderr, "the columns that there are would help"
+    assert "normsim_inf" in stderr, "the message does not list the columns of the pool"
     assert not job.save_path.exists()
 
 
-def test_missing_columns_are_left_out_where_allowed(tmp_path: Path) -> None:
+def test_missing_columns_are_left_out_if_allowed(tmp_path: Path) -> None:
     job = without(tmp_path, "DFN-FT", "FLYT")
-    said = job.select(*PAPER, *SCS, "--allow_missing_scores")
+    output = job.select(*PAPER, *SCS, "--allow_missing_scores")
     weights = {k: v for k, v in mixing.PAPER_WEIGHTS.items() if k not in ("DFN-FT", "FLYT")}
     assert job.subset_is(counted(SCS, mixing.m_flyt(published(), weights)))
-    assert "without DFN-FT, FLYT" in said
+    assert "without DFN-FT, FLYT" in output
 
 
-def test_all_columns_missing_is_refused_all_the_same(tmp_path: Path) -> None:
+def test_a_selection_without_any_column_is_refused(tmp_path: Path) -> None:
     job = Job(POOL, tmp_path).write()
     flags = ("--name", "plain_sum", "--score_columns", "x", "y", "--allow_missing_scores", *SCS)
     code, _, stderr = in_process(*job.flags(*flags))
@@ -213,16 +217,16 @@ def test_all_columns_missing_is_refused_all_the_same(tmp_path: Path) -> None:
 # --------------------------------------------------------- examples without usable scores
 
 
-def spoilt(tmp_path: Path, rows: list[int], value: float) -> tuple[Job, np.ndarray]:
-    """The job with one column spoilt in some rows, and a mask of the others."""
+def job_with_bad_scores(tmp_path: Path, rows: list[int], value: float) -> tuple[Job, np.ndarray]:
+    """Write a job with bad scores in some rows of a column; return it with a mask of the others."""
     values = POOL.scores["FLYT"].copy()
     values[rows] = value
     job = Job(POOL._replace(scores={**POOL.scores, "FLYT": values}), tmp_path).write(3, seed=1)
     return job, np.isin(np.arange(len(UIDS)), rows, invert=True)
 
 
-def assert_only(job: Job, kept: np.ndarray, said: str) -> None:
-    """The subset is that of the kept examples, which all statistics are of."""
+def assert_only(job: Job, kept: np.ndarray, output: str) -> None:
+    """Assert that the subset and its statistics are those of the kept examples only."""
     means: dict[str, tuple[float, float]] = {}
     for name, values in published().items():
         finite = [v for v, k in zip(values, kept, strict=True) if k]
@@ -240,12 +244,12 @@ def assert_only(job: Job, kept: np.ndarray, said: str) -> None:
     counts = np.zeros(len(UIDS), np.int64)
     counts[kept] = soft_cap_counts(scores, UIDS[kept], 900, 0.4, 0)
     assert job.subset_is(counts)
-    assert f"leaving out {np.count_nonzero(~kept)} examples" in said
+    assert f"leaving out {np.count_nonzero(~kept)} examples" in output
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_drop_nonfinite_leaves_those_examples_out(tmp_path: Path, value: float) -> None:
-    job, kept = spoilt(tmp_path, [2, 50, 51], value)
+    job, kept = job_with_bad_scores(tmp_path, [2, 50, 51], value)
     assert_only(job, kept, job.select(*PAPER, *SCS, "--drop_nonfinite"))
 
 
@@ -266,11 +270,11 @@ def test_scores_of_examples_outside_the_pool_change_nothing(tmp_path: Path) -> N
     assert job.subset_is(counted(SCS, PAPER_SCORES))
 
 
-# ------------------------------------------------------------------------ what else is saved
+# ------------------------------------------------------------------------- other outputs
 
 
 @pytest.mark.parametrize("row_group", [50, 1 << 20])
-def test_saved_scores_sample_to_the_same_subset(
+def test_saved_scores_give_the_same_subset(
     job: Job, monkeypatch: pytest.MonkeyPatch, row_group: int
 ) -> None:
     monkeypatch.setattr("datacomp_flyt.selection.scores._ROW_GROUP", row_group)
@@ -279,10 +283,10 @@ def test_saved_scores_sample_to_the_same_subset(
     first = job.save_path.read_bytes()
     table = pq.read_table(saved)
     assert table.column_names == ["uid", "m_flyt"]
-    found = dict(zip(table["uid"].to_pylist(), table["m_flyt"].to_pylist(), strict=True))
-    assert list(found) == sorted(POOL.uids)
-    wanted = dict(zip(POOL.uids, PAPER_SCORES, strict=True))
-    assert found == pytest.approx(wanted, rel=1e-12, abs=1e-12)
+    actual = dict(zip(table["uid"].to_pylist(), table["m_flyt"].to_pylist(), strict=True))
+    assert list(actual) == sorted(POOL.uids)
+    expected = dict(zip(POOL.uids, PAPER_SCORES, strict=True))
+    assert actual == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
     job.save_path.unlink()
     job.select(
@@ -295,8 +299,8 @@ def test_saved_scores_of_one_column_are_that_column(job: Job) -> None:
     saved = job.folder / "scores.parquet"
     job.select("--name", "top_fraction", "--column", "DFN-FT", *TOP, "--save_scores", saved)
     table = pq.read_table(saved)
-    found = dict(zip(table["uid"].to_pylist(), table["top_fraction"].to_numpy(), strict=True))
-    assert found == dict(zip(POOL.uids, POOL.scores["DFN-FT"], strict=True))
+    actual = dict(zip(table["uid"].to_pylist(), table["top_fraction"].to_numpy(), strict=True))
+    assert actual == dict(zip(POOL.uids, POOL.scores["DFN-FT"], strict=True))
     assert table["top_fraction"].type == "float"
 
 
@@ -304,7 +308,7 @@ def test_saved_scores_of_one_column_are_that_column(job: Job) -> None:
     "method",
     [PAPER, ("--name", "standardized_sum"), ("--name", "in_weighted_sum"), ("--name", "plain_sum")],
 )
-def test_a_saved_model_brings_its_statistics_to_another_pool(
+def test_a_saved_model_has_the_statistics_of_its_pool(
     job: Job, tmp_path: Path, method: tuple[str, ...]
 ) -> None:
     model = tmp_path / "models" / "m.safetensors"
@@ -328,11 +332,11 @@ def test_a_saved_model_brings_its_statistics_to_another_pool(
     if "means" in weights:
         assert weights["means"] == pytest.approx(columns.mean(1), rel=1e-6)
         columns = (columns - columns.mean(1, keepdims=True)) / columns.std(1, keepdims=True)
-    wanted = dict(zip(POOL.uids, weights["weights"] @ columns, strict=True))
+    expected = dict(zip(POOL.uids, weights["weights"] @ columns, strict=True))
     table = pq.read_table(saved)
-    found = dict(zip(table["uid"].to_pylist(), table["m_flyt"].to_pylist(), strict=True))
-    assert set(found) == set(small.uids)
-    assert found == pytest.approx({uid: wanted[uid] for uid in found}, rel=1e-6, abs=1e-6)
+    actual = dict(zip(table["uid"].to_pylist(), table["m_flyt"].to_pylist(), strict=True))
+    assert set(actual) == set(small.uids)
+    assert actual == pytest.approx({uid: expected[uid] for uid in actual}, rel=1e-6, abs=1e-6)
 
 
 def test_saving_again_replaces_the_old_files(job: Job) -> None:
@@ -348,19 +352,19 @@ def test_saving_again_replaces_the_old_files(job: Job) -> None:
 
 
 @pytest.mark.parametrize(("scale", "alpha"), [("small", 0.5), ("medium", 0.15), ("large", 0.15)])
-def test_a_scale_on_a_tiny_pool_samples_one_at_a_time(job: Job, scale: str, alpha: float) -> None:
-    said = job.select(*PAPER, "--scale", scale, "--num_samples", 700)
-    wanted = ("--sampling", "scs", "--num_samples", 700, "--repetition_penalty", alpha)
-    assert job.subset_is(counted(wanted, PAPER_SCORES))
-    assert f"--scale {scale}" in said
-    assert f"the pool lists {len(UIDS)}" in said
-    assert "G 1\n" in said
+def test_a_scale_on_a_tiny_pool_samples_one_by_one(job: Job, scale: str, alpha: float) -> None:
+    output = job.select(*PAPER, "--scale", scale, "--num_samples", 700)
+    sampling = ("--sampling", "scs", "--num_samples", 700, "--repetition_penalty", alpha)
+    assert job.subset_is(counted(sampling, PAPER_SCORES))
+    assert f"--scale {scale}" in output
+    assert f"the pool lists {len(UIDS)}" in output
+    assert "G 1\n" in output
 
 
-def test_small_scale_s_own_round_on_a_pool_that_has_so_many(tmp_path: Path) -> None:
-    number = 10_001
-    uids = [hashlib.md5(b"%d" % row).hexdigest() for row in range(number)]
-    values = np.random.default_rng(0).normal(0, 1, number)
+def test_the_small_scale_on_a_pool_larger_than_its_round(tmp_path: Path) -> None:
+    num_rows = 10_001
+    uids = [hashlib.md5(b"%d" % row).hexdigest() for row in range(num_rows)]
+    values = np.random.default_rng(0).normal(0, 1, num_rows)
     pool = POOL._replace(uids=uids, metadata={"uid": uids, "s": values}, scores={"uid": uids})
     job = Job(pool, tmp_path).write()
     flags = ("--name", "scs", "--column", "s", "--scale", "small", "--num_samples", 20_500)
@@ -370,11 +374,11 @@ def test_small_scale_s_own_round_on_a_pool_that_has_so_many(tmp_path: Path) -> N
     assert counts.max() <= 3
 
 
-def test_flags_go_before_the_scale(job: Job) -> None:
+def test_flags_have_priority_over_the_scale(job: Job) -> None:
     flags = ("--num_samples", 300, "--repetition_penalty", 1.5, "--sampling_batch_size", 9)
-    said = job.select(*PAPER, "--scale", "small", *flags)
+    output = job.select(*PAPER, "--scale", "small", *flags)
     assert job.subset_is(counted(("--sampling", "scs", *flags), PAPER_SCORES))
-    assert "300 draws, alpha 1.5, G 9" in said
+    assert "300 draws, alpha 1.5, G 9" in output
 
 
 # ----------------------------------------------------------------------- the same bytes
@@ -394,7 +398,7 @@ def test_flags_go_before_the_scale(job: Job) -> None:
 def test_files_partitions_and_workers_change_no_byte(
     tmp_path: Path, flags: tuple[object, ...]
 ) -> None:
-    found = set()
+    subsets = set()
     for parts, workers, seed in [
         (1, 1, None),
         (1, 2, 3),
@@ -405,8 +409,8 @@ def test_files_partitions_and_workers_change_no_byte(
     ]:
         job = Job(POOL, tmp_path / f"{parts} {workers}").write(parts, seed)
         job.select(*flags, "--num_workers", workers)
-        found.add(job.save_path.read_bytes())
-    assert len(found) == 1
+        subsets.add(job.save_path.read_bytes())
+    assert len(subsets) == 1
 
 
 def test_a_cloud_pool_gives_the_bytes_of_a_local_one(job: Job, memory_folder: str) -> None:
@@ -414,13 +418,13 @@ def test_a_cloud_pool_gives_the_bytes_of_a_local_one(job: Job, memory_folder: st
     write_files(f"{memory_folder}/metadata", POOL.metadata, 3, seed=1)
     write_files(f"{memory_folder}/scores", POOL.scores, 2, seed=2)
     cloud = job.folder / "cloud.npy"
-    where = (
+    folders = (
         "--metadata_dir",
         f"{memory_folder}/metadata",
         "--scores_dir",
         f"{memory_folder}/scores",
     )
-    flags = [*PAPER, *map(str, SCS), *where, "--save_path", str(cloud)]
+    flags = [*PAPER, *map(str, SCS), *folders, "--save_path", str(cloud)]
     assert in_process(*flags).code == 0
     assert cloud.read_bytes() == job.save_path.read_bytes()
 
@@ -442,7 +446,7 @@ def test_the_command_gives_the_same_bytes(job: Job) -> None:
 
 
 def host_parser() -> argparse.ArgumentParser:
-    """With flags that DataComp's parser has."""
+    """Make a parser with our flags and those of DataComp's parser."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--name", required=True, choices=["clip_score", *method_names()])
     parser.add_argument("--metadata_dir", required=True)
@@ -464,7 +468,7 @@ def test_inside_a_host_s_parser(job: Job) -> None:
     assert job.subset_is(counted(SCS, PAPER_SCORES))
 
 
-def test_a_method_of_the_host_is_left_to_it(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_method_of_the_host_is_not_run(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     run_if_ours(host_parser().parse_args(job.flags("--name", "clip_score", "--arch", "l14")))
     assert not job.save_path.exists()
     assert capsys.readouterr() == ("", "")
@@ -484,14 +488,14 @@ def test_flags_of_the_host_s_methods_are_refused(
     assert not job.save_path.exists()
 
 
-def test_a_method_s_name_is_taken_once() -> None:
+def test_a_method_s_name_is_registered_once() -> None:
     with pytest.raises(ValueError, match="'scs' is registered already"):
         registry.register(registry.METHODS["scs"])
-    wanted = {"m_flyt", "scs", "hcs", "sum", "standardized_sum", "in_weighted_sum"}
-    assert wanted <= set(method_names())
+    expected = {"m_flyt", "scs", "hcs", "sum", "standardized_sum", "in_weighted_sum"}
+    assert expected <= set(method_names())
 
 
-def test_help_says_what_each_flag_and_method_is() -> None:
+def test_help_lists_methods_and_flags() -> None:
     code, stdout, _ = in_process("--help")
     assert code == 0
     for name in (*method_names(), "--scores_dir", "--fraction", "--drop_nonfinite", "mflyt.pt"):

@@ -1,4 +1,4 @@
-"""`--name self_filtering`: the last subset of a finished run as a subset."""
+"""`--name self_filtering`: copies the last subset of a finished run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def flags(job: Job, run: Path, *more: object) -> list[str]:
     return job.flags("--name", "self_filtering", "--run_dir", run, *more, table=False)
 
 
-def test_the_run_s_subset(job: Job) -> None:
+def test_the_subset_is_that_of_the_run(job: Job) -> None:
     run = run_dir(job.folder / "run")
     assert in_process(*flags(job, run)).code == 0
     assert job.subset_is(COUNTS)
@@ -49,7 +49,7 @@ def test_refusals(job: Job) -> None:
     assert_refused(flags(job, run), "is not the subset")
 
 
-def test_a_subset_of_another_pool(job: Job) -> None:
+def test_a_subset_of_another_pool_is_refused(job: Job) -> None:
     run = run_dir(job.folder / "run")
     other = Job(make_pool(tag="other"), job.folder / "other").write()
     assert_refused(flags(other, run), "not in the pool")

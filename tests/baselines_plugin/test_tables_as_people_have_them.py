@@ -1,4 +1,4 @@
-"""Tables of a pool with gaps as people have them: misspelled, retyped, misplaced."""
+"""User tables of a partly downloaded pool: misspelled columns, other types, misplaced files."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def change(folder: Path, change: Change) -> None:
         pq.write_table(change(pq.read_table(path)), path)
 
 
-def retyped(name: str, kind: pa.DataType) -> Change:
+def retyped(name: str, dtype: pa.DataType) -> Change:
     def change(table: pa.Table) -> pa.Table:
-        place = table.column_names.index(name)
-        return table.set_column(place, name, table[name].cast(kind))
+        index = table.column_names.index(name)
+        return table.set_column(index, name, table[name].cast(dtype))
 
     return change
 
@@ -67,10 +67,10 @@ def renamed(name: str, other: str) -> Change:
 @pytest.mark.parametrize(
     ("value", "beside"), [("success", True), ("failed", False), (200, False), (None, True)]
 )
-def test_a_status_that_is_spelled_otherwise(
+def test_a_status_column_with_other_spelling_is_refused(
     made: Download, spelled: str, value: object, beside: bool
 ) -> None:
-    """It may say which downloads failed, so it is never passed over."""
+    """Such a column may list failed downloads, so it is refused and not ignored."""
 
     def add(table: pa.Table) -> pa.Table:
         if beside:
@@ -83,14 +83,16 @@ def test_a_status_that_is_spelled_otherwise(
 
 @pytest.mark.parametrize("spelled", ["UID", "Uid", "uId"])
 @pytest.mark.parametrize("folder", ["metadata", "scores"])
-def test_uids_that_are_spelled_otherwise(made: Download, spelled: str, folder: str) -> None:
+def test_a_uid_column_with_other_spelling_is_refused(
+    made: Download, spelled: str, folder: str
+) -> None:
     change(made.folder / folder, renamed("uid", spelled))
     scores = ("--scores_dir", made.folder / "scores")
     assert_refused(select(made, *scores), f"{folder}/part-0000", f"rename {spelled!r}")
 
 
 @pytest.mark.parametrize("spelled", ["VIT-L-14", "vit_l_14", "ViT L/14"])
-def test_another_spelling_in_another_file_is_said(made: Download, spelled: str) -> None:
+def test_another_spelling_in_another_file_is_reported(made: Download, spelled: str) -> None:
     first, _ = sorted((made.folder / "scores").glob("*.parquet"))
     pq.write_table(renamed("vit-l-14", spelled)(pq.read_table(first)), first)
     ended = select(made, "--scores_dir", made.folder / "scores", "--allow_partial_scores")
@@ -99,7 +101,7 @@ def test_another_spelling_in_another_file_is_said(made: Download, spelled: str) 
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.int32(), pa.binary(), pa.float64()], ids=str)
 @pytest.mark.parametrize("folder", ["keyed", "shards"])
-def test_keys_that_are_no_text(made: Download, kind: pa.DataType, folder: str) -> None:
+def test_keys_that_are_not_text_are_refused(made: Download, kind: pa.DataType, folder: str) -> None:
     tables = [pq.read_table(path) for path in sorted(made.shards.glob("*.parquet"))]
     keys = [key for table in tables for key in table["key"].to_pylist()]
     write_files(made.folder / "keyed", {"uid": keys, "vit-l-14": [0.5] * 60})
@@ -111,8 +113,8 @@ def test_keys_that_are_no_text(made: Download, kind: pa.DataType, folder: str) -
     assert_refused(select(made, *flags), f"/{folder}/", f"column 'key' of type {kind}")
 
 
-def test_keys_of_tables_that_are_not_these_tars_(made: Download) -> None:
-    """The keys of two downloads are the same; the uids are not."""
+def test_keys_of_tables_of_other_tars_are_refused(made: Download) -> None:
+    """Two downloads have the same keys, and different uids."""
     paths = sorted(made.shards.glob("*.parquet"))
     tables = [pq.read_table(path) for path in paths]
     uids = [table["uid"] for table in tables]
@@ -125,7 +127,7 @@ def test_keys_of_tables_that_are_not_these_tars_(made: Download) -> None:
     assert_refused(select(made, *flags), f"{paths[0]} is not the table of", "first uid")
 
 
-def test_tars_without_a_table_are_said_where_keys_join(made: Download) -> None:
+def test_tars_without_a_table_are_reported_if_keys_join(made: Download) -> None:
     first, *others = sorted(made.shards.glob("*.parquet"))
     keys = [key for path in others for key in pq.read_table(path)["key"].to_pylist()]
     first.unlink()
@@ -137,15 +139,15 @@ def test_tars_without_a_table_are_said_where_keys_join(made: Download) -> None:
     assert "40 keys of 2 tables join scores to uids (1 tars have no table beside" in ended.stdout
 
 
-def test_metadata_and_shards_in_one_folder(made: Download) -> None:
+def test_metadata_and_shards_in_one_folder_are_refused(made: Download) -> None:
     for path in (made.folder / "metadata").iterdir():
         shutil.copy(path, made.shards)
     ended = select(made, "--shards_dir", made.shards, metadata="shards")
     assert_refused(ended, "in the pool twice", "part-0000", "folders of their own")
 
 
-def shifted(shards: Path) -> None:
-    """Each table beside another tar."""
+def swap_tables(shards: Path) -> None:
+    """Move each table to another tar."""
     paths = sorted(shards.glob("*.parquet"))
     contents = [path.read_bytes() for path in paths]
     for path, content in zip(paths, [*contents[1:], contents[0]], strict=True):
@@ -155,7 +157,7 @@ def shifted(shards: Path) -> None:
 SPOILT: dict[str, Callable[[Path], None]] = {
     "no status": lambda shards: change(shards, lambda table: table.drop(["status"])),
     "Status": lambda shards: change(shards, renamed("status", "Status")),
-    "another tar's": shifted,
+    "another tar's": swap_tables,
     "all rows failed": lambda shards: change(
         shards, lambda t: t.set_column(2, "status", pa.array(["failed"] * len(t)))
     ),
@@ -167,22 +169,20 @@ SPOILT: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT.keys())
-def test_a_table_that_is_not_the_tar_s_is_not_believed(
+def test_a_table_that_does_not_fit_its_tar_is_not_used(
     made: Download, capsys: Capture, spoil: Callable[[Path], None]
 ) -> None:
     words = ("available", made.shards, "--num_workers", 1, "--save_path")
-    run(capsys, *words, made.folder / "wanted.npy")
+    run(capsys, *words, made.folder / "expected.npy")
     spoil(made.shards)
     code, out, _ = run(capsys, *words, made.folder / "list.npy")
     assert code == 0
     assert "3 tars: 0 by the tables beside them, 3 read themselves" in out
-    wanted = (made.folder / "wanted.npy").read_bytes()
-    assert (made.folder / "list.npy").read_bytes() == wanted
+    expected = (made.folder / "expected.npy").read_bytes()
+    assert (made.folder / "list.npy").read_bytes() == expected
 
 
-def test_a_tar_of_zeros_holds_nothing_whatever_its_table_says(
-    made: Download, capsys: Capture
-) -> None:
+def test_a_tar_of_zeros_is_empty_whatever_its_table_lists(made: Download, capsys: Capture) -> None:
     for tar in sorted(made.shards.glob("*.tar"))[1:]:
         tar.write_bytes(b"\0" * 10240)
     words = ("available", made.shards, "--num_workers", 1, "--save_path", made.folder / "l.npy")
@@ -191,7 +191,7 @@ def test_a_tar_of_zeros_holds_nothing_whatever_its_table_says(
     assert "3 tars: 1 by the tables beside them, 2 read themselves" in out
 
 
-def test_a_report_says_what_is_missing(made: Download, capsys: Capture) -> None:
+def test_a_report_counts_the_available_draws(made: Download, capsys: Capture) -> None:
     pytest.importorskip("matplotlib")
     select(made)
     run(capsys, "available", made.shards, "--save_path", made.folder / "list.npy")
@@ -204,7 +204,9 @@ def test_a_report_says_what_is_missing(made: Download, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, -1])
-def test_a_check_without_workers(made: Download, capsys: Capture, workers: int) -> None:
+def test_a_check_refuses_less_than_one_worker(
+    made: Download, capsys: Capture, workers: int
+) -> None:
     select(made)
     words = (made.folder / "s.npy", "--metadata_dir", made.folder / "metadata")
     code, _, err = run(capsys, "check", *words, "--num_workers", workers)

@@ -1,4 +1,4 @@
-"""`--work_dir`: every output byte for byte that of the same command in memory."""
+"""With `--work_dir`, every output is byte for byte that of the same command in memory."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tests.baselines_plugin.large_pool import (
     SCS,
     TOP,
     TWO_STAGE,
+    gappy_scores,
     outputs,
     small_slices,
-    spoilt,
 )
 from tests.conftest import PUBLISHED, write_files
 
@@ -54,20 +54,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.fixture(scope="module")
 def gaps(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    return Job(POOL._replace(scores=spoilt()), tmp_path_factory.mktemp("gaps")).write(3, 4)
+    return Job(POOL._replace(scores=gappy_scores()), tmp_path_factory.mktemp("gaps")).write(3, 4)
 
 
-# ---------------------------------------------------------------------- the same subsets
+# ----------------------------------------------------------------------- equal outputs
 
 
 @pytest.mark.parametrize("case", COMMANDS)
 def test_bytes_of_the_whole_pool(whole: Job, tmp_path: Path, case: str) -> None:
     flags = COMMANDS[case]
-    wanted = outputs(whole, tmp_path / "memory", *flags)
+    expected = outputs(whole, tmp_path / "memory", *flags)
     with small_slices() as engine:
-        found = outputs(whole, tmp_path / "files", *flags, "--work_dir", tmp_path / "work")
-    assert found == wanted
-    assert len(wanted[0]) in (2, 3)
+        actual = outputs(whole, tmp_path / "files", *flags, "--work_dir", tmp_path / "work")
+    assert actual == expected
+    assert len(expected[0]) in (2, 3)
     assert sum(name.startswith("bucket") for name in engine.names) == 14
 
 
@@ -77,11 +77,11 @@ def test_bytes_of_a_pool_with_gaps(gaps: Job, tmp_path: Path, case: str, workers
     flags: tuple[object, ...] = (*COMMANDS[case], *GAPS, "--num_workers", workers)
     if case == "scs all":
         flags = (*flags, "--sampling_batch_size", 1500)
-    wanted = outputs(gaps, tmp_path / "memory", *flags)
+    expected = outputs(gaps, tmp_path / "memory", *flags)
     with small_slices():
-        found = outputs(gaps, tmp_path / "files", *flags, "--work_dir", tmp_path / "work")
-    assert found == wanted
-    assert "leaving out" in wanted[1]
+        actual = outputs(gaps, tmp_path / "files", *flags, "--work_dir", tmp_path / "work")
+    assert actual == expected
+    assert "leaving out" in expected[1]
 
 
 @pytest.mark.parametrize("allowed", [(), GAPS[:1], GAPS[1:]])
@@ -103,30 +103,33 @@ def test_tables_of_one_column_each_and_of_the_metadata(tmp_path: Path) -> None:
     for seed, name in enumerate(PUBLISHED[2:]):
         columns = {key: POOL.scores[key] for key in ("uid", name)}
         write_files(job.scores / name, columns, parts=1 + seed % 3, seed=seed)
-    wanted = outputs(job, tmp_path / "memory", *M_FLYT)
+    expected = outputs(job, tmp_path / "memory", *M_FLYT)
     with small_slices() as engine:
-        found = outputs(job, tmp_path / "files", *M_FLYT, "--work_dir", tmp_path / "work")
-    assert found == wanted
+        actual = outputs(job, tmp_path / "files", *M_FLYT, "--work_dir", tmp_path / "work")
+    assert actual == expected
     groups = {name.split("-")[0] for name in engine.names}
-    assert groups == {"bucket", *map(str, range(11))}  # of the metadata, and ten columns'
+    assert groups == {
+        "bucket",
+        *map(str, range(11)),
+    }  # one group for the metadata, and one for each of ten columns
 
 
 def test_with_workers(whole: Job, tmp_path: Path) -> None:
-    """As people run it: one bucket, in a process of its own."""
-    wanted = outputs(whole, tmp_path / "memory", *ROUNDS)
-    assert outputs(whole, tmp_path / "files", *ROUNDS, "--work_dir", tmp_path / "work") == wanted
-    found = sorted(path.name for path in (tmp_path / "work").iterdir())
-    assert found == ["column_0.npy", "done", "job.json", "partitioned", "uids.npy"]
+    """The command sorts one bucket in a process of its own."""
+    expected = outputs(whole, tmp_path / "memory", *ROUNDS)
+    assert outputs(whole, tmp_path / "files", *ROUNDS, "--work_dir", tmp_path / "work") == expected
+    work_files = sorted(path.name for path in (tmp_path / "work").iterdir())
+    assert work_files == ["column_0.npy", "done", "job.json", "partitioned", "uids.npy"]
 
 
-# ------------------------------------------------------------------------------------ again
+# --------------------------------------------------------------- a folder that is used again
 
 
 def test_another_sampling_of_the_same_folder(
     whole: Job, tmp_path: Path, files_in: Callable[[], dict[str, bytes]]
 ) -> None:
     def in_work() -> dict[str, bytes]:
-        return {name: found for name, found in files_in().items() if name.startswith("work")}
+        return {name: data for name, data in files_in().items() if name.startswith("work")}
 
     work = ("--work_dir", tmp_path / "work")
     with small_slices() as engine:
@@ -134,24 +137,24 @@ def test_another_sampling_of_the_same_folder(
     assert engine.names
     before = in_work()
     for case in ("scs G 40", "hcs", "no_cap", "top_fraction", "scs"):
-        wanted = outputs(whole, tmp_path / "memory", *COMMANDS[case])
+        expected = outputs(whole, tmp_path / "memory", *COMMANDS[case])
         with small_slices() as engine:
-            assert outputs(whole, tmp_path / "files", *COMMANDS[case], *work) == wanted
+            assert outputs(whole, tmp_path / "files", *COMMANDS[case], *work) == expected
         assert engine.names == []
-    assert in_work() == before, "a sampling changes nothing and leaves nothing there"
+    assert in_work() == before, "a sampling changed the files of the folder"
 
 
 def test_columns_in_another_order(whole: Job, tmp_path: Path) -> None:
-    """The columns of the two stages are not mixed up."""
+    """A folder does not exchange the columns of the two stages."""
     for names in (("FLYT", "DFN-FT"), ("DFN-FT", "FLYT")):
         flags = (*TWO_STAGE, "--score_columns", *names)
-        wanted = outputs(whole, tmp_path / "memory", *flags)
+        expected = outputs(whole, tmp_path / "memory", *flags)
         with small_slices():
-            found = outputs(whole, tmp_path / "files", *flags, "--work_dir", tmp_path / "work")
-        assert found == wanted
+            actual = outputs(whole, tmp_path / "files", *flags, "--work_dir", tmp_path / "work")
+        assert actual == expected
 
 
-def test_another_column_in_the_same_folder(whole: Job, tmp_path: Path) -> None:
+def test_another_column_in_the_same_folder_is_refused(whole: Job, tmp_path: Path) -> None:
     work = ("--work_dir", tmp_path / "work")
     with small_slices():
         outputs(whole, tmp_path / "files", *SCS, *work)
@@ -160,14 +163,14 @@ def test_another_column_in_the_same_folder(whole: Job, tmp_path: Path) -> None:
     assert not whole.save_path.exists()
 
 
-def test_a_second_run_takes_nothing_from_the_first(whole: Job, tmp_path: Path) -> None:
+def test_a_second_run_leaves_the_files_of_the_first(whole: Job, tmp_path: Path) -> None:
     ending = "0123456789abcdef.datacomp_flyt.tmp"
     unfinished = whole.save_path.with_name(f".{whole.save_path.name}.{ending}")
-    for place in (whole.save_path, tmp_path):
+    for locked in (whole.save_path, tmp_path):
         unfinished.write_bytes(b"half a subset")
-        with lock_outputs(place):
+        with lock_outputs(locked):
             outcome = in_process(*whole.flags(*SCS, "--work_dir", tmp_path))
-        assert_refused(outcome, f"{place} is being written by another run")
+        assert_refused(outcome, f"{locked} is being written by another run")
         assert unfinished.read_bytes() == b"half a subset"
     with small_slices():
         assert in_process(*whole.flags(*SCS, "--work_dir", tmp_path)).code == 0
@@ -176,7 +179,7 @@ def test_a_second_run_takes_nothing_from_the_first(whole: Job, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("work", [False, True])
-def test_scores_saved_among_those_that_are_read(tmp_path: Path, work: bool) -> None:
+def test_scores_are_saved_in_the_folder_that_is_read(tmp_path: Path, work: bool) -> None:
     job = Job(POOL, tmp_path).write(2, 2)
     where = ("--save_scores", job.scores / "mine" / "mix.parquet")
     flags = (*where, "--work_dir", tmp_path / "work") if work else where
@@ -185,9 +188,9 @@ def test_scores_saved_among_those_that_are_read(tmp_path: Path, work: bool) -> N
     assert [path.name for path in (job.scores / "mine").iterdir()] == ["mix.parquet"]
 
 
-def test_places_that_are_no_folder(whole: Job, tmp_path: Path) -> None:
+def test_a_work_dir_that_is_not_a_folder_is_refused(whole: Job, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"a file")
-    for place in (tmp_path / "file", tmp_path / "file" / "below", "memory://bucket/work"):
-        outcome = in_process(*whole.flags(*SCS, "--work_dir", place))
-        assert_refused(outcome, f"--work_dir {place}")
+    for work_dir in (tmp_path / "file", tmp_path / "file" / "below", "memory://bucket/work"):
+        outcome = in_process(*whole.flags(*SCS, "--work_dir", work_dir))
+        assert_refused(outcome, f"--work_dir {work_dir}")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

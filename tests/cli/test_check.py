@@ -140,7 +140,12 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["nothing"], ["check"], ["install"]])
 def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
-    assert run(capsys, *arguments)[0] == 2
+    """One line says so, without the usage."""
+    code, _, said = run(capsys, *arguments)
+    assert code == 2
+    (line,) = said.splitlines()
+    assert line.startswith("datacomp-flyt")
+    assert ": error: " in line
 
 
 @pytest.mark.parametrize(("name", "code"), [("s.npy", 0), ("u.npy", 1), ("nowhere.npy", 2)])

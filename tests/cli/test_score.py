@@ -147,7 +147,8 @@ def test_a_corrupt_file_among_the_others(tmp_path: Path, capfd: pytest.CaptureFi
     npz.write_bytes(whole[: len(whole) // 2])
     flags = ("--metadata_dir", str(pool), "--num_workers", "2", "--retries", "1")
     assert score(tmp_path / "scores", "neg_clip_loss", *flags) == 1
-    said = capfd.readouterr().err
+    out, said = capfd.readouterr()
+    assert "shards scored, 1 failed" in out
     assert f"shard {STEMS[2]} failed: {npz} cannot be read as npz" in said
     assert (
         "1 shard failed and the others are done; correct what the lines above report and run"
@@ -281,16 +282,16 @@ def test_relative_paths(
         (("neg_clip_loss", *NPZ, "--temperature", "0"), "--temperature is 0.0, wanted a positive"),
         (("neg_clip_loss", *NPZ, "--column", "a/b"), "--column 'a/b' is no name of a score"),
         (("neg_clip_loss", *NPZ, "--column", "uid"), "--column 'uid' is no name of a score"),
-        (("neg_clip_loss", *NPZ, "--batch_size", "0"), "--batch_size is 0, wanted at least 1"),
+        (("neg_clip_loss", *NPZ, "--batch_size", "0"), "--batch_size is 0, wanted 1 or more"),
         (("norm_sim", *NPZ), "--targets is missing"),
-        (("norm_sim", *NPZ, "--targets", "x", "--p", "0.5"), "--p is 0.5, wanted at least 1"),
+        (("norm_sim", *NPZ, "--targets", "x", "--p", "0.5"), "--p is 0.5, wanted 1 or more"),
         (("norm_sim_d", *NPZ, "--fraction", "2"), "--fraction is 2.0, wanted more than 0"),
         (("e_flyt", *NPZ), "wants --scoring_model"),
         (("m_flyt", "--scoring_model", "paper"), "--metadata_dir is missing"),
         (("m_flyt", *NPZ, "--scoring_model", "paper"), "no column 'DFN-Base'"),
         (("clip_score", *NPZ, "--arch", "h14"), "--arch h14: the metadata has scores of b32 and"),
         (("clip_score", *NPZ, "--ray_address", "auto"), "--ray_address is for --engine ray"),
-        (("clip_score", *NPZ, "--num_workers", "0"), "--num_workers is 0, wanted at least 1"),
+        (("clip_score", *NPZ, "--num_workers", "0"), "--num_workers is 0, wanted 1 or more"),
         (("clip_score", *NPZ, "--retries", "-1"), "--retries is -1, wanted 0 or more"),
         (("clip_score", "--metadata_dir", "none"), "--metadata_dir none is not a folder"),
     ],

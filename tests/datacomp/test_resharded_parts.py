@@ -12,7 +12,9 @@ import pytest
 pytest.importorskip("webdataset")
 
 from datacomp_flyt.cli import main
-from datacomp_flyt.datacomp.resharded_parts import PartsReport, check_parts, open_run
+from datacomp_flyt.datacomp.part_counts import PartsReport
+from datacomp_flyt.datacomp.resharded_parts import check_parts
+from datacomp_flyt.datacomp.resharder_run import open_run
 from tests.conftest import hex_uids, refusal
 from tests.datacomp.made_parts import write_part, write_subset_of, write_tar
 from tests.engines.here import Here

@@ -135,5 +135,5 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_workers() -> None:
-    with pytest.raises(InputError, match="--num_workers 0"):
+    with pytest.raises(InputError, match="--num_workers is 0"):
         ProcessEngine(0, "cpu")

@@ -82,7 +82,7 @@ def test_no_cluster_at_the_address(address: str) -> None:
 
 
 def test_no_workers() -> None:
-    with pytest.raises(InputError, match="--num_workers 0"):
+    with pytest.raises(InputError, match="--num_workers is 0"):
         RayEngine(None, 0, "cpu")
 
 

@@ -1,4 +1,4 @@
-"""Full disks: a limit on the size of files, and a small disk if it can be mounted."""
+"""Simulates full disks, by a limit on file sizes and by mounting a small disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import resource
 
 @contextlib.contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """Make writes of this process fail with EFBIG beyond a size of the file."""
+    """Make writes beyond a file size fail with EFBIG in this process."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -14,11 +14,11 @@ import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
 Plan = Callable[[str, int], str | None]
-"""The fault of a read, `EIO`, `short` or None, by the file's name and the number of the read."""
+"""A function of a file's name and the index of a read; it returns "EIO", "short" or None."""
 
 
 class FaultyFile(io.BytesIO):
-    """A file whose reads are counted from 0, over all the times that it is opened."""
+    """A file whose reads are counted from 0; the count goes on when the file is opened again."""
 
     def __init__(self, path: str, content: bytes) -> None:
         super().__init__(content)
@@ -38,7 +38,7 @@ class FaultyFile(io.BytesIO):
 
 
 class FaultyFileSystem(MemoryFileSystem):
-    """A filesystem with files of its own, apart from those of `memory://`."""
+    """A memory filesystem whose files are separate from those of `memory://`."""
 
     protocol = "faulty"
     store: ClassVar[dict[str, Any]] = {}
@@ -60,7 +60,7 @@ fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)
 
 
 def upload(folder: Path, name: str) -> str:
-    """Copy a folder to `faulty://name`, without planned faults or counted reads."""
+    """Copy a folder to `faulty://name`; the plan is not applied, and reads are not counted."""
     fs = fsspec.filesystem("faulty")
     for path in folder.iterdir():
         fs.pipe_file(f"/{name}/{path.name}", path.read_bytes())
@@ -69,11 +69,11 @@ def upload(folder: Path, name: str) -> str:
 
 
 def plan(faults: Plan) -> None:
-    """Plan the faults of the reads that follow."""
+    """Set the faults of the following reads, and reset their counts."""
     FaultyFileSystem.reads.clear()
     FaultyFileSystem.plan = staticmethod(faults)  # type: ignore[assignment]
 
 
 def reads() -> dict[str, int]:
-    """Return the number of reads of each file since then."""
+    """Return the number of reads of each file since the last call of `plan`."""
     return dict(FaultyFileSystem.reads)

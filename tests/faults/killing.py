@@ -1,7 +1,7 @@
-"""A command killed outright at some moment, started again until it ends, and what is to be seen.
+"""Kills a command at random moments, starts it again until it ends, and checks its files.
 
-A run is a folder. What lies there under a final name has to be whole at every moment; in the end
-it has to be what an undisturbed run leaves, file by file and byte by byte, and nothing else.
+A run has a folder. Files under final names must be complete at every moment. After the end the
+folder must have the same files, with the same bytes, as after an undisturbed run.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from safetensors.numpy import load
 
 from tests.conftest import REPOSITORY
 
-PATIENCE = 300.0  # seconds, after which a command hangs
+PATIENCE = 300.0  # seconds after which a command is said to hang
 WHOM = ("group", "driver", "worker")
-_BLINK = 0.004  # seconds between two looks
+_BLINK = 0.004  # seconds between two checks
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Command:
     """A Python command in the folder of its run.
 
     Attributes:
-        name: for people.
-        words: after `python`.
-        changing: patterns of files that differ between two undisturbed runs, as logs do.
-        growing: patterns of files that are replaced by later versions of themselves, or are filled
-            in place and noted elsewhere as done.
-        foreign: patterns of files that others' programs write in place: of a run that was stopped
-            they may be in pieces.
+        name: the name of the command in reports.
+        words: the arguments of `python`.
+        changing: patterns of files that differ between two undisturbed runs, such as logs.
+        growing: patterns of files that are replaced by later versions, or that are written in place
+            and marked as done in another file.
+        foreign: patterns of files that other programs write in place; they may be incomplete in a
+            run that was stopped.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Whole(NamedTuple):
 
 @dataclass
 class Findings:
-    """The results of killing a command, with sentences on what was wrong, by kind."""
+    """The results of killing a command: counts, and descriptions of faults by kind."""
 
     kills: Counter[str] = field(default_factory=Counter)
     ended: int = 0
@@ -92,7 +92,7 @@ class Findings:
 
 
 class Running:
-    """Run a command in a process group of its own, which is killed at the end of the block."""
+    """A command in a process group of its own, which is killed at the end of the block."""
 
     def __init__(self, command: Command, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,24 +116,24 @@ class Running:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # while its leader is not waited for, no other group can have this number
+        # the leader was not waited for, so no other group can have its id
         if self.process.returncode is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         _RUNNING.discard(self.process.pid)
         self.process.wait()
 
     def others(self) -> list[int]:
-        """Return the living processes of the group without the one that was started."""
-        found = []
+        """Return the living processes of the group, except for the one that was started."""
+        pids = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
-            except (OSError, ValueError):  # it has just ended
+            except (OSError, ValueError):  # the process has just ended
                 continue
             pid = int(stat.parent.name)
             if int(group) == self.process.pid != pid and state not in "ZX":
-                found.append(pid)
-        return sorted(found)
+                pids.append(pid)
+        return sorted(pids)
 
     def is_over(self) -> bool:
         """Return whether the process that was started has ended, without waiting."""
@@ -146,10 +146,10 @@ class Running:
         return len(self.names)
 
     def wait(self, until: Callable[[], bool] = lambda: False) -> bool:
-        """Wait for the end of the command, or until `until` returns True; return True in that case.
+        """Wait until the command ends (return False) or until `until` returns True (return True).
 
         Raises:
-            TimeoutError: neither comes.
+            TimeoutError: the command does not end in time.
         """
         while not self.is_over():
             if until():
@@ -163,7 +163,7 @@ class Running:
         """Send SIGKILL to all processes, to the one that was started, or to one of the others.
 
         Returns:
-            whom it was, which is all of them where there are no others.
+            the kind of target; "group" if a worker was requested and there is none.
         """
         others = self.others() if whom == "worker" else []
         if others:
@@ -179,7 +179,7 @@ class Running:
         """Return the exit code, after the other processes have ended as well.
 
         Raises:
-            TimeoutError: they go on.
+            TimeoutError: other processes do not end.
         """
         end = time.monotonic() + 20
         while left := self.others():
@@ -207,27 +207,27 @@ def end_all() -> None:
 
 
 def _walk(folder: Path) -> list[tuple[str, str]]:
-    """Yield the files below a folder by relative name; some may be gone already."""
+    """Return relative name and path of the files below a folder; some may be deleted already."""
     return [
-        (os.path.relpath(os.path.join(place, name), folder), os.path.join(place, name))
-        for place, _, names in os.walk(folder)
+        (os.path.relpath(os.path.join(parent, name), folder), os.path.join(parent, name))
+        for parent, _, names in os.walk(folder)
         for name in names
     ]
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """Read all files below a folder, hidden ones as well."""
-    found = {}
+    """Read all files below a folder, including hidden ones."""
+    contents = {}
     for name, path in _walk(folder):
         try:
-            found[name] = Path(path).read_bytes()
+            contents[name] = Path(path).read_bytes()
         except FileNotFoundError:
             continue
-    return found
+    return contents
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether a file is temporary by its name. open_clip calls such a file `tmp.pt`."""
+    """Return whether a file has a temporary name; open_clip uses `tmp.pt`."""
     return any(part.startswith(".") for part in name.split("/")) or name.endswith("/tmp.pt")
 
 
@@ -251,12 +251,12 @@ def _npy(content: bytes) -> None:
     file = io.BytesIO(content)
     np.load(file, allow_pickle=False)
     if file.read(1):
-        raise ValueError("more than its array")
+        raise ValueError("bytes after the array")
 
 
 def _html(content: bytes) -> None:
     if not content.rstrip().endswith(b"</html>"):
-        raise ValueError("no end")
+        raise ValueError("no closing tag")
 
 
 def _lines(content: bytes) -> None:
@@ -291,7 +291,7 @@ def _same(name: str, one: bytes, other: bytes) -> bool:
 
 
 def _same_state(one: bytes, other: bytes) -> bool:
-    """Normalise a torch file: which equal strings share an object depends on loading."""
+    """Compare torch files by content; their bytes depend on which equal strings share an object."""
     import torch
 
     def equal(a: object, b: object) -> bool:
@@ -316,10 +316,10 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def undisturbed(command: Command, folder: Path) -> Whole:
-    """Run the command undisturbed, twice, and check that both runs leave the same files.
+    """Run the command twice without kills, and check that both runs leave the same files.
 
     Raises:
-        RuntimeError: it fails, or it is not.
+        RuntimeError: a run fails, or the files differ.
     """
     first = _run_whole(command, folder)
     whole = _run_whole(command, folder)
@@ -338,27 +338,27 @@ def _run_whole(command: Command, folder: Path) -> Whole:
         return Whole(files_in(folder), seconds, max(running.look(), 1))
 
 
-def differences(command: Command, whole: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
+def differences(command: Command, whole: dict[str, bytes], files: dict[str, bytes]) -> list[str]:
     """List what is missing, additional or different in a finished run."""
-    wrong = [f"{name} is missing" for name in sorted(whole.keys() - found.keys())]
-    wrong += [f"{name} is left" for name in sorted(found.keys() - whole.keys())]
-    for name in sorted(whole.keys() & found.keys()):
-        if command.is_compared(name) and not _same(name, whole[name], found[name]):
-            wrong.append(f"{name} differs ({len(whole[name])} and {len(found[name])} bytes)")
-    return wrong
+    faults = [f"{name} is missing" for name in sorted(whole.keys() - files.keys())]
+    faults += [f"{name} is left" for name in sorted(files.keys() - whole.keys())]
+    for name in sorted(whole.keys() & files.keys()):
+        if command.is_compared(name) and not _same(name, whole[name], files[name]):
+            faults.append(f"{name} differs ({len(whole[name])} and {len(files[name])} bytes)")
+    return faults
 
 
-def partial(command: Command, whole: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
+def partial(command: Command, whole: dict[str, bytes], files: dict[str, bytes]) -> list[str]:
     """List incomplete files under final names in a run that was stopped."""
-    wrong = []
-    for name, content in sorted(found.items()):
+    faults = []
+    for name, content in sorted(files.items()):
         if is_temporary(name) or not command.is_ours(name):
             continue
         if text := problem(name, content):
-            wrong.append(text)
+            faults.append(text)
         elif command.is_final(name) and not _same(name, whole.get(name, content), content):
-            wrong.append(f"{name} is not what it is to become")
-    return wrong
+            faults.append(f"{name} is not what it is to become")
+    return faults
 
 
 def kill_often(
@@ -371,8 +371,8 @@ def kill_often(
 ) -> Findings:
     """Kill the command, one to three times in a run, and check what it leaves.
 
-    Half of the kills come at a random moment of the time that a run takes, the others when a
-    random one of its files comes up. Where the run has ended before, that counts for nothing.
+    Half of the kills come after a random part of a run's duration, the others when a random one of
+    its files appears. If the run ends before that, there is no kill.
     """
     findings = Findings()
     while sum(findings.kills.values()) < kills:
@@ -402,19 +402,19 @@ def start_and_kill(
 ) -> bool:
     """Start the command and kill some of its processes; return whether it ended by itself.
 
-    It may fail for a worker that was killed, but not where nothing was: a failure then is told.
+    The command may fail if a worker was killed. A failure without a kill is a finding.
     """
     whom = rng.choice(WHOM)
     moment, file = rng.uniform(0, whole.seconds), rng.randint(1, whole.changes)
     by_time = rng.random() < 0.5
     with Running(command, folder) as running:
-        there = running.look()  # of the runs before
+        num_earlier = running.look()  # files of earlier starts
         began = running.began
 
         def now() -> bool:
             if by_time:
                 return time.monotonic() - began > moment
-            return running.look() >= max(file, there + 1)
+            return running.look() >= max(file, num_earlier + 1)
 
         try:
             killed = running.wait(now)

@@ -1,10 +1,13 @@
-"""Kills the long commands at random moments and reports every visible effect.
+"""Kills the long commands at random moments and reports every difference to undisturbed runs.
 
     python -m tests.faults.kills --kills 200 --seed 0
 
-Prints a JSON line: kills by command and by whom they hit, and what was wrong: `mismatches`, runs
-that did not end as an undisturbed one; `partial files` under a final name; `failures` of a command
-that was given again, or without any kill; `hangs`, of a command or of processes that outlive it.
+The output is a JSON line with the number of kills by command and killed process, and of faults:
+
+- mismatches: the files of a finished run differ from those of an undisturbed run.
+- partial files: a file under a final name is incomplete.
+- failures: a command that was started again failed, or a command failed without a kill.
+- hangs: a command, or one of its processes, did not end.
 """
 
 from __future__ import annotations
@@ -32,30 +35,32 @@ KINDS = ("mismatches", "partial files", "failures", "hangs")
 def kill_commands(
     names: list[str], kills: int, seed: int, folder: Path, at_once: int
 ) -> tuple[dict[str, Findings], dict[str, float]]:
-    """The findings of each command, and its seconds without kills."""
-    shares = {name: len(range(number, kills, len(names))) for number, name in enumerate(names)}
+    """Return the findings of each command, and its seconds without kills."""
+    shares = {name: len(range(index, kills, len(names))) for index, name in enumerate(names)}
     with (
         tqdm(total=kills, unit="kill", desc="kills", file=sys.stderr) as bar,
         ThreadPoolExecutor(at_once) as executor,
     ):
 
-        def one(name: str) -> tuple[Findings, float]:
-            place = folder / name
-            place.mkdir(parents=True)
-            command = COMMANDS[name](place)
+        def kill_one(name: str) -> tuple[Findings, float]:
+            command_folder = folder / name
+            command_folder.mkdir(parents=True)
+            command = COMMANDS[name](command_folder)
             try:
-                whole = undisturbed(command, place / "run")
-            except RuntimeError as error:  # the others go on
+                whole = undisturbed(command, command_folder / "run")
+            except RuntimeError as error:  # the other commands go on
                 findings = Findings()
                 findings.note("failures", str(error))
                 return findings, 0.0
             rng = random.Random(f"{seed} {name}")
-            found = kill_often(command, place / "run", whole, shares[name], rng, bar.update)
+            found = kill_often(
+                command, command_folder / "run", whole, shares[name], rng, bar.update
+            )
             return found, whole.seconds
 
-        # the longest first
-        asked = {name: executor.submit(one, name) for name in reversed(names)}
-        found = {name: asked[name].result() for name in names}
+        # start the longest command first
+        futures = {name: executor.submit(kill_one, name) for name in reversed(names)}
+        found = {name: futures[name].result() for name in names}
     return {k: v[0] for k, v in found.items()}, {k: v[1] for k, v in found.items()}
 
 
@@ -76,11 +81,11 @@ def main() -> int:
         signal.signal(sign, _end)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kills.") as folder:
-        found, seconds = kill_commands(
+        findings, seconds = kill_commands(
             args.commands, args.kills, args.seed, Path(folder), args.at_once
         )
     wrong = {
-        kind: [text for each in found.values() for text in each.wrong.get(kind, [])]
+        kind: [text for each in findings.values() for text in each.wrong.get(kind, [])]
         for kind in KINDS
     }
     for kind, texts in wrong.items():
@@ -89,9 +94,9 @@ def main() -> int:
     result = {
         "benchmark": "kills",
         "seed": args.seed,
-        "kills": sum(sum(each.kills.values()) for each in found.values()),
-        "kills by command": {name: dict(each.kills) for name, each in found.items()},
-        "runs ended and compared": sum(each.ended for each in found.values()),
+        "kills": sum(sum(each.kills.values()) for each in findings.values()),
+        "kills by command": {name: dict(each.kills) for name, each in findings.items()},
+        "runs ended and compared": sum(each.ended for each in findings.values()),
         **{kind: len(texts) for kind, texts in wrong.items()},
         "seconds of a run": {name: round(taken, 1) for name, taken in seconds.items()},
         "seconds": round(time.monotonic() - began),

@@ -1,4 +1,4 @@
-"""A clock that was set, or files with other times, have no effect."""
+"""A changed clock, and changed times of files, have no effect."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_select(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: str) -> N
         assert in_process(*in_files).code == 0
         assert job.save_path.read_bytes() == wanted
         done = len(engine.names)
-        date(tmp_path / "work", TIMES[year])  # what is done stays so
+        date(tmp_path / "work", TIMES[year])  # finished steps are not repeated
         assert in_process(*in_files).code == 0
         assert job.save_path.read_bytes() == wanted
         assert len(engine.names) == done
         date(job.metadata, TIMES[year])
         date(job.scores, TIMES[year])
-        # these may be other files: nobody can tell
+        # the command cannot know that these are the same files
         assert_refused(in_process(*in_files), "--work_dir work", "before they changed")
     assert in_process(*job.flags(*MIX)).code == 0
     assert job.save_path.read_bytes() == wanted
@@ -59,7 +59,7 @@ def test_select(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: str) -> N
 
 @pytest.mark.parametrize("year", TIMES)
 def test_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: str) -> None:
-    """Finished work stays and other work is done, for any times of the files."""
+    """Finished shards are not scored again and others are, whatever the times of the files."""
     pytest.importorskip("torch")
     from datacomp_flyt.scorers.base import score as scoring
     from tests.cli.scoring import NPZ, files_in, score

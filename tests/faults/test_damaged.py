@@ -1,4 +1,4 @@
-"""Files that are cut short, have a flipped bit, or have another format than their name says."""
+"""Files that are truncated, have a flipped bit, or have another format than their suffix."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """Make a pool of two files with npz, a score table and a head."""
     monkeypatch.chdir(tmp_path)
     job = Job(POOL, tmp_path).write(2)
-    for number, path in enumerate(sorted(job.metadata.iterdir())):
-        np.savez(path.with_suffix(".npz"), **made_embeddings(300, dict.fromkeys(B32, 4), number))
+    for seed, path in enumerate(sorted(job.metadata.iterdir())):
+        np.savez(path.with_suffix(".npz"), **made_embeddings(300, dict.fromkeys(B32, 4), seed))
     save_glu_head(made_head(8), tmp_path / "head.safetensors")
     return job
 
@@ -42,13 +42,13 @@ def cut(content: bytes, rng: random.Random) -> list[bytes]:
     return [content[:size] for size in (*sizes, rng.randrange(len(content)))]
 
 
-def flipped(content: bytes, rng: random.Random, number: int = 40) -> list[bytes]:
-    found = []
-    for _ in range(number):
+def flipped(content: bytes, rng: random.Random, num_copies: int = 40) -> list[bytes]:
+    copies = []
+    for _ in range(num_copies):
         changed = bytearray(content)
         changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-        found.append(bytes(changed))
-    return found
+        copies.append(bytes(changed))
+    return copies
 
 
 def npz() -> bytes:
@@ -69,7 +69,7 @@ def other_kinds(content: bytes) -> dict[str, bytes]:
 
 
 def not_npz(content: bytes) -> dict[str, bytes]:
-    """zip is read from its end, so a tar around an npz is a zip file, too."""
+    """Return files that are not npz; a tar of an npz is a valid zip, which is read from its end."""
     kinds = other_kinds(content)
     return {kind: kinds[kind] for kind in kinds if kind not in ("npz", "tar")}
 
@@ -102,7 +102,7 @@ def test_parquet_cut_or_mislabelled(job: Job, folder: str, select: Callable[...,
 
 @pytest.mark.parametrize("folder", ["metadata", "scores"])
 def test_parquet_with_a_bit_flipped(job: Job, folder: str) -> None:
-    """The file is refused or read: parquet has no checksum, so a flipped score is a score."""
+    """The file is refused or read; parquet has no checksums, so a changed score is not detected."""
     assert in_memory(job, *MIX).code == 0
     path = sorted((job.folder / folder).glob("*.parquet"))[1]
     whole, codes = path.read_bytes(), []
@@ -116,7 +116,7 @@ def test_parquet_with_a_bit_flipped(job: Job, folder: str) -> None:
 
 
 def test_npz_damaged(job: Job) -> None:
-    """zip has checksums, so a file that is not refused is damaged where it is not read."""
+    """zip has checksums, so the damage of an accepted file is in bytes that are not read."""
     path = sorted(job.metadata.glob("*.npz"))[1]
     whole, rng = path.read_bytes(), random.Random(2)
     assert on_npz(job).code == 0
@@ -139,7 +139,7 @@ def test_npz_damaged(job: Job) -> None:
 
 
 def test_score(job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    """A damaged shard is named, and the other shards are scored."""
+    """The message names the damaged shard, and the other shards are scored."""
     pytest.importorskip("torch")
     from datacomp_flyt.cli import main
     from datacomp_flyt.scorers.base import score as scoring
@@ -187,13 +187,13 @@ def test_tars_damaged(tmp_path: Path) -> None:
     whole = [sample["json"] for sample in read_tar(str(source))]
     path = tmp_path / "0.tar"
     kinds = other_kinds(content)
-    for kind in ("tar", "gzip", "zeros"):  # which are tars, the last without a member
+    for kind in ("tar", "gzip", "zeros"):  # these are tars; the last has no member
         del kinds[kind]
     for each in (*cut(content, rng)[:4], *kinds.values()):
         path.write_bytes(each)
         with pytest.raises(UnreadableShard):
             list(read_tar(str(path)))
-    for each in (content[:-1], content[:-1000]):  # of the zeros at its end
+    for each in (content[:-1], content[:-1000]):  # cuts in the zeros at the end
         path.write_bytes(each)
         assert [sample["json"] for sample in read_tar(str(path))] == whole
     for each in flipped(content, rng, 100):

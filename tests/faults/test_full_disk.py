@@ -1,4 +1,4 @@
-"""A full disk gives one sentence that names the file, no new file, and keeps an older one."""
+"""A full disk gives one sentence with the file's name, no new file, and keeps an old file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def log_line(path: Path) -> None:
     from datacomp_flyt.flyt.training_log import TrainingLog
 
     with TrainingLog(path.parent, 2, 0, 1, 8, (), {}) as log:
-        log.step(0, {f"weight/{number}": 1 / 3 for number in range(2000)})
+        log.step(0, {f"weight/{index}": 1 / 3 for index in range(2000)})
 
 
 WRITERS: dict[str, tuple[str, Write]] = {
@@ -100,28 +100,28 @@ WRITERS: dict[str, tuple[str, Write]] = {
 APPENDED = ("log",)
 
 
-@pytest.mark.parametrize("what", WRITERS)
-def test_no_room(what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_limit_on_the_file_size(kind: str, tmp_path: Path) -> None:
     """The disk may be full at any point of the file."""
-    name, write = WRITERS[what]
+    name, write = WRITERS[kind]
     whole = tmp_path / "whole"
     whole.mkdir()
     write(whole / name)
     size = (whole / name).stat().st_size
-    for number, at_most in enumerate([0, 1, size // 3, size // 2, size - 4097, size - 1]):
-        place = tmp_path / str(number)
-        place.mkdir()
+    for index, at_most in enumerate([0, 1, size // 3, size // 2, size - 4097, size - 1]):
+        folder = tmp_path / str(index)
+        folder.mkdir()
         with files_of_at_most(max(at_most, 0)):
-            message = refusal(write, place / name)
-        assert f"{place / name} cannot be written" in message
-        assert what in APPENDED or not list(place.iterdir())
+            message = refusal(write, folder / name)
+        assert f"{folder / name} cannot be written" in message
+        assert kind in APPENDED or not list(folder.iterdir())
 
 
-@pytest.mark.parametrize("what", [name for name in WRITERS if name != "log"])
-def test_an_older_file_stays(what: str, tmp_path: Path) -> None:
-    name, write = WRITERS[what]
-    if what == "settings":
-        pytest.skip("a file that is there is not written again")
+@pytest.mark.parametrize("kind", [name for name in WRITERS if name != "log"])
+def test_an_older_file_stays(kind: str, tmp_path: Path) -> None:
+    name, write = WRITERS[kind]
+    if kind == "settings":
+        pytest.skip("an existing settings file is not written again")
     write(tmp_path / name)
     before = (tmp_path / name).read_bytes()
     with files_of_at_most(len(before) // 2):
@@ -130,30 +130,30 @@ def test_an_older_file_stays(what: str, tmp_path: Path) -> None:
     assert all(path.name[0] != "." for path in tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("what", WRITERS)
-def test_a_disk_of_its_own(what: str, small_disk: Path) -> None:
-    name, write = WRITERS[what]
-    rest = 1 << 18
-    while rest >= 1 << 12:  # nearly all of it
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_small_disk(kind: str, small_disk: Path) -> None:
+    name, write = WRITERS[kind]
+    chunk = 1 << 18
+    while chunk >= 1 << 12:  # fill all but 4 kB of the disk
         with (small_disk / "other").open("ab", buffering=0) as file:
             try:
-                file.write(bytes(rest))
+                file.write(bytes(chunk))
             except OSError:
-                rest //= 2
+                chunk //= 2
                 continue
     message = refusal(write, small_disk / name)
     assert f"{small_disk / name} cannot be written" in message
     left = [path.name for path in small_disk.iterdir()]
-    assert sorted(left) == sorted(["other", *([name] if what in APPENDED else [])])
+    assert sorted(left) == sorted(["other", *([name] if kind in APPENDED else [])])
 
 
-def test_arrays_aside(small_disk: Path) -> None:
+def test_temporary_arrays(small_disk: Path) -> None:
     array = create_array(small_disk / "a.npy", 1000, np.float64)
     assert "has no room for" in refusal(zeros_like_storage, array, np.float64, 1 << 20)
-    shelf = SpillFile(array, np.dtype(np.float64))
-    kept = shelf.put(np.arange(1000.0))
-    assert "cannot be written" in refusal(shelf.put, np.zeros(1 << 20))
-    assert np.array_equal(shelf.get(kept), np.arange(1000.0))
+    spill_file = SpillFile(array, np.dtype(np.float64))
+    chunk = spill_file.put(np.arange(1000.0))
+    assert "cannot be written" in refusal(spill_file.put, np.zeros(1 << 20))
+    assert np.array_equal(spill_file.get(chunk), np.arange(1000.0))
     assert [path.name for path in small_disk.iterdir()] == ["a.npy"]
 
 
@@ -168,7 +168,7 @@ ROUNDS = (*M_FLYT, "--repetition_penalty", 0.4, "--sampling_batch_size", 40)
 def test_select(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_files: bool, at_most: int
 ) -> None:
-    """With free space, the same command succeeds as without the fault."""
+    """When there is free space again, the command gives the result of an undisturbed run."""
     monkeypatch.chdir(tmp_path)
     whole, job = Job(POOL, tmp_path).write(2), Job(POOL, tmp_path)
     assert in_process(*whole.flags(*ROUNDS)).code == 0
@@ -186,7 +186,7 @@ def test_select(
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
 
 
-def test_select_on_a_disk_of_its_own(tmp_path: Path, small_disk: Path) -> None:
+def test_select_on_a_small_disk(tmp_path: Path, small_disk: Path) -> None:
     job = Job(POOL, tmp_path).write(2)
     outcome = in_process(*job.flags(*ROUNDS, "--work_dir", small_disk / "work"))
     assert_refused(outcome, small_disk, "No space left")
@@ -194,7 +194,7 @@ def test_select_on_a_disk_of_its_own(tmp_path: Path, small_disk: Path) -> None:
 
 
 def test_score(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The driver writes what workers compute; a failed write ends it, and no shard is lost."""
+    """The driver writes the workers' results; a failed write ends it, and no shard is lost."""
     pytest.importorskip("torch")
     from tests.cli.scoring import NPZ, files_in, score
 

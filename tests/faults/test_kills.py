@@ -1,6 +1,6 @@
-"""Long commands killed at random moments, and tests of the harness itself.
+"""Kills long commands at random moments, and tests the harness itself.
 
-Many kills: python -m tests.faults.kills
+`python -m tests.faults.kills` does many more kills.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def test_two_kills(name: str, tmp_path: Path) -> None:
         pytest.importorskip("open_clip", reason="the train extra is not installed")
     command = COMMANDS[name](tmp_path)
     whole = undisturbed(command, tmp_path / "run")
-    found = kill_often(command, tmp_path / "run", whole, 2, random.Random(name))
-    assert sum(found.kills.values()) == 2
-    assert found.wrong == {}
+    findings = kill_often(command, tmp_path / "run", whole, 2, random.Random(name))
+    assert sum(findings.kills.values()) == 2
+    assert findings.wrong == {}
 
 
 # ------------------------------------------------------------------------------- the harness
@@ -61,7 +61,7 @@ FORGETFUL = CAREFUL.replace('f".{number}"', 'f".{os.getpid()}"')
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """All of these leave the same files without kills, and take the same time."""
+    """Return the undisturbed run of a script; CARELESS and FORGETFUL leave the same files."""
     return undisturbed(made(CAREFUL), tmp_path_factory.mktemp("whole") / "run")
 
 
@@ -75,22 +75,24 @@ def killed(tmp_path: Path, script: str, whole: Whole) -> Findings:
 
 def test_a_careful_command(tmp_path: Path, whole: Whole) -> None:
     assert whole.files == {f"{number}.json": b"[1, 2]" for number in range(4)}
-    found = killed(tmp_path, CAREFUL, whole)
-    assert found.wrong == {}
-    assert sum(found.kills.values()) == 5
-    assert found.ended > 1
+    findings = killed(tmp_path, CAREFUL, whole)
+    assert findings.wrong == {}
+    assert sum(findings.kills.values()) == 5
+    assert findings.ended > 1
 
 
 def test_a_command_that_writes_in_place(tmp_path: Path, whole: Whole) -> None:
-    found = killed(tmp_path, CARELESS, whole)
-    assert {*found.wrong} == {"partial files", "mismatches"}
-    assert any("json (" in text and "is not whole" in text for text in found.wrong["partial files"])
+    findings = killed(tmp_path, CARELESS, whole)
+    assert {*findings.wrong} == {"partial files", "mismatches"}
+    assert any(
+        "json (" in text and "is not whole" in text for text in findings.wrong["partial files"]
+    )
 
 
 def test_a_command_that_leaves_temporary_files(tmp_path: Path, whole: Whole) -> None:
-    found = killed(tmp_path, FORGETFUL, whole)
-    assert {*found.wrong} == {"mismatches"}
-    assert all(text.endswith("is left") for text in found.wrong["mismatches"])
+    findings = killed(tmp_path, FORGETFUL, whole)
+    assert {*findings.wrong} == {"mismatches"}
+    assert all(text.endswith("is left") for text in findings.wrong["mismatches"])
 
 
 def test_a_command_that_fails_before_any_kill(tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_a_command_that_fails_before_any_kill(tmp_path: Path) -> None:
     assert not findings.kills
 
 
-def test_undisturbed_runs_have_to_be_the_same(tmp_path: Path) -> None:
+def test_undisturbed_runs_must_be_equal(tmp_path: Path) -> None:
     script = "import os; open('pid.json', 'w').write(str(os.getpid()))"
     with pytest.raises(RuntimeError, match="differ"):
         undisturbed(Command("made", ("-c", script)), tmp_path / "run")
@@ -112,7 +114,7 @@ def test_undisturbed_runs_have_to_be_the_same(tmp_path: Path) -> None:
     assert [*undisturbed(same, tmp_path / "run").files] == ["pid.json"]
 
 
-def test_what_is_partial(tmp_path: Path) -> None:
+def test_partial_files_and_differences(tmp_path: Path) -> None:
     command = Command("made", (), ("*.log", "n.json"), ("*.pt",), ("*_1.pt",))
     whole = {"a.npy": b"", "b.json": b"{}", "c.log": b"", "d.pt": b""}
     stopped = {"b.json": b"[]", "c.log": b"x", ".b.json.tmp": b"{", "n/tmp.pt": b"", "d.pt": b"P"}
@@ -141,7 +143,10 @@ def test_states_of_torch_are_compared_by_content() -> None:
         return file.getvalue()
 
     command = Command("made", ())
-    one, other = saved("a name", 1), saved(str(b"a name", "ascii"), 1)  # another object
+    one, other = (
+        saved("a name", 1),
+        saved(str(b"a name", "ascii"), 1),
+    )  # an equal string in another object
     assert one != other
     assert differences(command, {"c.pt": one}, {"c.pt": other}) == []
     for wrong in (saved("a name", 2), saved("b name", 1), one[:-9]):

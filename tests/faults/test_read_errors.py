@@ -1,4 +1,4 @@
-"""Reads that fail or return too little: one has no effect, and lasting failure gives a sentence."""
+"""Reads that fail or return too few bytes: a single one has no effect, lasting ones are refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import functools
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ FAULTS = ("EIO", "short")
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put a pool and its scores in `faulty://`, and a head in the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(threads, "_PAUSES", (0, 0))
@@ -42,11 +42,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         columns_in_files,
         "sort_into_files",
-        lambda *given: sort_into_files(*given, rows_at_once=200),
+        lambda *args: sort_into_files(*args, rows_at_once=200),
     )
     job = Job(POOL, tmp_path).write(2)
-    for number, path in enumerate(sorted(job.metadata.iterdir())):
-        np.savez(path.with_suffix(".npz"), **made_embeddings(300, dict.fromkeys(B32, 4), number))
+    for seed, path in enumerate(sorted(job.metadata.iterdir())):
+        np.savez(path.with_suffix(".npz"), **made_embeddings(300, dict.fromkeys(B32, 4), seed))
     save_glu_head(made_head(8), tmp_path / "head.safetensors")
     faulty.upload(job.metadata, "metadata")
     faulty.upload(job.scores, "scores")
@@ -54,10 +54,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def select(*flags: object) -> Any:
-    where = ["--metadata_dir", "faulty://metadata", "--save_path", "subset.npy"]
+    options = ["--metadata_dir", "faulty://metadata", "--save_path", "subset.npy"]
     if flags[1] == "m_flyt":
-        where += ["--scores_dir", "faulty://scores"]
-    return in_process(*map(str, flags), *where, "--num_workers", "1")
+        options += ["--scores_dir", "faulty://scores"]
+    return in_process(*map(str, flags), *options, "--num_workers", "1")
 
 
 JOBS = {"memory": MIX, "files": (*MIX, "--work_dir"), "npz": FLYT}
@@ -65,8 +65,8 @@ JOBS = {"memory": MIX, "files": (*MIX, "--work_dir"), "npz": FLYT}
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("case", JOBS)
-def test_once(place: Path, case: str, fault: str) -> None:
-    """Any one of the reads may fail."""
+def test_once(folder: Path, case: str, fault: str) -> None:
+    """Any single read may fail."""
     folders = iter(range(1000))
 
     def flags() -> tuple[object, ...]:
@@ -74,22 +74,22 @@ def test_once(place: Path, case: str, fault: str) -> None:
 
     faulty.plan(lambda path, number: None)
     assert select(*flags()).code == 0
-    wanted = Path("subset.npy").read_bytes()
-    places = [(path, n) for path, times in sorted(faulty.reads().items()) for n in range(times)]
-    assert len(places) > 10
-    for where in places[:: max(len(places) // 12, 1)]:
+    expected = Path("subset.npy").read_bytes()
+    reads = [(path, n) for path, times in sorted(faulty.reads().items()) for n in range(times)]
+    assert len(reads) > 10
+    for read in reads[:: max(len(reads) // 12, 1)]:
         Path("subset.npy").unlink()
-        faulty.plan(lambda path, number, at=where: fault if (path, number) == at else None)
+        faulty.plan(lambda path, number, at=read: fault if (path, number) == at else None)
         outcome = select(*flags())
-        assert (outcome.code, outcome.stderr) == (0, ""), where
-        assert Path("subset.npy").read_bytes() == wanted, where
+        assert (outcome.code, outcome.stderr) == (0, ""), read
+        assert Path("subset.npy").read_bytes() == expected, read
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("case", JOBS)
-def test_always(place: Path, case: str, fault: str) -> None:
-    """All reads fail, or all from the last one on."""
-    folders = iter(range(1000))  # what was read before is not read again in the same one
+def test_always(folder: Path, case: str, fault: str) -> None:
+    """All reads of a file fail, or only the last one and its retries."""
+    folders = iter(range(1000))  # a work folder that is used again reads less
 
     def flags() -> tuple[object, ...]:
         return (*JOBS[case], f"work{next(folders)}") if case == "files" else JOBS[case]
@@ -97,27 +97,27 @@ def test_always(place: Path, case: str, fault: str) -> None:
     assert select(*flags()).code == 0
     Path("subset.npy").unlink()
     times = faulty.reads()
-    for folder, suffix in (("metadata", "npz"),) if case == "npz" else _TABLES:
-        bad = f"/{folder}/part-00001.{suffix}"
-        for since in (0, times[bad] - 1):
-            plan = functools.partial(_from, bad, since, fault)
+    for name, suffix in (("metadata", "npz"),) if case == "npz" else _TABLES:
+        bad = f"/{name}/part-00001.{suffix}"
+        for first_bad in (0, times[bad] - 1):
+            plan = functools.partial(_from, bad, first_bad, fault)
             faulty.plan(plan)
-            # zipfile keeps the reason to itself
-            why = ["Input/output error"] if fault == "EIO" and case != "npz" else []
-            assert_refused(select(*flags()), bad, *why)
+            # zipfile does not report the reason
+            reasons = ["Input/output error"] if fault == "EIO" and case != "npz" else []
+            assert_refused(select(*flags()), bad, *reasons)
             assert not Path("subset.npy").exists()
-            assert not [path for path in place.rglob(".*") if path.is_file()]
+            assert not [path for path in folder.rglob(".*") if path.is_file()]
 
 
 _TABLES = (("metadata", "parquet"), ("scores", "parquet"))
 
 
-def _from(bad: str, since: int, fault: str, path: str, number: int) -> str | None:
-    return fault if path == bad and number >= since else None
+def _from(bad: str, first_bad: int, fault: str, path: str, number: int) -> str | None:
+    return fault if path == bad and number >= first_bad else None
 
 
-def test_a_pause_before_the_next_try(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
-    """Failures of storage are retried; damaged content is not."""
+def test_pauses_before_retries(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Read errors are retried after pauses; damaged content is not."""
     slept: list[float] = []
     monkeypatch.setattr(threads, "_PAUSES", (0.1, 1.0))
     monkeypatch.setattr(threads.time, "sleep", slept.append)
@@ -134,8 +134,8 @@ def test_a_pause_before_the_next_try(monkeypatch: pytest.MonkeyPatch, place: Pat
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_score(place: Path, fault: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """A shard that could not be read is retried, and the other shards are scored."""
+def test_score(folder: Path, fault: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A shard that cannot be read is retried, and the other shards are scored."""
     pytest.importorskip("torch")
     from datacomp_flyt.cli import main
     from datacomp_flyt.scorers.base import score as scoring
@@ -156,20 +156,20 @@ def test_score(place: Path, fault: str, monkeypatch: pytest.MonkeyPatch, capsys:
     for at in range(0, times, max(times // 6, 1)):
         faulty.plan(lambda path, number, at=at: fault if (path, number) == (bad, at) else None)
         assert score(f"once{at}") == 0
-        assert files_in(place / f"once{at}") == files_in(place / "whole")
+        assert files_in(folder / f"once{at}") == files_in(folder / "whole")
     capsys.readouterr()
     faulty.plan(lambda path, number: fault if path == bad else None)
     assert score("always") == 1
     assert f"shard part-00000 failed: {bad} cannot be read" in capsys.readouterr().err
-    tables = [name for name in files_in(place / "always") if name.endswith(".parquet")]
+    tables = [name for name in files_in(folder / "always") if name.endswith(".parquet")]
     assert [Path(name).stem for name in tables] == ["part-00001"]
     faulty.plan(lambda path, number: None)
     assert score("always") == 0
-    assert files_in(place / "always") == files_in(place / "whole")
+    assert files_in(folder / "always") == files_in(folder / "whole")
 
 
 class Stream(io.BytesIO):
-    """Stream a tar in few bytes at a time, and end with an error if requested."""
+    """A stream that returns few bytes at a time, and fails at an offset if requested."""
 
     def __init__(self, content: bytes, fails_at: int | None = None) -> None:
         super().__init__(content)
@@ -181,15 +181,14 @@ class Stream(io.BytesIO):
         return super().read(min(size or 0, 700) if size and size > 0 else size)
 
 
-def keep(found: list[Any], samples: Iterable[Any]) -> Iterator[Any]:
-    """Append each item to the list, also if an error follows."""
+def append_each(read: list[Any], samples: Iterable[Any]) -> None:
+    """Append one by one: `list.extend` may lose the samples before an error."""
     for sample in samples:
-        found.append(sample)
-    yield from ()
+        read.append(sample)
 
 
 def test_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow stream gives the same samples; an error comes after the samples before it."""
+    """A slow stream gives the same samples; an error is raised after the samples before it."""
     pytest.importorskip("webdataset")
     from datacomp_flyt.demo import POOL as DEMO
     from datacomp_flyt.tars import samples as tar_samples
@@ -198,11 +197,13 @@ def test_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content, whole = path.read_bytes(), list(tar_samples.read_tar(str(path)))
     monkeypatch.setattr(tar_samples, "open_tar", lambda tar: Stream(content))
     assert list(tar_samples.read_tar(str(path))) == whole
-    for part in (0.0, 0.3, 0.9):
-        at = int(part * len(content))
-        monkeypatch.setattr(tar_samples, "open_tar", lambda tar, at=at: Stream(content, at))
-        found: list[Any] = []
+    for share in (0.0, 0.3, 0.9):
+        offset = int(share * len(content))
+        monkeypatch.setattr(
+            tar_samples, "open_tar", lambda tar, offset=offset: Stream(content, offset)
+        )
+        read: list[Any] = []
         with pytest.raises(tar_samples.UnreadableShard, match="Input/output error"):
-            found.extend(keep(found, tar_samples.read_tar(str(path))))
-        assert found == whole[: len(found)]
-        assert len(found) < len(whole)
+            append_each(read, tar_samples.read_tar(str(path)))
+        assert read == whole[: len(read)]
+        assert share / 2 * len(whole) <= len(read) < len(whole)

@@ -101,7 +101,7 @@ def test_wrappers_leave_the_names(tmp_path: Path, state: dict[str, Any], form: s
         ({**STATE, **prefixed("module.")}, "only 2 of its 4 tensors"),
         ({**STATE, **prefixed("_orig_mod.")}, "_orig_mod."),
         ({**prefixed("module._orig_mod."), **prefixed("module.")}, "_orig_mod."),
-        ({"a.b": WEIGHT, "a._orig_mod.b": WEIGHT}, "both compiled and not"),
+        ({"a.b": WEIGHT, "a._orig_mod.b": WEIGHT}, "as if a compiled model and the plain one"),
     ],
 )
 def test_two_models_in_one_are_refused(tmp_path: Path, state: dict[str, Any], named: str) -> None:

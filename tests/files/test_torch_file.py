@@ -251,6 +251,25 @@ BAD_TENSORS = {
     "sizes that are text": tensor("0", (12,), (1,)).replace(number(12) + b"t", text("12") + b"t"),
     "unhashable key": b"}" + b"}" + number(1) + b"s",
 }
+# each tuple holds the one before twice: without a guard, hashing the last takes 4 million calls
+NESTED_KEY = number(1) + b"\x85" + b"2\x86" * 22
+SLOW = {
+    "key of a dict": (b"}" + NESTED_KEY + number(1) + b"s", "neither text nor numbers"),
+    "key of a dict in a list": (b"](}" + NESTED_KEY + number(1) + b"se", "neither text nor"),
+    "key of an ordered dict": (
+        b"ccollections\nOrderedDict\n(](" + NESTED_KEY + number(1) + b"\x86etR",
+        "neither text nor numbers",
+    ),
+    "dimensions": (tensor("0", [1] * 9, [0] * 9), "has 9 dimensions"),
+}
+
+
+@pytest.mark.parametrize(("value", "said"), SLOW.values(), ids=SLOW.keys())
+def test_a_pickle_that_would_be_slow_to_read(tmp_path: Path, value: bytes, said: str) -> None:
+    program = state_dict({"layers.0.weight": tensor("0", (12,), (1,)), "other": value})
+    path = zip_file(tmp_path / "m.pt", program, {"0": WEIGHT})
+    with pytest.raises(TorchFileError, match=said):
+        read_torch_file(path)
 
 
 @pytest.mark.parametrize("value", BAD_TENSORS.values(), ids=BAD_TENSORS.keys())

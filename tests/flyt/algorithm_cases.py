@@ -23,7 +23,10 @@ from tests.oracles.flyt_inputs import (
 
 COLUMNS, MEANS, STDS = ("a", "b", "c"), (0.5, -2.0, 100.0), (0.1, 3.0, 20.0)
 NUM_STEPS, WARMUP = 5, 2
-RATES = {"reference": [5e-4, 1e-3, 1e-3], "scoring": [5e-3, 1e-2, 1e-2]}  # of the first steps
+RATES = {
+    "reference": [5e-4, 1e-3, 1e-3],
+    "scoring": [5e-3, 1e-2, 1e-2],
+}  # learning rates of the first three steps
 CONFIG = AlgorithmConfig(
     upstream_batch_size=8,
     downstream_batch_size=6,
@@ -73,7 +76,7 @@ class FixedPrompts:
 
 @dataclass(frozen=True)
 class Case:
-    """A case: its differences from CONFIG with a mixing model over raw columns."""
+    """A case: its changes to CONFIG, a mixing model on raw columns."""
 
     changes: dict[str, Any] = field(default_factory=dict)
     class_counts: tuple[int, ...] = (5,)
@@ -87,13 +90,13 @@ class Case:
         return replace(CONFIG, **self.changes)
 
 
-# the downstream temperature is float32 whatever the model is
+# the downstream temperature is always float32
 TEMPERATURE = {"downstream_loss": "cross_entropy_temperature"}
 CASES = {
     "M-FLYT": Case(),
     "M-FLYT, micro-batches": Case({"micro_batch_size": 3}),
     "CE with temperature": Case(TEMPERATURE, tolerance=1e-6),
-    # so large that Adam's step is proportional to the gradient
+    # eps is so large that Adam's step is proportional to the gradient
     "large eps": Case({**TEMPERATURE, "eps": 1.0, "reference_lr": 0.5}, tolerance=1e-6),
     "CLIP loss": Case({"downstream_loss": "clip"}, captions=True, tolerance=1e-6),
     "CLIP loss of prompts": Case({"downstream_loss": "clip"}, tolerance=1e-6),
@@ -133,7 +136,7 @@ class Batches:
     downstream: Downstream
 
     def local(self, captions: bool) -> tuple[UpstreamBatch, DownstreamBatch]:
-        """Return batches like those of the loaders; without captions, prompts take their place."""
+        """Return batches like those of the loaders; without captions, the classes have prompts."""
         down = self.downstream
         return (
             UpstreamBatch(self.upstream.images, self.upstream.texts, self.features),

@@ -1,4 +1,4 @@
-"""Random features of a batch, and comparisons of losses and their gradients."""
+"""Random features of a batch, and comparisons of losses and gradients."""
 
 from __future__ import annotations
 

@@ -31,9 +31,9 @@ LOG_TEMPERATURE = torch.tensor(1.3, dtype=torch.float64)
 DOUBLE = torch.float64
 
 
-@dataclass(frozen=True, eq=False)  # the same object or another: `brute_force` remembers by it
+@dataclass(frozen=True, eq=False)  # compared by identity, for the cache of `brute_force`
 class Problem:
-    """The inputs of a step, in float64; `moments` are those of earlier steps, or 0."""
+    """The inputs of a step, in float64; the moments come from earlier steps, or are 0."""
 
     model: nn.Module
     params: dict[str, Tensor]
@@ -69,7 +69,7 @@ def problem(
     params = oracle.named_parameters(model)
     optimizer = oracle.Optimizer(kind=kind)
     if kind == "sgd":
-        # torch's SGD, and so the oracle, adds decay to the gradient; ours is decoupled from it
+        # the oracle's SGD is torch's, which adds decay to the gradient; ours has decoupled decay
         optimizer = replace(optimizer, lr=0.1, momentum=0.9, weight_decay=0.0)
     moments = oracle.no_moments(params)
     if warm:

@@ -1,10 +1,10 @@
-"""Run a training step of the public FLYT code (formll/FLYT), for comparison.
+"""Runs a training step of the public FLYT code (formll/FLYT), for comparison.
 
-None of that code is copied here. `public_step` starts another Python with the checkout first on
-its path (its package `open_clip` is not the installed one), and there this same file, run as a
-script, calls `flyt.train.train_one_flyt_epoch` on one batch in float32 on the CPU. The function
-is one piece of closures, so what it computes in between is taken from the calls it makes to
-`torch.func.grad` and `grad_and_value`.
+`public_step` starts another Python that runs this file as a script. The FLYT checkout is first on
+its path, since the checkout has its own package `open_clip`. The script calls
+`flyt.train.train_one_flyt_epoch` on one batch, in float32 on the CPU. That function consists of
+closures, so the script takes intermediate results from its calls of `torch.func.grad` and
+`grad_and_value`. No public code is copied here.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ TASK = "task"
 CHILD_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
-    "PYTHONDONTWRITEBYTECODE": "1",  # the checkout stays as it is
+    "PYTHONDONTWRITEBYTECODE": "1",  # the checkout is not changed
 }
 
 
-# ---------------------------------------------------------------------------- the calling side
+# --------------------------------------------------------------------------- calling process
 
 
 def public_inputs(
@@ -55,10 +55,10 @@ def public_inputs(
 ) -> Inputs:
     """Make the inputs of `public_step`, in float32.
 
-    `config` is that of an open_clip.CLIP, `params` its parameters by name; `scores` [B, k] are
-    the columns of the batch and `mixing` the linear model on them: "layers.0.weight" [1, k] and
-    "layers.0.bias" [1]; `eps` is that of the reference's AdamW. With several tasks the public
-    code updates the moments once for each task, so there must be a single task.
+    `config` and `params` are the configuration and the parameters of an open_clip.CLIP. `scores`
+    [B, k] are the columns of the batch. `mixing` is the linear model on them, with
+    "layers.0.weight" [1, k] and "layers.0.bias" [1]. `eps` is the eps of the reference model's
+    AdamW. The public code updates the moments once for each task, so there must be one task.
     """
     assert len(downstream.class_counts) == 1, "give the public code one task only"
     temperature = downstream.log_temperature
@@ -89,7 +89,7 @@ def public_inputs(
 
 
 def public_step(inputs: Inputs, directory: Path, flyt_dir: Path | str) -> dict[str, Any]:
-    """Run the public code for one step; `directory` holds the files that go to and fro.
+    """Run the public code for one step; inputs and outputs are files in `directory`.
 
     Returns tensors and dictionaries of tensors by parameter name:
     `upstream_loss`, `downstream_loss` [], `weights` [B], `weight_gradient` [B] (dL_down/dw),
@@ -117,11 +117,11 @@ def public_step(inputs: Inputs, directory: Path, flyt_dir: Path | str) -> dict[s
     return outputs
 
 
-# ----------------------------------------------------------------- inside the other Python only
+# ------------------------------------------------------------------------- called process
 
 
 class Spy:
-    """Replaces a transform of torch.func, and keeps the result of each closure's last call."""
+    """Wraps a transform of torch.func, and records the last result of each closure."""
 
     def __init__(self) -> None:
         self.arguments: dict[str, tuple[Any, ...]] = {}
@@ -175,7 +175,7 @@ def build_reference(inputs: Inputs) -> torch.nn.Module:
         output_dict=True,
     )
     model.load_state_dict(inputs["params"])
-    if inputs["log_temperature"] is not None:  # as their open_clip/factory.py does
+    if inputs["log_temperature"] is not None:  # as in the public open_clip/factory.py
         temperature = torch.tensor(inputs["log_temperature"], dtype=torch.float32)
         model.downstream_logit_scale = torch.nn.Parameter(temperature)
     return model
@@ -192,7 +192,7 @@ def arguments(inputs: Inputs) -> SimpleNamespace:
         downstream_task_names=TASK,
         log_every_n_steps=1,
         log_pre_update=False,
-        parquet_dir="given",  # the mixing model on score columns
+        parquet_dir="given",  # selects the mixing model on score columns
         precision="fp32",
         rank=0,
         skip_scheduler=True,
@@ -214,7 +214,9 @@ def run_one_step(inputs: Inputs) -> dict[str, Any]:
     spy = Spy()
     train.grad, train.grad_and_value = spy.on(train.grad), spy.on(train.grad_and_value)
     train.sample_downstream_texts = lambda *_: inputs["prompts"]
-    if not hasattr(torch.backends.cuda, "sdp_kernel"):  # deprecated; on a CPU it changes nothing
+    if not hasattr(
+        torch.backends.cuda, "sdp_kernel"
+    ):  # removed from torch; it has no effect on a CPU
         torch.backends.cuda.sdp_kernel = lambda **_: contextlib.nullcontext()
 
     args = arguments(inputs)
@@ -268,10 +270,14 @@ def plain(value: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("flyt_dir", help="a full checkout of formll/FLYT")
-    parser.add_argument("directory", type=Path, help="has inputs.pt; outputs.pt is written there")
+    parser.add_argument(
+        "directory", type=Path, help="folder with inputs.pt; outputs.pt is written there"
+    )
     options = parser.parse_args()
-    sys.path[0] = options.flyt_dir  # instead of the folder of this file
-    warnings.simplefilter("ignore")  # theirs, about newer versions of PyTorch and timm
+    sys.path[0] = options.flyt_dir  # replaces the folder of this file
+    warnings.simplefilter(
+        "ignore"
+    )  # the public code warns about newer versions of PyTorch and timm
     torch.set_num_threads(1)
     inputs = torch.load(options.directory / "inputs.pt", weights_only=True)
     torch.save(plain(run_one_step(inputs)), options.directory / "outputs.pt")

@@ -1,4 +1,4 @@
-"""Run a function on several ranks of `torch.distributed` (gloo, on one machine).
+"""Runs a function on several ranks of `torch.distributed` (gloo, on one machine).
 
 The ranks import this module, so it does not import pytest. They are forked from a server that has
 imported torch and open_clip, so that they start quickly.
@@ -36,7 +36,7 @@ def on_ranks(world_size: int, function: Callable[[], Results], folder: Path) -> 
     """Run a function of a module on each rank, and return its results in rank order.
 
     Raises:
-        RuntimeError: a rank failed or took longer than `TIME_LIMIT`; the others are ended.
+        RuntimeError: a rank failed or exceeded `TIME_LIMIT`; the other ranks are ended.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "open_clip"])
@@ -77,7 +77,7 @@ def _one_rank(rank: int, world_size: int, function: Callable[[], Results], folde
 
 
 def cases() -> dict[str, tuple[Problem, dict[str, Any]]]:
-    """Return problems and arguments of `solve`; with three classes, one of four ranks has none."""
+    """Return problems and arguments of `solve`; three classes leave one of four ranks without."""
     results: dict[str, tuple[Problem, dict[str, Any]]] = {}
     for loss in LOSSES:
         for micro_batch_size in (None, 1):

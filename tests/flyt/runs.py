@@ -41,7 +41,7 @@ SMALL_MODEL: dict[str, Any] = {
     },
     "text_cfg": {
         "context_length": 12,
-        "vocab_size": 49408,  # that of open_clip's tokenizer
+        "vocab_size": 49408,  # the size of open_clip's tokenizer
         "width": 16,
         "heads": 2,
         "layers": 1,
@@ -49,9 +49,9 @@ SMALL_MODEL: dict[str, Any] = {
 }
 COLUMNS = ("clip_b32_similarity_score", "clip_l14_similarity_score")
 ARRAYS = ("b32_img", "b32_txt")
-WIDTH = 6  # of each array
+WIDTH = 6  # columns of each array
 CLASSES = {"pets": ("cat", "dog", "owl"), "cars": ("bus", "van")}
-PAIRS, ROWS = 64, 16  # upstream examples, and those of a shard
+PAIRS, ROWS = 64, 16  # upstream examples, and examples of a shard
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def parse(*words: str) -> TrainingConfig:
 
 def train(flags: Mapping[str, Any]) -> int:
     """Run `datacomp-flyt train` in this process, and return its exit code."""
-    torch.set_num_threads(1)  # as in the processes of their own: the same bits
+    torch.set_num_threads(1)  # as in other processes, for equal results
     return exit_code(lambda: main(["train", *argv(flags)]))
 
 
@@ -221,7 +221,7 @@ def metrics_of(output: Path) -> list[dict[str, Any]]:
 
 
 def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
-    """Call a function in a new process, forked from one that has imported the trainer."""
+    """Call a function in a new process, which is forked from one that has imported the trainer."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.flyt.runs", "datacomp_flyt.flyt.train"])
     process: BaseProcess = context.Process(target=function, args=arguments)
@@ -230,7 +230,7 @@ def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
 
 
 def train_quietly(flags: Mapping[str, Any], log: Path | None = None) -> None:
-    """Train in this process and end it; the output goes to a file, or is dropped."""
+    """Train and end this process; the output goes to a file, or is discarded."""
     with open(os.devnull if log is None else log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -32,7 +32,7 @@ def jpg(shade: int = 100, size: int = 10, kind: str = "JPEG") -> bytes:
 
 
 def pair(index: int) -> dict[str, bytes]:
-    """Make upstream example `number`, whose caption and shade identify it."""
+    """Make an upstream example whose caption and shade identify it."""
     return {
         "jpg": jpg(index % 250),
         "txt": f"caption {index}".encode(),
@@ -41,7 +41,7 @@ def pair(index: int) -> dict[str, bytes]:
 
 
 def write_tar(path: Path, samples: Iterable[Sample]) -> Path:
-    """Write a tar whose keys are consecutive numbers, unrelated to the uids."""
+    """Write a tar whose keys are consecutive numbers, independent of the uids."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for key, sample in enumerate(samples):
@@ -110,7 +110,7 @@ def augmented(image: Image.Image) -> Tensor:
 
 
 def tokenize(texts: list[str]) -> Tensor:
-    """Tokenize texts to [n, 1], the number at the end of each text."""
+    """Tokenize each text to the number at its end, [n, 1]."""
     return torch.tensor([[int(text.split()[-1])] for text in texts])
 
 

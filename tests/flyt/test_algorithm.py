@@ -165,13 +165,15 @@ def test_three_steps_equal_brute_force(case: Case) -> None:
         start = small_clip(seed=5).text_projection
         assert torch.equal(oracle.psi["text_projection"], start) != case.config.train_extractor
     expected = float(oracle.log_temperature)
-    bound = float_bound("float32", expected, 3 * 4)  # its type; a step has 4 roundings
+    bound = float_bound(
+        "float32", expected, 3 * 4
+    )  # the temperature is float32; a step rounds 4 times
     assert float(algorithm.log_temperature) == pytest.approx(expected, rel=0, abs=bound)
     still = float(oracle.log_temperature) == math.log(1 / 0.07)
     assert still == (case.config.downstream_loss == "cross_entropy")
 
 
-def test_clipping_is_part_of_the_step() -> None:
+def test_the_step_clips_gradients() -> None:
     """Clipped SGD equals SGD with the learning rate lr c / |g|."""
     batches = batches_of(CASES["SGD"], 0)
     plain = make_algorithm(CASES["SGD"])
@@ -182,7 +184,9 @@ def test_clipping_is_part_of_the_step() -> None:
     start = named_parameters(small_clip())
     clipped.step(0, *batches.local(False))
     moved = torch.cat([(clipped.params[n] - start[n]).flatten() for n in start]).norm()
-    assert float(moved) == pytest.approx(1e-3 * 5e-3)  # the norm times the first step's rate
+    assert float(moved) == pytest.approx(
+        1e-3 * 5e-3
+    )  # the clipping norm times the learning rate of the first step
     unclipped = torch.cat([(plain.params[n] - start[n]).flatten() for n in start]).norm()
     assert unclipped > 10 * moved
 
@@ -195,7 +199,7 @@ def test_the_logit_scale_is_clamped() -> None:
         assert float(algorithm.params["logit_scale"]) == pytest.approx(expected)
 
 
-def test_features_must_come_from_somewhere() -> None:
+def test_a_run_without_features_is_refused() -> None:
     up, down = batches_of(CASES["M-FLYT"], 0).local(False)
     with pytest.raises(ValueError, match="--scores_dir"):
         make_algorithm(CASES["M-FLYT"]).step(0, replace(up, features=None), down)

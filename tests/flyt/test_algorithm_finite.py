@@ -1,4 +1,4 @@
-"""Steps that are not finite change nothing; 16-bit precisions and the gradient scale."""
+"""Steps that are not finite, 16-bit precisions and the gradient scale."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_step_that_is_not_finite_changes_nothing(where: str, value: float) -> 
     assert changed(before, flat(algorithm.state_dict())) == {"/number_skipped", "/finite_steps"}
     assert metrics["skipped_steps"] == 1
 
-    for each in (algorithm, other):  # and goes on as if the step had not been
+    for each in (algorithm, other):  # both continue as if there had been no such step
         each.step(2, *batches_of(case, 2).local(False))
     left = changed(flat(algorithm.state_dict()), flat(other.state_dict()))
     assert left == {"/number_skipped", "/finite_steps"}
@@ -98,7 +98,7 @@ def test_float16_halves_the_gradient_scale_and_doubles_it_again() -> None:
     assert algorithm.finite_steps == 0
 
 
-def test_float16_finds_a_scale_at_which_gradients_fit() -> None:
+def test_float16_finds_a_scale_without_overflow() -> None:
     case = Case({"precision": "amp", "tangent": None})
     algorithm = make_algorithm(case, torch.float32)
     algorithm.towers.gradient_scale = 2.0**40
@@ -113,8 +113,8 @@ def test_float16_finds_a_scale_at_which_gradients_fit() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "amp"])
-def test_16_bits_are_near_32(precision: str) -> None:
-    """Compare the scoring model's gradient in the fourth step; rounding dominates the first."""
+def test_16_bits_are_close_to_32(precision: str) -> None:
+    """Compare the scoring model's gradient in the fourth step; rounding dominates in the first."""
     plain = make_algorithm(Case({"tangent": None}), torch.float32)
     rounded = make_algorithm(Case({"precision": precision, "tangent": None}), torch.float32)
     for index in range(3):
@@ -130,11 +130,11 @@ def test_16_bits_are_near_32(precision: str) -> None:
         gradients.append(gradient)
     error = float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
     # Adam divides by gradients that bfloat16 rounds, so the error depends on the kernels (0.24 with
-    # SSE); a lost or doubled scale, or a wrong sign, would be off by a half or more.
+    # SSE). A missing or doubled scale, or a wrong sign, has an error of a half or more.
     assert 1e-6 < error < 0.4
 
 
-def test_16_bits_leave_the_scoring_model_out_of_the_first_step() -> None:
+def test_16_bits_skip_the_scoring_model_in_the_first_step() -> None:
     batch = batches_of(CASES["M-FLYT"], 0, torch.float32).local(False)
     for precision, moved in (("fp32", True), ("bf16", False)):
         algorithm = make_algorithm(Case({"precision": precision, "tangent": None}), torch.float32)
@@ -147,7 +147,7 @@ def test_16_bits_leave_the_scoring_model_out_of_the_first_step() -> None:
         assert not torch.equal(weight, start)
 
 
-def test_a_hundred_lost_steps_in_a_row_end_training() -> None:
+def test_a_hundred_skipped_steps_in_a_row_end_training() -> None:
     case = CASES["M-FLYT"]
     algorithm = make_algorithm(case)
     good, (up, down) = batches_of(case, 0).local(False), batches_of(case, 0).local(False)

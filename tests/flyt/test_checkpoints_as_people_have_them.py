@@ -1,4 +1,4 @@
-"""Loading models of each kind from the checkpoints of other trainers, or refusing them."""
+"""Checkpoints of other trainers, for each kind of model: loaded or refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.scorers.base.made import made_head
 from tests.scorers.hype.made_hype import made_state
 
 State = dict[str, Tensor]
-WIDTH = 32  # of both features of SMALL_MODEL
+WIDTH = 32  # width of both features of SMALL_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def prefixed(state: State, prefix: str) -> State:
     return {f"{prefix}{name}": value for name, value in state.items()}
 
 
-# ----------------------------------------------------------------------- CLIP, by other hands
+# ------------------------------------------------------------ CLIP models of other trainers
 
 TEXT = ("positional_embedding", "token_embedding", "transformer", "ln_final", "text_projection")
 
@@ -183,7 +183,7 @@ PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.
 def test_scoring_models(
     tmp_path: Path, config: Path, trained: State, prefix: str, zipped: bool
 ) -> None:
-    """Published layouts are loaded with the prefixes of DDP and torch.compile."""
+    """Published layouts are loaded, also with the prefixes of DDP and torch.compile."""
 
     def save(state: State) -> Path:
         content = {"name": "run", "state_dict": prefixed(state, prefix)}
@@ -226,7 +226,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS.keys())
-def test_every_reader_refuses_in_the_same_words(
+def test_every_reader_refuses_with_the_same_message(
     tmp_path: Path, reader: Callable[[Path], Any]
 ) -> None:
     path, mark = tmp_path / "checkpoint.pt", tmp_path / "ran"

@@ -1,4 +1,4 @@
-"""Checkpoints written by DataComp's own torch and NumPy are read here, and the reverse.
+"""Checkpoints are read here if DataComp's torch and NumPy wrote them, and the reverse.
 
 DATACOMP_PYTHON   a Python with torch 1.13, NumPy 1 and safetensors, such as DataComp's
 """
@@ -52,12 +52,12 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("*.pt")):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("there", ["writes", "reads"])
-def test_checkpoints_go_from_one_environment_to_the_other(tmp_path: Path, there: str) -> None:
+@pytest.mark.parametrize("other_role", ["writes", "reads"])
+def test_checkpoints_go_from_one_environment_to_the_other(tmp_path: Path, other_role: str) -> None:
     other = os.environ.get("DATACOMP_PYTHON")
     if not other:
         pytest.skip("DATACOMP_PYTHON does not name a Python")
-    writer, reader = (other, sys.executable) if there == "writes" else (sys.executable, other)
+    writer, reader = (other, sys.executable) if other_role == "writes" else (sys.executable, other)
     for python, code in ((writer, WRITE), (reader, READ)):
         done = subprocess.run(
             [python, "-c", code, str(tmp_path)],

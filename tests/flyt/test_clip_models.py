@@ -36,7 +36,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(config: Path) -> State:
-    """Return weights that no initialization gives."""
+    """Return weights that differ from any initialization."""
     model = load(config, seed=7).model
     return {name: value + 0.5 for name, value in model.state_dict().items()}
 
@@ -63,7 +63,7 @@ def test_random_weights_depend_on_the_seed_alone(config: Path) -> None:
     assert not same(load(config, seed=1).model, first.state_dict())
 
 
-def test_a_model_comes_with_what_makes_its_inputs(config: Path) -> None:
+def test_a_model_has_its_transforms_and_tokenizer(config: Path) -> None:
     actual = load(config)
     image = actual.transform(Image.new("RGB", (50, 40), (255, 0, 0)))
     tokens = actual.tokenize(["a red picture", "another"])
@@ -93,7 +93,7 @@ def test_images_are_cropped_as_in_training(config: Path) -> None:
     assert max(widths) - min(widths) > 0.02
 
 
-def test_the_own_configuration_and_names_of_open_clip() -> None:
+def test_our_configuration_and_names_of_open_clip() -> None:
     own = load("flyt-tiny").model
     assert own.visual.image_size == (32, 32)
     assert own.encode_text(torch.zeros(1, 16).long()).shape == (1, 64)
@@ -237,7 +237,7 @@ def test_a_checkpoint_cannot_run_code(
     assert not marker.exists()
 
 
-@pytest.mark.skipif(torch.__version__ < "2.6", reason="from torch 2.6 on they are read")
+@pytest.mark.skipif(torch.__version__ < "2.6", reason="torch reads them from version 2.6 on")
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64])
 def test_learning_rates_of_open_clip_2_are_numpy_scalars(tmp_path: Path, kind: type) -> None:
     path, weight = tmp_path / "epoch_latest.pt", torch.arange(3.0)
@@ -272,7 +272,7 @@ def test_checkpoints_without_a_state_dict(tmp_path: Path, config: Path, content:
 def test_unknown_weights_and_models(tmp_path: Path, config: Path) -> None:
     message = refusal(load, config, "openai")
     assert "--reference_init openai" in message
-    assert "none" in message  # the tags of this model
+    assert "none" in message  # the list of the pretrained tags of this model
     assert "openai" in refusal(load, "ViT-B-32", "no_such_tag").split("which are")[1]
     assert "--reference_init" in refusal(load, config, None)
     assert "'random'" in refusal(load, config, None)
@@ -294,7 +294,7 @@ def test_unknown_weights_and_models(tmp_path: Path, config: Path) -> None:
         (json.dumps(SMALL_MODEL | {"embed_dim": "wide"}), "--reference_model"),
     ],
 )
-def test_configurations_that_make_no_model(tmp_path: Path, content: str, named: str) -> None:
+def test_invalid_configurations_are_refused(tmp_path: Path, content: str, named: str) -> None:
     path = tmp_path / f"flyt-test-broken-{abs(hash(content))}.json"
     path.write_text(content)
     message = refusal(load, path)
@@ -305,14 +305,14 @@ def test_configurations_that_make_no_model(tmp_path: Path, content: str, named: 
 def test_a_tokenizer_of_77_tokens_is_cut_to_the_models_length(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """get_tokenizer of open_clip 2.16.1 gives this function for every model."""
+    """get_tokenizer of open_clip 2.16.1 returns such a tokenizer for every model."""
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: open_clip.tokenize)
     tokens = load(config).tokenize(["a red picture"])
     assert tokens.shape == (1, 12)
     assert torch.equal(tokens, open_clip.tokenize(["a red picture"])[:, :12])
 
 
-def test_a_tokenizer_that_wants_another_package(
+def test_a_tokenizer_that_needs_another_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "flyt-test-tokenizer.json"
@@ -325,7 +325,7 @@ def test_a_tokenizer_that_wants_another_package(
 
 
 def test_a_file_with_the_name_of_another_model(tmp_path: Path, config: Path) -> None:
-    """open_clip finds models by name alone, and would load the other one."""
+    """open_clip looks models up by name only, and would load the other model."""
     load(config)
     for name in (config.name, "RN50.json"):
         path = tmp_path / name
@@ -339,11 +339,11 @@ def test_a_file_with_the_name_of_another_model(tmp_path: Path, config: Path) -> 
     assert load(copy).model.text_projection.shape == (16, 16)
 
 
-def test_models_that_are_more_than_two_towers(tmp_path: Path) -> None:
+def test_models_with_more_than_two_towers_are_refused(tmp_path: Path) -> None:
     decoder = {**SMALL_MODEL["text_cfg"], "width": 32, "heads": 2, "layers": 1}
     configs = {
         "coca": {"multimodal_cfg": decoder, "custom_text": True},
-        "biased": {"init_logit_bias": -10.0},  # as SigLIP
+        "biased": {"init_logit_bias": -10.0},  # like SigLIP
     }
     for name, more in configs.items():
         path = tmp_path / f"small-{name}.json"

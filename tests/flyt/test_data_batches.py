@@ -70,7 +70,7 @@ def test_image_caption_and_features_belong_together(tmp_path: Path) -> None:
     assert batch.texts.dtype == torch.int64
     assert torch.equal(batch.features, torch.stack([numbers, -numbers], 1).float())
     shades = batch.images.mean((1, 2, 3))
-    assert torch.allclose(shades, numbers.float(), atol=2)  # jpg is not exact
+    assert torch.allclose(shades, numbers.float(), atol=2)  # JPEG is lossy
 
 
 def test_uid_is_read_from_the_json(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_demo_pool_against_direct_reading() -> None:
 
 
 def demo_rows() -> dict[str, list[torch.Tensor]]:
-    """Read the embeddings of each caption from the files."""
+    """Read the embeddings of each caption from the npz files."""
     import numpy as np
     import pyarrow.parquet as pq
 
@@ -147,7 +147,7 @@ def test_broken_json_is_no_uid(tmp_path: Path, broken: bytes) -> None:
     shards = one_tar(tmp_path, {**pair(0), "json": broken})
     batch = upstream(shards, features_of(range(8)), steps=2)
     assert batch.skipped.keys() <= {"no uid in its json"}
-    assert upstream(shards, None).skipped == {}  # not looked at without features
+    assert upstream(shards, None).skipped == {}  # uids are not read without features
 
 
 def test_no_image_is_decoded_before_its_uid_is_found(tmp_path: Path) -> None:
@@ -156,20 +156,20 @@ def test_no_image_is_decoded_before_its_uid_is_found(tmp_path: Path) -> None:
     assert "image cannot be decoded" not in batch.skipped
 
 
-def test_only_undecodable_images_end(tmp_path: Path) -> None:
+def test_a_pool_of_undecodable_images_ends_the_run(tmp_path: Path) -> None:
     shards = one_tar(tmp_path, *[{**pair(index), "jpg": b"x"} for index in range(8)], good=0)
     message = refusal(upstream, shards)
     assert "1,000 examples in a row are left out (image cannot be decoded)" in message
 
 
-def test_strange_uids_are_unknown_ones(tmp_path: Path) -> None:
+def test_invalid_uids_are_unknown_uids(tmp_path: Path) -> None:
     features = features_of(range(8))
     for uid in ("", "-" + uid_of(1)[1:], uid_of(1)[:-1], uid_of(1) + "0", "g" * 32, "é"):
         assert features.find(uid) == -1
     assert [features.values[features.find(uid_of(n)), 0] for n in range(8)] == list(range(8))
 
 
-def test_a_batch_beyond_the_data(tmp_path: Path) -> None:
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
     shards = write_pairs(tmp_path, 2, 4)
     assert "2 shards hold 8 usable examples, fewer than the 9" in refusal(
         upstream, shards, batch_size=18, num_streams=2
@@ -191,7 +191,7 @@ def test_labels_and_captions(tmp_path: Path) -> None:
     assert batch.captions is None
 
 
-def test_labels_count_on_from_task_to_task(tmp_path: Path) -> None:
+def test_labels_of_tasks_have_consecutive_ranges(tmp_path: Path) -> None:
     write_task(tmp_path / "a", [0, 1, 1, 0], ["x", "y"])
     write_task(tmp_path / "b", [2, 2, 2, 2])
     tasks = open_tasks(str(tmp_path))
@@ -219,7 +219,9 @@ def test_no_label_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("weights", "share"), [("mixed", 0.2), ("balanced", 0.5)])
-def test_shares_of_tasks(tmp_path: Path, weights: str, share: float) -> None:
+def test_task_weights_decide_the_shares_of_tasks(
+    tmp_path: Path, weights: str, share: float
+) -> None:
     write_task(tmp_path / "large", [0] * 80)
     write_task(tmp_path / "small", [2] * 20)
     batches = downstream(
@@ -228,7 +230,7 @@ def test_shares_of_tasks(tmp_path: Path, weights: str, share: float) -> None:
     counts = Counter(label for batch in batches for label in batch.labels.tolist())
     total = counts.total()
     assert set(counts) == {0, 5}
-    # mixed draws tars of four examples at a time
+    # "mixed" draws whole tars of four examples
     spread = share * (1 - share) / total * (4 if weights == "mixed" else 1)
     assert abs(counts[5] / total - share) < 4 * spread**0.5
 
@@ -236,7 +238,7 @@ def test_shares_of_tasks(tmp_path: Path, weights: str, share: float) -> None:
 def test_unknown_weights_are_refused(tmp_path: Path) -> None:
     tasks = open_tasks(str(write_task(tmp_path, [0])))
     message = refusal(downstream, tasks, "equal")
-    assert message == "--task_weights 'equal' is none of mixed, balanced"
+    assert message == "--task_weights is 'equal', wanted one of mixed, balanced"
 
 
 def test_an_empty_balanced_task_is_named(tmp_path: Path) -> None:

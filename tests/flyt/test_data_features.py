@@ -93,7 +93,7 @@ def test_unknown_columns_are_refused(tmp_path: Path) -> None:
     assert message.endswith("or name fewer columns")
 
 
-def test_scores_that_are_not_finite(tmp_path: Path) -> None:
+def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     bad = POOL.scores["FLYT"].copy()
     bad[7] = np.nan
     folder = scores(tmp_path, FLYT=bad)
@@ -114,7 +114,7 @@ def test_a_constant_column_and_an_empty_table(tmp_path: Path) -> None:
     assert "holds no example" in refusal(score_features, str(empty), ("FLYT",), 1, progress=False)
 
 
-def test_a_uid_twice_in_a_column(tmp_path: Path) -> None:
+def test_a_uid_twice_in_a_column_is_refused(tmp_path: Path) -> None:
     write_files(tmp_path / "a", POOL.scores)
     write_files(tmp_path / "b", take(POOL.scores, [3]))
     message = refusal(score_features, str(tmp_path), COLUMNS, 1, progress=False)
@@ -146,7 +146,7 @@ def test_unknown_arrays_and_missing_files(tmp_path: Path) -> None:
     assert ".npz is not there" in refusal(embedding_features, metadata, progress=False)
 
 
-def test_embeddings_without_direction(tmp_path: Path) -> None:
+def test_embeddings_of_zero_or_nan_are_refused(tmp_path: Path) -> None:
     shutil.copytree(DEMO, tmp_path, dirs_exist_ok=True)
     path = sorted(tmp_path.glob("*.npz"))[1]
     arrays = dict(np.load(path))

@@ -1,4 +1,4 @@
-"""Listing, drawing and reading of tar shards, and bad shards."""
+"""Listing, drawing and reading of tar shards, and invalid shards."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_leaving_a_pipe_half_read_is_no_error(tmp_path: Path) -> None:
         next(samples)
 
 
-def test_what_follows_the_last_member_is_read_too(tmp_path: Path) -> None:
+def test_the_bytes_after_the_last_member_are_read(tmp_path: Path) -> None:
     (shard,) = write_pairs(tmp_path, 1, 2)
     with open(shard, "ab") as file:
         file.write(bytes(1 << 20))
@@ -128,7 +128,7 @@ def test_shards_are_drawn_uniformly_with_replacement(tmp_path: Path) -> None:
     drawn = Counter(itertools.islice(reader(shards), 2000))
     assert set(drawn) == set(range(10))
     chi_square = sum((count - 200) ** 2 / 200 for count in drawn.values())
-    assert chi_square < 27.9  # 99.9% of 9 degrees of freedom
+    assert chi_square < 27.9  # the 99.9% quantile for 9 degrees of freedom
     first = list(itertools.islice(reader(shards), 200))
     assert any(one == other for one, other in itertools.pairwise(first))
 
@@ -172,14 +172,14 @@ def test_many_bad_shards_stop_training(tmp_path: Path, num_shards: int, bad: int
         assert len(list(itertools.islice(allowed, 500))) == 500
 
 
-def test_shards_with_too_little(tmp_path: Path) -> None:
+def test_shards_with_too_few_examples(tmp_path: Path) -> None:
     shards = write_pairs(tmp_path, 3, 4)
     assert len(list(itertools.islice(reader(shards, needed=12), 100))) == 100
     message = refusal(lambda: list(itertools.islice(reader(shards, needed=13), 1000)))
     assert "3 shards hold 12 usable examples, fewer than the 13" in message
 
 
-def test_shards_with_nothing_to_use(tmp_path: Path) -> None:
+def test_shards_without_usable_examples(tmp_path: Path) -> None:
     shards = write_pairs(tmp_path, 3, 4)
     few = ShardReader([(shard, nothing) for shard in shards], random.Random(0), Counter(), "data")
     assert "no example of its 3 shards can be used (not wanted: " in refusal(next, iter(few))
@@ -193,7 +193,7 @@ def test_shards_with_nothing_to_use(tmp_path: Path) -> None:
 
 
 def test_a_tar_cut_anywhere_is_unreadable(tmp_path: Path) -> None:
-    """Truncation is found inside a header or padding too, where tarfile stops silently."""
+    """Truncation is detected inside a header or padding too, where tarfile stops silently."""
     write_tar(tmp_path / "whole.tar", map(pair, range(3)))
     content = (tmp_path / "whole.tar").read_bytes()
     assert len(list(read_tar(str(tmp_path / "whole.tar")))) == 3
@@ -208,7 +208,7 @@ def test_a_tar_cut_anywhere_is_unreadable(tmp_path: Path) -> None:
 def test_a_compressed_tar_of_zeros_is_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packer: Any
 ) -> None:
-    """A tar that is compressed too well to hold images is refused while it is unpacked."""
+    """A tar whose compression ratio is too high for images is refused during decompression."""
     monkeypatch.setattr(tar_samples, "_LARGEST", 1 << 14)
     zeros = [{**pair(index), "jpg": bytes(1 << 13)} for index in range(40)]
     path = tmp_path / "a.tar.packed"

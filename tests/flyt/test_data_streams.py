@@ -1,4 +1,4 @@
-"""Batches do not depend on processes and workers; epochs; the end of workers."""
+"""Batches are independent of processes and workers; epochs; the end of workers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def batches(shards: list[str], settings: StreamSettings, steps: int = STEPS) -> list[UpstreamBatch]:
-    """Return global batches, the concatenation of those of all ranks."""
+    """Return global batches, the concatenated batches of all ranks."""
     actual = []
     for rank in range(settings.world_size):
         own = replace(settings, rank=rank)
@@ -89,7 +89,7 @@ def test_shuffle_seed_and_epoch_decide(shards: list[str], expected: list[Upstrea
     assert all(map(same, resumed, later))
 
 
-def test_streams_differ_and_follow_one_another(expected: list[UpstreamBatch]) -> None:
+def test_streams_differ_and_alternate(expected: list[UpstreamBatch]) -> None:
     parts = expected[0].texts.reshape(4, 4).tolist()
     assert len({tuple(part) for part in parts}) == 4
     parts = expected[0].images[:, 0, 0, 0].reshape(4, 4).tolist()
@@ -97,7 +97,7 @@ def test_streams_differ_and_follow_one_another(expected: list[UpstreamBatch]) ->
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_generators_of_the_trainer_stay_where_they_are(shards: list[str], num_workers: int) -> None:
+def test_the_trainers_generators_are_not_advanced(shards: list[str], num_workers: int) -> None:
     def state() -> tuple[object, ...]:
         numpy_state = np.random.get_state()  # noqa: NPY002
         return torch.get_rng_state().tolist(), random.getstate(), str(numpy_state)
@@ -124,7 +124,7 @@ def test_shuffled_keeps_items_and_mixes_them() -> None:
     actual = list(itertools.islice(shuffled(itertools.count(), 20, 10, random.Random(0)), 3000))
     assert len(set(actual)) == 3000
     assert max(actual[0:1]) < 10
-    # n out means at most 10 + 2 n in, and 20 more than n once the buffer is full
+    # after n outputs at most 10 + 2 n inputs were read, and n + 20 once the buffer is full
     assert all(item <= min(10 + 2 * place, place + 20) for place, item in enumerate(actual))
     assert actual != sorted(actual)
 
@@ -153,7 +153,7 @@ def test_processes_divide_the_streams_and_streams_the_batch(shards: list[str]) -
     assert "batch of 18" in refusal(upstream_loader, shards, tokenize, settings)
 
 
-def test_an_error_in_a_worker_is_the_same_sentence(tmp_path: Path) -> None:
+def test_an_error_in_a_worker_has_the_same_message(tmp_path: Path) -> None:
     shards = [str(write_tar(tmp_path / "0.tar", [{"txt": b"alone"}]))]
 
     def message(num_workers: int) -> str:
@@ -170,7 +170,7 @@ def test_closing_ends_the_workers(shards: list[str]) -> None:
     iterator = iter(loader)
     next(iterator)
     assert len(multiprocessing.active_children()) == 2
-    again = iter(loader)  # starts afresh, and ends what went before
+    again = iter(loader)  # starts again, and ends the workers of the first iterator
     assert len(multiprocessing.active_children()) == 0
     assert same(next(again), batches(shards, SETTINGS, 1)[0])
     loader.close()

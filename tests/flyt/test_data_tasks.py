@@ -34,7 +34,7 @@ def test_one_folder_is_one_task(tmp_path: Path) -> None:
     assert "is one task, not a, b" in refusal(open_tasks, str(folder), ["a", "b"])
 
 
-def test_a_folder_of_folders_is_several(tmp_path: Path) -> None:
+def test_a_folder_of_folders_is_several_tasks(tmp_path: Path) -> None:
     for name in ("b", "a", "c"):
         write_task(tmp_path / name, [0])
     (tmp_path / ".cache").mkdir()
@@ -85,14 +85,14 @@ def test_imagenet_is_known_to_open_clip(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------- refusals
 
 
-def test_places_that_hold_no_task(tmp_path: Path) -> None:
+def test_folders_without_a_task_are_refused(tmp_path: Path) -> None:
     assert "is not a folder" in refusal(open_tasks, str(tmp_path / "none"))
     assert "neither tars nor folders" in refusal(open_tasks, str(tmp_path))
     (tmp_path / "empty").mkdir()
     assert "task 'empty' has no .tar file in" in refusal(open_tasks, str(tmp_path))
 
 
-def test_missing_files_say_where_they_were_looked_for(tmp_path: Path) -> None:
+def test_the_message_names_the_paths_of_missing_files(tmp_path: Path) -> None:
     folder = write_task(tmp_path / "stl10", [0], None)
     message = refusal(open_tasks, str(folder))
     assert f"task 'stl10' has no class names in {folder}/classnames.txt: " in message
@@ -112,12 +112,14 @@ def test_missing_files_say_where_they_were_looked_for(tmp_path: Path) -> None:
         (["a"], ["a {c}", "{c}", "a {c} "], "templates.txt line 3 repeats line 1"),
     ],
 )
-def test_bad_lines(tmp_path: Path, class_names: list[str], templates: list[str], line: str) -> None:
+def test_invalid_lines_are_refused(
+    tmp_path: Path, class_names: list[str], templates: list[str], line: str
+) -> None:
     folder = write_task(tmp_path, [0], class_names, templates)
     assert line in refusal(open_tasks, str(folder))
 
 
-def test_text_that_is_no_text(tmp_path: Path) -> None:
+def test_files_that_are_not_text_are_refused(tmp_path: Path) -> None:
     folder = write_task(tmp_path, [0])
     (folder / "classnames.txt").write_bytes(b"\xff\xfe")
     assert "cannot be read" in refusal(open_tasks, str(folder))
@@ -144,4 +146,4 @@ def test_templates_are_drawn_uniformly_for_each_class() -> None:
     drawn = Counter(tuple(sample_prompts(TASKS, rng)[:2]) for _ in range(1800))
     assert len(drawn) == 9
     chi_square = sum((count - 200) ** 2 / 200 for count in drawn.values())
-    assert chi_square < 26.1  # 99.9% of 8 degrees of freedom
+    assert chi_square < 26.1  # the 99.9% quantile for 8 degrees of freedom

@@ -1,4 +1,4 @@
-"""The downstream losses of C.8 and C.9 against the oracle's loops, and their parts."""
+"""The downstream losses of C.8 and C.9, whole and in parts, against the oracle's loops."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def unit_rows(rows: int, seed: int) -> Tensor:
 def labels_of(counts: tuple[int, ...]) -> Tensor:
     generator = torch.Generator().manual_seed(len(counts))
     labels = torch.randint(0, sum(counts), (ROWS,), generator=generator)
-    labels[0], labels[1] = 0, sum(counts) - 1  # of the first task and of the last
+    labels[0], labels[1] = 0, sum(counts) - 1  # the first class and the last
     return labels
 
 
@@ -59,7 +59,7 @@ def assert_all_close(ours: tuple[Tensor, ...], expected: tuple[Tensor, ...], rto
 
 @pytest.mark.parametrize("temperature", [1.0, 14.3, 100.0])
 @pytest.mark.parametrize("counts", TASKS, ids=str)
-def test_cross_entropy_is_the_oracles(counts: tuple[int, ...], temperature: float) -> None:
+def test_cross_entropy_equals_the_oracles(counts: tuple[int, ...], temperature: float) -> None:
     given = (unit_rows(ROWS, 1), unit_rows(sum(counts), 2), torch.tensor(temperature).double())
     loss, labels = ours_for(counts), labels_of(counts)
     ours = value_and_gradients(lambda u, v, t: loss(u, v, t, ALL), *given)
@@ -67,7 +67,7 @@ def test_cross_entropy_is_the_oracles(counts: tuple[int, ...], temperature: floa
     assert_all_close(ours, expected, 1e-10)
 
 
-def test_one_task_is_pytorchs_cross_entropy_and_tasks_of_one_class_cost_nothing() -> None:
+def test_one_task_gives_pytorchs_loss_and_tasks_of_one_class_give_0() -> None:
     images, classes, tau = unit_rows(ROWS, 1), unit_rows(5, 2), torch.tensor(9.0).double()
     expected = F.cross_entropy(9.0 * images @ classes.T, labels_of((5,)))
     torch.testing.assert_close(ours_for((5,))(images, classes, tau, ALL), expected)
@@ -87,7 +87,7 @@ def test_classes_of_other_tasks_get_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 14.3, 100.0])
-def test_clip_loss_is_the_oracles(temperature: float) -> None:
+def test_clip_loss_equals_the_oracles(temperature: float) -> None:
     given = (unit_rows(ROWS, 3), unit_rows(ROWS, 4), torch.tensor(temperature).double())
     ours = value_and_gradients(lambda u, v, t: DownstreamClipLoss()(u, v, t, ALL), *given)
     assert_all_close(ours, value_and_gradients(clip_loss, *given), 1e-10)
@@ -110,7 +110,7 @@ def test_parts_of_a_partition_add_up(which: str, partition: list[slice]) -> None
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("which", ["cross_entropy", "clip"])
-def test_sixteen_bits_and_autocast_round_nothing_more(which: str, dtype: torch.dtype) -> None:
+def test_sixteen_bits_and_autocast_do_not_round_the_loss(which: str, dtype: torch.dtype) -> None:
     loss = DownstreamClipLoss() if which == "clip" else ours_for((5, 3))
     images, texts = unit_rows(ROWS, 7).to(dtype), unit_rows(ROWS, 8).to(dtype)
     scale = torch.tensor(100.0)
@@ -123,6 +123,6 @@ def test_sixteen_bits_and_autocast_round_nothing_more(which: str, dtype: torch.d
     assert torch.equal(same, expected)
 
 
-def test_initial_temperature_is_the_papers() -> None:
+def test_initial_temperature_equals_the_papers() -> None:
     assert pytest.approx(2.65926, abs=5e-6) == INITIAL_LOG_TEMPERATURE
     assert math.exp(-INITIAL_LOG_TEMPERATURE) == pytest.approx(0.07)

@@ -54,7 +54,7 @@ def random_like_params(seed: int, scale: float = 1.0, dtype: torch.dtype = DOUBL
 
 
 def some_grads(seed: int) -> Tensors:
-    """Make parameters with rows whose gradient is always or sometimes 0, as in token tables."""
+    """Make gradients with rows that are always or sometimes 0, as in token tables."""
     grads = random_like_params(seed, 0.3)
     grads["token_embedding.weight"][[1, 4]] = 0.0
     if seed % 2:
@@ -123,7 +123,7 @@ def torch_optimizer(kind: str, leaves: Tensors) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize("kind", list(OPTIMIZERS))
-def test_steps_are_pytorchs(kind: str) -> None:
+def test_steps_equal_pytorchs(kind: str) -> None:
     optimizer = LookaheadSGD(0.9) if kind == "momentum" else OPTIMIZERS[kind]
     params = random_like_params(0)
     leaves = {name: param.clone().requires_grad_() for name, param in params.items()}
@@ -161,7 +161,7 @@ def test_sgds_decay_is_decoupled() -> None:
 
 @pytest.mark.parametrize("clipped", [False, True])
 @pytest.mark.parametrize("kind", list(OPTIMIZERS))
-def test_nothing_given_is_changed(kind: str, clipped: bool) -> None:
+def test_arguments_are_not_changed(kind: str, clipped: bool) -> None:
     """Only `next_state` advances the state, so a repeated step has the same result."""
     optimizer = ClipGradNorm(OPTIMIZERS[kind], 0.1) if clipped else OPTIMIZERS[kind]
     params, grads, cotangents = random_like_params(0), some_grads(1), random_like_params(2)
@@ -191,7 +191,7 @@ def test_nothing_given_is_changed(kind: str, clipped: bool) -> None:
 @pytest.mark.parametrize("warm", [True, False], ids=["moments", "first_step"])
 @pytest.mark.parametrize("kind", list(OPTIMIZERS))
 def test_pull_back_is_autograd_of_the_step(kind: str, warm: bool, lr_scale: float) -> None:
-    """The pull-back is right where g = s = 0, where autograd of a plain root gives NaN."""
+    """The pull-back is also right at g = s = 0, where autograd of a plain root gives NaN."""
     optimizer = OPTIMIZERS[kind]
     params, grads, cotangents = random_like_params(0), some_grads(21), random_like_params(2)
     state = warm_state(optimizer) if warm else optimizer.init(params)
@@ -201,7 +201,7 @@ def test_pull_back_is_autograd_of_the_step(kind: str, warm: bool, lr_scale: floa
         assert unseen.any(1).tolist() == [False, True, False, False, True, False]
     expected = pull_back_by_autograd(optimizer, params, grads, state, cotangents)
     actual = optimizer.pull_back(grads, state, LR * lr_scale, cotangents)
-    # where m = s = 0 autograd's terms cancel down to eps: its own error is larger there
+    # at m = s = 0, the terms of autograd cancel down to eps, so its own error is larger
     rtol = 1e-12 if warm or "adamw" not in kind else 1e-8
     assert_same(actual, {name: lr_scale * value for name, value in expected.items()}, rtol)
 
@@ -226,8 +226,8 @@ def test_the_step_has_the_derivatives_of_its_values(kind: str) -> None:
 
 
 @pytest.mark.parametrize("steps_done", [0, 10])
-def test_the_derivative_at_zero_is_the_slope_there(steps_done: int) -> None:
-    """g = s = m = 0: the step is -lr (1 - β1) g / (c1 (|g| ... + eps)), with a slope at 0."""
+def test_the_derivative_at_zero_is_the_slope_at_zero(steps_done: int) -> None:
+    """For g = s = m = 0, the step -lr (1 - β1) g / (c1 (|g| ... + eps)) has a slope at g = 0."""
     optimizer = LookaheadAdamW()
     zero = {"bias": torch.zeros(1, dtype=DOUBLE)}
     state = OptimizerState(steps_done, dict(zero), dict(zero))

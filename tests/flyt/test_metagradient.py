@@ -29,9 +29,9 @@ from tests.flyt.problems import (
 )
 from tests.tolerances import float_bound
 
-BOUNDS = {"exact": 1e-10, "central": 1e-6, "one_sided": 1e-5}  # in float64
+BOUNDS = {"exact": 1e-10, "central": 1e-6, "one_sided": 1e-5}  # relative errors in float64
 BOUNDS_32 = {"exact": 1e-4, "central": 5e-3, "one_sided": 2e-2}
-MICRO_BATCHES = [None, 1, 2, 3]  # of B = 8: all, 1, B / 4, and one that does not divide B
+MICRO_BATCHES = [None, 1, 2, 3]  # for B = 8: all, 1, B / 4, and a size that does not divide B
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,14 +42,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-# ------------------------------------------------------------------------------- show 1
+# -------------------------------------------------------------------------- brute force
 
 
 @pytest.mark.parametrize("micro_batch_size", MICRO_BATCHES)
 @pytest.mark.parametrize("tangent", TANGENTS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_equals_brute_force(loss: str, tangent: str, micro_batch_size: int | None) -> None:
-    """∂L/∂w, ∂L/∂τ_DS, g, θ⁺ and both losses equal the oracle's, with moments of earlier steps."""
+    """∂L/∂w, ∂L/∂τ_DS, g, θ⁺ and both losses equal the oracle's, with nonzero moments."""
     given = problem(loss)
     assert worst_error(solve(given, tangent, micro_batch_size), given) < BOUNDS[tangent]
 
@@ -58,7 +58,7 @@ def test_equals_brute_force(loss: str, tangent: str, micro_batch_size: int | Non
 @pytest.mark.parametrize("loss", LOSSES)
 def test_equals_brute_force_on_the_first_step(loss: str, tangent: str) -> None:
     given = problem(loss, warm=False)
-    # the step is g / (|g| + eps): rounding of g counts |g| / eps times in its derivative
+    # the step is g / (|g| + eps): its derivative multiplies the rounding of g by |g| / eps
     largest = float(flat(brute_force(given).upstream_gradient).abs().max())
     bound = float_bound("float64", largest / given.optimizer.eps, 32)
     assert worst_error(solve(given, tangent, 4), given) < BOUNDS[tangent] + bound
@@ -74,9 +74,9 @@ def test_equals_brute_force_with_sgd(loss: str, tangent: str) -> None:
 
 @pytest.mark.parametrize("tangent", TANGENTS)
 def test_words_that_the_upstream_batch_lacks(tangent: str) -> None:
-    """Entries of v up to 1 / eps would leave differences in float32 without digits.
+    """Words that the upstream batch lacks have entries of v up to 1 / eps, which are left out.
 
-    No upstream embedding depends on them, so that nothing is lost without them.
+    No upstream embedding depends on them, but they would make differences in float32 inaccurate.
     """
     given = problem()
     theirs, table = brute_force(given), "token_embedding.weight"
@@ -87,7 +87,7 @@ def test_words_that_the_upstream_batch_lacks(tangent: str) -> None:
     others = flat({**theirs.cotangent, table: theirs.cotangent[table][~lacking]})
     assert theirs.cotangent[table][lacking].abs().max() > 100 * others.abs().max()
     actual = solve(given, tangent, dtype=torch.float32).weight_gradient
-    # an entry is the product of v and an example's gradient, of as many terms as parameters
+    # an entry is the dot product of v with an example's gradient, over all parameters
     products = others.norm() * flat(theirs.upstream_gradient).norm() / theirs.weight_gradient.norm()
     bound = BOUNDS_32[tangent] + float_bound("float32", float(products), others.numel())
     assert relative_error(actual, theirs.weight_gradient) < bound
@@ -111,7 +111,7 @@ def test_gradient_clipping_is_differentiated_through(share: float) -> None:
     slope = (8 * near - far) / (12 * h)
     assert float(exact.weight_gradient @ direction) == pytest.approx(slope, rel=1e-5)
     plain = brute_force(given).weight_gradient
-    # Adam divides most of a scale out, so what is left of clipping is small but not rounding
+    # Adam cancels most of a scale, so the effect of clipping is small but larger than rounding
     assert (relative_error(exact.weight_gradient, plain) > 1e-3) == (share < 1)
 
 
@@ -146,10 +146,10 @@ def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         assert worst_error(solve(problem(loss)), problem(loss)) < BOUNDS["exact"]
 
 
-def test_the_logit_scale_belongs_to_the_step() -> None:
+def test_the_step_includes_the_logit_scale() -> None:
     """The logit scale has an entry in g and v, and its tangent is part of <g, v>.
 
-    The downstream losses do not use it, so v's is 0; a loss that adds it is put in by hand.
+    The downstream losses do not use the logit scale, so this test adds it to a loss.
     """
     given = problem()
     theirs = brute_force(given)
@@ -177,7 +177,7 @@ def test_the_logit_scale_belongs_to_the_step() -> None:
     assert relative_error(ours, expected) < BOUNDS["exact"]
 
 
-# ------------------------------------------------------------------------------- show 2
+# -------------------------------------------------------------------- finite differences
 
 
 def random_direction(given: Problem, seed: int = 5) -> Tensor:
@@ -239,16 +239,16 @@ def test_errors_of_each_precision(precision: str, tangent: str) -> None:
 
 @pytest.mark.parametrize("tangent", TANGENTS)
 def test_errors_of_the_first_step(tangent: str) -> None:
-    """Without moments the step is nearly sign(g), so rounding of g costs most digits.
+    """Without moments the step is nearly sign(g), so the rounding of g loses most digits.
 
-    So it does in the public code, and 16 bits leave nothing of them; it is one step.
+    The public code has the same error. In 16 bits no digit is left, but only in the first step.
     """
     errors = errors_in("fp32", tangent, warm=False)
     assert max(errors.values()) < 0.15, errors
 
 
 def test_defaults_are_the_documented_ones() -> None:
-    """One-sided differences are accurate enough in float32; in 16 bits, `exact` is cheapest."""
+    """The default is `one_sided` in float32, and `exact` in 16 bits."""
     defaults = {name: settings.tangent for name, settings in PRECISIONS.items()}
     assert defaults == {"fp32": "one_sided", "bf16": "exact", "amp": "exact"}
     assert [PRECISIONS[name].autocast for name in ("fp32", "bf16", "amp")] == [

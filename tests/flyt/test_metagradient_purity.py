@@ -1,4 +1,4 @@
-"""The metagradient changes no argument, skips later stages, and bounds memory."""
+"""The metagradient changes no argument, stops at a bad stage, and bounds memory."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ def upstream_row(given: Problem, row: int, pixel: float) -> Problem:
     return replace(given, upstream=Upstream(images, given.upstream.texts))
 
 
-def test_an_untouched_result_is_a_metagradient() -> None:
-    """Check the documented shapes of the result."""
+def test_the_result_has_the_documented_shapes() -> None:
     given = problem()
     actual = solve(given)
     assert isinstance(actual, Metagradient)
@@ -56,7 +55,7 @@ def test_an_untouched_result_is_a_metagradient() -> None:
     assert actual.params.keys() == actual.grads.keys() == given.params.keys()
 
 
-# --------------------------------------------------------------------- nothing else happens
+# -------------------------------------------------------------------------- side effects
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -71,7 +70,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("pixel", [1.0, float("nan")], ids=["finite", "nan"])
 @pytest.mark.parametrize("tangent", TANGENTS)
-def test_nothing_given_is_changed(tangent: str, pixel: float) -> None:
+def test_arguments_are_not_changed(tangent: str, pixel: float) -> None:
     given = upstream_row(problem("cross_entropy_temperature"), 3, pixel)
     arguments: dict[str, Any] = {
         "towers": Towers(small_clip(), 4),
@@ -131,7 +130,7 @@ def test_a_bad_downstream_image_stops_before_the_tangent(
 
 
 @pytest.mark.parametrize("tangent", TANGENTS)
-def test_a_gradient_that_overflows_at_last_is_told(
+def test_an_overflow_in_the_last_stage_is_reported(
     monkeypatch: pytest.MonkeyPatch, tangent: str
 ) -> None:
     plain = Towers.tangent
@@ -148,7 +147,7 @@ def test_a_gradient_that_overflows_at_last_is_told(
 
 
 class Saved:
-    """Counts the bytes that graphs hold at a time, by hooks on saved tensors."""
+    """Counts the entries of the tensors that graphs hold at a time, by saved-tensor hooks."""
 
     def __init__(self) -> None:
         self.now = self.peak = self.count = 0
@@ -192,7 +191,7 @@ def test_the_tangent_keeps_no_graph(monkeypatch: pytest.MonkeyPatch, tangent: st
 
 
 def peak(batch: int, micro_batch_size: int | None, tangent: str = "exact") -> int:
-    """Return the largest number of entries that graphs hold at a time in a call."""
+    """Return the largest number of entries that graphs hold at a time during a call."""
     given = problem(batch=batch)
     with Saved() as saved:
         assert solve(given, tangent, micro_batch_size).finite
@@ -202,9 +201,9 @@ def peak(batch: int, micro_batch_size: int | None, tangent: str = "exact") -> in
 
 @pytest.mark.parametrize("tangent", TANGENTS)
 def test_memory_does_not_grow_with_the_batch(tangent: str) -> None:
-    """Graphs hold as much at B = 32 as at 8 with micro-batches of 1, four times with all of B.
+    """With micro-batches of 1, graphs hold as much at B = 32 as at 8; without, four times as much.
 
-    But for what the losses hold, some [B, D] and [B, B].
+    The losses hold a few more tensors [B, D] and [B, B].
     """
     small, large = peak(8, 1, tangent), peak(32, 1, tangent)
     assert large - small <= 0.02 * peak(8, None, tangent)

@@ -20,7 +20,10 @@ from tests.flyt.ranks import all_cases, cases, messages, on_ranks, plain
 
 Everything = dict[str, dict[str, torch.Tensor]]
 BOUND = 1e-10
-DIFFERENCE_BOUNDS = {"central": 1e-7, "one_sided": 1e-5}  # they magnify another order of sums
+DIFFERENCE_BOUNDS = {
+    "central": 1e-7,
+    "one_sided": 1e-5,
+}  # differences amplify the rounding of sums in another order
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ FINITE = [name for name in cases() if name != "not_finite"]
 
 
 @pytest.mark.parametrize("name", FINITE)
-def test_ranks_find_what_one_process_finds(
+def test_ranks_give_the_result_of_one_process(
     ranks: list[Everything], alone: Everything, name: str
 ) -> None:
     """Losses and gradients of scalars are not multiplied by the number of ranks."""
@@ -66,7 +69,7 @@ def test_the_temperature_is_among_the_cases(alone: Everything) -> None:
 
 @pytest.mark.parametrize("name", FINITE)
 def test_ranks_take_the_same_step_to_the_last_bit(ranks: list[Everything], name: str) -> None:
-    """All ranks step to the same parameters."""
+    """All ranks have the same parameters after the step."""
     for actual in ranks[1:]:
         for part in ("params", "grads", "upstream_loss", "downstream_loss", "temperature_gradient"):
             assert torch.equal(actual[name][part], ranks[0][name][part]), part
@@ -78,11 +81,11 @@ def test_one_bad_image_makes_the_step_bad_on_all_ranks(ranks: list[Everything]) 
         assert len(actual["not_finite"]["weight_gradient"]) == 8 // len(ranks)
 
 
-def test_one_process_finds_what_the_oracle_finds(alone: Everything) -> None:
-    """The reference of the other tests in this file is itself right."""
+def test_one_process_gives_the_result_of_the_oracle(alone: Everything) -> None:
+    """The reference result of the other tests equals that of the oracle."""
     for name in FINITE:
         given, options = cases()[name]
-        if name == "weight_zero":  # the formula as printed has no value there
+        if name == "weight_zero":  # the printed formula has no value at weight 0
             continue
         actual = solve(given, **options)
         assert worst_error(actual, given) < DIFFERENCE_BOUNDS.get(name, BOUND)
@@ -94,7 +97,7 @@ def test_one_process_finds_what_the_oracle_finds(alone: Everything) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_messages(world_size: int, tmp_path: Any) -> None:
-    """Rows are in rank order, some ranks have none; sums keep dtypes and layouts."""
+    """Rows are in rank order, also if a rank has none; sums keep dtypes and layouts."""
     for rank, actual in enumerate(on_ranks(world_size, messages, tmp_path)):
         assert (int(actual["rank"]), int(actual["world_size"])) == (rank, world_size)
         for index in (8, 5, 3, 1):
@@ -109,7 +112,7 @@ def test_messages(world_size: int, tmp_path: Any) -> None:
         assert torch.equal(sums["3"], torch.full((2,), 2 * total - world_size))
 
 
-def test_a_rank_that_fails_is_told(tmp_path: Any) -> None:
+def test_a_rank_that_fails_is_reported(tmp_path: Any) -> None:
     with pytest.raises(RuntimeError, match="rank 0 of 1 ended with 1"):
         on_ranks(1, failing, tmp_path)
 
@@ -130,7 +133,7 @@ def test_rows_of_ranks_are_a_partition_in_order(world_size: int) -> None:
             assert set(sizes) == {index // world_size}
 
 
-def test_one_process_has_nothing_to_say() -> None:
+def test_collectives_of_one_process_are_no_ops() -> None:
     rows = torch.ones(3, 2)
     assert rank_and_world_size() == (0, 1)
     assert rows_of_rank(7) == slice(0, 7)

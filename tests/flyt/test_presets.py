@@ -1,4 +1,4 @@
-"""The presets against a copy of the paper's Table 7, and its other variations as flags."""
+"""The presets against a copy of the paper's Table 7, and other experiments of it as flags."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datacomp_flyt.flyt.presets import PRESETS
 from tests.conftest import PUBLISHED, refusal
 from tests.flyt.runs import parse
 
-# The same in all four columns of the table.
+# These rows are equal in all four columns of the table.
 COMMON = {
     "optimizer": "adamw",
     "weight_decay": 0.2,
@@ -46,7 +46,7 @@ TABLE_7: dict[str, dict[str, Any]] = {
         "downstream_loss": "clip",
         "downstream_batch_size": 768,
     },
-    # "Variable" rates: Table 11's best
+    # the table has "Variable"; these are the best rates of Table 11
     "e_flyt_lr": {
         "features": "images",
         "reference_lr": 5e-5,
@@ -56,7 +56,7 @@ TABLE_7: dict[str, dict[str, Any]] = {
         "downstream_loss": "cross_entropy",
         "downstream_batch_size": 1536,
     },
-    # a file that the user has: "DataComp medium"
+    # "DataComp medium": the user gives a file
     "m_flyt_base": {
         "features": "scores",
         "reference_lr": 5e-5,
@@ -66,7 +66,7 @@ TABLE_7: dict[str, dict[str, Any]] = {
         "downstream_batch_size": 3072,
     },
 }
-SAMPLES = {  # millions, downstream and upstream
+SAMPLES = {  # millions of downstream and upstream samples
     "e_flyt_base": (15.4, 20.5),
     "e_flyt_22": (3.8, 20.5),
     "e_flyt_lr": (7.7, 20.5),
@@ -88,12 +88,12 @@ def test_table_7(preset: str) -> None:
     assert [round(millions, 1) for millions in samples] == list(SAMPLES[preset])
 
 
-def test_all_presets_are_accounted_for() -> None:
+def test_all_presets_are_tested() -> None:
     assert set(PRESETS) == {*TABLE_7, "tiny"}
 
 
-def test_defaults_that_the_text_names() -> None:
-    """One layer over 2 x 512 with 1024 hidden units, no cosine start; FLYT's twelve columns."""
+def test_defaults_in_the_papers_text() -> None:
+    """The head has one layer of 1024 hidden units over 2 x 512; M-FLYT has twelve columns."""
     actual = parse("--preset", "m_flyt_base")
     assert (actual.glu_layers, actual.glu_hidden_ratio, actual.cosine_start) == (1, 1.0, False)
     assert tuple(actual.score_columns) == PUBLISHED
@@ -135,7 +135,7 @@ VARIATIONS = [
 
 
 @pytest.mark.parametrize(("preset", "flags"), VARIATIONS)
-def test_each_variation_of_the_paper_is_some_flags(preset: str, flags: str) -> None:
+def test_each_experiment_of_the_paper_is_a_preset_with_flags(preset: str, flags: str) -> None:
     """The flags change the settings that they name, and no others."""
     words = flags.split()
     plain, varied = vars(parse("--preset", preset)), vars(parse("--preset", preset, *words))
@@ -147,7 +147,7 @@ def test_each_variation_of_the_paper_is_some_flags(preset: str, flags: str) -> N
             assert actual == ((value,) if isinstance(actual, tuple) else type(actual)(value))
 
 
-def test_the_weight_decay_of_the_scoring_model_follows_the_other() -> None:
+def test_the_weight_decay_of_the_scoring_model_defaults_to_the_references() -> None:
     assert parse("--preset", "tiny", "--weight_decay", "0").scoring_weight_decay == 0
     actual = parse("--preset", "tiny", "--scoring_weight_decay", "0.5")
     assert (actual.weight_decay, actual.scoring_weight_decay) == (0.2, 0.5)

@@ -32,7 +32,7 @@ def relative_error(theirs: torch.Tensor, ours: torch.Tensor) -> float:
 
 
 def without_key_bias(name: str, param: torch.Tensor) -> torch.Tensor:
-    """Leave out the keys' biases: their exact gradient is 0, and AdamW steps along rounding."""
+    """Leave out the keys' biases: their exact gradient is 0, so AdamW's step is rounding noise."""
     if not name.endswith("in_proj_bias"):
         return param
     queries, _, values = param.chunk(3)
@@ -45,7 +45,7 @@ STARTS = {"moments": (True, 1e-6), "first_step": (False, 0.1)}
 
 @dataclass(frozen=True)
 class Compared:
-    """A step, and the public code's result in float32."""
+    """A problem, and the public code's result for it in float32."""
 
     problem: Problem
     scores: torch.Tensor
@@ -65,9 +65,11 @@ class Compared:
     ids=lambda param: "-".join(map(str, param)),
 )
 def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compared:
-    """The first step needs a larger eps: without moments the update is lr g / (|g| + eps), whose
-    slope AdamW's formula finds as a small difference of large numbers. At eps = 1e-6 float32
-    leaves 2e-3 to 2e-2 of error in dL/dw, in their code as in the oracle run in float32.
+    """Run the public code on a problem.
+
+    The first step needs a larger eps. Without moments the update is lr g / (|g| + eps), and AdamW's
+    formula computes its slope as a small difference of large numbers. At eps = 1e-6 in float32, the
+    error of dL/dw is 2e-3 to 2e-2, in the public code and in the oracle.
     """
     flyt_dir = os.environ.get("FLYT_DIR")
     if not flyt_dir:
@@ -109,7 +111,7 @@ def assert_same_step(
     assert set(theirs["stepped"]) == set(params) == set(grads) == set(stepped)
     for name, param in params.items():
         pairs[f"g of {name}"] = (theirs["upstream_gradient"][name], grads[name].double())
-        # a step of lr on numbers near 1 loses digits: compare it to a hundredth
+        # a step of lr on numbers near 1 loses digits, so the tolerance is lr / 100
         moves = (without_key_bias(name, p[name].double() - param)
                  for p in (theirs["stepped"], stepped))  # fmt: skip
         assert torch.allclose(*moves, rtol=0, atol=LR / 100), name
@@ -136,7 +138,7 @@ def test_public_code_agrees_with_the_oracle(compared: Compared) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [DOUBLE, torch.float32], ids=["float64", "float32"])
 def test_public_code_agrees_with_ours(compared: Compared, dtype: torch.dtype) -> None:
-    """Compute the metagradient with exact tangents, in micro-batches."""
+    """The metagradient, with exact tangents and micro-batches, equals the public code's."""
     problem = compared.problem
     actual = solve(problem, "exact", 5, dtype)
     ours = {

@@ -1,4 +1,4 @@
-"""Learning rates against open_clip's, and the prompts of a step."""
+"""Learning rates against open_clip's, and the prompts of each step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUMBER = 5
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(5, 40), (0, 10), (1, 2), (100, 5000)])
-def test_cosine_is_open_clips(warmup: int, steps: int) -> None:
+def test_cosine_equals_open_clips(warmup: int, steps: int) -> None:
     from open_clip_train.scheduler import cosine_lr
 
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -43,7 +43,7 @@ def test_constant_stays_after_the_warm_up() -> None:
     assert set(rates[4:]) == {0.1}
 
 
-def test_a_warm_up_as_long_as_training_ends_at_the_top() -> None:
+def test_a_warm_up_as_long_as_training_ends_at_the_peak() -> None:
     rates = [learning_rate(step, 0.1, 3, 3) for step in range(4)]
     assert rates == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1])
 
@@ -83,8 +83,8 @@ def test_classes_of_all_tasks_in_order() -> None:
     assert all(text in some for text, some in zip(texts, possible, strict=True))
 
 
-def test_every_rank_and_every_example_sees_one_prompt_per_class() -> None:
-    """Ranks get the same prompts, whatever their shares of the classes."""
+def test_every_rank_has_the_same_prompt_per_class() -> None:
+    """Ranks get the same prompts, whatever share of the classes they have."""
     whole = read(prompts().of_step(7, range(NUMBER)))
     shares = [range(0, 1), range(1, 1), range(1, 3), range(3, 5)]
     one = prompts()
@@ -94,7 +94,7 @@ def test_every_rank_and_every_example_sees_one_prompt_per_class() -> None:
     assert tuple(one.of_step(7, range(1, 1)).shape) == (0, 16)
 
 
-def test_steps_and_seeds_differ_and_can_be_asked_again() -> None:
+def test_prompts_depend_on_step_and_seed_and_are_reproducible() -> None:
     tokenize = Tokenizer()
     made = prompts(0, tokenize)
     steps = [tuple(read(made.of_step(step, range(NUMBER)))) for step in range(40)]
@@ -102,7 +102,7 @@ def test_steps_and_seeds_differ_and_can_be_asked_again() -> None:
     assert [tuple(read(made.of_step(step, range(NUMBER)))) for step in range(40)] == steps
     other = prompts(1)
     assert [tuple(read(other.of_step(step, range(NUMBER)))) for step in range(40)] != steps
-    assert len(tokenize.asked) == len(set(tokenize.asked)) == 16  # each text once
+    assert len(tokenize.asked) == len(set(tokenize.asked)) == 16  # each text was tokenized once
 
 
 def test_templates_are_uniform_and_independent_between_classes() -> None:

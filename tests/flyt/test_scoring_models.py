@@ -1,4 +1,4 @@
-"""Scoring models against oracles, and their files against the torch-free readers."""
+"""Scoring models against oracles, and their files read without torch."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_a_mixing_model_is_a_weighted_sum_of_standardised_columns(standardize: b
     assert list(weights) == list(NAMES)
 
 
-def test_float32_weights_do_not_lose_what_standardising_cancels() -> None:
-    """Columns far from 0 are standardised in float64, whatever the dtype of the weights."""
+def test_columns_far_from_0_are_standardised_exactly() -> None:
+    """Columns are standardised in float64, whatever the dtype of the weights."""
     model, features = mixing_model(dtype=torch.float32), raw_scores()
     expected = mixing_model()(features)
     assert model(features).dtype == torch.float32
@@ -104,7 +104,7 @@ def test_the_published_mixing_layout_keeps_the_order_of_the_columns(
     assert torch.equal(again.bias, model.bias)
 
 
-def test_other_columns_have_no_published_layout(tmp_path: Path) -> None:
+def test_other_columns_are_refused_in_the_published_layout(tmp_path: Path) -> None:
     message = refusal(mixing_model().save_published, tmp_path / "mflyt.pt")
     assert "mflyt.pt" in message
     assert not list(tmp_path.iterdir())
@@ -127,7 +127,7 @@ def test_a_mixing_model_does_not_start_from_other_columns(tmp_path: Path) -> Non
     assert torch.equal(model.weight, before)
 
 
-def test_weights_of_raw_columns_start_no_standardised_model(tmp_path: Path) -> None:
+def test_weights_of_raw_columns_cannot_start_a_standardised_model(tmp_path: Path) -> None:
     columns, statistics = ("flat", "wide"), ([0.0, 1.0], [1.0, 2.0])
     MixingModel(columns, None).save(tmp_path / "raw.safetensors")
     MixingModel(columns, statistics).save(tmp_path / "standardised.safetensors")
@@ -148,7 +148,7 @@ def glu_head(layers: int = 1, ratio: float = 1.0) -> GluHead:
     head = GluHead(8, ("b32_img", "b32_txt"), layers, ratio)
     with torch.no_grad():
         for param in head.parameters():
-            param.mul_(4)  # far from linear
+            param.mul_(4)  # makes the head far from linear
     return head
 
 
@@ -206,7 +206,7 @@ def test_a_head_of_another_shape_is_not_loaded(tmp_path: Path) -> None:
         assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 
 
-def test_the_flag_is_named_where_there_is_no_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused_with_the_flag(tmp_path: Path) -> None:
     for model in (mixing_model(), glu_head()):
         assert "--scoring_init" in refusal(model.load, str(tmp_path / "none.safetensors"))
     assert "--scoring_init paper" in refusal(glu_head().load, "paper")
@@ -219,7 +219,7 @@ def test_the_two_kinds_of_files_are_told_apart(tmp_path: Path) -> None:
     assert "mixing model" in refusal(glu_head().load, str(tmp_path / "m.safetensors"))
 
 
-def test_the_cosine_start_without_noise_is_the_specified_one() -> None:
+def test_the_cosine_start_without_noise_equals_the_papers() -> None:
     """Without noise, the initial scores equal values computed by hand and by the oracle."""
     image = torch.tensor([[1, 2, 2], [2, 1, 0], [0, 3, 4], [1, 1, 1]], dtype=torch.float64)
     text = torch.tensor([[1, 2, 1], [2, 0, 1], [1, 3, 4], [1, -1, 1]], dtype=torch.float64)

@@ -45,7 +45,7 @@ def direction_of(params: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def by_autograd(towers: Towers, inputs: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor]):
-    """Return features and their pull-back."""
+    """Return features and their pull-back, by autograd."""
     leaves = {name: param.clone().requires_grad_() for name, param in towers.params().items()}
     images, texts, _ = functional_call(towers.model, leaves, inputs)
     total = (images * gradients[0]).sum() + (texts * gradients[1]).sum()
@@ -104,7 +104,7 @@ def test_tangents(inputs: tuple[Tensor, Tensor], method: str, micro_batch_size: 
 
 @pytest.mark.parametrize("method", TANGENTS)
 def test_no_direction_and_no_rows(inputs: tuple[Tensor, Tensor], method: str) -> None:
-    """v = 0 (a learning rate of 0) gives tangents of 0; a rank may have no class prompt."""
+    """v = 0 (a learning rate of 0) gives tangents of 0; a rank without prompts has no rows."""
     towers = Towers(small_clip(), 4)
     params, texts = towers.params(), inputs[1][:0]
     nowhere = {name: torch.zeros_like(param) for name, param in params.items()}
@@ -144,7 +144,7 @@ def test_frozen_parameters_stay_out(inputs: tuple[Tensor, Tensor]) -> None:
 
 
 def test_the_model_computes_as_in_evaluation(inputs: tuple[Tensor, Tensor]) -> None:
-    """Patch dropout is off, since it would change f from pass to pass."""
+    """Patch dropout is off, since it would change the features between passes."""
     from open_clip import CLIP
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
@@ -176,7 +176,7 @@ def test_autocast(inputs: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
         same = plain.tangent(params, direction, images, texts, exact, method, step)
         assert relative_error(torch.cat(actual), torch.cat(same)) < bound
     exact = plain.tangent(params, direction, images, texts, exact, "exact", 0.0)
-    # v far longer than float16 can tell: J v is linear in v, and found at the length of θ
+    # v is too long for float16; J v is linear in v, so it is computed with v scaled to |θ|
     long = {name: 1e7 * value for name, value in direction.items()}
     actual = rounding.tangent(params, long, images, texts, rounded, "exact", 0.0)
     assert relative_error(torch.cat(actual) / 1e7, torch.cat(exact)) < 0.1

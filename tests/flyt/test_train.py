@@ -1,4 +1,4 @@
-"""Whole runs on a small model: the effect of each flag, and the output files."""
+"""Runs on a small model: the effect of each flag, and the output files."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ def test_m_flyt(run: Runs, initial: dict[str, Tensor]) -> None:
     torch.manual_seed(0)
     start = torch.nn.Linear(2, 1).weight[0].detach().double()
     weights = part(output, "scoring")["weights"]
-    # no step of Adam is larger than its rate by much: 2e-2 in the preset, and half of it to warm up
+    # a step of Adam is about the rate at most: 2e-2 in the preset, half of it in the warm-up
     assert 1e-5 < float((weights - start).abs().max()) < 4.1e-2
 
 
-def test_the_model_carries_the_statistics_of_the_pool(run: Runs, data: Data) -> None:
-    """The mean score of the pool is the bias."""
+def test_the_model_has_the_statistics_of_the_pool(run: Runs, data: Data) -> None:
+    """The mean score over the pool equals the bias."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(sorted(data.metadata.glob("*.parquet")), columns=list(COLUMNS))
@@ -125,7 +125,7 @@ def test_without_standardisation(run: Runs) -> None:
 @pytest.mark.parametrize("loss", ["cross_entropy_temperature", "clip"])
 def test_losses_with_a_temperature(run: Runs, loss: str) -> None:
     first, last = metrics_of(run(downstream_loss=loss))
-    # it is 1 / 0.07 in the loss of the first step, and has gone on by then in the log
+    # the loss of step 1 uses 1 / 0.07, and the log has the temperature after the step
     assert math.log(first["downstream_temperature"]) == pytest.approx(START, abs=1e-3)
     assert first["downstream_temperature"] != pytest.approx(1 / 0.07, rel=1e-5)
     assert last["downstream_temperature"] != first["downstream_temperature"]
@@ -174,7 +174,7 @@ def test_e_flyt_from_embeddings(run: Runs) -> None:
     assert differs(text_first, output) > 1e-6
 
 
-def test_a_cosine_start_starts_at_the_cosine(run: Runs) -> None:
+def test_a_cosine_start_scores_the_cosine(run: Runs) -> None:
     head = part(run("embeddings", cosine_start=True, scoring_lr=1e-9), "scoring")
     half = runs.WIDTH
     gate = head["layers.0.w1.weight"]
@@ -196,7 +196,7 @@ def test_the_extractor_can_be_trained(run: Runs, initial: dict[str, Tensor]) -> 
     trained = part(output, "extractor")
     assert trained.keys() == initial.keys()
     gone = {name for name in initial if not torch.equal(trained[name], initial[name])}
-    assert gone == initial.keys() - {"logit_scale"}  # which is no part of the features
+    assert gone == initial.keys() - {"logit_scale"}  # the features do not depend on the logit scale
     assert differs(output, run("images")) > 0
     again = run("images", extractor_init=output / "extractor.pt")
     assert differs(again, run("images")) > 1e-6
@@ -211,12 +211,12 @@ def test_several_tasks_mixed_and_balanced(run: Runs) -> None:
     ]
     losses = [metrics_of(output)[0]["downstream_loss"] for output in outputs]
     assert len(set(losses)) == 3
-    # by far the larger part is the log of the number of classes of the example's own task
+    # most of the loss is the log of the number of classes of the example's own task
     assert math.log(2) - 0.2 < losses[1] < math.log(3) + 0.2
 
 
 def test_sgd(run: Runs, initial: dict[str, Tensor]) -> None:
-    """SGD moves by learning rate times gradient, which clipping bounds."""
+    """A step of SGD is the learning rate times the gradient, which clipping bounds."""
     plain = {"optimizer": "sgd", "beta1": 0.0, "weight_decay": 0.0, "reference_lr": 0.1}
     free, clipped = run(**plain), run(**plain, grad_clip_norm=1e-3)
     rates = [line["reference_lr"] for line in metrics_of(free)]
@@ -232,12 +232,12 @@ def test_sgd(run: Runs, initial: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("tangent", ["exact", "central"])
-def test_kinds_of_tangents(run: Runs, tangent: str) -> None:
+def test_tangent_methods(run: Runs, tangent: str) -> None:
     """Tangent methods give nearly the same scoring model, and the same reference step."""
     output, default = run(tangent=tangent), run()
     assert 0 < differs(output, default) < 0.05
     for name, value in part(output, "reference_model").items():
-        # they part by the second step's weights alone
+        # the runs differ only by the weights of the second step
         torch.testing.assert_close(value, part(default, "reference_model")[name], atol=2e-3, rtol=0)
     assert metrics_of(output)[0]["downstream_loss"] == metrics_of(default)[0]["downstream_loss"]
 
@@ -267,12 +267,12 @@ def test_float16(run: Runs) -> None:
     scales = [line["gradient_scale"] for line in lines]
     assert scales == [2.0 ** (15 - min(index, skipped - 1)) for index in range(8)]
     for index, line in enumerate(lines):
-        # a loss that was not found is null: NaN is no JSON
+        # a loss that is not finite is null, since JSON has no NaN
         assert (line["downstream_loss"] is None) == (index < skipped)
 
 
-def test_micro_batches_change_rounding_alone(run: Runs) -> None:
-    """Micro-batches change SGD by rounding alone; AdamW would amplify the rounding."""
+def test_micro_batches_change_only_rounding(run: Runs) -> None:
+    """With SGD, micro-batches change only rounding; AdamW would amplify the rounding."""
     flags = {"tangent": "exact", "optimizer": "sgd", "reference_lr": 0.01}
     whole, parts = run(**flags), run(**flags, micro_batch_size=3)
     assert 0 < differs(parts, whole) < 1e-4
@@ -310,8 +310,10 @@ def test_each_epoch_has_data_of_its_own(run: Runs) -> None:
     assert short[0] == long[0]
 
 
-def test_a_frozen_model_in_every_way_still_reports(run: Runs) -> None:
+def test_a_frozen_reference_model_reports_its_losses(run: Runs) -> None:
     """A frozen reference model still reports both losses (Table 12, "only scoring model")."""
     frozen, free = metrics_of(run(freeze_reference=True)), metrics_of(run())
-    assert frozen[0]["downstream_loss"] == free[0]["downstream_loss"]  # θ⁺ is looked at either way
+    assert (
+        frozen[0]["downstream_loss"] == free[0]["downstream_loss"]
+    )  # both runs compute the loss at θ⁺
     assert frozen[1]["upstream_loss"] != free[1]["upstream_loss"]

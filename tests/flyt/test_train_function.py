@@ -74,7 +74,7 @@ def test_flags_and_arguments_have_the_same_defaults(preset: str) -> None:
 )
 def test_a_value_that_is_no_choice(option: str) -> None:
     wrong: Any = ["other"] if option == "report_to" else "other"
-    assert f"--{option} 'other' is none of " in refusal(config_of, **{option: wrong})
+    assert f"--{option} is 'other', wanted one of " in refusal(config_of, **{option: wrong})
 
 
 def test_wrong_input_raises(data: Data, tmp_path: Path) -> None:

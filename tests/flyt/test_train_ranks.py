@@ -1,8 +1,8 @@
 """Training does not depend on the number of processes and of loader workers.
 
-Matrix products with other numbers of rows are rounded differently, and AdamW amplifies rounding in
-the smallest gradients to whole steps. Therefore the comparison is in float64, or in float32 with
-SGD.
+Matrix products are rounded differently for other numbers of rows, and AdamW amplifies the rounding
+of the smallest gradients to whole steps. Therefore the tests compare runs in float64, or in float32
+with SGD.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def compare_in_double(folder: Path, data: Data, case: str, world_size: int, **fe
     assert process.exitcode == 0
     assert train_on_ranks(runs[1], world_size, in_double=True) == [0] * world_size
     assert tensors_of(outputs[1])["reference_model/visual.proj"].dtype == torch.float64
-    # E-FLYT's file is float32
+    # the file of E-FLYT is float32
     assert difference(*outputs) < (1e-6 if features == "embeddings" else 1e-10)
     for actual, expected in zip(*map(metrics_of, reversed(outputs)), strict=True):
         for name in ("upstream_loss", "downstream_loss", "weight_entropy"):
             assert actual[name] == pytest.approx(expected[name], rel=1e-5)
-    # only the first of them writes
+    # only rank 0 prints
     assert not rank_log(outputs[1], 1).read_text()
 
 

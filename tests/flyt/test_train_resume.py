@@ -55,7 +55,7 @@ def kill() -> None:
 
 
 class KillAt:
-    """Replaces a function, and kills the process in the middle of its n-th call."""
+    """Replaces a function, and kills the process during its n-th call."""
 
     def __init__(self, owner: Any, name: str, n: int, instead: Callable[..., object]) -> None:
         self.function, self.n, self.instead = getattr(owner, name), n, instead
@@ -102,7 +102,7 @@ def train_until(flags: Mapping[str, Any], moment: str) -> None:
 
 
 def check(output: Path, whole: Path) -> None:
-    """Check that results are equal, the log has each step once, and no unfinished file is left."""
+    """Check that results are equal, each step is logged once, and no temporary file remains."""
     assert not [path.name for path in output.iterdir() if path.name.startswith(".")]
     assert bytes_of(output) == bytes_of(whole)
     actual, expected = metrics_of(output), metrics_of(whole)
@@ -136,7 +136,7 @@ def test_killed_at(tmp_path: Path, data: Data, whole: Path, moment: str) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(11))
 def test_killed_at_random(tmp_path: Path, data: Data, whole: Path, seed: int) -> None:
-    """Runs are killed from outside several times; the first starts with --resume."""
+    """A run with --resume is killed several times from another process."""
     kill_at_random(tmp_path, data, whole, random.Random(seed), 6 if seed else 3)
 
 
@@ -155,7 +155,7 @@ def kill_at_random(
         process.kill()
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL)
-        if process.exitcode == 0:  # The machine has become faster: nothing is left to kill.
+        if process.exitcode == 0:  # the run ended before the kill, so kills come earlier
             shutil.rmtree(folder / "out")
             duration /= 2
         else:
@@ -182,7 +182,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_kind_of_state_is_in_the_checkpoint(
+def test_the_checkpoint_has_every_kind_of_state(
     tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch, variant: str
 ) -> None:
     features, changes = VARIANTS[variant]
@@ -203,7 +203,7 @@ def test_every_kind_of_state_is_in_the_checkpoint(
     monkeypatch.setattr(Algorithm, "step", step_or_stop)
     assert train(runs[1]) == INTERNAL_ERROR
     monkeypatch.undo()
-    # flags that do not decide the result may be others
+    # flags that do not affect the result may change
     assert train({**runs[1], "resume": True, "log_every": 1, "max_bad_share": 0.1}) == 0
     assert bytes_of(outputs[1]) == bytes_of(outputs[0])
     assert [line["step"] for line in metrics_of(outputs[1])] == [
@@ -212,7 +212,7 @@ def test_every_kind_of_state_is_in_the_checkpoint(
     ]
 
 
-def test_a_finished_run_stays_as_it_is(tmp_path: Path, data: Data, whole: Path) -> None:
+def test_a_finished_run_is_not_changed(tmp_path: Path, data: Data, whole: Path) -> None:
     flags = data.flags(tmp_path / "out")
     assert train({**flags, "resume": True}) == 0
     (tmp_path / "out" / "scoring_model.safetensors").unlink()
@@ -236,7 +236,7 @@ def refused(capsys: pytest.CaptureFixture[str], flags: Mapping[str, Any]) -> str
     return message
 
 
-def test_a_checkpoint_is_not_overwritten_unawares(
+def test_a_checkpoint_is_not_overwritten_without_a_flag(
     capsys: pytest.CaptureFixture[str], data: Data, whole: Path
 ) -> None:
     message = refused(capsys, data.flags(whole))
@@ -260,7 +260,7 @@ def test_a_checkpoint_is_not_overwritten_unawares(
         ("num_streams", 1),
     ],
 )
-def test_other_flags_are_named(
+def test_changed_flags_are_named(
     capsys: pytest.CaptureFixture[str], data: Data, whole: Path, name: str, value: object
 ) -> None:
     message = refused(capsys, {**data.flags(whole), "resume": True, name: value})
@@ -309,7 +309,7 @@ def test_a_damaged_checkpoint_ends_the_run(
     assert str(tmp_path / "checkpoint.pt") in message
 
 
-def test_checkpoints_come_back_as_they_were(tmp_path: Path) -> None:
+def test_checkpoints_are_read_as_they_were_saved(tmp_path: Path) -> None:
     state = {"a": torch.arange(3.0), "b": {"c": [1, 2.5, None]}, "d": 2.0**40}
     began = time.time()
     save_checkpoint(tmp_path, 7, {"seed": 1, "betas": (0.9, 0.98)}, state)

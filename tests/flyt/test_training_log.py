@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl, terminal, TensorBoard, Weights & Biases."""
+"""The log of a run in metrics.jsonl, terminal, TensorBoard, and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def steps_of(folder: Path) -> list[int]:
     return [line["step"] for line in metrics_of(folder)]
 
 
-def test_lines_every_so_often_and_at_the_end(
+def test_lines_every_k_steps_and_at_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with log_of(tmp_path) as log:
@@ -44,7 +44,7 @@ def test_lines_every_so_often_and_at_the_end(
     assert [line["step"] for line in lines] == [2, 4, 6, 7]
     assert [line["loss"] for line in lines] == [0.333333, 1.0, 1.66667, 2.0]
     for text in (tmp_path / "metrics.jsonl").read_text().splitlines():
-        actual = json.loads(text, parse_constant=pytest.fail)  # NaN is no JSON
+        actual = json.loads(text, parse_constant=pytest.fail)  # JSON has no NaN
         assert actual["bad"] is actual["huge"] is None
         assert actual["pairs_per_second"] > 0
     shown = capsys.readouterr().out.splitlines()
@@ -52,8 +52,10 @@ def test_lines_every_so_often_and_at_the_end(
     assert "loss 0.33333" in shown[0]
 
 
-def test_speed_is_that_since_the_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Speeds for 16 pairs per step: 1 step in 4 s after resuming, 2 in 1 s, 2 in 2 s, 1 in 1 s."""
+def test_speed_is_measured_since_the_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For 16 pairs a step: 1 step takes 4 s, 2 take 1 s, 2 take 2 s and 1 takes 1 s."""
     seconds = iter([0.0, 4.0, 5.0, 7.0, 8.0])
     monkeypatch.setattr("datacomp_flyt.flyt.training_log.time.perf_counter", lambda: next(seconds))
     with log_of(tmp_path, first=1) as log:
@@ -62,7 +64,7 @@ def test_speed_is_that_since_the_last_line(tmp_path: Path, monkeypatch: pytest.M
     assert [line["pairs_per_second"] for line in metrics_of(tmp_path)] == [4, 32, 16, 16]
 
 
-def test_lines_after_the_checkpoint_are_taken_out(tmp_path: Path) -> None:
+def test_lines_after_the_checkpoint_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     kept = ['{"step": 2, "loss": 1.0}', '{"step": 4, "loss": 0.5}']
     path.write_text("\n".join([*kept, '{"step": 6, "loss": 0.1}', "", '{"step": 8, "lo']))
@@ -74,7 +76,7 @@ def test_lines_after_the_checkpoint_are_taken_out(tmp_path: Path) -> None:
     assert path.read_text() == ""
 
 
-def test_other_ranks_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_ranks_log_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with log_of(tmp_path, to=("tensorboard", "wandb"), enabled=False) as log:
         for step in range(7):
             log.step(step, {"loss": 1.0})
@@ -96,7 +98,7 @@ def test_weights_and_losses_of_a_run(
     for line in lines:
         assert 1 < line["effective_batch_size"] <= 8
         assert 1 / 8 <= line["largest_weight"] < 1
-        # the entropy of weights lies between those of uniform ones in the two sizes
+        # the entropy is between those of uniform weights over the effective and the whole batch
         assert math.log(line["effective_batch_size"]) <= line["weight_entropy"] <= math.log(8)
     shown = capsys.readouterr().out
     assert f"weight/{COLUMNS[1]}" in shown
@@ -152,7 +154,7 @@ def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert wandb.started["config"] == {"seed": 3}
     assert [step for step, _ in wandb.sent] == [2, 4, 6, 7] * 2
     assert wandb.sent[0][1]["loss"] == 1.0
-    # a resumed run goes on in its own record, never in that of a folder of the same name
+    # a resumed run continues its own record, and not that of another folder with this name
     assert names[0] != names[1]
     with log_of(folders[0], first=4, to=("wandb",)):
         pass

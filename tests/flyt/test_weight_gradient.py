@@ -44,7 +44,7 @@ def by_double_differentiation(given: Inputs, tangents: tuple[Tensor, ...]) -> Te
 
 @pytest.mark.parametrize("scale", [1.0, 14.0, 100.0])
 @pytest.mark.parametrize("moving", ["all", "images", "texts", "scale"])
-def test_weight_gradient_is_double_differentiation(moving: str, scale: float) -> None:
+def test_weight_gradient_equals_double_differentiation(moving: str, scale: float) -> None:
     given = inputs(scale=scale)
     tangents = tuple(
         tangent if moving in ("all", name) else torch.zeros_like(tangent)
@@ -68,7 +68,7 @@ def test_weight_gradient_at_weight_zero() -> None:
     assert_all_close((ours,), (expected,), 1e-10)
 
     def at(k: int, weight: float) -> Tensor:
-        weights = almost.exp()  # the formula as printed has no value at 0 itself
+        weights = almost.exp()  # the printed formula has no value at weight 0
         weights[k] = weight
         return derivative(given, tangents, weights)
 
@@ -81,7 +81,7 @@ def test_weight_gradient_at_weight_zero() -> None:
 
 @pytest.mark.parametrize("scale", [14.0, 100.0])
 def test_weight_gradient_in_float32(scale: float) -> None:
-    """The derivative is right in float32 at weights of 0, where an exponent is near 200."""
+    """The derivative is right in float32 at weights of 0, where an exponent is about 200."""
     images, texts, tau, log_weights = inputs(scale=scale)
     log_weights[[0, 5]] = -torch.inf
     given = (images, texts, tau, log_weights)
@@ -97,8 +97,8 @@ def test_weight_gradient_in_float32(scale: float) -> None:
         assert_all_close((ours[rows].double(),), (expected[rows],), 1e-4)
 
 
-def test_weight_gradient_stays_finite_in_float32_whatever_was_left_out() -> None:
-    """The derivative is finite if all weighted pairs are opposites, where exp(200) would be inf."""
+def test_weight_gradient_is_finite_in_float32_for_opposite_pairs() -> None:
+    """The derivative is finite if all weighted pairs are opposite, although exp(200) is inf."""
     images, texts, tau, log_weights = (tensor.float() for tensor in inputs(scale=100.0))
     texts[:2], images[2:], texts[2:] = -images[:2], images[:1], images[:1]
     log_weights[2:] = -torch.inf
@@ -117,7 +117,7 @@ def test_weight_gradient_in_any_blocks_and_parts(
 ) -> None:
     given = inputs()
     tangents = tangents_of(given[:3])
-    # the package has the function under the module's name
+    # in the package, the function hides the module of the same name
     module = sys.modules[weight_gradient_along.__module__]
     monkeypatch.setattr(module, "_BLOCK", block)
     parts = [weight_gradient_along(given[:3], tangents, given[3], rows) for rows in partition]
@@ -125,7 +125,7 @@ def test_weight_gradient_in_any_blocks_and_parts(
     assert_all_close((torch.stack(parts).sum(0),), (expected,), 1e-10)
 
 
-def test_weight_gradient_makes_no_graph() -> None:
+def test_weight_gradient_builds_no_graph() -> None:
     images, texts, scale, log_weights = (tensor.requires_grad_() for tensor in inputs())
     features = (images, texts, scale)
     ours = weight_gradient_along(features, tangents_of(features), log_weights)

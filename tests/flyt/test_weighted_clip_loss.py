@@ -1,4 +1,4 @@
-"""Eq. 3 against the printed formula, its design principles, dtypes and parts."""
+"""The weighted CLIP loss (Eq. 3) against the printed formula; its principles, dtypes and parts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.flyt.features import (
 # ------------------------------------------------------------------------------------- Eq. 3
 
 
-def test_the_specifications_vector() -> None:
+def test_the_loss_of_fixed_vectors() -> None:
     images, texts = (
         F.normalize(torch.tensor(rows, dtype=DOUBLE), dim=-1)
         for rows in (
@@ -46,13 +46,13 @@ def test_the_specifications_vector() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 14.0, 100.0])
 @pytest.mark.parametrize("rows", [1, 2, 9])
-def test_value_and_gradients_are_the_formulas(rows: int, scale: float) -> None:
+def test_value_and_gradients_equal_those_of_the_formula(rows: int, scale: float) -> None:
     given = inputs(seed=rows, rows=rows, scale=scale)
     ours = value_and_gradients(weighted_clip_loss, given)
     assert_all_close(ours, value_and_gradients(naive, given), 1e-10)
 
 
-def test_weights_that_do_not_add_up_to_one_are_taken_as_they_are() -> None:
+def test_weights_are_not_normalised() -> None:
     """The loss is right for weights that do not sum to 1, as ∂L/∂w requires."""
     images, texts, scale, log_weights = inputs()
     given = (images, texts, scale, log_weights + 1.7)
@@ -71,10 +71,10 @@ def pulls(texts: Tensor, scale: Tensor, weights: Tensor) -> Tensor:
     return gradient.T / scale
 
 
-def test_a_larger_weight_pulls_its_pair_together_and_pushes_all_others_off_more() -> None:
-    """As w_k grows and the other weights stay, so does each of its entries of |dL/da|:
+def test_a_larger_weight_pulls_its_pair_and_pushes_all_others_more() -> None:
+    """If w_k grows and the other weights do not, entries of |dL/da| grow in row and column k.
 
-    its pair's, w_k (1 - p_kk), and those with the others, w_i p_ik and w_k p_kj, strictly.
+    They are w_k (1 - p_kk) for pair k, and w_i p_ik and w_k p_kj for k with the other pairs.
     """
     generator = torch.Generator().manual_seed(4)
     texts, scale = unit_rows(6, 6, generator), torch.tensor(5.0, dtype=DOUBLE)
@@ -110,7 +110,7 @@ def test_weight_zero_leaves_the_example_out(zeros: list[int], scale: float) -> N
 
 
 @pytest.mark.parametrize("scale", [1.0, 14.0, 100.0])
-def test_uniform_weights_are_open_clips_loss(scale: float) -> None:
+def test_uniform_weights_give_open_clips_loss(scale: float) -> None:
     from open_clip.loss import ClipLoss
 
     images, texts, tau, log_weights = inputs(scale=scale)
@@ -123,7 +123,7 @@ def test_uniform_weights_are_open_clips_loss(scale: float) -> None:
 
 
 def test_a_weight_acts_on_positives_and_on_negatives() -> None:
-    """dL/d log w_k: w_i p_ik in the rows of the others, w_k (loss_k - (1 - p_kk)) in its own."""
+    """dL/d log w_k is w_i p_ik in another row i, and w_k (loss_k - (1 - p_kk)) in row k."""
     images, texts, scale, log_weights = inputs()
     weights, k = log_weights.exp(), 3
     others = torch.arange(9) != k
@@ -152,11 +152,11 @@ def test_a_weight_acts_on_positives_and_on_negatives() -> None:
 
 @pytest.mark.parametrize("least", [-1.0, -20.0, -200.0])
 def test_large_scale_and_extreme_weights_do_not_overflow_float32(least: float) -> None:
-    """Logits of 100 do not overflow, as they do in the public code."""
+    """Logits of 100 do not overflow; in the public code they do."""
     images, texts, tau, _ = inputs(scale=100.0)
     order = torch.tensor([6, 1, 4, 8, 0, 3, 7, 2, 5])
     log_weights = torch.linspace(least, 0.0, 9, dtype=DOUBLE)[order].log_softmax(0)
-    texts[[4, 7]] = images[[4, 2]]  # cosine 1: with the own partner and with another
+    texts[[4, 7]] = images[[4, 2]]  # cosine 1: text 4 with its own image, text 7 with another
     given = (images, texts, tau, log_weights)
     ours = value_and_gradients(weighted_clip_loss, tuple(tensor.float() for tensor in given))
     assert all(tensor.isfinite().all() for tensor in ours)
@@ -165,7 +165,7 @@ def test_large_scale_and_extreme_weights_do_not_overflow_float32(least: float) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_sixteen_bit_features_are_computed_with_in_float32(dtype: torch.dtype) -> None:
+def test_sixteen_bit_features_are_converted_to_float32(dtype: torch.dtype) -> None:
     images, texts, tau, log_weights = inputs(scale=100.0)
     rounded = (images.to(dtype), texts.to(dtype), tau.float(), log_weights.float())
     ours = value_and_gradients(weighted_clip_loss, rounded)

@@ -1,4 +1,4 @@
-"""One generated pool for all tests of the hosts."""
+"""A generated pool for all tests of the hosts."""
 
 import pytest
 

@@ -1,6 +1,6 @@
-"""The contract of our patch with any host that has DataComp's files and flags.
+"""Tests of our patch in a host that has DataComp's files and flags.
 
-Each host is a subclass of `Host`, and each test module runs `HostContract` against one of them.
+Each host is a subclass of `Host`, and a test module runs `HostContract` with one host.
 """
 
 import json
@@ -50,7 +50,7 @@ class Host(ABC):
     extra_path: str = ""
 
     def run(self, *arguments: str | Path) -> Outcome:
-        """Run the host's Python beside the host's folder, with this repository importable."""
+        """Run the host's Python in the host's parent folder; it can import this repository."""
         path = os.pathsep.join(filter(None, [str(REPOSITORY), self.extra_path]))
         ended = subprocess.run(
             [self.python, *map(str, arguments)],
@@ -68,7 +68,7 @@ class Host(ABC):
         return self.run(self.directory / "baselines.py", *flags, *where)
 
     def files(self) -> dict[str, tuple[int, bytes]]:
-        """Return mode and content of every file, by its path."""
+        """Return mode and content of every file, by path."""
         return {
             str(path.relative_to(self.directory)): (path.stat().st_mode, path.read_bytes())
             for path in self.directory.rglob("*")
@@ -102,7 +102,7 @@ def assert_refused(outcome: Outcome, *named: str) -> None:
 
 
 def count_draws(subset: np.ndarray) -> dict[tuple[int, int], int]:
-    """Return how often a subset has each uid; assert that the resharder can search it."""
+    """Return the count of each uid in a subset, and assert that the subset is sorted."""
     assert subset.dtype == np.dtype("u8,u8")
     assert subset.ndim == 1
     high, low = subset["f0"], subset["f1"]
@@ -156,10 +156,10 @@ class HostContract:
         succeed(host.install())
         succeed(host.select(flags, pool.metadata, after))
         assert after.read_bytes() == before.read_bytes()
-        # every row, or the top 30% and the first row below: DataComp's rule
+        # every row, or the top 30% and one more row, by DataComp's rule
         assert len(np.load(after)) == (POOL_ROWS if flags == NO_FILTER else 6_001)
 
-    def test_the_host_still_refuses_what_it_refused(
+    def test_the_host_refuses_the_same_flags_as_before(
         self, host: Host, pool: Pool, tmp_path: Path
     ) -> None:
         succeed(host.install())
@@ -177,7 +177,7 @@ class HostContract:
             pytest.param((*SCS_ON_CLIP, *SCS_FLAGS, "30000"), 30_000, id="scs-on-clip_score"),
         ],
     )
-    def test_our_names_select_in_the_host_as_without_it(
+    def test_our_methods_select_the_same_in_the_host(
         self, host: Host, pool: Pool, tmp_path: Path, flags: tuple[str, ...], draws: int
     ) -> None:
         succeed(host.install())
@@ -194,13 +194,13 @@ class HostContract:
         assert counts.keys() <= pool.uids
         if "top_fraction" in flags:
             assert set(counts.values()) == {1}
-        inside.unlink()  # 205 MB each at small scale
+        inside.unlink()  # such a file has 205 MB at small scale
         alone.unlink()
 
-    def test_files_select_in_the_host_as_memory(
+    def test_selection_in_files_equals_selection_in_memory(
         self, host: Host, pool: Pool, tmp_path: Path
     ) -> None:
-        """The pool is sorted by workers, which import the host's baselines.py again."""
+        """Workers sort the pool; they import the host's baselines.py again."""
         succeed(host.install())
         flags = (*TOP_QUARTER, "--scores_dir", str(pool.scores))
         memory, files = tmp_path / "memory.npy", tmp_path / "files.npy"
@@ -234,7 +234,7 @@ class HostContract:
 
     def test_the_resharder_finds_every_draw(self, host: Host, tmp_path: Path) -> None:
         if not DEMO_POOL.is_dir():
-            pytest.skip(f"there is no demo pool at {DEMO_POOL}")
+            pytest.skip(f"no demo pool at {DEMO_POOL}")
         succeed(host.install())
         subset_file = tmp_path / "subset.npy"
         flags = (*SCS_ON_CLIP, *SCS_FLAGS, "1000")
@@ -249,7 +249,7 @@ class HostContract:
         assert "not found in the input" not in said
         assert copied == wanted
 
-        # and the warning that we look for does come when a uid is not in the pool
+        # the resharder does print the warning if a uid is not in the pool
         subset[0] = (0, 0)
         np.save(subset_file, subset)
         said, copied = reshard(host, subset_file, tmp_path / "resharded_again")
@@ -260,7 +260,7 @@ class HostContract:
 def reshard(
     host: Host, subset_file: Path, output: Path, shards: Path = DEMO_POOL / "shards"
 ) -> tuple[str, Counter[tuple[int, int]]]:
-    """Run the host's resharder; return its log and how often each uid is in the shards."""
+    """Run the host's resharder; return its log and the count of each uid in its shards."""
     output.mkdir()
     where = ("-i", shards, "-o", output, "-s", subset_file)
     outcome = succeed(host.run(host.directory / "resharder.py", *where))

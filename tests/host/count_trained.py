@@ -1,9 +1,9 @@
-"""Train with open_clip's own trainer and count how often it saw each caption.
+"""Trains with open_clip's own trainer, and counts how often the trainer saw each caption.
 
     datacomp-flyt train_clip --subset S.npy -- count_trained.py CAPTIONS.json COUNTS.json FLAGS...
 
-CAPTIONS.json holds {uid: caption}, no caption twice; COUNTS.json gets {uid: times}. FLAGS are those
-of the trainer.
+CAPTIONS.json has {uid: caption} with different captions, COUNTS.json is written as {uid: count},
+and FLAGS are the trainer's flags.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Run DataComp's evaluate.py, unmodified, on one local data set.
+"""Runs DataComp's unmodified evaluate.py on one local data set.
 
     python evaluate_datacomp.py CHECKOUT FOLDER --train_output_dir RUN
 
-FOLDER gets a task list of one task, the demo's downstream pictures, and links to the checkout.
+The program writes to FOLDER a task list with one task, the downstream pictures of the demo, and
+links to the checkout.
 """
 
 from __future__ import annotations

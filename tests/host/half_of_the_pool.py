@@ -1,4 +1,4 @@
-"""Trainings by DataComp's train.py on half of the demo pool."""
+"""Training by DataComp's train.py on half of the demo pool."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.open_clip_hook.running import (
 
 
 class Half:
-    """Files that choose half of the emoji in the demo pool: weights 1 and 0, a subset, a list."""
+    """Files that select half of the emoji in the demo pool: weights of 1 and 0, and a subset."""
 
     def __init__(self, folder: Path) -> None:
         concepts = pool_concepts()
@@ -32,7 +32,7 @@ class Half:
         pq.write_table(table, folder / "weights.parquet")
         repeats = {uid: 1 + row % 3 for row, uid in enumerate(uids)}
         write_repeats(folder / "subset.npy", repeats)
-        # with weights the subset may have more: what weighs nothing must not be learned
+        # with weights, the subset may have pairs of weight 0, which must not be learned
         some_others = [uid for uid in concepts if concepts[uid] not in kept][::2]
         write_repeats(folder / "more.npy", repeats | dict.fromkeys(some_others, 1))
         self.folder = folder
@@ -55,7 +55,7 @@ def train(
     samples: int = 4_096,
     seed: int = 0,
 ) -> Path:
-    """Run DATACOMP_DIR's train.py, with the hook if there are flags; return the checkpoint."""
+    """Run the train.py of DATACOMP_DIR, with the hook if it has flags; return the checkpoint."""
     words = ["--scale", "small", "--data_dir", data, "--output_dir", output, "--seed", seed]
     words += ["--precision", "fp32", "--workers", 1, "--num_checkpoints", 2]
     env = {**env, "SHRUNK_SCALE": json.dumps({"train_num_samples": samples, "warmup": 10})}

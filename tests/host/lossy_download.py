@@ -1,7 +1,7 @@
-"""A pool of real pictures of which a quarter cannot be downloaded, and a server that has the rest.
+"""A pool of real pictures, and a server that lacks a quarter of them.
 
-The metadata have DataComp's columns, the scores are the twelve published columns for 93% of the
-rows, and DataComp's own download_upstream.py fetches the shards from a server on the loopback
+The metadata have DataComp's columns, and 93% of the rows have scores in the twelve published
+columns. DataComp's own download_upstream.py downloads the shards from the server on the loopback
 interface.
 """
 
@@ -28,7 +28,7 @@ FATES = ("404", "410", "html", "cut", "drop")
 
 
 def read_images(folder: Path | None) -> dict[str, bytes]:
-    """Return pictures by name, of a folder or of the demo pool."""
+    """Return the pictures of a folder, or of the demo pool, by name."""
     if folder is not None:
         paths = (path for path in sorted(folder.rglob("*")) if path.suffix in (".png", ".jpg"))
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
@@ -72,7 +72,7 @@ def serve(images: dict[str, bytes]) -> http.server.ThreadingHTTPServer:
             if fate == "html":
                 body = b"<html>This picture has been removed.</html>"
             elif fate == "cut":
-                body = body[:100]  # no pixels: OpenCV 4.6 decodes a JPEG of which a part is missing
+                body = body[:100]  # without pixels, since OpenCV 4.6 decodes truncated JPEGs
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -84,7 +84,7 @@ def serve(images: dict[str, bytes]) -> http.server.ThreadingHTTPServer:
 
 
 def write_metadata(folder: Path, images: dict[str, bytes], port: int) -> None:
-    """Four metadata files as DataComp publishes them, and captions.json with {uid: caption}."""
+    """Write four metadata files like DataComp's, and captions.json with {uid: caption}."""
     rng = np.random.default_rng(0)
     names = sorted(images, key=uid_of)
     captions = {uid_of(name): f"picture number {row}" for row, name in enumerate(names)}
@@ -113,7 +113,7 @@ def write_metadata(folder: Path, images: dict[str, bytes], port: int) -> None:
 
 
 def download(folder: Path, datacomp: Path, python: str, images: Path | None = None) -> set[str]:
-    """Make the pool, download it, and return the uids that the server had.
+    """Make the pool, download it, and return the uids of the pictures that the server has.
 
     Raises:
         subprocess.CalledProcessError: download_upstream.py failed.

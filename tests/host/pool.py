@@ -1,4 +1,4 @@
-"""A generated pool in DataComp's layout and a score table over it, cut and ordered differently."""
+"""A generated pool in DataComp's layout, and a score table with other files and row order."""
 
 import hashlib
 import shutil
@@ -36,7 +36,7 @@ class Pool:
 
 
 def write_pool(folder: Path) -> Pool:
-    """Write three metadata shards and twelve score columns with the same uids."""
+    """Write three metadata shards, and twelve score columns for the same uids."""
     rng = np.random.default_rng(2025)
     uids = [hashlib.md5(b"pool %d" % row).hexdigest() for row in range(sum(SHARD_ROWS))]
     pool = Pool(
@@ -81,7 +81,7 @@ def _metadata(uids: list[str], rng: np.random.Generator) -> pa.Table:
 
 
 def scores_with_nan(pool: Pool, folder: Path) -> Path:
-    """Copy the pool's score table with one NaN, and return the file that has it."""
+    """Copy the pool's score table, set one score to NaN, and return the file with the NaN."""
     shutil.copytree(pool.scores, folder)
     spoilt = folder / "train-00001-of-00002.parquet"
     table = pq.read_table(spoilt)

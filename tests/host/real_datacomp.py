@@ -4,7 +4,7 @@ from tests.host.contract import Host, Outcome
 
 
 class RealDataComp(Host):
-    """A checkout that is patched by the command line, as by a user."""
+    """A checkout that is patched by our command line."""
 
     def install(self) -> Outcome:
         return self.run("-m", "datacomp_flyt.cli", "install", self.directory)

@@ -1,4 +1,4 @@
-"""Make the patch of the stand-in from the patch of DataComp's baselines.py."""
+"""Makes the patch of the stand-in from the patch of DataComp's baselines.py."""
 
 import hashlib
 from dataclasses import replace
@@ -8,7 +8,7 @@ from datacomp_flyt.datacomp.checkout_patch import Patch
 
 STAND_IN = Path(__file__).with_name("stand_in")
 
-# text of added lines -> the line of the stand-in after which they are added
+# text in the added lines -> the line of the stand-in after which they are added
 ANCHORS = {
     "BASELINES.update(": 'BASELINES = {"no_filter", "clip_score"}',
     "add_arguments(": '    parser.add_argument("--num_workers", type=int, default=2)',
@@ -18,7 +18,7 @@ ANCHORS = {
 
 
 def carry_over(real: Patch) -> Patch:
-    """Return the patch of the stand-in's baselines.py with the lines of the real one."""
+    """Return a patch of the stand-in's baselines.py that adds the same lines."""
     clean = (STAND_IN / real.file).read_text()
     source = clean.splitlines()
     insertions = []

@@ -1,7 +1,7 @@
-"""DataComp's own evaluate.py reads what was trained through the hook in this environment.
+"""DataComp's own evaluate.py reads a model that was trained through the hook in this environment.
 
 DATACOMP_DIR       a checkout of mlfoundations/datacomp at 4a8df19 (read, never changed)
-DATACOMP_PYTHON    a Python of DataComp's own environment, with what its evaluate.py imports
+DATACOMP_PYTHON    a Python of DataComp's own environment, which can run its evaluate.py
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EVALUATE = HERE.parents[1] / "tests" / "host" / "evaluate_datacomp.py"
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("open_clip", [INSTALLED, OLDEST])
 def test_evaluate_reads_a_hooked_checkpoint(open_clip: str, tmp_path: Path) -> None:
-    """open_clip 2.16.1 saves the learning rate as a scalar of this environment's NumPy."""
+    """The checkpoint has a NumPy scalar, since open_clip 2.16.1 saves the learning rate as one."""
     program = os.environ.get("DATACOMP_PYTHON")
     if not program:
         pytest.skip("DATACOMP_PYTHON does not name a Python of DataComp's environment")

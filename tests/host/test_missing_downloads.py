@@ -1,4 +1,4 @@
-"""A participant's work on a pool of which a quarter of the images cannot be downloaded.
+"""Selection, resharding and training on a pool that lacks a quarter of its images.
 
 DATACOMP_DIR       a checkout of mlfoundations/datacomp at 4a8df19 (copied, never changed)
 DATACOMP_PYTHON    a Python that runs its download_upstream.py, baselines.py, resharder.py and, with
@@ -38,7 +38,7 @@ class Participant:
     Attributes:
         host: the checkout.
         folder: the folder of the pool.
-        downloaded: the uids of the images that the server had.
+        downloaded: the uids of the images that the server has.
     """
 
     host: RealDataComp
@@ -96,7 +96,7 @@ def test_every_selected_draw_is_trained_on(participant: Participant, tmp_path: P
     assert draws.keys() <= participant.downloaded
     assert f"{len(participant.downloaded):,}" in output
 
-    # a saved list of the images gives the same bytes
+    # a saved list of the available images gives the same subset
     available = tmp_path / "available.npy"
     listing = succeed(participant.host.run(*CLI, "available", shards, "--save_path", available))
     print(listing.stdout)

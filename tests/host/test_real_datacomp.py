@@ -1,4 +1,4 @@
-"""The contract against a real DataComp checkout.
+"""The contract with a real DataComp checkout.
 
 DATACOMP_DIR      a checkout of mlfoundations/datacomp at 4a8df19 (copied, never changed)
 DATACOMP_PYTHON   a Python that can run it (default: this one)

@@ -1,4 +1,4 @@
-"""A round of self-filtering by DataComp's own train.py, and its result in DataComp's baselines.
+"""A round of Self-Filtering with DataComp's own train.py, and its subset in DataComp's baselines.
 
 DATACOMP_DIR       a checkout of mlfoundations/datacomp at 4a8df19 (read, never changed)
 """
@@ -31,7 +31,7 @@ SAMPLES = 256
 
 
 def run_a_round(folder: Path, env: dict[str, str]) -> None:
-    """Run a round in `folder/run` on the demo pool, by a train.py whose scale `debug` is tiny."""
+    """Run a round in `folder/run` on the demo pool, with a train.py whose scale `debug` is tiny."""
     script = folder / "train.py"
     runs = f"import runpy\nrunpy.run_path({str(SHRUNK_DATACOMP)!r}, run_name='__main__')\n"
     script.write_text(runs)
@@ -52,4 +52,6 @@ def test_the_stand_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize("open_clip", [INSTALLED, OLDEST, HEAD])
 def test_datacomps_own(open_clip: str, tmp_path: Path) -> None:
     run_a_round(tmp_path, environment(open_clip, DATACOMP_DIR=datacomp_dir()))
-    assert (tmp_path / "run/round_0/runs/model/info.pkl").exists()  # what its evaluate.py reads
+    assert (
+        tmp_path / "run/round_0/runs/model/info.pkl"
+    ).exists()  # DataComp's evaluate.py reads this file

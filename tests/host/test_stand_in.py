@@ -1,6 +1,6 @@
-"""The contract against the stand-in host, for machines with no DataComp checkout.
+"""The contract with the stand-in host, for machines without a DataComp checkout.
 
-The stand-in gets the very lines that the real patch adds, at the stand-in's own line numbers.
+The patch of the stand-in adds the same lines as the real patch, at other line numbers.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from .stand_in_patch import STAND_IN, carry_over
 
 
 class StandIn(Host):
-    """A copy of the stand-in, with a patch of its own that is added by functions."""
+    """A copy of the stand-in; functions add and remove its own patch."""
 
     def _call(self, function: Callable[..., object]) -> Outcome:
         patches = [carry_over(patch) for patch in load_patches(REPOSITORY / "patches")]

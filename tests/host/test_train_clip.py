@@ -1,4 +1,4 @@
-"""DataComp's own train.py through the hook, compared with training after the resharder.
+"""Training by DataComp's own train.py with the hook, and on resharded shards.
 
 DATACOMP_DIR       a checkout of mlfoundations/datacomp at 4a8df19 (read, never changed)
 RESHARDER_PYTHON   a Python that can run its resharder.py
@@ -40,22 +40,22 @@ HOOKS = {
 }
 STOCK: tuple[str, ...] = ()
 SEEDS = range(1, 9)
-T_7 = 5.41  # Student's t with 7 degrees of freedom is beyond it once in 1,000 times
+T_7 = 5.41  # Student's t with 7 degrees of freedom exceeds it with probability 0.001
 EPOCHS, SAMPLES = 24, 1_024
 
 
 def assert_learned_half(checkpoint: Path, half: Half, env: dict[str, str]) -> None:
-    """Assert by open_clip's own evaluation that only the pairs with weight were learned."""
+    """Assert by open_clip's own evaluation that only pairs of nonzero weight were learned."""
     result = zero_shot(checkpoint, env, half.uids)
     print(result)
-    assert result["their_loss"] < 3.5, result  # ln 60 = 4.1 where nothing is known
+    assert result["their_loss"] < 3.5, result  # an untrained model has ln 60 = 4.1
     assert result["others_loss"] > result["their_loss"] + 0.5, result
-    assert result["top5"] > 0.05, result  # chance: 0.024
+    assert result["top5"] > 0.05, result  # 0.024 by chance
 
 
 def test_the_stand_in_trains_on_a_weighted_subset(tmp_path: Path) -> None:
     env, half = environment("installed", DATACOMP_DIR=STAND_IN), Half(tmp_path)
-    # with 768 samples some runs learn nothing yet, since the trainer's shuffle is not seeded
+    # with 768 samples some runs learn nothing, since the trainer's shuffle is not seeded
     checkpoint = train(half.flags(HOOKS["both"]), env, tmp_path / "out", samples=2304)
     assert_learned_half(checkpoint, half, env)
 
@@ -69,10 +69,10 @@ def test_datacomp_trains_through_the_hook(open_clip: str, hook: str, tmp_path: P
     env, half = environment(open_clip, DATACOMP_DIR=checkout), Half(tmp_path)
     checkpoint = train(half.flags(HOOKS[hook]), env, tmp_path / "out")
     assert_learned_half(checkpoint, half, env)
-    assert (checkpoint.parents[1] / "info.pkl").exists()  # read by its evaluate.py
+    assert (checkpoint.parents[1] / "info.pkl").exists()  # DataComp's evaluate.py reads this file
     assert (checkout / "train.py").read_bytes() == before
 
-    if hook == "both":  # --resume latest: nothing is left to train
+    if hook == "both":  # --resume latest finds a finished training
         trained = checkpoint.stat().st_mtime_ns
         train(half.flags(HOOKS[hook]), env, tmp_path / "out")
         assert checkpoint.stat().st_mtime_ns == trained
@@ -121,13 +121,13 @@ def resharded(tmp_path_factory: pytest.TempPathFactory) -> Resharded:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
-def test_training_from_the_pool_is_training_after_the_resharder(
+def test_training_from_the_pool_learns_as_after_the_resharder(
     resharded: Resharded, tmp_path: Path
 ) -> None:
-    """DataComp's train.py learns the same in both ways, over eight seeds.
+    """With the hook, DataComp's train.py learns as much as on resharded shards, over eight seeds.
 
-    open_clip shuffles by process and time. Runs are compared seed by seed, since models of one
-    seed start with equal parameters.
+    open_clip's shuffle depends on process and time. Runs are compared in pairs, since models of
+    the same seed have equal initial parameters.
     """
     env = environment("installed", DATACOMP_DIR=datacomp_dir())
     uids = tmp_path / "uids.txt"
@@ -149,14 +149,14 @@ def test_training_from_the_pool_is_training_after_the_resharder(
         error = float((hook - other).std(ddof=1)) / np.sqrt(len(SEEDS))
         improvement = float(abs(other.mean() - untrained[metric]))
         print(f"{metric}: {difference=:.4f} {error=:.4f} {improvement=:.4f}")
-        assert improvement > 5 * error, "nothing was learned, or too little to compare"
+        assert improvement > 5 * error, "too little was learned to compare"
         assert abs(difference) < min(T_7 * error, improvement / 4)
 
 
 def samples_seen(
     settings: dict[str, str] | None, pattern: str, env: dict[str, str], names: list[str]
 ) -> np.ndarray:
-    """Return how often the loader gave each picture, [epochs, pictures]."""
+    """Return how often the loader gave each picture in each epoch, [epochs, pictures]."""
     words = [json.dumps(settings), EPOCHS, SAMPLES, "--train-data", pattern, "--batch-size", "32"]
     ended = python(HERE / "count_samples.py", *map(str, words), env=env)
     epochs = json.loads(ended.stdout.splitlines()[-1])
@@ -167,10 +167,9 @@ def samples_seen(
 def p_of_difference(a: np.ndarray, b: np.ndarray, expected: np.ndarray) -> float:
     """Return the p-value of a permutation test of two sets of epochs, [epochs, pictures] each.
 
-    The statistic is the chi-square distance of their means.
-
-    Copies of a pair are read together, so the counts of an epoch vary more than a multinomial's.
-    The epochs are independent, and exchangeable under the null hypothesis.
+    The statistic is the chi-square distance of the two means. Copies of a pair are read together,
+    so the counts of an epoch vary more than those of a multinomial. The epochs are independent, and
+    exchangeable under the null hypothesis.
     """
     rng, both = np.random.default_rng(0), np.concatenate([a, b])
 
@@ -184,7 +183,7 @@ def p_of_difference(a: np.ndarray, b: np.ndarray, expected: np.ndarray) -> float
 
 
 def p_of_expectation(counts: np.ndarray, expected: np.ndarray) -> float:
-    """Return the p-value of epochs against their expectation, by flipping signs of residuals."""
+    """Return the p-value of epochs against their expectation, from random signs of residuals."""
     rng, residuals = np.random.default_rng(0), (counts - expected) / np.sqrt(expected)
     observed = (residuals.mean(0) ** 2).sum()
     signs = rng.choice([-1.0, 1.0], (1_999, len(counts)))
@@ -219,7 +218,7 @@ def test_each_pair_is_seen_as_often_as_after_the_resharder(resharded: Resharded)
     }
     print(p_values, slope, p_of_expectation(hook, once))
     assert min(p_values.values()) > 0.002, p_values
-    # the tests have power: a subset with each pair once is refused
+    # the tests have power: they reject a subset that has each pair once
     assert p_of_expectation(hook, once) < 0.001
     assert (
         p_of_difference(hook, np.random.default_rng(0).poisson(once, hook.shape), expected) < 0.001

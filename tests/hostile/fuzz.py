@@ -1,4 +1,6 @@
-"""Call every reader with damaged files, and print each outcome that is no answer and no refusal.
+"""Calls every reader with damaged files, and prints the outcomes that are wrong.
+
+A right outcome is a correct answer or a refusal.
 
 python -m tests.hostile.fuzz --mutants 10000 [--seed 0] [--readers pool tar]
 """
@@ -21,11 +23,11 @@ from tests.hostile.parquets import rewritten_table
 from tests.hostile.readers import READERS
 
 OTHERS = ("scores", "embeddings", "tar", "settings", "mixing zip")
-"""Readers whose valid files replace those of others."""
+"""Readers whose valid files are given to other readers."""
 
 
 class Finding(NamedTuple):
-    """A mutant that a reader handled wrongly; its seed makes the mutant again."""
+    """A mutant that a reader handled wrongly; the seed reproduces the mutant."""
 
     reader: str
     seed: int
@@ -37,8 +39,9 @@ class Mutant(NamedTuple):
 
     Attributes:
         content: the bytes.
-        same: whether the file means the same as the valid one, so that the answer has to be equal.
-        exact: whether any answer has to be that of the valid file, since the format has checksums.
+        same: True if the file has the same data as the valid file, so the answer must be equal.
+        exact: True if the format has checksums, so that any answer must equal that of the valid
+            file.
     """
 
     content: bytes
@@ -64,7 +67,7 @@ class Bench:
         return self.worker.warm(self.name, self.folder) or self.right
 
     def mutant(self, seed: int, others: list[bytes]) -> Mutant:
-        """Make a damaged file, or a table as another tool might write it."""
+        """Make a damaged file, or rewrite a table as another tool might."""
         rng = random.Random(f"{self.name} {seed}")
         if self.reader.table and rng.random() < 0.5:
             with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Readers of the files that commands leave: manifests, resharded parts, jobs in files."""
+"""Readers of files that commands write: manifests, resharded parts, external sorts."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def _check_entries(result: Any) -> str | None:
         return "other files or sizes than those of the folder"
     for _, size, sha256, rows in entries:
         if type(size) is not int or type(sha256) is not str or type(rows) not in (int, type(None)):
-            return "a size, hash or number of rows that is none"
+            return "an invalid size, hash or number of rows"
     return None
 
 
 def _part(folder: Path) -> Any:
-    from datacomp_flyt.datacomp.resharded_parts import open_run
+    from datacomp_flyt.datacomp.resharder_run import open_run
 
     part = open_run(folder / "part", folder / "subset.npy")
     return [[tar.name for tar in part.tars], part.pool_shards]
@@ -69,7 +69,7 @@ def _draws(folder: Path) -> Any:
 def _check_draws(result: Any) -> str | None:
     uids, numbers = result
     fine = len(uids) == len(numbers) and (numbers >= 0).all()
-    return None if fine else "draws that are none"
+    return None if fine else "invalid draws"
 
 
 def _pictures(folder: Path) -> Any:
@@ -90,7 +90,7 @@ def _check_pictures(result: Any) -> str | None:
 
 
 def in_memory(folder: Path, partial: bool = False) -> Any:
-    """Join columns in memory: return the number of examples, and the columns."""
+    """Join columns in memory; return the number of examples, and the columns."""
     from datacomp_flyt.mixing.columns import Columns
     from datacomp_flyt.pool.pool import read_pool
 
@@ -100,7 +100,7 @@ def in_memory(folder: Path, partial: bool = False) -> Any:
 
 
 def streamed(folder: Path) -> Any:
-    """Join columns in files: the result has to be that in memory, or refused as in memory."""
+    """Join columns in files, and assert the result, or the refusal, of `in_memory`."""
     from datacomp_flyt.errors import InputError
 
     right = None
@@ -120,7 +120,7 @@ def streamed(folder: Path) -> Any:
 
 
 def resumed(folder: Path) -> Any:
-    """Resume a job in files: it may be refused, or begun anew."""
+    """Resume a join in files, which may be refused or start again."""
     work = Path(tempfile.mkdtemp(dir=folder))
     try:
         shutil.copytree(folder / "work", work, dirs_exist_ok=True)

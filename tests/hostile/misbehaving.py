@@ -1,4 +1,4 @@
-"""Faulty readers, to test that the fuzzer reports them."""
+"""Faulty readers that the fuzzer must report."""
 
 from __future__ import annotations
 

@@ -99,7 +99,11 @@ def _targets(name: str) -> Callable[[Path], Any]:
 
 def _check_targets(result: Any) -> str | None:
     lengths = np.linalg.norm(result.astype(np.float64), axis=1)
-    return None if len(result) and (abs(lengths - 1) < 0.02).all() else "targets of another length"
+    return (
+        None
+        if len(result) and (abs(lengths - 1) < 0.02).all()
+        else "targets that are not of unit norm"
+    )
 
 
 def _rows(name: str) -> Callable[[Path], Any]:

@@ -1,4 +1,4 @@
-"""Damages files as disks, interrupted downloads and wrong paths do."""
+"""Damages files as bad disks, interrupted downloads and wrong paths do."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def flip(rng: random.Random, content: bytes) -> bytes:
 
 
 def zero(rng: random.Random, content: bytes) -> bytes:
-    """Replace a block by zeros, as a lost page of a file does."""
+    """Replace a block by zeros, as when a page of a file is lost."""
     start = rng.randrange(len(content) + 1)
     size = min(rng.choice([8, 64, 512, 4096]), len(content) - start)
     return content[:start] + bytes(size) + content[start + size :]
 
 
 def append(rng: random.Random, content: bytes) -> bytes:
-    """Append bytes, as a download that was resumed at the wrong offset does."""
+    """Append bytes, as a download that resumes at a wrong offset does."""
     return content + rng.choice([bytes(512), content, content[rng.randrange(len(content) + 1) :]])
 
 

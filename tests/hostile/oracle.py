@@ -1,4 +1,4 @@
-"""Calls readers in a process of their own, which may hang, crash or run out of memory."""
+"""Calls readers in another process, since they may hang, crash or use too much memory."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ import numpy as np
 
 from tests.hostile.reader import GROWTH
 
-SECONDS = 5.0  # processor time of a call that is not slow
+SECONDS = 5.0  # limit of the processor seconds of a call
 LONGEST = 20  # processor seconds after which a call is ended
 PATIENCE = 120.0  # wall-clock seconds after which a call is ended, on a busy machine
-START = 300.0  # the same for the first call of a process, with its imports
-_LONGEST = 2000  # characters of a message
-_ROOM = 6 << 30  # bytes of address space beyond that of the imports
+START = 300.0  # wall-clock limit of the first call of a process, which imports modules
+_LONGEST = 2000  # limit of the characters of a message
+_ROOM = 6 << 30  # bytes of address space that a call may add to that of the imports
 
 
 class Outcome(NamedTuple):
@@ -74,7 +74,7 @@ def digest(value: Any) -> str:
 
 
 class Worker:
-    """Runs readers one after the other, in a new process after one that did not return."""
+    """Runs readers one after the other; it starts a new process if a reader does not return."""
 
     def __init__(
         self,
@@ -108,14 +108,16 @@ class Worker:
         self._process, self._warm = None, set()
 
     def run(self, reader: str, folder: Path) -> Outcome:
-        """Call a reader whose modules are loaded, see `warm`."""
+        """Call a reader; its modules must be loaded by `warm`."""
         outcome = self._ask(reader, folder, self._patience)
-        if outcome.growth > GROWTH:  # memory that is kept would hide the growth of the next call
+        if (
+            outcome.growth > GROWTH
+        ):  # memory that is not freed would hide the growth of the next call
             self.stop()
         return outcome
 
     def warm(self, reader: str, folder: Path) -> Outcome | None:
-        """Call a reader with a valid folder and time for imports; None if that was done before."""
+        """Call a reader with a valid folder and time for imports; return None if it is warm."""
         if reader in self._warm and self._process is not None:
             return None
         outcome = self._ask(reader, folder, START)
@@ -202,7 +204,7 @@ def _call(reader: Any, folder: Path) -> Outcome:
 
 
 def _fault(error: Exception, folder: Path) -> str | None:
-    """Return what is wrong with a refusal. Callers add the file to errors other than InputError."""
+    """Return a fault of a refusal, or None. Only an InputError must name the file itself."""
     from datacomp_flyt.errors import InputError
 
     message = str(error)

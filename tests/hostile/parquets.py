@@ -53,7 +53,7 @@ def written(table: pa.Table, **options: object) -> bytes:
 
 
 def rewritten_table(rng: random.Random, content: bytes) -> tuple[bytes, bool]:
-    """Rewrite a parquet file; return its bytes, and whether it means the same as before."""
+    """Rewrite a parquet file; return its bytes, and whether its data are the same as before."""
     table = pq.read_table(io.BytesIO(content))
     name = rng.choice(table.column_names)
     index = table.column_names.index(name)
@@ -120,7 +120,7 @@ def rewritten_table(rng: random.Random, content: bytes) -> tuple[bytes, bool]:
 
 
 def _column(rng: random.Random, length: int) -> pa.Array:
-    """Make a column of some type, of counted values or nulls."""
+    """Make a column of a random type, with increasing values or nulls."""
     kind = rng.choice(_TYPES)
     nothing = pa.nulls(length, kind)
     if pa.types.is_dictionary(kind):

@@ -1,4 +1,4 @@
-"""The description of a reader for the tests."""
+"""The type of the readers that are tested."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 GROWTH = 1 << 28
 PICTURE = 8 * 89_478_485 + (1 << 26)
-"""Memory of the largest picture that Pillow decodes: 4 bytes a pixel, twice, and its crop."""
+"""Memory for the largest picture that Pillow decodes: two copies of 4 bytes a pixel, and a crop."""
 Check = Callable[[Any], "str | None"]
 
 
@@ -16,13 +16,13 @@ class Reader(NamedTuple):
     """A reader of files.
 
     Attributes:
-        make: writes a folder with a valid file.
-        target: the file of the folder that is damaged.
-        call: reads the folder and returns a result that can be compared.
-        check: returns what is wrong with a result of any damaged file, or None.
-        exact: the file has checksums, so that a result has to be that of the valid file.
-        table: the file is a parquet table, which other tools may write in other ways.
-        memory: the bytes that a call may take.
+        make: a function that writes a folder with a valid file.
+        target: the path of the file that is damaged, in the folder.
+        call: a function that reads the folder and returns a result that can be compared.
+        check: a function that returns a fault of the result of a damaged file, or None.
+        exact: True if the file has checksums, so that a result must be that of the valid file.
+        table: True if the file is a parquet table, which other tools may write differently.
+        memory: the limit of the memory of a call, in bytes.
     """
 
     make: Callable[[Path], None]

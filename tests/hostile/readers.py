@@ -27,7 +27,7 @@ def _check_pool(result: Any) -> str | None:
     high, low, *positions = result
     rises = (high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] > low[:-1]))
     if not rises.all():
-        return "uids are not sorted, or twice there"
+        return "uids that are not sorted or not unique"
     if sorted(np.concatenate(positions).tolist()) != list(range(len(high))):
         return "positions are no permutation"
     return None
@@ -64,7 +64,7 @@ def _check_captions(result: Any) -> str | None:
     if captions is not None and (
         len(captions) != len(high) or not all(isinstance(c, str) for c in captions)
     ):
-        return "captions that are none"
+        return "invalid captions"
     return None
 
 
@@ -146,7 +146,7 @@ def _check_tar_uids(result: Any) -> str | None:
 
 
 def _blocks(folder: Path) -> Any:
-    """Return the members, and whether they equal those of webdataset."""
+    """Return the members, and whether they equal webdataset's."""
     from webdataset.tariterators import tar_file_expander
 
     from datacomp_flyt.open_clip_hook.tar_blocks import iter_members
@@ -200,10 +200,10 @@ def _settings(folder: Path) -> Any:
 
 
 def _check_settings(result: Any) -> str | None:
-    """Compare the settings; a setting that is null may be missing."""
+    """Compare the settings; a setting of null may be missing."""
     noted = {key: value for key, value in result.items() if value is not None}
     wanted = {key: value for key, value in valid.SETTINGS.items() if value is not None}
-    return None if noted == wanted else "other settings, which are not refused"
+    return None if noted == wanted else "other settings were not refused"
 
 
 def _steps(folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Faults that mutants of valid files have shown, one by one."""
+"""Regression tests for faults that the fuzzer found."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.hostile.readers import READERS
 
 
 def made(name: str, folder: Path, content: bytes | None = None) -> Path:
-    """Make a reader's folder, with other content in its target; return the target's path."""
+    """Make a reader's folder, optionally with other content in its target; return the target."""
     reader = READERS[name]
     reader.make(folder)
     path = folder / reader.target
@@ -50,10 +50,10 @@ def rewrite(path: Path, **columns: object) -> None:
     pq.write_table(table, path)
 
 
-# ------------------------------------------------------------------------------------ sentences
+# ------------------------------------------------------------------------------------- messages
 
 
-def test_a_sentence_stays_one_line_whatever_it_quotes() -> None:
+def test_a_message_is_one_line_whatever_it_quotes() -> None:
     said = str(InputError("a\nb\x1b[31m\u202e\ud800" + "\0" * 10_000_000 + "end"))
     assert said.startswith(r"a\nb\x1b[31m\u202e\ud800\x00")
     assert said.endswith("end")
@@ -70,7 +70,7 @@ NO_TEXT = pa.array([b"\xff" * 32] + [b"f" * 32] * (valid.ROWS - 1)).view(pa.stri
     ("reader", "column"),
     [("pool", "uid"), ("captions", "text"), ("labels", "uid"), ("labels", "kind")],
 )
-def test_text_that_is_no_utf8(tmp_path: Path, reader: str, column: str) -> None:
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path, reader: str, column: str) -> None:
     path = made(reader, tmp_path)
     rewrite(path, **{column: NO_TEXT})
     assert str(path) in refusal(READERS[reader].call, tmp_path)
@@ -89,15 +89,15 @@ def test_a_column_twice(tmp_path: Path, reader: str, column: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [valid.ROWS - 1, valid.ROWS + 1])
-def test_another_number_of_rows_than_the_footer_says(tmp_path: Path, rows: int) -> None:
+def test_another_number_of_rows_than_in_the_footer(tmp_path: Path, rows: int) -> None:
     path = made("pool", tmp_path)
     (_, shard) = open_shards(str(path.parent), "--metadata_dir", 1)
     shard = dataclasses.replace(shard, num_rows=rows)
     assert "another number of rows" in refusal(lambda: list(shard.batches("uid")))
 
 
-def test_more_rows_than_bytes_may_be_right(tmp_path: Path) -> None:
-    """Consecutive uids and constant scores, as in an experiment, compress very well."""
+def test_more_rows_than_bytes_are_read(tmp_path: Path) -> None:
+    """Consecutive uids and constant scores compress to less than one byte a row."""
     rows, path = 300_000, made("scores", tmp_path)
     for name in ("a.npz", "a.parquet"):
         (tmp_path / "metadata" / name).unlink()
@@ -127,7 +127,7 @@ def test_a_uid_twice_in_a_sample_is_reported_with_its_file(tmp_path: Path) -> No
     ],
     ids=["null", "numbers", "uid twice"],
 )
-def test_labels_at_fault(tmp_path: Path, columns: dict[str, object]) -> None:
+def test_invalid_labels_are_refused(tmp_path: Path, columns: dict[str, object]) -> None:
     path = made("labels", tmp_path)
     rewrite(path, **columns)
     assert str(path) in refusal(READERS["labels"].call, tmp_path)
@@ -140,7 +140,7 @@ def test_labels_without_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("uids", [[1.5] * 4, [b"\xff" * 32] * 4, [["a"]] * 4])
-def test_a_table_of_a_tar_whose_uids_are_no_text(tmp_path: Path, uids: list[object]) -> None:
+def test_a_table_of_a_tar_whose_uids_are_not_text(tmp_path: Path, uids: list[object]) -> None:
     made("table of a tar", tmp_path)
     pq.write_table(pa.table({"uid": uids}), tmp_path / "a.parquet")
     assert READERS["table of a tar"].call(tmp_path) == [valid.uids(4), False]
@@ -188,7 +188,7 @@ def test_a_sample_without_a_uid(content: bytes) -> None:
         stored_uid({"json": content})
 
 
-# ---------------------------------------------------------------- content that crawlers bring home
+# ------------------------------------------------------------------------ downloaded images
 
 
 def png_of(width: int, height: int) -> bytes:
@@ -206,8 +206,8 @@ def png_of(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(1, 10_000_000), (10_000_000, 1), (1, 70_000), (9_500, 9_500)])
-def test_pictures_that_would_grow(size: tuple[int, int]) -> None:
-    """Resized to a shorter side of 224 pixels, a row of 10 million pixels has 500 billion."""
+def test_pictures_that_resizing_would_enlarge_are_refused(size: tuple[int, int]) -> None:
+    """A row of 10 million pixels would have 500 billion at a shorter side of 224 pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow only warns; pytest would raise
         with pytest.raises(Skip):
@@ -228,7 +228,7 @@ def test_ghostscript_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not started
 
 
-def test_captions_with_controls_are_read_as_they_are(tmp_path: Path) -> None:
+def test_captions_keep_control_characters(tmp_path: Path) -> None:
     text = "\0\x1b[2J<script>\u202e"
     members = valid.members()[:3]
     members[1] = ("00000.txt", text.encode())
@@ -241,7 +241,7 @@ def test_captions_with_controls_are_read_as_they_are(tmp_path: Path) -> None:
 
 
 class Evil:
-    """Runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -260,7 +260,7 @@ def test_pickled_code_is_not_run(tmp_path: Path, name: str, zipped: bool) -> Non
     torch.save({"settings": "{}", "w": Evil(mark)}, path, _use_new_zipfile_serialization=zipped)
     assert str(path if name != "checkpoint" else tmp_path) in refusal(READERS[name].call, tmp_path)
     assert not mark.exists()
-    torch.load(path, weights_only=False)  # the code runs if the file is unpickled
+    torch.load(path, weights_only=False)  # shows that unpickling the file runs the code
     assert mark.exists()
 
 
@@ -295,7 +295,7 @@ SHAPES = [(10**12, 3), (12, 10**12), (2**62, 2**62)]
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    # the pool asks for the number of rows alone, which is right there
+    # the pool reads the number of rows only, which is right in that shape
     [pair for pair in product(ZIPPED, SHAPES) if pair != ("npz of the pool", SHAPES[1])],
 )
 def test_shapes_in_npz(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Mutants of every reader's valid file; `python -m tests.hostile.fuzz` tries more of them."""
+"""Every reader on mutants of its valid file; `python -m tests.hostile.fuzz` tries more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fuzzer's oracle reports faulty readers, and none of them stops it."""
+"""The fuzzer's oracle reports faulty readers and goes on after each of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Properties of readers for any input: a right answer, or a refusal."""
+"""For any input, readers give a right answer or refuse the input."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ JSON = st.recursive(
 
 @quick
 @given(st.text(st.characters(), max_size=3000))
-def test_a_sentence_is_one_line_of_plain_text(text: str) -> None:
+def test_a_message_is_one_line_of_plain_text(text: str) -> None:
     said = str(InputError(text))
     assert said.isprintable()
     assert len(said) <= 2000
@@ -84,11 +84,11 @@ def test_headers_of_npy(shape: tuple[int, ...], dtype: str, by_columns: bool, ve
     st.booleans(),
     st.data(),
 )
-def test_tables_come_back_however_they_are_written(
+def test_tables_are_read_however_they_are_written(
     numbers: list[int], compression: str, dictionary: bool, group: int, large: bool,
     data: st.DataObject,
 ) -> None:  # fmt: skip
-    """The columns have another order than requested, and some are constant."""
+    """The columns are written in another order than requested, and some are constant."""
     floats = st.floats(width=32) | st.just(0.5)
     scores = data.draw(st.lists(floats, min_size=len(numbers), max_size=len(numbers)))
     text = pa.large_string() if large else pa.string()
@@ -117,9 +117,7 @@ NAMES = st.from_regex(r"(\.\./|/|__a__/|a/)?[a-c_.]{1,5}\.(jpg|txt|json)", fullm
     st.lists(st.tuples(NAMES, st.binary(max_size=20)), max_size=6, unique_by=lambda file: file[0]),
     st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
 )
-def test_samples_of_tars_are_those_of_webdataset(
-    files: list[tuple[str, bytes]], tar_format: int
-) -> None:
+def test_samples_of_tars_equal_webdatasets(files: list[tuple[str, bytes]], tar_format: int) -> None:
     content = valid.tar_of(files, tar_format)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.tar")

@@ -1,4 +1,4 @@
-"""Makes small valid inputs of the readers."""
+"""Makes small valid inputs for the readers."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def part(folder: Path) -> None:
 
 
 def job(most: int | None = None) -> Make:
-    """Join columns in files, in `work`; with `most`, stop after so many items."""
+    """Return a function that joins columns in the folder `work`, or does the first `most` items."""
     from tests.engines.here import Here, Killed
 
     def make(folder: Path) -> None:
@@ -214,7 +214,7 @@ def checkpoint(folder: Path) -> None:
 
 
 def model(kind: str, name: str) -> Make:
-    """Make a scoring model, a classifier or a reference set, in one of two formats."""
+    """Return a function that makes a model, classifier or reference set in one of two formats."""
 
     def make(folder: Path) -> None:
         import torch
@@ -257,7 +257,7 @@ def model(kind: str, name: str) -> Make:
 
 
 def targets(name: str) -> Make:
-    """Make embeddings of unit norm in one of four formats."""
+    """Return a function that makes embeddings of unit norm in one of four formats."""
 
     def make(folder: Path) -> None:
         import torch

@@ -1,4 +1,4 @@
-"""Tests of the table that a column is read from, the message on it, and refused names."""
+"""The file that a column is read from, the message that reports it, and refused names."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def job_with(folder: Path, **scores: Any) -> Job:
 
 
 def columns_of(job: Job, drop: bool = False) -> Columns:
-    places = (str(job.metadata), str(job.scores), 1)
-    return Columns(read_pool(places[0], 1, progress=False), *places, False, drop)
+    sources = (str(job.metadata), str(job.scores), 1)
+    return Columns(read_pool(sources[0], 1, progress=False), *sources, False, drop)
 
 
 def refused(*words: object) -> str:
@@ -86,16 +86,16 @@ def train(job: Job, *columns: str) -> str:
     pytest.importorskip("torch.func")
     from datacomp_flyt.flyt.uid_features import score_features
 
-    places = (str(job.scores), columns, 1, str(job.metadata))
-    return refusal(score_features, *places, progress=False)
+    arguments = (str(job.scores), columns, 1, str(job.metadata))
+    return refusal(score_features, *arguments, progress=False)
 
 
 def report(job: Job, *columns: str) -> str:
     pytest.importorskip("matplotlib")
     subset = job.folder / "all.npy"
     np.save(subset, np.sort(read_pool(str(job.metadata), 1, progress=False).uids))
-    places = ("--metadata_dir", job.metadata, "--scores_dir", job.scores, "--subset", subset)
-    return refused("report", *places, "--score_columns", *columns, "--out", job.folder / "out")
+    inputs = ("--metadata_dir", job.metadata, "--scores_dir", job.scores, "--subset", subset)
+    return refused("report", *inputs, "--score_columns", *columns, "--out", job.folder / "out")
 
 
 COMMANDS: dict[str, Callable[..., str]] = {
@@ -150,8 +150,8 @@ def test_the_m_flyt_scorer(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     job = job_with(tmp_path, DFN_FT=[True] * 60)
     flags = ("--scoring_model", "paper", "--allow_missing_scores")
-    places = ("--metadata_dir", job.metadata, "--scores_dir", job.scores)
-    message = refused("score", "--scorer", "m_flyt", *flags, *places, "--num_workers", 1)
+    inputs = ("--metadata_dir", job.metadata, "--scores_dir", job.scores)
+    message = refused("score", "--scorer", "m_flyt", *flags, *inputs, "--num_workers", 1)
     assert "has column 'DFN-FT' of type bool" in message
 
 
@@ -165,23 +165,23 @@ SELF_FILTER = {
 }
 
 
-@pytest.mark.parametrize(("columns", "said"), SELF_FILTER.items(), ids=map(str, SELF_FILTER))
+@pytest.mark.parametrize(("columns", "message"), SELF_FILTER.items(), ids=map(str, SELF_FILTER))
 def test_self_filter_refuses_before_it_trains(
-    tmp_path: Path, columns: tuple[str, ...], said: str
+    tmp_path: Path, columns: tuple[str, ...], message: str
 ) -> None:
     pytest.importorskip("jinja2")
     job = job_with(tmp_path, a=VALUES, t=["0.5"] * 60)
     flags = ("--shards_dir", job.metadata, "--selector", "m_flyt", "--out", tmp_path / "run")
-    given = ("--downstream_dir", job.metadata, "--scores_dir", job.scores)
+    inputs = ("--downstream_dir", job.metadata, "--scores_dir", job.scores)
     script = ("--samples_per_round", 100, "--", "-m", "open_clip_train.main", "--epochs=1")
-    assert said in refused("self_filter", *flags, *given, "--score_columns", *columns, *script)
+    assert message in refused("self_filter", *flags, *inputs, "--score_columns", *columns, *script)
     assert not (tmp_path / "run").exists()
 
 
-# -------------------------------------------------------------------------- what is said
+# ------------------------------------------------------------------ messages on the source
 
 
-def test_each_column_says_where_it_is_read(tmp_path: Path) -> None:
+def test_the_source_of_each_column_is_printed(tmp_path: Path) -> None:
     job = Job(POOL, tmp_path).write(3, 1)
     scores = {name: POOL.scores[name] for name in ("uid", "DFN-FT", "FLYT")}
     for path in job.scores.iterdir():
@@ -189,27 +189,27 @@ def test_each_column_says_where_it_is_read(tmp_path: Path) -> None:
     write_files(job.scores, scores, 1)
     write_files(job.scores / "more", {"uid": POOL.uids, "normsim_inf": VALUES}, 2)
     flags = ("--name", "sum", "--score_columns", "vit-l-14", "normsim_inf", "DFN-FT")
-    wanted = [
+    expected = [
         f"column 'vit-l-14' from --metadata_dir {job.metadata}: {CLIP_L14} (3 files)",
         f"column 'normsim_inf' from --scores_dir {job.scores} (2 files)",
         f"column 'DFN-FT' from --scores_dir {job.scores} (1 file)",
     ]
     for more in ((), ("--work_dir", tmp_path / "work")):
-        said = job.select(*flags, *DRAWS, *more).splitlines()
-        assert [line for line in said if line.startswith("column ")] == wanted
+        output = job.select(*flags, *DRAWS, *more).splitlines()
+        assert [line for line in output if line.startswith("column ")] == expected
 
 
 def test_a_table_s_column_under_the_metadata_s_name(tmp_path: Path) -> None:
     job = job_with(tmp_path)
     write_parquet(job.scores / "part-00000.parquet", {"uid": POOL.uids, CLIP_L14: VALUES})
-    said = job.select("--name", "scs", "--column", "vit-l-14", *DRAWS)
-    assert f"column 'vit-l-14' from --scores_dir {job.scores}: {CLIP_L14} (1 file)" in said
+    output = job.select("--name", "scs", "--column", "vit-l-14", *DRAWS)
+    assert f"column 'vit-l-14' from --scores_dir {job.scores}: {CLIP_L14} (1 file)" in output
     own = job_with(tmp_path / "own", vit_l_14=VALUES)
     own.select("--name", "scs", "--column", "vit-l-14", *DRAWS)
     assert own.save_path.read_bytes() == job.save_path.read_bytes()
 
 
-def test_columns_read_again_are_said_once(
+def test_columns_read_twice_are_reported_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     columns = columns_of(job_with(tmp_path, a=VALUES, b=VALUES))
@@ -219,7 +219,7 @@ def test_columns_read_again_are_said_once(
 
 
 @pytest.mark.parametrize("flag", ["--weights", "--scores"])
-def test_training_says_which_column_it_weighs_by(
+def test_training_prints_the_column_of_its_weights(
     tmp_path: Path, flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch")

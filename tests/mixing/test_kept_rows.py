@@ -1,4 +1,4 @@
-"""Examples that are left out count for nothing: the same bytes as if they had never been there."""
+"""Examples that are left out have no effect: the outputs equal those of a pool without them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ BLOCK = 1 << 16
 def with_gaps(rows: int, gaps: dict[str, list[int]], seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     columns = []
-    for place, name in enumerate(NAMES):
-        values = rng.normal(place, 1 + place, rows).astype(np.float32 if place else np.float64)
+    for index, name in enumerate(NAMES):
+        values = rng.normal(index, 1 + index, rows).astype(np.float32 if index else np.float64)
         values[gaps.get(name, [])] = np.nan
         columns.append(values)
     return columns
@@ -46,27 +46,27 @@ GAPS: dict[str, dict[str, list[int]]] = {
 
 @pytest.mark.parametrize("gaps", GAPS.values(), ids=GAPS.keys())
 @pytest.mark.parametrize("workers", [1, 3])
-def test_mixing_with_gaps_is_mixing_the_rest(gaps: dict[str, list[int]], workers: int) -> None:
+def test_mixing_with_gaps_is_mixing_kept_rows(gaps: dict[str, list[int]], workers: int) -> None:
     columns = with_gaps(300, gaps)
     kept = ~np.isnan(columns).any(axis=0)
     model = LinearMixingModel(NAMES, (0.5, -2.0, 1.5), bias=0.25)
-    scores, mixed = mix(model, columns, workers)
-    wanted, alone = mix(model, [column[kept] for column in columns])
-    assert mixed == alone
-    assert scores[kept].tobytes() == wanted.tobytes()
+    scores, fitted = mix(model, columns, workers)
+    expected, expected_model = mix(model, [column[kept] for column in columns])
+    assert fitted == expected_model
+    assert scores[kept].tobytes() == expected.tobytes()
     assert np.isnan(scores[~kept]).all()
 
 
 @pytest.mark.parametrize("first_gap", [5, BLOCK - 1, BLOCK, 2 * BLOCK + 3])
-def test_blocks_of_sums_are_those_of_the_rest(first_gap: int) -> None:
-    """Sums are pairwise inside blocks of rows, and rows that are left out shift all later ones."""
+def test_blocks_of_sums_count_kept_rows(first_gap: int) -> None:
+    """Sums are pairwise within blocks, and each row that is left out shifts the later ones."""
     gaps = {"b": [first_gap], "c": list(range(first_gap + 1, 3 * BLOCK, 1001))}
     columns = with_gaps(3 * BLOCK, gaps)
     kept = ~np.isnan(columns).any(axis=0)
-    scores, mixed = mix(standardized_sum(NAMES), columns, 2)
-    wanted, alone = mix(standardized_sum(NAMES), [column[kept] for column in columns])
-    assert mixed == alone
-    assert scores[kept].tobytes() == wanted.tobytes()
+    scores, fitted = mix(standardized_sum(NAMES), columns, 2)
+    expected, expected_model = mix(standardized_sum(NAMES), [column[kept] for column in columns])
+    assert fitted == expected_model
+    assert scores[kept].tobytes() == expected.tobytes()
 
 
 class Counted(list[np.ndarray]):
@@ -90,7 +90,7 @@ class Counted(list[np.ndarray]):
         ({"a": [5], "c": [6]}, 2),
     ],
 )
-def test_columns_are_read_twice_only_where_a_later_one_lacks_more(
+def test_columns_are_read_twice_only_if_a_later_column_has_other_gaps(
     gaps: dict[str, list[int]], times: int
 ) -> None:
     columns = Counted(with_gaps(300, gaps))
@@ -101,7 +101,7 @@ def test_columns_are_read_twice_only_where_a_later_one_lacks_more(
     assert (plain.times, np.isnan(scores).any()) == (1, bool(gaps))
 
 
-def test_columns_that_can_be_read_once_are_not_mixed_wrongly() -> None:
+def test_columns_of_an_iterator_are_refused_if_they_must_be_read_twice() -> None:
     columns = with_gaps(300, {"b": [5]})
     with pytest.raises(ValueError, match="iterated over twice"):
         mix(standardized_sum(NAMES), (column for column in columns))
@@ -120,7 +120,7 @@ def test_no_example_left(gaps: dict[str, list[int]]) -> None:
     assert f"column {list(gaps)[-1]!r} leaves no example" in message
 
 
-def test_constant_among_the_rest() -> None:
+def test_a_column_that_is_constant_on_the_kept_rows() -> None:
     columns = with_gaps(300, {"c": list(range(1, 300))})
     with pytest.raises(InputError, match="column 'a' has standard deviation 0"):
         mix(standardized_sum(NAMES), columns)
@@ -150,11 +150,11 @@ HOLES = {"FLYT": [3, 90], "DFN-FT": [4, 90], "negCLIPLoss": [5], "normsim_inf": 
          "hype_text_specificity": [7], "vit-b-32": [8]}  # fmt: skip
 
 
-def spoilt() -> dict[str, object]:
+def gappy_scores() -> dict[str, object]:
     scores = dict(POOL.scores)
-    for number, (name, rows) in enumerate(HOLES.items()):
+    for index, (name, rows) in enumerate(HOLES.items()):
         scores[name] = scores[name].copy()
-        scores[name][rows] = (np.nan, np.inf, -np.inf)[number % 3]
+        scores[name][rows] = (np.nan, np.inf, -np.inf)[index % 3]
     return scores
 
 
@@ -168,8 +168,8 @@ def outputs(job: Job, command: tuple[object, ...], *more: object) -> list[bytes]
     return [path.read_bytes() for path in saved if path.exists()]
 
 
-def rest(folder: Path, rows: list[int]) -> Job:
-    """The pool and its table without all but some rows, in as many files."""
+def job_of_rows(folder: Path, rows: list[int]) -> Job:
+    """Write a job on some rows of the pool and of its score table."""
     pool = POOL._replace(
         uids=[POOL.uids[row] for row in rows],
         metadata=take(POOL.metadata, rows),
@@ -180,31 +180,31 @@ def rest(folder: Path, rows: list[int]) -> Job:
 
 @pytest.fixture(scope="module")
 def gaps(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """Half of the table has no finite score, or lacks rows, in other rows of each column."""
-    return Job(POOL._replace(scores=spoilt()), tmp_path_factory.mktemp("gaps")).write(3, 4)
+    """Write a job whose columns are not finite in a few rows, which differ between columns."""
+    return Job(POOL._replace(scores=gappy_scores()), tmp_path_factory.mktemp("gaps")).write(3, 4)
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
-def test_dropping_is_as_if_the_rows_had_not_been_there(
+def test_dropping_rows_equals_a_pool_without_them(
     gaps: Job, tmp_path: Path, command: tuple[object, ...]
 ) -> None:
     name = str(command[1])
-    read = {
+    columns_read = {
         "standardized_sum": ("FLYT", "DFN-FT"),
         "neg_clip_loss_norm_sim": ("negCLIPLoss", "normsim_inf"),
         "hype": ("hype_text_specificity",),
     }.get(name, PUBLISHED)
-    dropped = {row for column in read for row in HOLES.get(column, ())}
+    dropped = {row for column in columns_read for row in HOLES.get(column, ())}
     assert dropped
-    job = rest(tmp_path, [row for row in range(EXAMPLES) if row not in dropped])
+    job = job_of_rows(tmp_path, [row for row in range(EXAMPLES) if row not in dropped])
     assert outputs(gaps, command, "--drop_nonfinite") == outputs(job, command)
 
 
 @pytest.mark.parametrize("name", ["m_flyt", "standardized_sum"])
-def test_the_same_with_a_work_dir(gaps: Job, tmp_path: Path, name: str) -> None:
-    wanted = outputs(gaps, COMMANDS[name], "--drop_nonfinite")
-    found = outputs(gaps, COMMANDS[name], "--drop_nonfinite", "--work_dir", tmp_path / "work")
-    assert found == wanted
+def test_dropping_rows_with_a_work_dir(gaps: Job, tmp_path: Path, name: str) -> None:
+    expected = outputs(gaps, COMMANDS[name], "--drop_nonfinite")
+    actual = outputs(gaps, COMMANDS[name], "--drop_nonfinite", "--work_dir", tmp_path / "work")
+    assert actual == expected
 
 
 @pytest.mark.parametrize("in_work_dir", [False, True])
@@ -212,19 +212,19 @@ def test_rows_that_a_table_lacks(tmp_path: Path, in_work_dir: bool) -> None:
     job = Job(POOL, tmp_path / "partial").write(2, 3)
     for path in job.scores.iterdir():
         path.unlink()
-    rows = {"FLYT": range(0, 500), "DFN-FT": range(100, 600)}
-    for name, there in rows.items():
-        columns = take({key: POOL.scores[key] for key in ("uid", name)}, list(there))
+    ranges = {"FLYT": range(0, 500), "DFN-FT": range(100, 600)}
+    for name, rows_present in ranges.items():
+        columns = take({key: POOL.scores[key] for key in ("uid", name)}, list(rows_present))
         write_files(job.scores / name, columns, 2, 5)
     command = COMMANDS["standardized_sum"]
     more = ("--work_dir", tmp_path / "work") if in_work_dir else ()
-    kept = rest(tmp_path / "rest", list(range(100, 500)))
+    kept = job_of_rows(tmp_path / "rest", list(range(100, 500)))
     for path in kept.scores.iterdir():
         path.unlink()
-    few = {key: kept.pool.scores[key] for key in ("uid", "FLYT", "DFN-FT")}
-    write_files(kept.scores, few)
-    found = outputs(job, command, "--allow_partial_scores", *more)
-    assert found == outputs(kept, command)
+    scores = {key: kept.pool.scores[key] for key in ("uid", "FLYT", "DFN-FT")}
+    write_files(kept.scores, scores)
+    actual = outputs(job, command, "--allow_partial_scores", *more)
+    assert actual == outputs(kept, command)
 
 
 def test_a_saved_model_brings_its_statistics_to_a_pool_with_gaps(gaps: Job) -> None:
@@ -237,7 +237,7 @@ def test_a_saved_model_brings_its_statistics_to_a_pool_with_gaps(gaps: Job) -> N
     assert load_mixing_model(str(again)).means == means
 
 
-def test_nothing_left_of_two_tables_that_share_no_example(tmp_path: Path) -> None:
+def test_two_tables_without_a_common_example(tmp_path: Path) -> None:
     job = Job(POOL, tmp_path).write()
     for path in job.scores.iterdir():
         path.unlink()

@@ -1,4 +1,4 @@
-"""Mixing against the oracle, its statistics, and saved models."""
+"""Mixing against the oracle, the statistics of columns, and saved models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BLOCK = 1 << 16
 NAMES = ("a", "b", "c")
 RNG = np.random.default_rng(11)
 COLUMNS = {
-    name: RNG.normal(place - 4, 0.1 + 5 * place, 300) for place, name in enumerate(PUBLISHED)
+    name: RNG.normal(index - 4, 0.1 + 5 * index, 300) for index, name in enumerate(PUBLISHED)
 }
 
 
@@ -46,7 +46,7 @@ Oracle = Callable[[oracle.Columns], list[float]]
 
 
 @pytest.mark.parametrize(
-    ("model", "wanted"),
+    ("model", "expected"),
     [
         (PAPER, lambda columns: oracle.m_flyt(columns, oracle.PAPER_WEIGHTS)),
         (WITH_BIAS, lambda columns: oracle.m_flyt(columns, oracle.PAPER_WEIGHTS, -2.5)),
@@ -65,13 +65,13 @@ Oracle = Callable[[oracle.Columns], list[float]]
 )
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_every_mix_equals_the_oracle(
-    model: LinearMixingModel, wanted: Oracle, dtype: type[np.floating]
+    model: LinearMixingModel, expected: Oracle, dtype: type[np.floating]
 ) -> None:
     columns = {name: values.astype(dtype) for name, values in COLUMNS.items()}
     scores = mixed(model, columns)
     assert scores.dtype == np.float64
     plain = {name: values.tolist() for name, values in columns.items()}
-    assert scores == pytest.approx(wanted(plain), rel=1e-12, abs=1e-12)
+    assert scores == pytest.approx(expected(plain), rel=1e-12, abs=1e-12)
 
 
 def test_the_published_weights() -> None:
@@ -81,8 +81,8 @@ def test_the_published_weights() -> None:
     assert set(plain_sum().weights) == set(standardized_sum().weights) == {1.0}
 
 
-def test_imagenet_weights_of_the_specification() -> None:
-    """spec/scores.md, section 17, with ratio 2 and Table 2's accuracies."""
+def test_imagenet_weights_of_the_paper() -> None:
+    """The weights of appendix C.5 for ratio 2 and the accuracies of Table 2."""
     model = in_weighted_sum(2.0)
     weights = dict(zip(model.columns, model.weights, strict=True))
     order = [
@@ -90,8 +90,8 @@ def test_imagenet_weights_of_the_specification() -> None:
         *("hype_lorentzian_distance", "hype_image_specificity", "hype_text_specificity"),
         *("negCLIPLoss", "normsim_inf", "IN1K-Classifier", "CC2M-Classifier", "FLYT"),
     ]
-    wanted = [1.2, 1, 1.4, 2, 1.56, 1.56, 1.56, 1.8533, 1.8533, 1.0133, 1.2667, 1.6533]
-    assert [weights[name] for name in order] == pytest.approx(wanted, abs=5e-5)
+    expected = [1.2, 1, 1.4, 2, 1.56, 1.56, 1.56, 1.8533, 1.8533, 1.0133, 1.2667, 1.6533]
+    assert [weights[name] for name in order] == pytest.approx(expected, abs=5e-5)
     assert len(weights) == 12
 
 
@@ -101,33 +101,31 @@ def test_imagenet_weights_of_the_specification() -> None:
     ),
     st.floats(1.01, 100),
 )
-def test_imagenet_weights_have_the_ratio_asked_for(
-    accuracies: dict[str, float], ratio: float
-) -> None:
+def test_imagenet_weights_have_the_given_ratio(accuracies: dict[str, float], ratio: float) -> None:
     model = in_weighted_sum(ratio, accuracies)
-    wanted = oracle.in_weighted_weights(accuracies, ratio)
-    assert dict(zip(model.columns, model.weights, strict=True)) == pytest.approx(wanted)
+    expected = oracle.in_weighted_weights(accuracies, ratio)
+    assert dict(zip(model.columns, model.weights, strict=True)) == pytest.approx(expected)
     assert max(model.weights) / min(model.weights) == pytest.approx(ratio, rel=1e-9)
 
 
 # ---------------------------------------------------------------------------- statistics
 
 
-@pytest.mark.parametrize("number", [2, BLOCK, BLOCK + 1, 3 * BLOCK + 17])
+@pytest.mark.parametrize("num_rows", [2, BLOCK, BLOCK + 1, 3 * BLOCK + 17])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_statistics_are_exact_and_the_same_for_any_workers(
-    number: int, dtype: type[np.floating]
+    num_rows: int, dtype: type[np.floating]
 ) -> None:
-    values = (np.random.default_rng(number).normal(100, 3, number)).astype(dtype)
-    found = mean_and_std(values, "a")
-    assert found == mean_and_std(values, "a", 2) == mean_and_std(values, "a", 7)
-    exact = math.fsum(values.tolist()) / number
-    squares = math.fsum((value - exact) ** 2 for value in values.tolist())
-    assert found == pytest.approx((exact, math.sqrt(squares / number)), rel=1e-12)
+    values = (np.random.default_rng(num_rows).normal(100, 3, num_rows)).astype(dtype)
+    actual = mean_and_std(values, "a")
+    assert actual == mean_and_std(values, "a", 2) == mean_and_std(values, "a", 7)
+    mean = math.fsum(values.tolist()) / num_rows
+    squares = math.fsum((value - mean) ** 2 for value in values.tolist())
+    assert actual == pytest.approx((mean, math.sqrt(squares / num_rows)), rel=1e-12)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_statistics_leave_out_what_is_not_finite(wrong: float) -> None:
+def test_statistics_leave_out_values_that_are_not_finite(wrong: float) -> None:
     values = RNG.normal(2, 3, BLOCK + 500)
     holes = values.copy()
     rows = RNG.choice(len(values), 200, replace=False)
@@ -137,7 +135,7 @@ def test_statistics_leave_out_what_is_not_finite(wrong: float) -> None:
     assert mean_and_std(holes[:BLOCK], "a", 2) == mean_and_std(holes[:BLOCK], "a")
 
 
-def test_examples_without_a_score_stay_without_and_change_no_other() -> None:
+def test_examples_without_a_score_get_none_and_affect_no_other() -> None:
     columns = {name: COLUMNS[name].copy() for name in PUBLISHED}
     columns["FLYT"][[3, 77]] = np.nan
     columns["DFN-FT"][[77, 100]] = np.nan
@@ -151,20 +149,20 @@ def test_examples_without_a_score_stay_without_and_change_no_other() -> None:
         std = math.sqrt(math.fsum((value - mean) ** 2 for value in kept) / len(kept))
         assert (means[name], stds[name]) == pytest.approx((mean, std), rel=1e-12)
     row = {name: (columns[name][5] - means[name]) / stds[name] for name in PUBLISHED}
-    wanted = math.fsum(oracle.PAPER_WEIGHTS[name] * row[name] for name in PUBLISHED)
-    assert scores[5] == pytest.approx(wanted, rel=1e-12)
+    expected = math.fsum(oracle.PAPER_WEIGHTS[name] * row[name] for name in PUBLISHED)
+    assert scores[5] == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("number", [1000, 2 * BLOCK + 5])
-def test_workers_change_no_bit(number: int) -> None:
-    rng = np.random.default_rng(number)
-    columns = {name: rng.normal(place, 3, number) for place, name in enumerate(NAMES)}
+@pytest.mark.parametrize("num_rows", [1000, 2 * BLOCK + 5])
+def test_workers_change_no_bit(num_rows: int) -> None:
+    rng = np.random.default_rng(num_rows)
+    columns = {name: rng.normal(index, 3, num_rows) for index, name in enumerate(NAMES)}
     model = LinearMixingModel(NAMES, (0.3, -1.7, 2.2), bias=0.1)
     assert mixed(model, columns).tobytes() == mixed(model, columns, 2).tobytes()
     assert mixed(model, columns).tobytes() == mixed(model, columns, 5).tobytes()
 
 
-def test_columns_are_taken_one_at_a_time_and_not_changed() -> None:
+def test_columns_are_read_once_and_not_changed() -> None:
     alive = 0
 
     def one_by_one() -> Iterator[np.ndarray]:
@@ -189,9 +187,9 @@ def test_a_model_without_standardisation_keeps_no_statistics() -> None:
 
 def test_saved_statistics_are_used_on_another_pool() -> None:
     model = LinearMixingModel(("a", "b"), (2.0, -1.0), 0.5, means=(1.0, -1.0), stds=(2.0, 4.0))
-    scores, after = mix(model, [np.array([1.0, 5.0]), np.array([3.0, 3.0])])
+    scores, saved = mix(model, [np.array([1.0, 5.0]), np.array([3.0, 3.0])])
     assert scores.tolist() == [2 * 0.0 - 1.0 + 0.5, 2 * 2.0 - 1.0 + 0.5]
-    assert after == model
+    assert saved == model
 
 
 def test_the_first_pool_s_statistics_give_its_scores_again() -> None:
@@ -224,7 +222,7 @@ def test_a_nearly_constant_column_can() -> None:
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5, 0.0, -3.0, math.nan, math.inf])
-def test_a_ratio_that_has_no_weights(ratio: float) -> None:
+def test_a_ratio_of_at_most_one_or_not_finite_is_refused(ratio: float) -> None:
     assert "--weight_ratio" in refusal(in_weighted_sum, ratio)
 
 
@@ -234,14 +232,16 @@ def test_a_ratio_that_has_no_weights(ratio: float) -> None:
      {"a": 0.1, "b": math.nan, "c": 0.3}, {"a": 0.1, "b": math.inf}],
     ids=str,
 )  # fmt: skip
-def test_accuracies_that_weigh_nothing(accuracies: dict[str, float]) -> None:
+def test_accuracies_that_give_no_weights(accuracies: dict[str, float]) -> None:
     assert "--imagenet_accuracies" in refusal(in_weighted_sum, 8.0, accuracies)
 
 
-def test_restricted_to_keeps_each_column_s_own_numbers() -> None:
+def test_restricted_to_keeps_the_parameters_of_each_column() -> None:
     model = LinearMixingModel(NAMES, (1.0, 2.0, 3.0), 9.0, True, (4.0, 5.0, 6.0), (7.0, 8.0, 9.0))
-    rest = model.restricted_to(["c", "unknown", "a"])
-    assert rest == LinearMixingModel(("a", "c"), (1.0, 3.0), 9.0, True, (4.0, 6.0), (7.0, 9.0))
+    restricted = model.restricted_to(["c", "unknown", "a"])
+    assert restricted == LinearMixingModel(
+        ("a", "c"), (1.0, 3.0), 9.0, True, (4.0, 6.0), (7.0, 9.0)
+    )
     assert PAPER.restricted_to(["FLYT"]).means is None
 
 
@@ -301,7 +301,7 @@ def test_safetensors_that_are_no_mixing_model(
     assert str(path) in refusal(load_mixing_model, str(path))
 
 
-def test_what_they_differ_from_is_taken(tmp_path: Path) -> None:
+def test_a_valid_mixing_model_is_loaded(tmp_path: Path) -> None:
     save_file(GOOD, tmp_path / "m.safetensors", AB)
     model = load_mixing_model(str(tmp_path / "m.safetensors"))
     assert model == LinearMixingModel(("a", "b"), (1.0, 2.0), 0.5)
@@ -316,7 +316,9 @@ def test_a_model_saved_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\xff" * 64])
 @pytest.mark.parametrize("name", ["m.safetensors", "m.pt"])
-def test_files_that_are_neither(tmp_path: Path, name: str, content: bytes) -> None:
+def test_files_that_are_neither_safetensors_nor_torch_files(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
     (tmp_path / name).write_bytes(content)
     assert str(tmp_path / name) in refusal(load_mixing_model, str(tmp_path / name))
 

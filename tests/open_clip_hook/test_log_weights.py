@@ -85,7 +85,8 @@ def test_examples_that_are_not_in_the_table(tmp_path: Path) -> None:
         ({"uid": [1], "w": [1.0], "v": [1.0]}, None, None, "has several columns .*w, v.*--column"),
         ({"uid": [1], "w": [1.0]}, "v", None, "has no column 'v'"),
         ({"uid": [1], "w": ["a"]}, None, None, "has no column of numbers"),
-        ({"uid": [1], "w": [1.0]}, None, -1.0, "--missing_value is -1.0, wanted a weight"),
+        ({"uid": [1], "w": [1.0]}, None, -1.0, "is -1.0, wanted a finite number, 0 or more"),
+        ({"uid": [1], "w": [1.0]}, None, math.inf, "is inf, wanted a finite number"),
         ({"uid": [1], "w": [1.0]}, None, math.nan, "--missing_value is nan"),
     ],
 )

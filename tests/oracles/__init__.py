@@ -1,1 +1,1 @@
-"""Slow, obvious versions to compare with: written from the papers, sharing no code with us."""
+"""Slow, simple implementations of the papers to compare with. They share no code with ours."""

@@ -1,10 +1,10 @@
-"""Soft Cap Sampling as Algorithm 2 prints it, its two neighbours, and their exact laws.
+"""Soft Cap Sampling as printed in Algorithm 2, Hard Cap and No Cap, and their exact laws.
 
-Two independent halves. The ``naive_*`` functions run the loop of the paper: a softmax over the
-whole pool, a draw, a change of scores. The ``exact_*`` functions draw nothing: they follow every
-path of the loop on a tiny pool and return the probability of each vector of counts.
+The ``naive_*`` functions run the loop of the paper: a softmax over the whole pool, a draw, a change
+of the scores. The ``exact_*`` functions do not draw: they follow every path of the loop on a tiny
+pool and return the probability of each vector of counts.
 
-M examples, N draws in all, G draws a round, alpha the penalty (FLYT, Algorithm 2 and section 3.6).
+Symbols: M examples, N draws, G draws per round, penalty alpha (FLYT, Algorithm 2, section 3.6).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Scores = Sequence[float] | npt.NDArray[np.float64]
 
 
 def softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Softmax over the pool; the maximum is subtracted first so that nothing overflows."""
+    """Return the softmax over the pool; the maximum is subtracted first to avoid overflow."""
     weights = np.exp(scores - scores.max())
     return np.asarray(weights / weights.sum(), dtype=np.float64)
 
@@ -37,9 +37,10 @@ def naive_soft_cap(
     rng: np.random.Generator,
     batch_size: int = 1,
 ) -> npt.NDArray[np.int64]:
-    """Algorithm 2, line by line; the last round draws only what is still missing.
+    """Run Algorithm 2 line by line; the last round draws only the draws that are still missing.
 
-    As in the public code, it raises ValueError once fewer than G weights are above zero.
+    Raises:
+        ValueError: fewer than G weights are above zero, as in the public code.
     """
     current = np.array(scores, dtype=np.float64)
     counts = np.zeros(len(current), dtype=np.int64)
@@ -57,7 +58,7 @@ def naive_soft_cap(
 def naive_hard_cap(
     scores: Scores, num_samples: int, frequency_limit: int, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """One draw at a time; an example at its frequency limit gets probability zero (section 4.3)."""
+    """Draw one by one; an example at its frequency limit has probability zero (section 4.3)."""
     weights = softmax(np.array(scores, dtype=np.float64))
     counts = np.zeros(len(weights), dtype=np.int64)
     for _ in range(num_samples):
@@ -69,7 +70,7 @@ def naive_hard_cap(
 def naive_no_cap(
     scores: Scores, num_samples: int, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """``num_samples`` draws with replacement from the softmax of the scores."""
+    """Draw ``num_samples`` times with replacement from the softmax of the scores."""
     weights = softmax(np.array(scores, dtype=np.float64))
     drawn = rng.choice(len(weights), size=num_samples, replace=True, p=weights)
     return np.bincount(drawn, minlength=len(weights)).astype(np.int64)
@@ -79,9 +80,9 @@ def naive_no_cap(
 
 
 def _next_draw(log_weights: Mapping[int, float]) -> dict[int, float]:
-    """Probability that each of these examples is drawn next, given that one of them is.
+    """Return the probability of each of these examples to be drawn next.
 
-    This is p_i / (1 - sum of the p already drawn), without the subtraction that loses digits.
+    This is p_i / (1 - sum of the p already drawn), without a subtraction that loses digits.
     """
     top = max(log_weights.values())
     weights = {i: math.exp(value - top) for i, value in log_weights.items()}
@@ -90,7 +91,7 @@ def _next_draw(log_weights: Mapping[int, float]) -> dict[int, float]:
 
 
 def _round_law(scores: Sequence[float], size: int) -> dict[frozenset[int], float]:
-    """Probability of each set drawn in one round: successive sampling without replacement.
+    """Return the probability of each set of a round, drawn one by one without replacement.
 
     The probability of a set is summed over all orders in which it can be drawn.
     """
@@ -112,7 +113,7 @@ def _add_one(counts: Counts, drawn: frozenset[int]) -> Counts:
 def exact_soft_cap_distribution(
     scores: Scores, num_samples: int, repetition_penalty: float, batch_size: int = 1
 ) -> Law:
-    """Probability of every count vector that Algorithm 2 can return."""
+    """Return the probability of every count vector that Algorithm 2 can return."""
     start = [float(score) for score in scores]
     law: Law = {(0,) * len(start): 1.0}
     drawn_so_far = 0
@@ -129,7 +130,7 @@ def exact_soft_cap_distribution(
 
 
 def exact_hard_cap_distribution(scores: Scores, num_samples: int, frequency_limit: int) -> Law:
-    """Probability of every count vector of one-by-one sampling with a frequency limit."""
+    """Return the probability of every count vector of drawing with a frequency limit."""
     start = [float(score) for score in scores]
     law: Law = {(0,) * len(start): 1.0}
     for _ in range(num_samples):
@@ -143,7 +144,7 @@ def exact_hard_cap_distribution(scores: Scores, num_samples: int, frequency_limi
 
 
 def exact_no_cap_distribution(scores: Scores, num_samples: int) -> Law:
-    """The multinomial law, from its closed form."""
+    """Return the multinomial law, from its closed form."""
     start = [float(score) for score in scores]
     top = max(start)
     log_total = top + math.log(math.fsum(math.exp(score - top) for score in start))
@@ -157,7 +158,7 @@ def exact_no_cap_distribution(scores: Scores, num_samples: int) -> Law:
 
 
 def _compositions(total: int, parts: int) -> list[Counts]:
-    """All ways to write ``total`` as an ordered sum of ``parts`` numbers >= 0."""
+    """Return all ways to write ``total`` as an ordered sum of ``parts`` numbers >= 0."""
     if parts == 1:
         return [(total,)]
     return [

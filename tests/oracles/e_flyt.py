@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 
 def silu(x: float) -> float:
-    """x times the logistic function of x."""
+    """Return x times the logistic function of x."""
     if x < 0:
         return x * math.exp(x) / (1 + math.exp(x))
     return x / (1 + math.exp(-x))
@@ -28,7 +28,7 @@ def unit(row: Sequence[float]) -> list[float]:
 def glu_score(tensors: Mapping[str, list], z: list[float]) -> float:
     """Return the score of one example's features (FLYT, section 3.4 and appendix C.7).
 
-    ``tensors`` are lists by the names of the published file without its prefix.
+    ``tensors`` has lists by the tensor names of the published file, without their prefix.
     """
     layer = 0
     while f"layers.{layer}.w1.weight" in tensors:
@@ -47,12 +47,12 @@ def glu_score(tensors: Mapping[str, list], z: list[float]) -> float:
 def e_flyt_score(
     tensors: Mapping[str, list], image: Sequence[float], text: Sequence[float]
 ) -> float:
-    """The score of one example's stored embeddings: unit image first, unit text second."""
+    """Return the score of one example; the head takes its unit image, then its unit text."""
     return glu_score(tensors, unit(image) + unit(text))
 
 
 def cosine_start(d: int) -> dict[str, list]:
-    """Return the weights that nearly give i . t, without the noise (FLYT, appendix C.7)."""
+    """Return weights whose score is nearly i . t, without the noise (FLYT, appendix C.7)."""
     width = 2 * d
     w1 = [[0.0] * width for _ in range(width)]
     w3 = [[0.0] * width for _ in range(width)]

@@ -1,8 +1,8 @@
-"""One FLYT step by brute force: a plain loss, a plain AdamW, and autograd through all of it.
+"""One FLYT step by brute force: a plain loss, a plain AdamW, and autograd through both.
 
-Everything runs in the dtype of the parameters (float64 in the tests), in one process, on the
-whole batch, with the graph of both towers kept. Sources: FLYT section 3.2 (Eq. 2), section 3.3
-(Eq. 3), appendix C.8; Table 7 for the constants of AdamW.
+The step runs in the dtype of the parameters (float64 in the tests), in one process, on the whole
+batch, and keeps the graph of both towers. Sources: FLYT section 3.2 (Eq. 2), section 3.3 (Eq. 3),
+appendix C.8, and Table 7 for the constants of AdamW.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NEVER_DECAYED = ("bn", "ln", "bias", "logit_scale")
 class Moments:
     """Adam's moments by parameter name, and the number of steps already done.
 
-    SGD with momentum keeps its buffer in `first`.
+    For SGD with momentum, `first` is the momentum buffer.
     """
 
     first: Parameters
@@ -41,7 +41,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`kind` is "adamw" (decoupled decay) or "sgd" (decay added to the gradient, as in torch)."""
+    """An optimizer: "adamw" (decoupled decay) or "sgd" (decay added to the gradient)."""
 
     kind: str = "adamw"
     lr: float = 5e-5
@@ -53,11 +53,15 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Step:
-    """One step. The gradients are None where they were not asked for.
+    """The result of a step; gradients that were not requested are None.
 
-    `upstream_gradient` g = dL_up/dθ, `stepped` θ⁺, `weight_gradient` [B] dL_down/dw,
-    `stepped_gradient` dL_down/dθ⁺, `cotangent` v = dL_down/dg through the optimizer,
-    `temperature_gradient` dL_down/d(log_temperature).
+    Attributes:
+        upstream_gradient: g = dL_up/dθ.
+        stepped: the new parameters θ⁺.
+        weight_gradient: dL_down/dw [B].
+        stepped_gradient: dL_down/dθ⁺.
+        cotangent: v = dL_down/dg, through the optimizer.
+        temperature_gradient: dL_down/d(log_temperature).
     """
 
     upstream_loss: Tensor
@@ -78,7 +82,7 @@ def cross_entropy(
     class_counts: tuple[int, ...],
     temperature: Tensor | float,
 ) -> Tensor:
-    """C.8, mean over the examples; each is scored against the classes of its own task only."""
+    """Compute C.8's mean cross-entropy; an example has only the classes of its own task."""
     total = image_features.new_zeros(())
     for image, label in zip(image_features, labels.tolist(), strict=True):
         first = 0
@@ -94,7 +98,7 @@ def cross_entropy(
 
 
 def clip_loss(image_features: Tensor, text_features: Tensor, temperature: Tensor | float) -> Tensor:
-    """C.8's CLIP loss, as the mean over the examples and over the two directions."""
+    """Compute C.8's CLIP loss, the mean over the examples and over both directions."""
     pulls = torch.exp(temperature * image_features @ text_features.T)
     both = torch.log(pulls.sum(dim=1)) + torch.log(pulls.sum(dim=0)) - 2 * torch.log(pulls.diag())
     return both.mean() / 2
@@ -127,11 +131,11 @@ def is_decayed(name: str, param: Tensor) -> bool:
 def adamw(
     params: Parameters, grads: Parameters, moments: Moments, optimizer: Optimizer
 ) -> tuple[Parameters, Moments]:
-    """AdamW with decoupled decay, differentiable in `grads`.
+    """Do a step of AdamW with decoupled decay, differentiable in `grads`.
 
-    Where the second moment is 0 the gradient is 0 too, and near there the update is
-    c1 g / (sqrt(c2) |g| + eps): its derivative at g = 0 is c1 / eps, which is what comes out
-    when the square root there is the constant 0.
+    If a second moment is 0, so is its gradient g. Near g = 0 the update is
+    c1 g / (sqrt(c2) |g| + eps), with the derivative c1 / eps at g = 0. Autograd returns this
+    derivative if the square root is replaced by the constant 0.
     """
     beta1, beta2 = optimizer.betas
     step = moments.step + 1
@@ -152,7 +156,7 @@ def adamw(
 def sgd(
     params: Parameters, grads: Parameters, moments: Moments, optimizer: Optimizer
 ) -> tuple[Parameters, Moments]:
-    """torch.optim.SGD: decay added to the gradient, no dampening, first buffer = first gradient."""
+    """Do a step of torch.optim.SGD: decay is added to the gradient, and there is no dampening."""
     stepped, buffers = {}, {}
     for name, param in params.items():
         decay = optimizer.weight_decay if is_decayed(name, param) else 0.0
@@ -186,9 +190,9 @@ def brute_force(
     *,
     differentiate: bool = True,
 ) -> Step:
-    """L_down(w) of Eq. 2 and its gradient in w by reverse mode over reverse mode.
+    """Compute L_down(w) of Eq. 2, and its gradient in w by reverse mode over reverse mode.
 
-    `weights` [B] are positive and need not sum to 1: Eq. 3 is taken as a function of free weights.
+    `weights` [B] are positive and need not sum to 1: Eq. 3 is a function of free weights here.
     """
     theta = {name: param.detach().clone().requires_grad_() for name, param in params.items()}
     w = weights.detach().clone().requires_grad_()
@@ -247,10 +251,10 @@ def finite_difference(
     direction: Tensor,
     size: float = 3e-5,
 ) -> float:
-    """Slope of L_down(w + s `direction`) at s = 0 by central differences, fourth order in `size`.
+    """Return the slope of L_down(w + s `direction`) at s = 0, by fourth-order differences.
 
-    The weights are not normalised again. `size` is small because AdamW bends where a second
-    moment is 0 (words that no earlier batch held) and the gradient is near 0.
+    The weights are not normalised again. The step `size` of s is small, since AdamW has a kink
+    at a gradient of 0 if the second moment is 0 (words that no earlier batch contains).
     """
 
     def loss(s: float) -> float:
@@ -270,9 +274,9 @@ def warm_moments(
     seed: int = 100,
     optimizer: Optimizer | None = None,
 ) -> Moments:
-    """The state after `steps` steps of `optimizer` on other random batches (θ itself is kept).
+    """Return the moments after `steps` steps of `optimizer` on other random batches.
 
-    Rows of the token table that no batch held keep moments of exactly 0.
+    θ itself does not change. Words that no batch contains keep moments of exactly 0.
     """
     optimizer = optimizer or Optimizer()
     moments, theta = no_moments(params), dict(params)

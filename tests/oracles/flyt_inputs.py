@@ -31,7 +31,7 @@ SMALL_CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Upstream:
-    """`images` [B, 3, H, W], `texts` [B, L] int64."""
+    """A batch of pairs: `images` [B, 3, H, W] and `texts` [B, L] int64."""
 
     images: Tensor
     texts: Tensor
@@ -39,12 +39,16 @@ class Upstream:
 
 @dataclass(frozen=True)
 class Downstream:
-    """A labelled batch and the loss to take on it.
+    """A labelled batch and its loss.
 
-    `images` [B', 3, H, W]; `labels` [B'] int64 into the concatenated classes of all tasks;
-    `class_counts` the number of classes of each task; `prompts` [K, L] int64, one text of each
-    class; `captions` [B', L] int64, one text of each example; `loss` is "cross_entropy" or
-    "clip"; the temperature is exp(`log_temperature`), or 1 where that is None.
+    Attributes:
+        images: [B', 3, H, W].
+        labels: [B'] int64, indices into the concatenated classes of all tasks.
+        class_counts: the number of classes of each task.
+        prompts: [K, L] int64, one text for each class.
+        captions: [B', L] int64, one text for each example.
+        loss: "cross_entropy" or "clip".
+        log_temperature: the logarithm of the temperature; None for a temperature of 1.
     """
 
     images: Tensor
@@ -57,10 +61,10 @@ class Downstream:
 
 
 def small_clip(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
-    """A small open_clip.CLIP in eval mode, with no parameter left at 0 or 1.
+    """Make a small open_clip.CLIP in eval mode, without parameters that are 0 or 1.
 
-    The initial cosines of open_clip's fresh towers are nearly equal for all inputs; wider
-    embeddings and biases spread them.
+    With open_clip's initialization the cosines are nearly equal for all inputs; larger embeddings
+    and biases spread them.
     """
     from open_clip import CLIP
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
@@ -87,13 +91,13 @@ def small_clip(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
 
 
 def random_texts(rows: int, generator: torch.Generator) -> Tensor:
-    """[rows, L] int64: words, the end token (the largest one) at a random place, then zeros."""
+    """Return [rows, L] int64: words, the end token (the largest) at a random position, zeros."""
     text_cfg = SMALL_CONFIG["text_cfg"]
     length, end = text_cfg["context_length"], text_cfg["vocab_size"] - 1
     texts = torch.randint(1, end, (rows, length), generator=generator)
-    for row, place in enumerate(torch.randint(2, length, (rows,), generator=generator).tolist()):
-        texts[row, place] = end
-        texts[row, place + 1 :] = 0
+    for row, position in enumerate(torch.randint(2, length, (rows,), generator=generator).tolist()):
+        texts[row, position] = end
+        texts[row, position + 1 :] = 0
     return texts
 
 
@@ -104,7 +108,7 @@ def random_batches(
     seed: int = 1,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Upstream, Tensor, Downstream]:
-    """(upstream, weights [B] that sum to 1, downstream) for `small_clip`."""
+    """Make an upstream batch, its weights [B] of sum 1, and a downstream batch for `small_clip`."""
     generator = torch.Generator().manual_seed(seed)
     side = SMALL_CONFIG["vision_cfg"]["image_size"]
 

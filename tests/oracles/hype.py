@@ -1,6 +1,6 @@
 """HYPE's scores, one pair at a time, in float64 (HYPE, ECCV 2024, and its public code).
 
-Its ±(1 - 1e-8) are ±1 in the float32 of the public code, and so they are here.
+The public code clips at ±(1 - 1e-8), which in its float32 is ±1. Here the bounds are ±1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def clip(value: float, low: float, high: float) -> float:
 
 
 def lift(v: Vector, c: float) -> tuple[list[float], float]:
-    """A tangent vector's point of the hyperboloid: space and time."""
+    """Map a tangent vector to the hyperboloid; return its space and time components."""
     r = math.sqrt(c) * math.sqrt(dot(v, v))
     scale = math.sinh(clip(r, 1e-8, math.asinh(2**15))) / max(r, 1e-8)
     x = [scale * float(a) for a in v]
@@ -62,7 +62,7 @@ def hype_scores(
     reference_texts: Sequence[Vector],
     c: float,
 ) -> tuple[float, float, float]:
-    """Of one example: -d_L, image specificity, text specificity."""
+    """Return an example's -d_L, image specificity and text specificity."""
     of_image = [entailed(t, image, c) for t in reference_texts]
     of_text = [entailed(text, i, c) for i in reference_images]
     return (

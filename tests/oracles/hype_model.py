@@ -9,7 +9,7 @@ import numpy as np
 
 State = Mapping[str, np.ndarray]
 
-EPS = 2.0**-23  # of float32
+EPS = 2.0**-23  # the machine epsilon of float32
 HEAD_WIDTH = 64
 
 
@@ -24,7 +24,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 
 def attention(state: State, name: str, x: np.ndarray, causal: bool) -> np.ndarray:
-    """x [tokens, width] to itself."""
+    """Apply multi-head self-attention to x [tokens, width]."""
     width = x.shape[1]
     mixed = x @ state[f"{name}.in_proj_weight"].T + state[f"{name}.in_proj_bias"]
     heads = []
@@ -44,19 +44,19 @@ def attention(state: State, name: str, x: np.ndarray, causal: bool) -> np.ndarra
 
 
 def blocks(state: State, name: str, x: np.ndarray, causal: bool) -> np.ndarray:
-    number = 0
-    while f"{name}.{number}.ln_1.weight" in state:
-        block = f"{name}.{number}"
+    index = 0
+    while f"{name}.{index}.ln_1.weight" in state:
+        block = f"{name}.{index}"
         x = x + attention(state, f"{block}.attn", norm(state, f"{block}.ln_1", x), causal)
         inside = norm(state, f"{block}.ln_2", x) @ state[f"{block}.mlp.c_fc.weight"].T
         inside = gelu(inside + state[f"{block}.mlp.c_fc.bias"])
         x = x + inside @ state[f"{block}.mlp.c_proj.weight"].T + state[f"{block}.mlp.c_proj.bias"]
-        number += 1
+        index += 1
     return x
 
 
 def image_vector(state: State, image: np.ndarray) -> np.ndarray:
-    """Of an image [3, side, side]."""
+    """Return the tangent vector of an image [3, side, side]."""
     kernel = state["visual.conv1.weight"]
     size = kernel.shape[-1]
     patches = [
@@ -71,7 +71,7 @@ def image_vector(state: State, image: np.ndarray) -> np.ndarray:
 
 
 def text_vector(state: State, tokens: np.ndarray) -> np.ndarray:
-    """Of the tokens of a text; the last one has the largest number."""
+    """Return the tangent vector of a text's tokens; its end token has the largest number."""
     x = state["token_embedding.weight"][tokens] + state["positional_embedding"]
     x = norm(state, "ln_final", blocks(state, "transformer.resblocks", x, causal=True))
     return np.exp(state["alpha_txt"]) * (x[tokens.argmax()] @ state["text_projection"])

@@ -9,12 +9,12 @@ Row = Sequence[float]
 
 
 def logit(weight: Row, bias: float, row: Row) -> float:
-    """w . x + b"""
+    """Return w . x + b."""
     return math.fsum([*(float(w) * float(x) for w, x in zip(weight, row, strict=True)), bias])
 
 
 def two_class_logit(weights: Sequence[Row], biases: Row, row: Row, positive: int) -> float:
-    """Of two outputs: log of the odds of the positive class under their softmax."""
+    """Return the log-odds of the positive class under the softmax of two outputs."""
     outputs = [
         logit(weight, float(bias), row) for weight, bias in zip(weights, biases, strict=True)
     ]
@@ -24,14 +24,14 @@ def two_class_logit(weights: Sequence[Row], biases: Row, row: Row, positive: int
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Step 1 is the first: peak * step / warmup, then a cosine that would reach 0 one step late."""
+    """Return the rate of step 1, 2, ...: linear warmup, then a cosine that ends just above 0."""
     if step <= warmup:
         return peak * step / warmup
     return peak * math.cos(math.pi / 2 * (step - 1 - warmup) / (steps - warmup)) ** 2
 
 
 def cross_entropy(weight: Row, bias: float, rows: Sequence[Row], labels: Sequence[int]) -> float:
-    """Mean of -log of the probability that the logistic model gives the right label."""
+    """Return the mean of -log of the probability that the logistic model gives the label."""
     total = 0.0
     for row, label in zip(rows, labels, strict=True):
         probability = 1 / (1 + math.exp(-logit(weight, bias, row)))
@@ -42,19 +42,19 @@ def cross_entropy(weight: Row, bias: float, rows: Sequence[Row], labels: Sequenc
 def gradient(
     parameters: Sequence[float], rows: Sequence[Row], labels: Sequence[int]
 ) -> list[float]:
-    """Of `cross_entropy`: mean of (probability - label) times the row; the bias' row is 1."""
+    """Return the gradient of `cross_entropy`: the mean of (probability - label) times (row, 1)."""
     slopes = [0.0] * len(parameters)
     for row, label in zip(rows, labels, strict=True):
         probability = 1 / (1 + math.exp(-logit(parameters[:-1], parameters[-1], row)))
-        for place, x in enumerate([*row, 1.0]):
-            slopes[place] += (probability - label) * x / len(rows)
+        for index, x in enumerate([*row, 1.0]):
+            slopes[index] += (probability - label) * x / len(rows)
     return slopes
 
 
 def train(
     batches: Sequence[tuple[Sequence[Row], Sequence[int]]], width: int, peak: float, warmup: int
 ) -> list[float]:
-    """Adam (Kingma & Ba, Algorithm 1) from 0 on these batches; weights, then the bias."""
+    """Train by Adam (Kingma & Ba, Algorithm 1) from 0; return the weights, then the bias."""
     parameters = [0.0] * (width + 1)
     m, v = [0.0] * (width + 1), [0.0] * (width + 1)
     for t, (rows, labels) in enumerate(batches, 1):

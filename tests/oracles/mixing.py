@@ -23,8 +23,8 @@ PAPER_WEIGHTS: dict[str, float] = {
     "hype_text_specificity": 0.02,
 }
 
-# Table 2: ImageNet accuracy of each input alone; where Table 2 has one figure for a family
-# (HYPE, and s-CLIPLoss with NormSim), every member of the family takes it.
+# Table 2: the ImageNet accuracy of each input alone. Table 2 has one accuracy for the three HYPE
+# scores, and one for s-CLIPLoss with NormSim; each score of such a group gets that accuracy.
 PAPER_IMAGENET_ACCURACIES: dict[str, float] = {
     "vit-b-32": 0.282,
     "vit-l-14": 0.267,
@@ -42,7 +42,7 @@ PAPER_IMAGENET_ACCURACIES: dict[str, float] = {
 
 
 def standardize(column: Sequence[float]) -> list[float]:
-    """Zero mean and unit (population) standard deviation over the whole column."""
+    """Scale a column to zero mean and unit (population) standard deviation."""
     values = [float(value) for value in column]
     mean = math.fsum(values) / len(values)
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
@@ -50,7 +50,7 @@ def standardize(column: Sequence[float]) -> list[float]:
 
 
 def weighted_sum(columns: Columns, weights: Mapping[str, float], bias: float = 0.0) -> list[float]:
-    """``sum_i w_i x_i + bias`` for each example, over the columns named in ``weights``."""
+    """Return ``sum_i w_i x_i + bias`` of each example, over the columns named in ``weights``."""
     length = len(next(iter(columns.values())))
     return [
         math.fsum([weights[name] * float(columns[name][row]) for name in weights] + [bias])
@@ -59,23 +59,23 @@ def weighted_sum(columns: Columns, weights: Mapping[str, float], bias: float = 0
 
 
 def plain_sum(columns: Columns) -> list[float]:
-    """Sum of the raw columns."""
+    """Return the sum of the raw columns."""
     return weighted_sum(columns, dict.fromkeys(columns, 1.0))
 
 
 def standardized_sum(columns: Columns) -> list[float]:
-    """Sum of the standardised columns."""
+    """Return the sum of the standardised columns."""
     return plain_sum({name: standardize(column) for name, column in columns.items()})
 
 
 def m_flyt(columns: Columns, weights: Mapping[str, float], bias: float = 0.0) -> list[float]:
-    """The linear mixing model on standardised columns (section 4.2)."""
+    """Apply the linear mixing model to standardised columns (section 4.2)."""
     standardized = {name: standardize(columns[name]) for name in weights}
     return weighted_sum(standardized, weights, bias)
 
 
 def in_weighted_weights(accuracies: Mapping[str, float], ratio: float) -> dict[str, float]:
-    """Appendix C.5: accuracies scaled to [0, 1], then shifted so that max / min = ``ratio``."""
+    """Scale accuracies to [0, 1] and shift them so that max / min = ``ratio`` (appendix C.5)."""
     lowest, highest = min(accuracies.values()), max(accuracies.values())
     return {
         name: (accuracy - lowest) / (highest - lowest) + 1.0 / (ratio - 1.0)
@@ -84,5 +84,5 @@ def in_weighted_weights(accuracies: Mapping[str, float], ratio: float) -> dict[s
 
 
 def in_weighted_sum(columns: Columns, accuracies: Mapping[str, float], ratio: float) -> list[float]:
-    """Appendix C.5: the weighted sum of the standardised columns."""
+    """Return the weighted sum of the standardised columns (appendix C.5)."""
     return m_flyt(columns, in_weighted_weights(accuracies, ratio))

@@ -1,6 +1,6 @@
-"""The scores computed from stored embeddings, row by row in float64 (docs/score.md).
+"""The scores that docs/score.md computes from stored embeddings, row by row in float64.
 
-Rows are taken as they come: nothing is normalised here. All scores: higher is better.
+The functions do not normalise rows. For all scores, higher is better.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
-Partition = Sequence[Sequence[int] | NDArray[np.int64]]  # the rows of each batch
+Partition = Sequence[Sequence[int] | NDArray[np.int64]]  # the row indices of each batch
 
 
 def rows(embeddings: ArrayLike) -> Floats:
@@ -23,21 +23,21 @@ def rows(embeddings: ArrayLike) -> Floats:
 
 
 def log_sum_exp(values: Floats) -> float:
-    """log Σ exp(values), with the largest taken out so that nothing overflows."""
+    """Return log Σ exp(values); the maximum is subtracted first to avoid overflow."""
     largest = float(values.max())
     return largest + math.log(math.fsum(math.exp(value - largest) for value in values))
 
 
 def clip_score(images: ArrayLike, texts: ArrayLike) -> Floats:
-    """<f_i, g_i>. Section 1."""
+    """Return <f_i, g_i>."""
     pairs = zip(rows(images), rows(texts), strict=True)
     return np.array([math.fsum(image * text) for image, text in pairs])
 
 
 def neg_clip_loss_batch(images: ArrayLike, texts: ArrayLike, temperature: float) -> Floats:
-    """<f_i, g_i> - R_B(i) with these n rows as the batch B; each row is in its own sums.
+    """Return <f_i, g_i> - R_B(i) with these n rows as the batch B.
 
-    Section 2: R_B(i) = T/2 [log Σ_j exp(<f_i, g_j> / T) + log Σ_j exp(<f_j, g_i> / T)].
+    R_B(i) = T/2 [log Σ_j exp(<f_i, g_j> / T) + log Σ_j exp(<f_j, g_i> / T)]; j may be i.
     """
     f, g = rows(images), rows(texts)
     assert f.shape == g.shape
@@ -52,9 +52,9 @@ def neg_clip_loss_batch(images: ArrayLike, texts: ArrayLike, temperature: float)
 def neg_clip_loss(
     images: ArrayLike, texts: ArrayLike, temperature: float, partitions: Sequence[Partition]
 ) -> Floats:
-    """The mean over K partitions of each row's score in its batch. Section 2.
+    """Return the mean over K partitions of each row's score in its batch.
 
-    Every partition holds every row once.
+    Every partition contains every row once.
     """
     f, g = rows(images), rows(texts)
     total = np.zeros(len(f))
@@ -73,10 +73,10 @@ def neg_clip_loss_literal(
     permutations: Sequence[ArrayLike],
     batch_size: int,
 ) -> Floats:
-    """The official batches of one metadata file: section 2, "literal behaviour".
+    """Compute negCLIPLoss with the batches of the public code for one metadata file.
 
-    Each permutation is cut every `batch_size` rows: the last batch holds what is left, and rows
-    that land there score higher, having fewer rows in their sums.
+    Each permutation is cut every `batch_size` rows. The last batch may be smaller, and its rows
+    then score higher, since their sums have fewer terms.
     """
     partitions = []
     for permutation in permutations:
@@ -87,9 +87,9 @@ def neg_clip_loss_literal(
 
 
 def norm_sim(images: ArrayLike, targets: ArrayLike, p: float) -> Floats:
-    """The p-norm of the row's similarities to the M targets; not divided by M. Section 3.
+    """Return the p-norm of each row's similarities to the M targets, not divided by M.
 
-    For p = math.inf the largest absolute similarity.
+    For p = math.inf this is the largest absolute similarity.
     """
     scores = []
     for image in rows(images):
@@ -102,7 +102,7 @@ def norm_sim(images: ArrayLike, targets: ArrayLike, p: float) -> Floats:
 
 
 def second_moment(embeddings: ArrayLike) -> Floats:
-    """(1/M) Σ_j t_j t_j^T, not centred: [d, d]."""
+    """Return (1/M) Σ_j t_j t_j^T [d, d], not centred."""
     targets = rows(embeddings)
     total = np.zeros((targets.shape[1], targets.shape[1]))
     for target in targets:
@@ -111,22 +111,22 @@ def second_moment(embeddings: ArrayLike) -> Floats:
 
 
 def quadratic_form(images: ArrayLike, moment: Floats) -> Floats:
-    """f_i^T Σ f_i, each row by itself, so that equal rows get equal values."""
+    """Return f_i^T Σ f_i, computed row by row so that equal rows get equal values."""
     return np.array([np.sum(np.outer(image, image) * moment) for image in rows(images)])
 
 
 def vas(images: ArrayLike, targets: ArrayLike) -> Floats:
-    """f_i^T Σ f_i with Σ the targets' second moment. Section 4."""
+    """Return f_i^T Σ f_i, where Σ is the second moment of the targets."""
     return quadratic_form(images, second_moment(targets))
 
 
 def best_rows(
-    candidates: Sequence[int], scores: Floats, number: int, uids: Sequence[Any]
+    candidates: Sequence[int], scores: Floats, num_kept: int, uids: Sequence[Any]
 ) -> list[int]:
-    """The `number` of `candidates` that score highest; of equal ones those of smaller uid."""
-    assert 0 <= number <= len(candidates)
+    """Return the `num_kept` candidates with the highest scores; ties go to the smaller uid."""
+    assert 0 <= num_kept <= len(candidates)
     assert not np.isnan(scores).any()
-    return sorted(candidates, key=lambda row: (-float(scores[row]), uids[row]))[:number]
+    return sorted(candidates, key=lambda row: (-float(scores[row]), uids[row]))[:num_kept]
 
 
 def norm_sim_d(
@@ -136,28 +136,28 @@ def norm_sim_d(
     num_rounds: int,
     uids: Sequence[Any] | None = None,
 ) -> NDArray[np.int64]:
-    """NormSim_2-D (VAS-D) by the round in which each row of the pool falls. Section 4.
+    """Return the round of NormSim_2-D (VAS-D) in which each row of the pool is dropped.
 
-    0 for a row outside the first stage, r for one dropped in round r of 1..num_rounds, and
-    num_rounds + 1 for the `num_kept` rows that are left. Σ is the second moment of the whole
-    pool in round 1, of the rows still kept in later ones. Ties: the smaller uid stays (the
-    smaller row without `uids`).
+    The round is 0 for a row outside the first stage, 1 to num_rounds for a row that is dropped, and
+    num_rounds + 1 for the `num_kept` remaining rows. Σ is the second moment of the whole pool in
+    round 1, and of the remaining rows in later rounds. Of tied rows the one with the smaller uid
+    remains (the smaller row index without `uids`).
     """
     f = rows(images)
     order = range(len(f)) if uids is None else uids
     kept = [row for row, chosen in enumerate(np.asarray(in_first_stage)) if chosen]
     chunk = math.ceil((len(kept) - num_kept) / num_rounds)
-    fate = np.zeros(len(f), dtype=np.int64)
+    rounds = np.zeros(len(f), dtype=np.int64)
     moment = second_moment(f)
-    for number in range(1, num_rounds + 1):
-        size = num_kept if number == num_rounds else max(len(kept) - chunk, num_kept)
+    for round_index in range(1, num_rounds + 1):
+        size = num_kept if round_index == num_rounds else max(len(kept) - chunk, num_kept)
         values = quadratic_form(f, moment)
-        fate[kept] = number
+        rounds[kept] = round_index
         kept = best_rows(kept, values, size, order)
         if kept:
             moment = second_moment(f[kept])
-    fate[kept] = num_rounds + 1
-    return fate
+    rounds[kept] = num_rounds + 1
+    return rounds
 
 
 def two_stage(
@@ -167,10 +167,11 @@ def two_stage(
     fraction: float,
     uids: Sequence[Any] | None = None,
 ) -> NDArray[np.bool_]:
-    """The rows kept: the top int(N first_fraction) by the first score, of these the top
-    int(N fraction) by the second; N is the whole pool in both. Section 5.
+    """Return a mask of the rows that two stages keep.
 
-    Ties: the smaller uid stays (the smaller row without `uids`).
+    The first stage keeps the top int(N first_fraction) by the first score, and the second keeps of
+    these the top int(N fraction) by the second score; N is the size of the pool in both. Ties go to
+    the smaller uid (the smaller row index without `uids`).
     """
     first = np.asarray(neg_clip_loss, dtype=np.float64)
     second = np.asarray(norm_sim, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""From scores and uids to a DataComp subset, in plain Python integers and lists."""
+"""Selects a DataComp subset from scores and uids, in plain Python integers and lists."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ UID_DTYPE = np.dtype("u8,u8")
 
 
 def parse_uid(uid: str) -> UidPair:
-    """DataComp's reading of a uid of 32 hex digits: two unsigned 64-bit numbers, high first."""
+    """Parse a uid of 32 hex digits as DataComp does: two unsigned 64-bit numbers, high first."""
     return int(uid[:16], 16), int(uid[16:32], 16)
 
 
 def format_uid(pair: UidPair) -> str:
-    """The 32 lower-case hex digits of a pair."""
+    """Format a pair as 32 lower-case hex digits."""
     return f"{pair[0]:016x}{pair[1]:016x}"
 
 
 def uid_array(pairs: Iterable[UidPair]) -> npt.NDArray[Any]:
-    """The pairs as DataComp's array type, in the order given."""
+    """Convert pairs to an array of DataComp's dtype, in the same order."""
     return np.array([tuple(pair) for pair in pairs], dtype=UID_DTYPE)
 
 
 def top_fraction(scores: Sequence[float], uids: Sequence[UidPair], fraction: float) -> list[int]:
-    """0/1 for each example: exactly ``int(fraction * M)`` ones.
+    """Return 1 for the top ``int(fraction * M)`` examples, and 0 for the others.
 
-    Higher scores first; among equal scores the smaller uid first.
+    The order is by descending score, and by ascending uid for equal scores.
     """
     order = sorted(range(len(scores)), key=lambda row: (-float(scores[row]), uids[row]))
     kept = set(order[: int(fraction * len(scores))])
@@ -38,10 +38,10 @@ def top_fraction(scores: Sequence[float], uids: Sequence[UidPair], fraction: flo
 
 
 def top_fraction_keep_ties(scores: Sequence[float], fraction: float) -> list[int]:
-    """0/1 for each example by DataComp's rule: every score >= the one at rank ``int(M * f)``.
+    """Return 1 for each score >= the score at rank ``int(M * f)``, else 0, as DataComp does.
 
-    The rank counts from zero, so at least ``int(M * f) + 1`` are kept. At f = 1 that rank is one
-    past the end (DataComp's own code fails there), and everything is kept.
+    Ranks count from zero, so at least ``int(M * f) + 1`` examples are kept. For f = 1 the rank is
+    past the end, where DataComp's own code fails; here all examples are kept.
     """
     rank = int(len(scores) * fraction)
     if rank == len(scores):
@@ -51,7 +51,7 @@ def top_fraction_keep_ties(scores: Sequence[float], fraction: float) -> list[int
 
 
 def subset_array(uids: Sequence[UidPair], counts: Sequence[int]) -> npt.NDArray[Any]:
-    """Each uid as often as it is drawn, sorted: what DataComp's resharder reads."""
+    """Repeat each uid by its count and sort them, as DataComp's resharder expects."""
     repeated: list[UidPair] = []
     for pair, count in zip(uids, counts, strict=True):
         repeated.extend([pair] * int(count))

@@ -1,6 +1,6 @@
 """Subsets and cross-fitted scores in plain Python, one pair at a time.
 
-Random bits come from SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), with a key of seed and uid.
+Random bits come from SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), keyed by seed and uid.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def finalise(bits: int) -> int:
 
 
 def bits_of(uid: UidPair, seed: int, draw: int) -> int:
-    """Output `draw` of the stream of (seed, uid)."""
+    """Return output `draw` of the random stream of (seed, uid)."""
     key = finalise((uid[1] + seed * GOLDEN + GOLDEN) % WORD)
     key = finalise(((key ^ uid[0]) + GOLDEN) % WORD)
     return finalise((key + (draw + 1) * GOLDEN) % WORD)
 
 
 def spread(draws: int, uids: Sequence[UidPair], seed: int, draw: int) -> dict[UidPair, int]:
-    """Spread draws evenly; the lowest (bits, uid) get the remainder."""
+    """Divide draws evenly; the remainder goes to the uids with the lowest (bits, uid)."""
     counts = {uid: draws // len(uids) for uid in uids}
     chosen = sorted(uids, key=lambda uid: (bits_of(uid, seed ^ SHARES, draw), uid))
     for uid in chosen[: draws % len(uids)]:
@@ -67,18 +67,22 @@ def first_half(uid: UidPair, seed: int) -> bool:
 def cross_fitted(
     by_a: Sequence[float], by_b: Sequence[float], halves: Sequence[str], memorisation: bool
 ) -> list[float]:
-    """Score pairs of half `a` or `b`; the half is empty where neither model has seen the pair."""
+    """Score pairs of half "a" or "b"; the half is "" if neither model has seen the pair."""
     a, b = (_standardized(values) for values in (by_a, by_b))
     scores, gains = [], []
-    for of_a, of_b, half in zip(a, b, halves, strict=True):
-        seen, unseen = {"a": (of_a, of_b), "b": (of_b, of_a), "": (None, (of_a + of_b) / 2)}[half]
+    for score_a, score_b, half in zip(a, b, halves, strict=True):
+        seen, unseen = {
+            "a": (score_a, score_b),
+            "b": (score_b, score_a),
+            "": (None, (score_a + score_b) / 2),
+        }[half]
         scores.append(unseen)
         gains.append(None if seen is None else seen - unseen)
     if memorisation:
         known = [gain for gain in gains if gain is not None]
-        usual = sum(known) / len(known)
+        mean_gain = sum(known) / len(known)
         scores = [
-            score - (0 if gain is None else gain - usual)
+            score - (0 if gain is None else gain - mean_gain)
             for score, gain in zip(scores, gains, strict=True)
         ]
     return scores

@@ -1,4 +1,4 @@
-"""FLYT's brute-force step checked against PyTorch, open_clip, hand figures and differences."""
+"""FLYT's brute-force step against PyTorch, open_clip, fixed values and finite differences."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def direction(weights: torch.Tensor) -> torch.Tensor:
 # ------------------------------------------------------------------------------------ losses
 
 
-def test_weighted_clip_loss_of_the_specification():
+def test_weighted_clip_loss_of_fixed_vectors():
     images = F.normalize(
         torch.tensor([[1, 2, 2], [2, 1, 0], [0, 3, 4], [1, 1, 1]], dtype=DOUBLE), dim=-1
     )
@@ -80,7 +80,7 @@ def test_weighted_clip_loss_of_the_specification():
     assert float(loss) == pytest.approx(0.9181759301, abs=5e-11)
 
 
-def test_uniform_weights_are_open_clips_loss():
+def test_uniform_weights_give_open_clips_loss():
     from open_clip.loss import ClipLoss
 
     images, texts = unit_rows(7, 5, 0), unit_rows(7, 5, 1)
@@ -100,7 +100,7 @@ def test_a_vanishing_weight_leaves_the_example_out():
     )
 
 
-def test_cross_entropy_of_one_task_is_pytorchs():
+def test_cross_entropy_of_one_task_equals_pytorchs():
     images, classes = unit_rows(6, 4, 4), unit_rows(3, 4, 5)
     labels = torch.tensor([0, 2, 1, 1, 0, 2])
     torch.testing.assert_close(
@@ -109,7 +109,7 @@ def test_cross_entropy_of_one_task_is_pytorchs():
     )
 
 
-def test_cross_entropy_of_several_tasks_never_looks_at_another_task():
+def test_cross_entropy_ignores_the_classes_of_other_tasks():
     images, classes = unit_rows(6, 4, 6), unit_rows(5, 4, 7)
     labels = torch.tensor([0, 3, 1, 4, 2, 0])
     first, second = labels < 3, labels >= 3
@@ -154,7 +154,7 @@ def test_optimizers_equal_pytorchs_over_several_steps(kind):
             name: torch.randn(param.shape, generator=generator, dtype=DOUBLE)
             for name, param in ours.items()
         }
-        grads["c_fc.bias"][0] = 0.0  # an entry that never has a gradient
+        grads["c_fc.bias"][0] = 0.0  # an entry whose gradient is always 0
         ours, state = {"adamw": adamw, "sgd": sgd}[kind](ours, grads, state, optimizer)
         for name, param in theirs.items():
             param.grad = grads[name].clone()
@@ -218,7 +218,7 @@ def test_brute_force_agrees_with_finite_differences(model, params, kind, loss, l
 
 
 def test_brute_force_agrees_with_finite_differences_on_the_first_step(model, params):
-    """With no moments AdamW is nearly sign(g): kinked, so the differences have to be fine."""
+    """Without moments AdamW is nearly sign(g), which has a kink, so the differences are small."""
     upstream, weights, downstream = random_batches()
     args = (model, params, no_moments(params), upstream, weights, downstream, Optimizer())
     way = direction(weights)
@@ -239,7 +239,7 @@ def test_the_other_gradients_agree_with_finite_differences(model, params, moment
     centre = float(LOG_TEMPERATURE)
     slope = (loss(centre + 1e-5) - loss(centre - 1e-5)) / 2e-5
     assert float(step.temperature_gradient) == pytest.approx(slope, rel=1e-8)
-    # dL/dg is dL/dθ⁺ through AdamW, entry by entry: a step of one entry of g tells both apart
+    # dL/dg is dL/dθ⁺ through AdamW, elementwise: a change of one entry of g tests both
     name = "visual.proj"
     entry = (0, 0)
     for sign in (1, -1):
@@ -251,8 +251,8 @@ def test_the_other_gradients_agree_with_finite_differences(model, params, moment
         assert float(step.cotangent[name][entry]) == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_step_is_pytorchs_step(model, params):
-    """L_up, θ⁺ and L_down of the first step by open_clip's model, backward() and AdamW."""
+def test_the_step_equals_pytorchs_step(model, params):
+    """L_up, θ⁺ and L_down of the first step equal those of open_clip's model and torch's AdamW."""
     from open_clip.loss import ClipLoss
 
     upstream, _, downstream = random_batches()
@@ -273,7 +273,7 @@ def test_the_step_is_pytorchs_step(model, params):
     reference.step()
     torch.testing.assert_close(done.upstream_loss, loss.detach())
     for name, param in named:
-        # rounding decides where the gradient is 0 in exact arithmetic (biases of the keys)
+        # rounding decides the step of entries whose exact gradient is 0 (biases of the keys)
         torch.testing.assert_close(done.stepped[name], param.detach(), rtol=1e-9, atol=1e-9)
     with torch.no_grad():
         images, prompts, _ = other(downstream.images, downstream.prompts)
@@ -281,7 +281,7 @@ def test_the_step_is_pytorchs_step(model, params):
     torch.testing.assert_close(done.downstream_loss, expected, rtol=1e-9, atol=0)
 
 
-def test_moments_stay_zero_for_words_no_batch_held(params, moments):
+def test_moments_stay_zero_for_words_in_no_batch(params, moments):
     second = moments.second["token_embedding.weight"].abs().sum(dim=1)
     assert moments.step == 3
     assert 0 < int((second == 0).sum()) < len(second)

@@ -1,4 +1,4 @@
-"""The oracles checked against one another, against hand calculation and against the paper."""
+"""The oracles against one another, against values by hand and against the paper."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.oracles import algorithm2, mixing, selection
 from tests.oracles.algorithm2 import Counts
 from tests.samplers.law import assert_follows, p_value, tally
 
-# Weights 2**k, so that brute force can stay in exact fractions: scores are k * ln 2.
+# Scores are k * ln 2, so that the weights 2**k are exact fractions.
 POWERS = (3, 1, 0, -2)
 SCORES = [k * math.log(2.0) for k in POWERS]
 
@@ -22,7 +22,7 @@ SCORES = [k * math.log(2.0) for k in POWERS]
 def brute_force(
     powers: Counts, num_samples: int, penalty_power: int, size: int
 ) -> dict[Counts, Fraction]:
-    """Every ordered path of Algorithm 2 in exact fractions: p_i / (1 - those already drawn)."""
+    """Compute the law of Algorithm 2 in exact fractions, over every order of draws."""
     law: dict[Counts, Fraction] = {(0,) * len(powers): Fraction(1)}
     left = num_samples
     while left > 0:
@@ -62,7 +62,7 @@ def test_exact_soft_cap_equals_brute_force_in_fractions(
 def test_exact_soft_cap_by_hand() -> None:
     third = math.log(3.0)
     law = algorithm2.exact_soft_cap_distribution([third, 0.0], 2, third, 1)
-    # 3/4 for the first; then 1/2 to 1/2 if it was drawn, 9/10 for it if it was not.
+    # the first example has 3/4 in draw 1; in draw 2 it has 1/2 if it was drawn, else 9/10
     assert law[(2, 0)] == pytest.approx(3 / 4 * 1 / 2)
     assert law[(1, 1)] == pytest.approx(3 / 4 * 1 / 2 + 1 / 4 * 9 / 10)
     assert law[(0, 2)] == pytest.approx(1 / 4 * 1 / 10)
@@ -82,7 +82,7 @@ def test_exact_laws_sum_to_one_and_have_the_right_support() -> None:
     assert max(map(max, algorithm2.exact_hard_cap_distribution(SCORES, 6, 2))) == 2
 
 
-def test_one_draw_a_round_is_the_plain_sequential_law() -> None:
+def test_one_draw_per_round_gives_the_sequential_law() -> None:
     law: dict[Counts, float] = {(0, 0, 0, 0): 1.0}
     for _ in range(5):
         following: dict[Counts, float] = {}
@@ -139,7 +139,7 @@ def test_naive_no_cap_follows_the_exact_law() -> None:
 
 
 def test_p_values_of_the_true_law_are_not_too_small() -> None:
-    """Under the law itself the p-values must be near uniform, or the threshold means nothing."""
+    """Under the law itself the p-values are near uniform, as the threshold assumes."""
     law = algorithm2.exact_soft_cap_distribution(SCORES, 6, 0.5, 2)
     vectors, probabilities = list(law), np.array(list(law.values()))
     rng = np.random.default_rng(5)
@@ -151,14 +151,14 @@ def test_p_values_of_the_true_law_are_not_too_small() -> None:
     assert float(np.mean(p_values <= 0.5)) >= 0.2
 
 
-def test_p_value_is_zero_for_what_cannot_happen_and_small_for_what_hardly_can() -> None:
+def test_p_value_is_zero_for_impossible_counts_and_small_for_unlikely_ones() -> None:
     assert p_value({(1, 1): 99, (2, 0): 1}, {(1, 1): 1.0}) == 0.0
     assert p_value({(1, 1): 97, (2, 0): 3}, {(1, 1): 1.0 - 1e-9, (2, 0): 1e-9}) < 1e-12
     assert p_value({(1, 1): 100}, {(1, 1): 1.0 - 1e-9, (2, 0): 1e-9}) == 1.0
 
 
 def test_in_weighted_weights_of_the_paper() -> None:
-    """FLYT, appendix C.5, with r = 2 and the accuracies of Table 2."""
+    """The weights are those of FLYT, appendix C.5, for r = 2 and the accuracies of Table 2."""
     weights = mixing.in_weighted_weights(mixing.PAPER_IMAGENET_ACCURACIES, 2.0)
     expected = {
         "vit-b-32": 1.2,

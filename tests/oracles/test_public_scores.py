@@ -30,7 +30,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def pool(dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of a similarity of about .3, as CLIP's: far from .887, where exp overflows at .01."""
+    """Make pairs with CLIP-like similarities of about 0.3; at 0.887, exp(s / 0.01) overflows."""
     rng = np.random.default_rng(0)
     common = rng.normal(size=(ROWS, WIDTH))
     images = unit(0.6 * common + rng.normal(size=(ROWS, WIDTH)))
@@ -66,7 +66,7 @@ def test_the_permutations_follow_from_the_seed() -> None:
     assert not np.array_equal(first[1], other[1])
 
 
-def test_theirs_overflows_in_float32_where_the_formula_does_not() -> None:
+def test_the_public_code_overflows_in_float32_and_the_oracle_does_not() -> None:
     images, texts = pool()
     texts[0] = images[0]
     theirs, permutations = public_neg_clip_loss(images, texts, 0.01, 1000, 1, seed=7)
@@ -83,7 +83,7 @@ def test_norm_sim(p: float, batch_size: int | None) -> None:
     np.testing.assert_allclose(theirs, scores.norm_sim(pool()[0], targets(), p), rtol=2e-6)
 
 
-def test_norm_sim_inf_is_of_absolute_values() -> None:
+def test_norm_sim_inf_takes_absolute_values() -> None:
     assert public_norm_sim(pool()[0], -pool()[0], math.inf) == pytest.approx(1, abs=1e-6)
 
 
@@ -104,8 +104,8 @@ def test_norm_sim_d(num_kept: int, num_rounds: int, batch_size: int, tmp_path: P
     np.testing.assert_array_equal(theirs, ours)
 
 
-def test_norm_sim_d_of_theirs_drops_too_many(tmp_path: Path) -> None:
-    """26 of 31 rows in 10 rounds: chunks of 1 leave 26 after five, 22 after nine."""
+def test_norm_sim_d_of_the_public_code_drops_too_many(tmp_path: Path) -> None:
+    """The public code drops 1 of 31 rows a round: 26 remain after five rounds, 22 after nine."""
     images, _ = pool()
     inside = np.arange(ROWS) < 31
     with pytest.raises(RuntimeError, match="out of range"):

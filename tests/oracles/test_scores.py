@@ -1,4 +1,4 @@
-"""The oracles of the scores against fixed vectors, hand calculation and identities."""
+"""The oracles of the scores against fixed values, calculation by hand and identities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.oracles import scores
 
-TO_ALL_DIGITS = {"rtol": 0, "atol": 5.1e-9}  # section 17 gives eight decimals
+EIGHT_DECIMALS = {"rtol": 0, "atol": 5.1e-9}  # the fixed values have eight decimals
 CLOSE = {"rtol": 1e-12, "atol": 1e-14}
 
 
@@ -18,11 +18,11 @@ def unit(vectors: object) -> np.ndarray:
     return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
 
 
-def pairs(number: int, width: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random unit rows, and others that point somewhat the same way."""
+def pairs(num_rows: int, width: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return random unit rows, and other unit rows that correlate with them."""
     rng = np.random.default_rng(seed)
-    images = unit(rng.normal(size=(number, width)))
-    return images, unit(images + rng.normal(size=(number, width)))
+    images = unit(rng.normal(size=(num_rows, width)))
+    return images, unit(images + rng.normal(size=(num_rows, width)))
 
 
 IMAGES = unit([[1, 2, 2], [2, 1, 0], [0, 3, 4], [1, 1, 1]])
@@ -38,28 +38,28 @@ NORM_SIM = {
 }
 
 
-# ------------------------------------------------------------------- section 17, all its digits
+# --------------------------------------------------------------------------- fixed values
 
 
-def test_clip_score_of_the_specification() -> None:
+def test_clip_score_of_fixed_vectors() -> None:
     expected = [0.95257934, 0.8, 0.98058068, 0.33333333]
-    np.testing.assert_allclose(scores.clip_score(IMAGES, TEXTS), expected, **TO_ALL_DIGITS)
+    np.testing.assert_allclose(scores.clip_score(IMAGES, TEXTS), expected, **EIGHT_DECIMALS)
 
 
 @pytest.mark.parametrize("temperature", NEG_CLIP_LOSS)
-def test_neg_clip_loss_of_the_specification(temperature: float) -> None:
-    found = scores.neg_clip_loss_batch(IMAGES, TEXTS, temperature)
-    np.testing.assert_allclose(found, NEG_CLIP_LOSS[temperature], **TO_ALL_DIGITS)
+def test_neg_clip_loss_of_fixed_vectors(temperature: float) -> None:
+    actual = scores.neg_clip_loss_batch(IMAGES, TEXTS, temperature)
+    np.testing.assert_allclose(actual, NEG_CLIP_LOSS[temperature], **EIGHT_DECIMALS)
 
 
 @pytest.mark.parametrize("p", NORM_SIM)
-def test_norm_sim_of_the_specification(p: float) -> None:
-    np.testing.assert_allclose(scores.norm_sim(IMAGES, TARGETS, p), NORM_SIM[p], **TO_ALL_DIGITS)
+def test_norm_sim_of_fixed_vectors(p: float) -> None:
+    np.testing.assert_allclose(scores.norm_sim(IMAGES, TARGETS, p), NORM_SIM[p], **EIGHT_DECIMALS)
 
 
-def test_vas_of_the_specification() -> None:
+def test_vas_of_fixed_vectors() -> None:
     expected = [0.51851852, 0.7, 0.32666667, 0.66666667]
-    np.testing.assert_allclose(scores.vas(IMAGES, TARGETS), expected, **TO_ALL_DIGITS)
+    np.testing.assert_allclose(scores.vas(IMAGES, TARGETS), expected, **EIGHT_DECIMALS)
 
 
 # --------------------------------------------------------------------------------- negCLIPLoss
@@ -71,33 +71,33 @@ def test_neg_clip_loss_is_the_mean_log_softmax_of_the_diagonal(temperature: floa
     weights = np.exp(images @ texts.T / temperature)
     by_text = np.log(np.diag(weights) / weights.sum(axis=1))
     by_image = np.log(np.diag(weights) / weights.sum(axis=0))
-    found = scores.neg_clip_loss_batch(images, texts, temperature)
-    np.testing.assert_allclose(found, temperature * (by_text + by_image) / 2, **CLOSE)
-    assert (found <= 0).all()
+    actual = scores.neg_clip_loss_batch(images, texts, temperature)
+    np.testing.assert_allclose(actual, temperature * (by_text + by_image) / 2, **CLOSE)
+    assert (actual <= 0).all()
 
 
-def test_neg_clip_loss_is_symmetric_and_follows_its_rows() -> None:
+def test_neg_clip_loss_is_symmetric_and_permutes_with_its_rows() -> None:
     images, texts = pairs(8)
-    found = scores.neg_clip_loss_batch(images, texts, 0.05)
+    losses = scores.neg_clip_loss_batch(images, texts, 0.05)
     order = np.random.default_rng(1).permutation(8)
-    moved = scores.neg_clip_loss_batch(images[order], texts[order], 0.05)
-    np.testing.assert_allclose(moved, found[order], **CLOSE)
-    np.testing.assert_allclose(scores.neg_clip_loss_batch(texts, images, 0.05), found, **CLOSE)
+    permuted = scores.neg_clip_loss_batch(images[order], texts[order], 0.05)
+    np.testing.assert_allclose(permuted, losses[order], **CLOSE)
+    np.testing.assert_allclose(scores.neg_clip_loss_batch(texts, images, 0.05), losses, **CLOSE)
 
 
 def test_copies_in_the_batch_cost_the_logarithm_of_their_number() -> None:
     images, texts = pairs(5)
-    found = scores.neg_clip_loss_batch(images, texts, 0.02)
+    losses = scores.neg_clip_loss_batch(images, texts, 0.02)
     tripled = scores.neg_clip_loss_batch(np.tile(images, (3, 1)), np.tile(texts, (3, 1)), 0.02)
-    np.testing.assert_allclose(tripled, np.tile(found - 0.02 * math.log(3), 3), **CLOSE)
+    np.testing.assert_allclose(tripled, np.tile(losses - 0.02 * math.log(3), 3), **CLOSE)
 
 
-def test_a_row_alone_scores_nothing_and_no_similarity_overflows() -> None:
+def test_a_single_row_scores_zero_and_no_similarity_overflows() -> None:
     images, texts = pairs(1)
     assert scores.neg_clip_loss_batch(images, texts, 0.01) == pytest.approx(0, abs=1e-15)
     same = np.tile(images, (4, 1))
-    found = scores.neg_clip_loss_batch(same, same, 1e-6)
-    np.testing.assert_allclose(found, -1e-6 * math.log(4), rtol=1e-9)
+    actual = scores.neg_clip_loss_batch(same, same, 1e-6)
+    np.testing.assert_allclose(actual, -1e-6 * math.log(4), rtol=1e-9)
 
 
 def test_partitions_are_averaged() -> None:
@@ -120,12 +120,12 @@ def test_a_partition_must_hold_every_row_once() -> None:
         scores.neg_clip_loss(images, texts, 0.03, [[[0, 1], [1, 2]]])
 
 
-def test_literal_batches_leave_the_rest_to_the_last() -> None:
+def test_the_last_literal_batch_has_the_remaining_rows() -> None:
     images, texts = pairs(8)
     orders = [[3, 1, 0, 7, 6, 2, 5, 4], [0, 1, 2, 3, 4, 5, 6, 7]]
-    found = scores.neg_clip_loss_literal(images, texts, 0.03, orders, 3)
-    cut = [[[3, 1, 0], [7, 6, 2], [5, 4]], [[0, 1, 2], [3, 4, 5], [6, 7]]]
-    np.testing.assert_array_equal(found, scores.neg_clip_loss(images, texts, 0.03, cut))
+    actual = scores.neg_clip_loss_literal(images, texts, 0.03, orders, 3)
+    partitions = [[[3, 1, 0], [7, 6, 2], [5, 4]], [[0, 1, 2], [3, 4, 5], [6, 7]]]
+    np.testing.assert_array_equal(actual, scores.neg_clip_loss(images, texts, 0.03, partitions))
     whole = scores.neg_clip_loss_literal(images, texts, 0.03, orders[:1], 100)
     expected = scores.neg_clip_loss_batch(images, texts, 0.03)
     np.testing.assert_allclose(whole, expected, **CLOSE)
@@ -142,17 +142,17 @@ def test_norm_sim_2_squared_is_vas_times_the_number_of_targets() -> None:
 
 def test_norm_sim_inf_takes_absolute_values_and_is_the_limit_of_p() -> None:
     images, targets = pairs(9)[0], pairs(5, seed=2)[0]
-    found = scores.norm_sim(images, targets, math.inf)
-    np.testing.assert_allclose(found, np.abs(images @ targets.T).max(axis=1), **CLOSE)
-    np.testing.assert_allclose(scores.norm_sim(images, targets, 400), found, rtol=1e-2)
+    actual = scores.norm_sim(images, targets, math.inf)
+    np.testing.assert_allclose(actual, np.abs(images @ targets.T).max(axis=1), **CLOSE)
+    np.testing.assert_allclose(scores.norm_sim(images, targets, 400), actual, rtol=1e-2)
     np.testing.assert_allclose(scores.norm_sim(images, -images, math.inf), 1, **CLOSE)
 
 
 @pytest.mark.parametrize("p", [1, 2, 3.5, math.inf])
 def test_norm_sim_does_not_depend_on_the_order_of_targets(p: float) -> None:
     images, targets = pairs(6)[0], pairs(5, seed=2)[0]
-    found = scores.norm_sim(images, targets, p)
-    np.testing.assert_allclose(scores.norm_sim(images, targets[::-1], p), found, **CLOSE)
+    actual = scores.norm_sim(images, targets, p)
+    np.testing.assert_allclose(scores.norm_sim(images, targets[::-1], p), actual, **CLOSE)
 
 
 # --------------------------------------------------------------------------------- NormSim_2-D
@@ -161,8 +161,8 @@ AXIS, SLANT, UP = [1.0, 0.0], [0.6, 0.8], [0.0, 1.0]
 
 
 def test_norm_sim_d_by_hand() -> None:
-    """Round 1: Σ is nearly all of AXIS, so an UP falls, the later one. Round 2: Σ of {AXIS,
-    SLANT, UP} is [[1.36, .48], [.48, 1.64]] / 3: thrice the values are 1.36, 2.0 and 1.64."""
+    """In round 1, Σ is nearly that of AXIS alone, so the second UP is dropped. In round 2, Σ of
+    {AXIS, SLANT, UP} is [[1.36, .48], [.48, 1.64]] / 3: times 3, the values are 1.36, 2, 1.64."""
     pool = [AXIS] * 5 + [AXIS, SLANT, UP, UP]
     inside = [False] * 5 + [True] * 4
     assert scores.norm_sim_d(pool, inside, 2, 2).tolist() == [0] * 5 + [2, 3, 3, 1]
@@ -188,7 +188,7 @@ def test_norm_sim_d_of_one_round_is_vas_with_the_pool_as_target() -> None:
     [
         (12, 4, 4, [2, 2, 2, 2]),
         (12, 5, 4, [2, 2, 2, 1]),
-        (9, 4, 4, [2, 2, 1, 0]),  # the third chunk would leave 3
+        (9, 4, 4, [2, 2, 1, 0]),  # a third chunk of 2 would leave 3 rows
         (6, 4, 5, [1, 1, 0, 0, 0]),
         (7, 7, 3, [0, 0, 0]),
         (3, 0, 2, [2, 1]),
@@ -198,34 +198,34 @@ def test_norm_sim_d_drops_chunks_and_never_too_many(
     first: int, num_kept: int, num_rounds: int, dropped: list[int]
 ) -> None:
     images, _ = pairs(15)
-    fate = scores.norm_sim_d(images, np.arange(15) < first, num_kept, num_rounds)
-    counts = np.bincount(fate, minlength=num_rounds + 2).tolist()
+    rounds = scores.norm_sim_d(images, np.arange(15) < first, num_kept, num_rounds)
+    counts = np.bincount(rounds, minlength=num_rounds + 2).tolist()
     assert counts == [15 - first, *dropped, num_kept]
 
 
 def test_norm_sim_d_keeps_the_smaller_uid_of_equal_rows() -> None:
-    fate = scores.norm_sim_d([SLANT] * 5, [True] * 5, 1, 4, uids=["d", "b", "e", "a", "c"])
-    assert fate.tolist() == [2, 4, 1, 5, 3]
+    rounds = scores.norm_sim_d([SLANT] * 5, [True] * 5, 1, 4, uids=["d", "b", "e", "a", "c"])
+    assert rounds.tolist() == [2, 4, 1, 5, 3]
     assert scores.norm_sim_d([SLANT] * 5, [True] * 5, 1, 4).tolist() == [5, 4, 3, 2, 1]
 
 
-def test_norm_sim_d_follows_its_rows() -> None:
+def test_norm_sim_d_permutes_with_its_rows() -> None:
     images, _ = pairs(25)
     inside = np.random.default_rng(4).random(25) < 0.8
     order = np.random.default_rng(5).permutation(25)
-    fate = scores.norm_sim_d(images, inside, 6, 5)
-    moved = scores.norm_sim_d(images[order], inside[order], 6, 5, uids=order.tolist())
-    np.testing.assert_array_equal(moved, fate[order])
+    rounds = scores.norm_sim_d(images, inside, 6, 5)
+    permuted = scores.norm_sim_d(images[order], inside[order], 6, 5, uids=order.tolist())
+    np.testing.assert_array_equal(permuted, rounds[order])
 
 
 # ----------------------------------------------------------------------------------- two stages
 
 
-def test_two_stage_counts_are_of_the_whole_pool() -> None:
+def test_two_stage_fractions_are_of_the_whole_pool() -> None:
     first = [9, 1, 8, 2, 7, 3, 0, 4, 5, 6]
     second = [1, 9, 3, 9, 2, 9, 9, 9, 9, 9]
     kept = np.flatnonzero(scores.two_stage(first, second, 0.3, 0.2))
-    assert kept.tolist() == [2, 4]  # 0, 2 and 4 are left by the first score
+    assert kept.tolist() == [2, 4]  # the first score keeps 0, 2 and 4
     assert scores.two_stage(first, second, 0.3, 0.3).nonzero()[0].tolist() == [0, 2, 4]
 
 

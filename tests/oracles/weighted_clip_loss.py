@@ -1,6 +1,6 @@
 """The weighted CLIP loss as FLYT prints it (Eq. 3), one example at a time.
 
-It needs no `torch.func`, so tests of the hook can use it with PyTorch 1.13.
+This module needs no `torch.func`, so tests of the hook can use it with PyTorch 1.13.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 def naive_weighted_clip_loss(
     image_features: Tensor, text_features: Tensor, tau: Tensor | float, weights: Tensor
 ) -> Tensor:
-    """Eq. 3 as it is printed. Rows are unit vectors [B, D]; `tau` multiplies the cosines."""
+    """Compute Eq. 3 as printed. Rows are unit vectors [B, D]; `tau` multiplies the cosines."""
 
     def contrast(u: Tensor, v: Tensor) -> Tensor:
         total = u.new_zeros(())

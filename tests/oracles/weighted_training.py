@@ -1,14 +1,14 @@
-"""open_clip's training of a CLIP model on weighted examples, by plain float64 code in one process.
+"""open_clip's training of a CLIP model on weighted examples, in float64 code in one process.
 
-Sources: FLYT Eq. 3 for the loss; open_clip's `train_one_epoch` for what happens in a step. Its
-quirks, which the tests check with the stock trainer and equal weights:
+The loss is FLYT's Eq. 3, and a step does what open_clip's `train_one_epoch` does. That function has
+two quirks, which the tests check with the stock trainer and equal weights:
 
-- With --accum-freq k the loss is taken k times, of all rows each time, and each time it has a
-  gradient for the rows of one micro-batch but for the logit scale altogether: the logit scale's
-  gradient is k times what it should be.
-- On several ranks without --gather-with-grad each rank's gradient ends at its own rows, and the
-  mean over ranks is taken of these: the towers' gradient is that of the loss, divided by the number
-  of ranks, and the logit scale's is not.
+- With --accum-freq k, it computes the loss of all rows k times. Each time the towers get the
+  gradient of the rows of one micro-batch, but the logit scale gets its whole gradient. The logit
+  scale's gradient is therefore k times too large.
+- On several ranks without --gather-with-grad, each rank has the towers' gradient of its own rows
+  only, and the gradients are averaged over the ranks. The towers' gradient is therefore that of the
+  loss divided by the number of ranks, and the logit scale's is that of the loss.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """The trainer's flags, and what becomes of the gradients of towers and logit scale."""
+    """The trainer's flags, and factors on the gradients of the towers and of the logit scale."""
 
     num_steps: int
     lr: float = 1e-3
@@ -52,12 +52,13 @@ class WeightedBatch:
 def train(
     model: nn.Module, first: State, batches: Sequence[WeightedBatch], settings: Settings
 ) -> State:
-    """The state dict after one step for each batch, float64.
+    """Return the float64 state dict after one step for each batch.
 
     Args:
-        model: any of the architecture, which is left as it is.
-        first: state dict to begin with.
-        batches: with weights of any sum: the loss divides by it.
+        model: a model of the architecture; it is not changed.
+        first: the initial state dict.
+        batches: the batches; the loss divides their weights by the sum of the weights.
+        settings: the trainer's flags.
     """
     model = copy.deepcopy(model).double()
     model.load_state_dict({name: value.double() for name, value in first.items()})
@@ -80,7 +81,7 @@ def train(
 
 
 def batch_loss(model: nn.Module, batch: WeightedBatch) -> Tensor:
-    """Eq. 3, with the weights divided by their sum over the batch."""
+    """Compute Eq. 3, with the weights divided by their sum over the batch."""
     images = model.encode_image(batch.images.double())
     texts = model.encode_text(batch.texts)
     images = images / images.norm(dim=1, keepdim=True)
@@ -91,7 +92,7 @@ def batch_loss(model: nn.Module, batch: WeightedBatch) -> Tensor:
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Linear to begin with, then half a cosine."""
+    """Return the rate of a step: linear warmup, then half a cosine."""
     if step < settings.warmup:
         return settings.lr * (step + 1) / settings.warmup
     part = (step - settings.warmup) / (settings.num_steps - settings.warmup)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +116,7 @@ STORED: dict[str, tuple[dict[str, np.ndarray] | None, str]] = {
     "column order": (
         {**arrays(), "b32_txt": np.zeros((3, ROWS)).T}, r"of float64 \[23, 3\] in column order"
     ),
+    "too wide": ({**arrays(), "b32_txt": np.zeros((ROWS, 16_385))}, r"of width 16,385"),
     "other rows": ({**arrays(), "b32_txt": np.zeros((9, 3))}, r"a\.npz has 9 rows .* has 23:"),
 }  # fmt: skip
 
@@ -123,6 +126,25 @@ def test_arrays_at_fault(tmp_path: Path, stored: dict[str, np.ndarray] | None, s
     made = shard(tmp_path, stored)
     assert re.search(said, refusal(embedding_widths, made, NAMES))
     assert re.search(said, refusal(everything, made))
+
+
+def test_what_follows_an_array_is_not_unpacked(tmp_path: Path) -> None:
+    """A member of a few hundred kilobytes may grow to gigabytes; only the rows are read."""
+    made = shard(tmp_path, arrays())
+    path = Path(made.npz)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content + bytes(1 << 26))
+    assert path.stat().st_size < 1 << 18
+    made = open_shards(str(tmp_path), "--metadata_dir", 1)[0]
+    tracemalloc.start()
+    try:
+        assert everything(made).shape == (ROWS, 8)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
 
 
 def test_pickled_arrays_are_not_read(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_what_was_hashed_is_not_read_again(
 
     def stopping(
         at: folder_hashes.Folder, path: str, version: folder_hashes.Version
-    ) -> folder_hashes.File:
+    ) -> folder_hashes.HashedFile:
         if len(read) == 3:
             raise KeyboardInterrupt
         read.append(path)
@@ -302,7 +302,7 @@ def test_selection_refuses_another_pool(tmp_path: Path, work: bool) -> None:
     assert_refused(outcome, "--metadata_dir", "1 additional: more/part-00000.parquet")
     shutil.rmtree(job.metadata / "more")
     first = found["part-00000.parquet"]
-    found["part-00000.parquet"] = folder_hashes.File(first.size + 1, first.sha256, first.rows)
+    found["part-00000.parquet"] = folder_hashes.HashedFile(first.size + 1, first.sha256, first.rows)
     save_manifest(tmp_path / "m.json", found)
     outcome = in_process(*job.flags(*flags))
     assert_refused(outcome, "--metadata_dir", "1 changed: part-00000.parquet")

@@ -169,16 +169,16 @@ def test_facts_of_a_valid_subset_by_hand(tmp_path: Path) -> None:
     assert report.facts == [
         "27 draws of 7 examples, each at most 12 times",
         "effective number of examples 3",
-        "drawn 1 times: 3; 2 times: 1; 3 times: 1; 5-9 times: 1; 10-12 times: 1",
-        "training sees 100 samples: on average each draw 3.7 times, each example 14.3, "
-        "the one drawn most 44.4",
+        "drawn once: 3; 2 times: 1; 3 times: 1; 5-9 times: 1; 10-12 times: 1",
+        "training sees 100 samples: on average each draw 3.7 times, each example 14.3 "
+        "times, the one drawn most 44.4 times",
         "all in the pool of 40 examples, of which they are 17.5%",
     ]
     assert check_subset_file(path).facts == report.facts[:3]
     assert (
         check_subset_file(path, num_samples=26)
         .facts[3]
-        .endswith("the one drawn most 11.6; some draws are never seen")
+        .endswith("the one drawn most 11.6 times; some draws are never seen")
     )
 
 
@@ -193,19 +193,19 @@ def test_a_pool_larger_than_the_scale_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("counts", "num_samples", "said"),
     [
-        ([1] * 8, 8, "each draw 1 times, each example 1, the one drawn most 1"),
-        ([8], 8, "each draw 1 times, each example 8, the one drawn most 8"),
+        ([1] * 8, 8, "each draw once, each example once, the one drawn most once"),
+        ([8], 8, "each draw once, each example 8 times, the one drawn most 8 times"),
         (
             [1, 3],
             1_000_000,
-            "each draw 250,000 times, each example 500,000, the one drawn most 750,000",
+            "each draw 250,000 times, each example 500,000 times, the one drawn most 750,000",
         ),
         (
             [1000, 999],
             2,
-            "each draw 0.001 times, each example 1, the one drawn most 1; some draws",
+            "each draw 0.001 times, each example once, the one drawn most once; some draws",
         ),
-        ([2**31 - 1] * 2, 2**32 - 2, "each draw 1 times, each example 2,147,483,647, the one"),
+        ([2**31 - 1] * 2, 2**32 - 2, "each draw once, each example 2,147,483,647 times, the"),
     ],
 )
 def test_how_often_training_sees_an_example(counts: list[int], num_samples: int, said: str) -> None:
@@ -215,8 +215,8 @@ def test_how_often_training_sees_an_example(counts: list[int], num_samples: int,
 @pytest.mark.parametrize(
     ("counts", "effective", "spans"),
     [
-        ([1], "1", "1 times: 1"),
-        ([1] * 5000, "5,000", "1 times: 5,000"),
+        ([1], "1", "drawn once: 1"),
+        ([1] * 5000, "5,000", "drawn once: 5,000"),
         ([2, 2, 2], "3", "2 times: 3"),
         ([4, 5], "2", "4 times: 1; 5 times: 1"),
         ([1, 99], "1", "50-99 times: 1"),

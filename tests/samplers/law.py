@@ -1,8 +1,8 @@
-"""Does a sampler follow an exactly known law? Trials, uids for them, and one chi-square test.
+"""Compares the counts of a sampler with an exact law: trials, uids, and a chi-square test.
 
-A sampler passes when the p-value stays above ``THRESHOLD``. Every test file here makes fewer than
-fifty such comparisons, so with fresh seeds it would fail by chance less than once in 10,000 runs.
-That the comparison has teeth is itself tested: each law file feeds it wrong laws.
+A sampler passes if the p-value is above ``THRESHOLD``. Each test file of this folder makes fewer
+than fifty such comparisons, so with fresh seeds a file fails by chance in fewer than one of 10,000
+runs. Each `test_*_law.py` also checks that the comparison rejects wrong laws.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Sampler = Callable[[int], npt.NDArray[Any]]
 
 
 def random_uids(num_examples: int, rng: np.random.Generator) -> npt.NDArray[Any]:
-    """Uids like DataComp's: 128 random bits each."""
+    """Return uids of 128 random bits, as DataComp has."""
     uids = np.empty(num_examples, dtype=UID_DTYPE)
     for field in ("f0", "f1"):
         uids[field] = rng.integers(0, 2**64 - 1, size=num_examples, dtype=np.uint64, endpoint=True)
@@ -33,16 +33,16 @@ def random_uids(num_examples: int, rng: np.random.Generator) -> npt.NDArray[Any]
 
 
 def tally(sampler: Sampler, trials: Iterable[int]) -> Counter[Counts]:
-    """Count the results of ``sampler``, count vectors, over one call per trial."""
+    """Call ``sampler`` once per trial; return how often it gave each vector of counts."""
     return Counter(tuple(int(count) for count in sampler(trial)) for trial in trials)
 
 
 def p_value(observed: Mapping[Counts, int], law: Mapping[Counts, float]) -> float:
-    """p-value of the observed count vectors under an exact law.
+    """Return the p-value of the observed count vectors under an exact law.
 
-    Pearson's chi-square; vectors expected fewer than ten times are put together, from the rarest
-    up, into cells of at least ten. Where even all of them together are expected fewer than ten
-    times, they are judged by the exact binomial tail instead. A vector the law excludes gives 0.
+    The test is Pearson's chi-square. Vectors expected fewer than ten times are merged, from the
+    rarest up, into cells of at least ten expected trials. A rest of fewer than ten expected trials
+    is tested by its exact binomial tail. A vector that the law excludes gives 0.
     """
     if any(count > 0 and law.get(vector, 0.0) == 0.0 for vector, count in observed.items()):
         return 0.0
@@ -60,7 +60,7 @@ def p_value(observed: Mapping[Counts, int], law: Mapping[Counts, float]) -> floa
             cells.append((pooled_expected, pooled_observed))
             pooled_expected, pooled_observed = 0.0, 0
     tail = 1.0
-    if pooled_expected > 0.0:  # the leftovers: judged alone, and added to the smallest cell
+    if pooled_expected > 0.0:  # the rest is tested alone, and is added to the smallest cell
         tail = float(stats.binom.sf(pooled_observed - 1, trials, pooled_expected / trials))
         smallest = min(range(len(cells)), key=lambda cell: cells[cell][0])
         expected, seen = cells[smallest]

@@ -1,7 +1,7 @@
-"""On 10,000 examples the counts look like those of a naive Algorithm 2, figure by figure.
+"""On 10,000 examples, statistics of the counts equal those of a naive Algorithm 2.
 
-Both sides run with several seeds; each figure (how many examples are drawn k times, how often
-each decile of scores is drawn, ...) is compared by a t-test whose variance comes from the seeds.
+Both implementations run with several seeds. Each statistic (the number of examples drawn k times,
+the mean count of a decile of scores, ...) is compared by a t-test over the seeds.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tests.samplers.wrong_laws import with_replacement_inside_a_round
 NUM_EXAMPLES = 10_000
 NUM_SAMPLES = 12_000
 ALPHA = 0.15
-# About 25 figures in each of 4 comparisons, and t-tests are only nearly exact: 1e-7 each keeps
-# the whole file below one false alarm in 10,000 with fresh seeds.
+# The file compares about 25 statistics in each of 4 tests, and the t-tests are approximate. With
+# 1e-7 for each, the file fails by chance in fewer than one of 10,000 runs with fresh seeds.
 FIGURE_THRESHOLD = 1e-7
 
 POOL_RNG = np.random.default_rng(41)
@@ -31,9 +31,9 @@ UIDS = random_uids(NUM_EXAMPLES, POOL_RNG)
 
 
 def figures(counts: npt.NDArray[Any], scores: npt.NDArray[Any]) -> dict[str, float]:
-    """Return the compared figures: repetitions, the mean by score decile, the extremes."""
+    """Return the compared statistics by name: repetitions, means by score decile, extremes."""
     repetitions = np.bincount(np.minimum(counts, 10), minlength=11)
-    # The lowest decile is hardly ever drawn; with the next two it has draws enough for a t-test.
+    # The lowest decile is hardly ever drawn, so the three lowest are merged for the t-test.
     best_first = counts[np.argsort(-scores)]
     deciles = np.array_split(best_first, 10)
     by_decile = [*deciles[:7], np.concatenate(deciles[7:])]
@@ -55,9 +55,9 @@ def table(
 
 
 def t_test(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    """Two-sided p-value of Student's t-test with pooled variance.
+    """Return the two-sided p-value of Student's t-test with pooled variance.
 
-    A figure that is the same in every run of one side (a cap can do that) is compared as well.
+    A statistic may be constant over the runs, for example because of a cap.
     """
     difference = abs(float(a.mean() - b.mean()))
     if np.ptp(np.concatenate([a, b])) == 0.0:
@@ -73,7 +73,7 @@ def t_test(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
 def smallest_p_value(
     ours: list[npt.NDArray[Any]], naive: list[npt.NDArray[Any]], scores: npt.NDArray[Any]
 ) -> tuple[float, str]:
-    """The figure on which the two samples of runs differ most clearly."""
+    """Return the smallest p-value of all statistics, and the name of that statistic."""
     a, b = table(ours, scores), table(naive, scores)
     p_values = {name: t_test(a[name], b[name]) for name in a}
     worst = min(p_values, key=lambda name: p_values[name])
@@ -122,7 +122,7 @@ def test_soft_cap_in_rounds_of_100_counts_like_the_naive_loop(
 
 
 def test_soft_cap_one_by_one_counts_like_the_naive_loop() -> None:
-    """The naive side is 12,000 softmaxes over the pool a run, so it gets few runs and we many."""
+    """A naive run computes 12,000 softmaxes over the pool, so there are few naive runs."""
     ours = [soft_cap_counts(SCORES, UIDS, NUM_SAMPLES, ALPHA, seed) for seed in range(40)]
     assert_alike(ours, naive_runs(1, ALPHA, 4, seed=52))
 

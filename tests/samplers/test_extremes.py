@@ -1,4 +1,4 @@
-"""Samplers at the edges: huge ranges, tiny pools, bad input, and what must not change a result."""
+"""Samplers with extreme scores, tiny pools and bad input, and their invariances."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def uids_for(num_examples: int, seed: int = 0) -> Array:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scores_of_range_1e4_draw_the_best_alone(dtype: Any) -> None:
-    """200 penalties of 0.15 do not reach the next score, 204 lower: the law leaves no chance."""
+    """The best score minus 200 penalties of 0.15 is still far above the next score, 204 lower."""
     scores = np.linspace(-5e3, 5e3, 50).astype(dtype)
     counts = soft_cap_counts(scores, uids_for(50), 200, 0.15, 1)
     assert counts.tolist() == [0] * 49 + [200]
@@ -44,7 +44,7 @@ def test_scores_of_range_1e4_draw_the_best_alone(dtype: Any) -> None:
 
 @pytest.mark.parametrize("top", [1e300, 1.7e308])
 def test_scores_near_the_largest_double(top: float) -> None:
-    """The difference of two of them may overflow; the order of the draws is still certain."""
+    """The difference of two such scores may overflow; the order of the draws is still certain."""
     scores = np.array([0.0, top, -top, 1.0])
     uids = uids_for(4)
     assert soft_cap_counts(scores, uids, 10, 0.15, 1).tolist() == [0, 10, 0, 0]
@@ -57,9 +57,10 @@ def test_scores_near_the_largest_double(top: float) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_deep_penalties_do_not_underflow(batch_size: int) -> None:
-    """exp(-alpha n) is zero in float64 from n = 1,500 on; the balance of the scores remains.
+    """exp(-alpha n) is 0 in float64 from n = 1,500 on; the counts still follow the scores.
 
-    An advantage of d in score is worth d / alpha more draws; sixty draws are 30 nats of slack.
+    An example with a score d higher gets about d / alpha more draws. The tolerance of sixty draws
+    is 30 nats.
     """
     scores, alpha, num_samples = np.array([0.0, 3.0, -3.0]), 0.5, 6_000
     counts = soft_cap_counts(scores, uids_for(3), num_samples, alpha, 1, batch_size=batch_size)
@@ -80,14 +81,14 @@ def test_a_huge_penalty_takes_every_example_in_turn(alpha: float) -> None:
 
 
 def test_equal_scores_differ_by_chance_only() -> None:
-    """All equal at 0.25: no example is left out or favoured by more than the law allows."""
+    """With all scores 0.25, no count is further from the mean than the law allows."""
     scores, uids = np.full(1_000, 0.25), uids_for(1_000)
     for counts in (
         soft_cap_counts(scores, uids, 3_000, 2.0, 1),
         soft_cap_counts(scores, uids, 3_000, 2.0, 1, batch_size=100),
     ):
         assert counts.sum() == 3_000
-        # rates fall by e**2 a ring: past nine draws means outrunning the mean by 12 nats
+        # each draw divides the rate by e**2: a tenth draw would be 12 nats ahead of the mean
         assert counts.max() <= 9
         assert len(set(counts.tolist())) > 1
 
@@ -101,7 +102,7 @@ def test_a_pool_of_one_takes_every_draw() -> None:
     assert hard_cap_counts(scores, uids, 7, 9, 1).tolist() == [7]
 
 
-# --------------------------------------------------------------------- what always holds
+# ------------------------------------------------------------------------- invariants
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -122,7 +123,7 @@ def test_soft_cap_draws_exactly_n_and_no_example_twice_a_round(batch_size: int, 
 
 
 def test_the_limit_on_rounds_binds() -> None:
-    """Without the rule of one draw a round this pool would give its best more than 16 draws."""
+    """Without the limit of one draw per round, the best example would get more than 16 draws."""
     scores = np.zeros(300)
     scores[5] = 12.0
     rounds = soft_cap_counts(scores, uids_for(300), 1_000, 0.05, 9, batch_size=64)
@@ -170,7 +171,7 @@ def test_the_seed_decides_and_nothing_else(name: str) -> None:
     sample = SAMPLERS[name]
     scores, uids = np.random.default_rng(5).normal(size=800), uids_for(800)
     first = sample(scores, uids, 1)
-    np.random.seed(0)  # noqa: NPY002  (the global state must play no part)
+    np.random.seed(0)  # noqa: NPY002  (the global state must have no effect)
     assert sample(scores, uids, 1).tobytes() == first.tobytes()
     results = {sample(scores, uids, seed).tobytes() for seed in (0, 1, 2, 2**31, 2**32 + 1)}
     assert len(results) == 5
@@ -223,7 +224,7 @@ def test_float32_scores_count_like_the_same_numbers_in_float64(name: str) -> Non
 
 
 def test_one_round_for_all_draws_among_distant_scores() -> None:
-    """Many times lie between two rings; the search for N of them once came back out of order."""
+    """Many ring times lie between two others; the search for the last ring once failed there."""
     scores, uids = np.linspace(-3.2, 3.2, 25) ** 3, uids_for(25)
     for seed in range(100):
         counts = soft_cap_counts(scores, uids, 12, 0.004, seed, batch_size=14)
@@ -235,7 +236,7 @@ def test_one_round_for_all_draws_among_distant_scores() -> None:
 
 @st.composite
 def pools(draw: st.DrawFn) -> tuple[Array, Array, Array]:
-    """Scores in steps of 2**-10, small distinct uids, and an order to put them in."""
+    """Draw scores in steps of 2**-10, small distinct uids, and a permutation."""
     num_examples = draw(st.integers(1, 25))
     steps = draw(
         st.lists(st.integers(-(2**15), 2**15), min_size=num_examples, max_size=num_examples)
@@ -291,7 +292,7 @@ def test_a_constant_added_to_all_scores_changes_nothing(
     sign: float,
     seed: int,
 ) -> None:
-    """All numbers are multiples of 2**-10, so that every sum here is exact in float64."""
+    """All numbers are multiples of 2**-10, so every sum in this test is exact in float64."""
     scores, uids, _ = pool
     shifted = scores + sign * 2.0**power
     assert (shifted - sign * 2.0**power).tobytes() == (scores + 0.0).tobytes()

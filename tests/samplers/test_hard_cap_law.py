@@ -41,7 +41,7 @@ CASES = {
     "equal scores": Case((0.0, 0.0, 0.0), 5, 2),
     "scores around 1e6": Case([s + 1e6 for s in FOUR], 6, 2),
     "range 60": Case((60.0, 30.5, 30.0, 0.0), 4, 2),
-    # Beside 1e300 the differences of the others vanish if the maximum is subtracted first.
+    # If 1e300 is subtracted first, the other scores become equal.
     "one giant": Case((1e300, 0.5, 0.0, -0.5), 5, 2),
     "range 60, the small ones decide": Case((60.0, 0.5, 0.0, -0.5), 5, 2),
 }
@@ -83,7 +83,7 @@ def test_counts_follow_the_exact_law_over_consecutive_uids_at_one_seed() -> None
 def clipped_no_cap(
     scores: npt.NDArray[Any], num_samples: int, limit: int, rng: np.random.Generator
 ) -> npt.NDArray[Any]:
-    """Draws past the limit handed on in equal shares instead of by the remaining probabilities."""
+    """A wrong law: draws beyond the limit go to other examples uniformly."""
     counts = naive_no_cap(scores, num_samples, rng)
     spare = int(np.maximum(counts - limit, 0).sum())
     counts = np.minimum(counts, limit)
@@ -95,7 +95,7 @@ def clipped_no_cap(
 def batch_that_caps_at_its_end(
     scores: npt.NDArray[Any], num_samples: int, limit: int, rng: np.random.Generator
 ) -> npt.NDArray[Any]:
-    """The limit looked at only once, at half time."""
+    """A wrong law: the limit is applied only once, after half of the draws."""
     half = num_samples // 2
     counts = naive_no_cap(scores, half, rng)
     weights = np.where(counts < limit, softmax(scores), 0.0)
@@ -114,7 +114,7 @@ def test_a_wrong_law_is_rejected(wrong: Any) -> None:
 
 
 def test_clipped_draws_are_rejected_even_where_every_outcome_is_possible() -> None:
-    """Limit three of eight draws from five: both laws have the same support."""
+    """With limit 3 and eight draws from five examples, both laws have the same support."""
     case, rng = CASES["limit three"], np.random.default_rng(22)
     scores = np.array(case.scores)
     observed = tally(lambda _: clipped_no_cap(scores, 8, 3, rng), range(case.trials))

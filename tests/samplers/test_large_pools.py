@@ -1,4 +1,4 @@
-"""Pools larger than the sample that brackets the last ring, and the two ways to run the race."""
+"""Pools larger than the sample that brackets the last ring, and two implementations of the race."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_bracket_decides_speed_and_never_the_result(
     name: str, penalty: float, limit: int | None, draws: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bracketed = race_counts(SCORES[name], UIDS, draws, penalty, limit, seed=1)
-    monkeypatch.setattr(clocks, "_SAMPLE", EXAMPLES)  # all of the pool, so no guess at all
+    monkeypatch.setattr(clocks, "_SAMPLE", EXAMPLES)  # the bracket is exact
     whole = race_counts(SCORES[name], UIDS, draws, penalty, limit, seed=1)
     assert bracketed.sum() == draws
     assert np.array_equal(bracketed, whole)
@@ -40,25 +40,25 @@ def test_the_bracket_decides_speed_and_never_the_result(
 @pytest.mark.parametrize("name", SCORES)
 @pytest.mark.parametrize("draws", [40, 300_000])
 def test_arrays_in_files_are_drawn_alike(tmp_path: Path, name: str, draws: int) -> None:
-    """Their sample is another, of a few stretches."""
+    """The sample of a file is a few contiguous ranges, so it differs from that in memory."""
     arrays = []
-    for number, array in enumerate((SCORES[name], UIDS)):
-        np.save(tmp_path / f"{number}.npy", array)
-        arrays.append(np.load(tmp_path / f"{number}.npy", mmap_mode="r"))
+    for index, array in enumerate((SCORES[name], UIDS)):
+        np.save(tmp_path / f"{index}.npy", array)
+        arrays.append(np.load(tmp_path / f"{index}.npy", mmap_mode="r"))
     counts = soft_cap_counts(*arrays, draws, 0.15, seed=2, num_workers=2)
     assert isinstance(counts, np.memmap)
     assert np.array_equal(counts, soft_cap_counts(SCORES[name], UIDS, draws, 0.15, seed=2))
 
 
-def test_one_example_is_drawn_as_often_as_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More draws in all than one example may have: only the one is refused."""
+def test_the_limit_on_draws_is_for_one_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit on counts is that of one example; all examples together may have more draws."""
     fair = no_cap_counts(SCORES["equal"], UIDS, 300_000, seed=1)
     monkeypatch.setattr(checks, "MOST_DRAWS", 1000)
     assert np.array_equal(no_cap_counts(SCORES["equal"], UIDS, 300_000, seed=1), fair)
     with pytest.raises(InputError, match="one example would be drawn more than 999 times"):
         no_cap_counts(SCORES["one holds nearly all"], UIDS, 300_000, seed=1)
     monkeypatch.setattr(checks, "MOST_DRAWS", 10)
-    with pytest.raises(InputError, match=r"num_samples is 101, wanted 1 to 100$"):
+    with pytest.raises(InputError, match=r"--num_samples is 101, wanted 1 to 100$"):
         no_cap_counts(SCORES["equal"][:1], UIDS[:1], 101, seed=1)
 
 
@@ -80,7 +80,7 @@ def test_order_and_workers_change_nothing(batch_size: int) -> None:
 
 
 def test_rounds_of_one_draw_are_the_race() -> None:
-    """Two programs, one law: with G = 1 both follow the same clocks to the same rings."""
+    """With G = 1, `round_counts` and `race_counts` use the same clocks and give equal counts."""
     part = slice(0, 3_000)
     race = race_counts(SCORES["normal"][part], UIDS[part], 9_000, 0.15, None, seed=4)
     rounds = round_counts(SCORES["normal"][part], UIDS[part], 9_000, 0.15, 1, seed=4)
@@ -89,4 +89,4 @@ def test_rounds_of_one_draw_are_the_race() -> None:
 
 def test_no_cap_of_a_pool_whose_sample_misses_all_the_mass() -> None:
     counts = no_cap_counts(SCORES["one holds nearly all"], UIDS, 100_000, seed=2)
-    assert counts[77] == 100_000  # the others' share is 1e-12
+    assert counts[77] == 100_000  # all other examples together have probability 1e-12

@@ -79,7 +79,7 @@ def test_counts_are_multinomial_over_consecutive_uids_at_one_seed() -> None:
 
 
 def large_pool_p_value(counts: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
-    """Two-sided chi-square p-value of one vector of counts: too far off, or too close."""
+    """Return the two-sided chi-square p-value of a vector of counts (too far off, or too close)."""
     expected = counts.sum() * softmax(scores)
     statistic = float(((counts - expected) ** 2 / expected).sum())
     degrees = len(scores) - 1
@@ -87,7 +87,7 @@ def large_pool_p_value(counts: npt.NDArray[Any], scores: npt.NDArray[Any]) -> fl
 
 
 def test_one_large_sample_is_multinomial() -> None:
-    """1,000 examples, 100,000 draws: every example near N p, with the spread of the multinomial."""
+    """The counts of 1,000 examples in 100,000 draws have the multinomial's mean and spread."""
     rng = np.random.default_rng(28)
     scores = rng.uniform(-0.5, 0.5, size=1_000)
     uids = random_uids(1_000, rng)
@@ -115,7 +115,7 @@ def test_a_law_with_a_small_penalty_is_rejected(alpha: float) -> None:
 
 
 def test_slightly_wrong_probabilities_are_rejected() -> None:
-    """Scores divided by 1.05: a temperature that is five percent off."""
+    """Scores divided by 1.05, a temperature that is five percent off, are rejected."""
     rng, law = np.random.default_rng(30), exact_no_cap_distribution(FOUR, 6)
     wrong = tally(lambda _: naive_no_cap([s / 1.05 for s in FOUR], 6, rng), range(20_000))
     assert_rejected(wrong, law)

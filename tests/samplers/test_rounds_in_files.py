@@ -1,4 +1,4 @@
-"""Rounds of pools in files take the memory of a round and a buffer, however long the pool is."""
+"""Sampling a pool in files by rounds needs memory for a round and a buffer, not for the pool."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ TIMER = 32  # bytes
 @pytest.fixture
 def in_files(tmp_path: Path) -> InFiles:
     def write(*arrays: np.ndarray) -> list[np.ndarray]:
-        for number, array in enumerate(arrays):
-            np.save(tmp_path / f"{number}.npy", array)
-        return [np.load(tmp_path / f"{number}.npy", mmap_mode="r") for number in range(len(arrays))]
+        for index, array in enumerate(arrays):
+            np.save(tmp_path / f"{index}.npy", array)
+        return [np.load(tmp_path / f"{index}.npy", mmap_mode="r") for index in range(len(arrays))]
 
     return write
 
 
-def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A buffer, and blocks, that are small beside the pool of the tests."""
+def use_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make buffers and blocks small compared with the pool of the tests."""
     monkeypatch.setattr(rounds, "_AT_ONCE", 1 << 12)
     monkeypatch.setattr(rounds, "_SLAB", 1 << 12)
     monkeypatch.setattr(rounds, "_LEAST_IN_BUCKET", 1 << 8)
@@ -53,47 +53,49 @@ def peak_of(function: Callable[[], np.ndarray]) -> tuple[np.ndarray, int]:
 
 
 @pytest.mark.parametrize(
-    ("spread", "batch_size", "calendars"),
+    ("spread", "batch_size", "least_calendars"),
     [
         (1, 5_000, 1),
-        (1, 500, 1),  # the rings of a round lie far apart
-        (6, 5_000, 2),  # a round waits for slow examples, longer than was foreseen
+        (1, 500, 1),  # the rings of a round are far apart
+        (6, 5_000, 2),  # slow examples extend a round beyond the calendar
     ],
 )
-def test_memory_is_not_that_of_the_pool(
+def test_memory_does_not_grow_with_the_pool(
     in_files: InFiles,
     monkeypatch: pytest.MonkeyPatch,
     spread: float,
     batch_size: int,
-    calendars: int,
+    least_calendars: int,
 ) -> None:
     scores = SCORES * np.float32(spread)
-    wanted = round_counts(scores, UIDS, DRAWS, 0.15, batch_size, seed=1)
-    few_at_once(monkeypatch)
-    made = []
-    start = rounds._Calendar.__init__
-    monkeypatch.setattr(rounds._Calendar, "__init__", lambda *args: made.append(1) or start(*args))
+    expected = round_counts(scores, UIDS, DRAWS, 0.15, batch_size, seed=1)
+    use_small_blocks(monkeypatch)
+    calendars = []
+    init = rounds._Calendar.__init__
+    monkeypatch.setattr(
+        rounds._Calendar, "__init__", lambda *args: calendars.append(1) or init(*args)
+    )
     pool = in_files(scores, UIDS)
     counts, peak = peak_of(lambda: round_counts(*pool, DRAWS, 0.15, batch_size, seed=1))
     assert isinstance(counts, np.memmap)
-    assert np.array_equal(counts, wanted)
-    assert len(made) >= calendars
+    assert np.array_equal(counts, expected)
+    assert len(calendars) >= least_calendars
     assert peak < TIMER * (10 * batch_size + 50_000)
 
 
-def test_memory_is_not_that_of_the_draws() -> None:
-    """In memory the room of timers that have rung is free again."""
+def test_memory_does_not_grow_with_the_draws() -> None:
+    """The memory of timers that have rung is reused."""
     buckets, each = 300, 200
 
     def ring() -> np.ndarray:
-        shelf = SpillFile(np.zeros(1), rounds._RAW)
-        calendar = rounds._Calendar(0.0, buckets, buckets, shelf, 1000)
-        found, timers = [], np.zeros(each, rounds._TIMER)
+        spill_file = SpillFile(np.zeros(1), rounds._RAW)
+        calendar = rounds._Calendar(0.0, buckets, buckets, spill_file, 1000)
+        lengths, timers = [], np.zeros(each, rounds._TIMER)
         for bucket in range(buckets):
             timers["time"] = np.linspace(bucket, bucket + 10, each, endpoint=False)
             due = calendar.put(timers)
-            found.append(len(calendar.fill(due, each // 10)))
-        return np.array([*found, *map(len, calendar.waiting())])
+            lengths.append(len(calendar.fill(due, each // 10)))
+        return np.array([*lengths, *map(len, calendar.waiting())])
 
     lengths, peak = peak_of(ring)
     assert lengths.sum() == buckets * each

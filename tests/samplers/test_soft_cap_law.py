@@ -45,11 +45,11 @@ CASES = {
     "scores around -1e6, two a round": Case([s - 1e6 for s in FOUR], 5, 0.5, 2),
     "range 60": Case((60.0, 30.5, 30.0, 0.0), 5, 10.0, 1),
     "range 60, two a round": Case((60.0, 30.5, 30.0, 0.0), 7, 10.0, 2),
-    # Here a slow example ends every round, about e**60 times later than the fast ones would ring
-    # again: times counted from the start of the race cannot tell those apart in float64.
+    # A slow example ends every round, about e**60 times later than the next rings of the fast
+    # examples. Times since the start of the race cannot represent those rings in float64.
     "range 60, a slow example ends each round": Case((60.0, 59.5, 59.0, 0.0), 6, 0.5, 4),
     "range 60, a slow example, remainder one": Case((60.0, 59.5, 59.0, 0.0), 5, 0.5, 4),
-    # Beside 1e300 the differences of the others vanish if the maximum is subtracted first.
+    # If 1e300 is subtracted first, the other scores become equal.
     "one giant": Case((1e300, 0.5, 0.0, -0.5), 5, 0.5, 2),
     "equal scores": Case((0.0, 0.0, 0.0), 5, 0.5, 1),
 }
@@ -86,7 +86,7 @@ def test_counts_follow_the_exact_law_over_uids_at_one_seed(batch_size: int) -> N
 
 
 def test_counts_follow_the_exact_law_over_consecutive_uids_at_one_seed() -> None:
-    """Uids that only count upwards carry few bits of their own; they must still be independent."""
+    """Consecutive uids differ in few bits; their clocks must still be independent."""
     scores = np.array(FOUR)
     observed = tally(
         lambda trial: soft_cap_counts(
@@ -108,14 +108,14 @@ def test_counts_follow_the_exact_law_over_consecutive_uids_at_one_seed() -> None
     ids=["low half only", "high half only", "halves swapped", "top bits"],
 )
 def test_examples_with_similar_uids_are_independent(pairs: list[UidPair]) -> None:
-    """Equal scores: a hash that mixes the halves badly would make examples ring together."""
+    """With equal scores, a hash that mixes the uid's halves badly would correlate the examples."""
     scores, uids = np.zeros(4), uid_array(pairs)
     observed = tally(lambda seed: soft_cap_counts(scores, uids, 5, 0.5, seed), range(5_000))
     assert_follows(observed, exact_soft_cap_distribution(scores, 5, 0.5, 1))
 
 
 def test_consecutive_seeds_are_independent() -> None:
-    """Seed 2k with uid i + 1 must not repeat seed 2k + 1 with uid i."""
+    """Seed 2k with uid i + 1 must not give the clock of seed 2k + 1 with uid i."""
     scores, uids = np.zeros(3), uid_array((0, i) for i in range(3))
     single = exact_soft_cap_distribution(scores, 2, 0.5, 1)
     law = {a + b: p * q for a, p in single.items() for b, q in single.items()}
@@ -129,7 +129,7 @@ def test_consecutive_seeds_are_independent() -> None:
 
 
 def test_penalty_is_not_lost_on_large_float32_scores() -> None:
-    """At 2**24 a float32 step is 2, so subtracting 0.5 in float32 would change nothing."""
+    """Adjacent float32 numbers at 2**24 differ by 2, so subtracting 0.5 would be lost."""
     scores = np.array([2.0**24, 2.0**24 + 2, 2.0**24 + 2], dtype=np.float32)
     uids = random_uids(3, np.random.default_rng(8))
     observed = tally(lambda seed: soft_cap_counts(scores, uids, 7, 0.5, seed), range(4_000))
@@ -137,7 +137,7 @@ def test_penalty_is_not_lost_on_large_float32_scores() -> None:
     assert_rejected(observed, exact_soft_cap_distribution([0.0, 2.0, 2.0], 7, 0.0, 1))
 
 
-# ------------------------------------------------- the same comparison notices wrong laws
+# ------------------------------------------------------ the comparison rejects wrong laws
 
 
 def penalty_at_once(
@@ -149,7 +149,7 @@ def penalty_at_once(
 def ring_inside_the_round_is_kept(
     scores: npt.NDArray[Any], num_samples: int, alpha: float, rng: np.random.Generator, size: int
 ) -> npt.NDArray[Any]:
-    """A race whose clocks restart at their own ring, not at the end of the round."""
+    """A wrong law: clocks restart at their own ring, not at the end of the round."""
     counts, left = np.zeros(len(scores), dtype=int), num_samples
     rings = rng.exponential(size=len(scores)) / np.exp(scores)
     while left > 0:
@@ -165,7 +165,7 @@ def ring_inside_the_round_is_kept(
 def remainder_by_position(
     scores: npt.NDArray[Any], num_samples: int, alpha: float, rng: np.random.Generator, size: int
 ) -> npt.NDArray[Any]:
-    """A last round drawn in full, of which the first positions are kept, not the first draws."""
+    """A wrong law: the last round is drawn in full, and its first positions are kept."""
     whole = num_samples // size * size
     counts = naive_soft_cap(scores, whole, alpha, rng, size)
     last = rng.choice(len(scores), size=size, replace=False, p=softmax(scores - alpha * counts))
@@ -209,7 +209,7 @@ def test_rounds_of_two_and_of_one_are_told_apart() -> None:
 
 
 def test_identical_clocks_for_similar_uids_are_rejected() -> None:
-    """Two of four clocks in step, as a hash blind to swapped halves would have it."""
+    """Two of four clocks are equal, as with a hash that ignores swapped halves."""
     rng, law = np.random.default_rng(13), exact_soft_cap_distribution(np.zeros(4), 5, 0.5, 1)
 
     def in_step(_: int) -> npt.NDArray[Any]:
@@ -227,5 +227,5 @@ def test_exact_laws_of_this_file_are_probabilities() -> None:
             case.scores, case.num_samples, case.alpha, case.batch_size
         )
         assert math.fsum(law.values()) == pytest.approx(1.0, abs=1e-12)
-        # more than one outcome is likely, so the chi-square has something to compare
+        # more than one outcome is likely, so the chi-square test is not trivial
         assert sum(p > 0.01 for p in law.values()) >= 2

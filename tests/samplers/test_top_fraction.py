@@ -1,4 +1,4 @@
-"""Top fraction: exactly int(f M) examples with ties broken by uid, or DataComp's keep-all-ties."""
+"""Top fraction: int(f M) examples with ties broken by uid, or DataComp's rule that keeps ties."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FRACTIONS = (0.1, 0.2, 0.29, 0.3, 0.5, 0.57, 0.999, 1.0)
 
 
 def small_uids(num_examples: int, rng: np.random.Generator) -> list[UidPair]:
-    """Distinct uids that often agree in one half, with and without the top bit, in random order."""
+    """Return distinct uids in random order; many share a half, and some have the top bit set."""
     halves = [0, 1, 2, 2**31, 2**32, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 1]
     pairs = [(high, low) for high in halves for low in halves]
     assert num_examples <= len(pairs)
@@ -60,9 +60,9 @@ def test_ties_are_found_block_by_block(
     uids = small_uids(40, rng)
     uids = sorted(uids) if in_order else uids
     scores = rng.integers(0, 3, size=40) / 4.0
-    for number in range(1, 41):
-        counts = top_fraction_counts(scores, uid_array(uids), number / 40)
-        assert counts.tolist() == selection.top_fraction(scores.tolist(), uids, number / 40)
+    for num_kept in range(1, 41):
+        counts = top_fraction_counts(scores, uid_array(uids), num_kept / 40)
+        assert counts.tolist() == selection.top_fraction(scores.tolist(), uids, num_kept / 40)
 
 
 @pytest.mark.parametrize("last", range(7))
@@ -84,9 +84,9 @@ def test_ties_of_a_pool_in_files_are_not_in_memory(
     arrays = [np.repeat(np.float32([0, 1]), 50_000), np.zeros(100_000, UID_DTYPE)]
     arrays[1]["f0"] = np.arange(100_000) // 7
     arrays[1]["f1"] = np.arange(100_000)
-    for number, array in enumerate(arrays):
-        np.save(tmp_path / f"{number}.npy", array)
-        arrays[number] = np.load(tmp_path / f"{number}.npy", mmap_mode="r")
+    for index, array in enumerate(arrays):
+        np.save(tmp_path / f"{index}.npy", array)
+        arrays[index] = np.load(tmp_path / f"{index}.npy", mmap_mode="r")
     tracemalloc.start()
     try:
         counts = top_fraction_counts(arrays[0], arrays[1], 0.8, keep_ties)
@@ -99,7 +99,7 @@ def test_ties_of_a_pool_in_files_are_not_in_memory(
 
 
 def test_all_equal_scores_are_decided_by_uid_alone() -> None:
-    """Smaller uid first: high half before low half, both unsigned."""
+    """The smaller uid comes first: the high half decides before the low half, both unsigned."""
     pairs = [(2**63, 0), (0, 2**63), (2**63, 1), (0, 1), (2**64 - 1, 0), (1, 0)]
     counts = top_fraction_counts(np.full(6, 0.25), uid_array(pairs), 0.5)
     assert counts.tolist() == [0, 1, 0, 1, 0, 1]
@@ -124,7 +124,7 @@ def test_negative_scores_and_the_largest_doubles_are_ordered_as_numbers() -> Non
 
 
 def test_float32_scores_are_compared_as_they_are() -> None:
-    """0.1 and the next float32 are different scores; nothing may round them together."""
+    """The float32 numbers 0.1 and the next one are different scores."""
     low = np.float32(0.1)
     high = np.nextafter(low, np.float32(1.0))
     scores = np.array([low, high, low, high], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Wrong versions of Algorithm 2, which the tests of samplers have to reject."""
+"""Wrong versions of Algorithm 2 that the tests of the samplers must reject."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.oracles.algorithm2 import softmax
 def with_replacement_inside_a_round(
     scores: npt.NDArray[Any], num_samples: int, alpha: float, rng: np.random.Generator, size: int
 ) -> npt.NDArray[Any]:
-    """A wrong Algorithm 2 [M]: an example may be drawn twice in a round."""
+    """Return counts [M] of a wrong Algorithm 2: an example may be drawn twice in a round."""
     current, counts, left = scores.copy(), np.zeros(len(scores), dtype=int), num_samples
     while left > 0:
         drawn = rng.choice(len(scores), size=min(size, left), p=softmax(current))

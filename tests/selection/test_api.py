@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import datacomp_flyt as flyt
+from baselines_plugin.flags import flag_names
 from datacomp_flyt.files.locks import lock_outputs
 from datacomp_flyt.mixing.columns import Columns
 from datacomp_flyt.samplers import soft_cap_counts
 from datacomp_flyt.scorers import save_glu_head
+from datacomp_flyt.scorers.base.registry import built_in_scorers
 from datacomp_flyt.selection.methods import self_filtering
+from datacomp_flyt.selection.registry import describe_methods, method_names
 from tests.baselines_plugin.finished_run import COUNTS, run_dir
 from tests.baselines_plugin.job import Job
 from tests.baselines_plugin.large_pool import small_slices
@@ -28,13 +32,20 @@ CLIP = "clip_l14_similarity_score"
 SCS = {"num_samples": 900, "repetition_penalty": 0.4}
 ALPHA = ("--repetition_penalty", 0.4)
 ACCURACIES = {"DFN-FT": 0.5, "FLYT": 0.25, "vit-b-32": 0.4}
+METHODS_IN_PYTHON = (
+    "m_flyt", "e_flyt", "plain_sum", "standardized_sum", "in_weighted_sum", "hype",
+    "neg_clip_loss_norm_sim",
+)  # fmt: skip
+SAMPLERS_IN_PYTHON = (
+    "soft_cap_sample", "hard_cap_sample", "sample_with_replacement", "top_fraction"
+)  # fmt: skip
 TWO = ("DFN-FT", "FLYT")
 METHODS = {
-    "m_flyt": (lambda pool: flyt.m_flyt(pool, model="paper"), {"scoring_model": "paper"}),
-    "plain_sum": (lambda pool: flyt.plain_sum(pool, columns=TWO), {"score_columns": TWO}),
+    "m_flyt": (lambda pool: flyt.m_flyt(pool, scoring_model="paper"), {"scoring_model": "paper"}),
+    "plain_sum": (lambda pool: flyt.plain_sum(pool, score_columns=TWO), {"score_columns": TWO}),
     "standardized_sum": (flyt.standardized_sum, {}),
     "in_weighted_sum": (
-        lambda pool: flyt.in_weighted_sum(pool, ratio=3.0, imagenet_accuracies=ACCURACIES),
+        lambda pool: flyt.in_weighted_sum(pool, weight_ratio=3.0, imagenet_accuracies=ACCURACIES),
         {"weight_ratio": 3.0, "imagenet_accuracies": ACCURACIES},
     ),
     "hype": (flyt.hype, {}),
@@ -102,7 +113,9 @@ def test_e_flyt_and_a_finished_run(job: Job) -> None:
     model = job.folder / "head.safetensors"
     save_glu_head(made_head(8, 12), model)
     pool = flyt.open_pool(job.metadata, num_workers=1)
-    flyt.top_fraction(flyt.e_flyt(pool, model=model), fraction=0.2).save(job.folder / "api.npy")
+    flyt.top_fraction(flyt.e_flyt(pool, scoring_model=model), fraction=0.2).save(
+        job.folder / "api.npy"
+    )
     e_flyt = ("--name", "e_flyt", "--scoring_model", model, "--sampling", "top_fraction")
     job.select(*e_flyt, "--fraction", 0.2, table=False)
     assert job.save_path.read_bytes() == (job.folder / "api.npy").read_bytes()
@@ -112,14 +125,14 @@ def test_e_flyt_and_a_finished_run(job: Job) -> None:
 
 
 def test_a_pool_in_files(job: Job) -> None:
-    wanted = flyt.m_flyt(opened(job), model="paper")
+    wanted = flyt.m_flyt(opened(job), scoring_model="paper")
     with small_slices():
         pool = opened(job, work_dir=job.folder / "work")
         assert "counted when columns are first read" in refusal(len, pool)
-        scores = flyt.m_flyt(pool, model="paper")
+        scores = flyt.m_flyt(pool, scoring_model="paper")
         assert scores.values.tobytes() == wanted.values.tobytes()
         assert len(pool) == len(UIDS)
-        assert flyt.m_flyt(pool, model="paper").uids.tobytes() == wanted.uids.tobytes()
+        assert flyt.m_flyt(pool, scoring_model="paper").uids.tobytes() == wanted.uids.tobytes()
         run = run_dir(job.folder / "run")
         assert "leave --work_dir out" in refusal(self_filtering, pool, run_dir=run)
         with lock_outputs(job.folder / "work"):
@@ -140,7 +153,7 @@ def test_a_pool_says_what_it_has(job: Job) -> None:
 
 
 def test_scores(job: Job, tmp_path: Path) -> None:
-    scores = flyt.m_flyt(opened(job), model="paper")
+    scores = flyt.m_flyt(opened(job), scoring_model="paper")
     assert len(scores) == len(UIDS)
     assert scores.uids.tolist() == UIDS.tolist()
     assert np.isfinite(scores.values).all()
@@ -150,7 +163,7 @@ def test_scores(job: Job, tmp_path: Path) -> None:
     assert table.column_names == ["uid", "m_flyt"]
     assert table["m_flyt"].to_pylist() == scores.values.tolist()
     scores.save_model(tmp_path / "model.safetensors")
-    again = flyt.m_flyt(opened(job), model=tmp_path / "model.safetensors")
+    again = flyt.m_flyt(opened(job), scoring_model=tmp_path / "model.safetensors")
     assert again.values.tolist() == scores.values.tolist()
     assert scores.model is not None
     assert scores.model.means is not None
@@ -203,23 +216,84 @@ def test_refusals(job: Job) -> None:
     cases = [
         (refusal(flyt.column, pool, "none"), "no column 'none'"),
         (refusal(flyt.soft_cap_sample, scores, num_samples=5), "--repetition_penalty"),
-        (refusal(flyt.soft_cap_sample, scores, scale="tiny"), "--scale is 'tiny', wanted small"),
+        (
+            refusal(flyt.soft_cap_sample, scores, scale="tiny"),
+            "--scale is 'tiny', wanted one of small",
+        ),
         (refusal(flyt.sample_with_replacement, scores), "--num_samples"),
         (refusal(flyt.top_fraction, scores, fraction=math.nan), "--fraction is nan"),
         (refusal(flyt.top_fraction, scores, fraction=0.1, fraction_of="all"), "--fraction_of is"),
-        (refusal(flyt.m_flyt, pool, model="no.pt"), "no.pt is not a file"),
-        (refusal(flyt.neg_clip_loss_norm_sim, pool, columns=["FLYT"]), "wants two"),
+        (refusal(flyt.m_flyt, pool, scoring_model="no.pt"), "no.pt is not a file"),
+        (refusal(flyt.neg_clip_loss_norm_sim, pool, score_columns=["FLYT"]), "wants two"),
         (refusal(opened, job, engine="ray"), "--engine says where --work_dir is sorted"),
         (refusal(opened, job, work_dir="s3://bucket/work"), "is a cloud path"),
         (refusal(flyt.open_pool, job.metadata, num_workers=0), "--num_workers is 0"),
         (refusal(selected, job, "none"), "there is no method 'none': wanted one of m_flyt"),
         (refusal(selected, job, "dfn", sampling="none", **SCS), "no sampling method 'none'"),
-        (refusal(selected, job, "dfn", **SCS, fraction=1), "--fraction has no meaning for --name"),
         (refusal(selected, job, "scs", **SCS), "--name scs wants --column COLUMN"),
     ]
     for message, words in cases:
         assert words in message
     assert not job.save_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"scores_dir": "s"},
+            "no argument scores_dir for dfn with sampling scs: did you mean scores?",
+        ),
+        (
+            {"penalty": 1},
+            "no argument penalty for dfn with sampling scs: did you mean repetition_penalty?",
+        ),
+        ({"num_worker": 0}, "did you mean num_workers?"),
+        ({"fraction": 1}, "no argument fraction for dfn with sampling scs: leave it out"),
+        ({"q": 1}, "leave it out; the options are column, num_samples, repetition_penalty,"),
+    ],
+)
+def test_unknown_arguments_of_select(job: Job, options: dict[str, object], words: str) -> None:
+    message = refusal(selected, job, "dfn", **SCS, **options)
+    assert words in message
+    assert "--" not in message
+    assert not job.save_path.exists()
+
+
+def test_unknown_arguments_of_a_sampling_method() -> None:
+    scores = flyt.Scores(UIDS, np.zeros(len(UIDS)))
+
+    def one_each(values, uids, *, pool_size, seed, num_workers, least=0):  # type: ignore[no-untyped-def]
+        return np.ones(len(values), np.int32)
+
+    sampling = flyt.Sampling("one_each", "each once", one_each, {"most": {"type": int}})
+    assert len(sampling.sample(scores, least=1)) == len(UIDS)
+    message = refusal(sampling.sample, scores, leat=1)
+    assert message == "sampling method one_each has no argument leat: did you mean least?"
+    message = refusal(sampling.sample, scores, seeds_of=1)
+    assert message.endswith("no argument seeds_of: leave it out; the options are least, most")
+
+
+def test_arguments_that_e_flyt_does_not_read(job: Job) -> None:
+    save_glu_head(made_head(8, 12), job.folder / "head.safetensors")
+    message = refusal(selected, job, "e_flyt", scoring_model=job.folder / "head.safetensors", **SCS)
+    assert message.startswith("select has no argument scores for e_flyt, which reads embeddings")
+
+
+def test_every_scorer_is_a_method() -> None:
+    """But no name of DataComp's own `baselines.py` is taken from it."""
+    methods, scorers = method_names(), built_in_scorers()
+    assert {one.name for one in scorers if one.name not in methods} == {"clip_score"}
+    assert not {"no_filter", "basic_filter", "text_based", "image_based"} & set(methods)
+    assert "column normsim_inf" in describe_methods()["norm_sim"]
+
+
+def test_arguments_are_named_like_flags() -> None:
+    """All but `scores`, which is --scores_dir."""
+    for name in ("select", *METHODS_IN_PYTHON, *SAMPLERS_IN_PYTHON, "open_pool"):
+        parameters = inspect.signature(getattr(flyt, name)).parameters.values()
+        keywords = {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
+        assert keywords <= flag_names() | {"scores"}, name
 
 
 def test_former_names(job: Job) -> None:

@@ -32,12 +32,13 @@ def counts(scores, uids, *, pool_size, seed, num_workers, top_k):
 TOP_K = Sampling("top_k", "the k highest scores", counts,
                  {"top_k": {"type": int, "help": "top_k: how many to keep"}}, check)
 """
-SCORER = """
+SCORER = '''
 from datacomp_flyt.scorers.base.scorer import Scorer
 
 class Caption(Scorer):
+    """The length of a caption."""
     columns = ("caption_length",)
-"""
+'''
 GROUPS = {
     "datacomp_flyt.samplers": {"top_k": "my_sampler:TOP_K"},
     "datacomp_flyt.scorers": {"caption": "my_scorer:Caption"},
@@ -131,9 +132,15 @@ def test_the_column_of_a_scorer_of_another_package(packages: Path, job: Job) -> 
     ended = run(packages, *selection(job, "--name", "caption", "--column", "FLYT", *top))
     assert ended.returncode == 0
     assert not job.subset_is(np.arange(120) >= 90)
-    assert "caption: the column that scorer caption writes" in " ".join(
-        run(packages, "-m", "baselines_plugin", "--help").stdout.split()
-    )
+    helped = " ".join(run(packages, "-m", "baselines_plugin", "--help").stdout.split())
+    assert "caption: the column that scorer caption writes" in helped
+    assert helped.index(" m_flyt: ") < helped.index(" caption: ")
+    bare = ("--name", "caption", "--metadata_dir", job.metadata, "--save_path", saved, *top)
+    said = run(packages, "-m", "baselines_plugin", *bare).stderr
+    assert "no column 'caption_length' (made by scorer caption) in the metadata, which has" in said
+    assert said.endswith("give the --scores_dir of `datacomp-flyt score --scorer caption`\n")
+    words = ("-m", "datacomp_flyt.cli", "score", "--scorer", "caption", "--help")
+    assert "caption: The length of a caption." in run(packages, *words).stdout
 
 
 TWICE = {"datacomp_flyt.samplers": {"top_k": "my_sampler:TOP_K"}}

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 pytest.importorskip("webdataset", reason="the train extra is not installed")
+from datacomp_flyt.demo import POOL
 from datacomp_flyt.files.digest import file_digest
 from datacomp_flyt.pool.parquet import open_shards
 from datacomp_flyt.pool.subset import read_subset
 from datacomp_flyt.pool.uids import encode_uids
-from datacomp_flyt.self_filtering import delete_embeddings, initial_subset
+from datacomp_flyt.self_filtering import delete_embeddings, initial_subset, self_filter
 from datacomp_flyt.self_filtering.finalize import final_subset, finalize
 from datacomp_flyt.self_filtering.link_external_scores import link_external_scores
+from datacomp_flyt.self_filtering.plan import SelfFilterOptions
 from datacomp_flyt.tars.uids import uids_of_tar
 from tests.conftest import hex_uids, refusal, write_parquet
 from tests.flyt.tars import pair, uid_of, write_pairs, write_tar
@@ -118,3 +120,37 @@ def test_the_result_of_an_earlier_version(tmp_path: Path) -> None:
     assert final_subset(tmp_path) == tmp_path / "mix.npy"
     (tmp_path / "mix.npy").write_bytes(b"another")
     assert str(tmp_path / "round_1" / "mix.npy") in refusal(final_subset, tmp_path)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_run_of_an_earlier_version_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    """Its files have other names, so its rounds would be trained again beside them."""
+    pytest.importorskip("open_clip")
+    monkeypatch.setattr(self_filter, "run_steps", lambda *args, **options: None)
+    folder = tmp_path / "run"
+    (folder / "round_0").mkdir(parents=True)
+    (folder / "round_0" / "mix.npy").write_bytes(b"mix of round 0")
+    if ended:
+        (folder / "mix.npy").write_bytes(b"mix")
+        note = {"rounds": 1, "mix": file_digest(folder / "mix.npy")}
+        (folder / "finished.json").write_text(json.dumps(note))
+    before = files_of(folder)
+    options = SelfFilterOptions(
+        trainer=("-m", "open_clip_train.main", "--model", "flyt-demo"),
+        shards_dir=str(POOL / "shards"),
+        out=str(folder),
+        samples_per_round=100,
+        reports=False,
+    )
+    message = refusal(self_filter.self_filter, options)
+    assert message.startswith(f"--out {folder} holds a run of an earlier version")
+    assert message.endswith("give another --out")
+    assert files_of(folder) == before
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Read all files of a run, except for locks."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): path.read_bytes() for path in paths if "lock" not in path.name}

@@ -29,9 +29,12 @@ class ScorerEntry:
         help: a clause on what it scores.
         columns: the columns that it writes by default; empty for a scorer of another package, see
             `columns_of`.
-        class_path: MODULE:CLASS in `datacomp_flyt.scorers`; empty for a scorer of another package.
-        factory_path: MODULE:FUNCTION that makes the scorer from its options; empty if the class is
-            called instead.
+        class_path: MODULE:CLASS in `datacomp_flyt.scorers`, which adds the flags; empty for a
+            scorer of another package.
+        factory_path: MODULE:FUNCTION, called instead of the class to make the scorer; empty if the
+            class is called.
+        in_selection: whether `--name` of selection takes the scorer's name, to select by its first
+            column. False if the name is a baseline of DataComp.
     """
 
     name: str
@@ -39,13 +42,20 @@ class ScorerEntry:
     columns: tuple[str, ...] = ()
     class_path: str = ""
     factory_path: str = ""
+    in_selection: bool = True
 
 
 _BUILT_IN: dict[str, ScorerEntry] = {}
 
 
 def register(
-    name: str, class_path: str, help: str, columns: tuple[str, ...], factory_path: str = ""
+    name: str,
+    class_path: str,
+    help: str,
+    columns: tuple[str, ...],
+    *,
+    factory_path: str = "",
+    in_selection: bool = True,
 ) -> None:
     """Add a scorer of this package; see `ScorerEntry`.
 
@@ -54,7 +64,7 @@ def register(
     """
     if name in _BUILT_IN:
         raise ValueError(f"a scorer named {name!r} is registered already")
-    _BUILT_IN[name] = ScorerEntry(name, help, columns, class_path, factory_path)
+    _BUILT_IN[name] = ScorerEntry(name, help, columns, class_path, factory_path, in_selection)
 
 
 def list_scorers() -> dict[str, ScorerEntry]:
@@ -62,6 +72,11 @@ def list_scorers() -> dict[str, ScorerEntry]:
     packages = entry_points.names_in(GROUP)
     others = {name: ScorerEntry(name, f"of package {packages[name]}") for name in packages}
     return {**_BUILT_IN, **{name: others[name] for name in others if name not in _BUILT_IN}}
+
+
+def built_in_scorers() -> list[ScorerEntry]:
+    """Return the scorers of this package. No scorer's module is imported."""
+    return list(_BUILT_IN.values())
 
 
 def scorer_class(name: str) -> type[Scorer]:
@@ -126,7 +141,13 @@ def _import(path: str) -> Any:
         return getattr(importlib.import_module(f"datacomp_flyt.scorers.{module}"), attribute)
 
 
-register("clip_score", "clip_score:ClipScore", "cosine of image and caption", ("vit-b-32",))
+register(
+    "clip_score",
+    "clip_score:ClipScore",
+    "cosine of image and caption",
+    ("vit-b-32",),
+    in_selection=False,
+)
 register(
     "neg_clip_loss",
     "neg_clip_loss:NegClipLoss",

@@ -42,7 +42,8 @@ def score(
 ) -> ScoreReport:
     """Make `SCORES_DIR/COLUMN/SHARD.parquet`, with uid and score, for each shard of a pool.
 
-    Shards that were finished before are not scored again.
+    Shards that were finished before are not scored again. A shard that fails raises no error: see
+    `failed` of the result.
 
     Args:
         scorer: the name of a scorer, as in `--scorer`, or a scorer.
@@ -195,6 +196,8 @@ def _say(report: ScoreReport, can_renormalize: bool) -> None:
     done = f"{report.num_scored:,} shards scored"
     if report.num_finished_before:
         done += f", {report.num_finished_before:,} were there"
+    if report.failed:
+        done += f", {len(report.failed):,} failed"
     say(f"{report.folder}: {', '.join(report.columns)}: {done}")
     for reason, count in sorted(report.counts.items()):
         if count:

@@ -116,7 +116,8 @@ def score_pool(
         return len(scored.uids)
 
     items = {shard: (item, state.by_shard.get(shard, {})) for shard, item in left.items()}
-    keep = UntilUsable(write, _usable, report.num_finished_before > 0, f"--scorer {name}")
+    any_finished, where = report.num_finished_before > 0, f"--scorer {name}"
+    keep = UntilUsable(write, _usable, any_finished, where, usable="with a score")
     report.failed = run(_Work(scorer, "score", state.common), items, keep, name)
     if not report.failed:
         keep.finish()

@@ -27,7 +27,8 @@ Arrays = dict[str, NDArray[Any]]
 COMMON_FLAGS = ("column", "metadata_dir", "scores_dir", "shards_dir")
 """Flags that `datacomp-flyt score` has for every scorer.
 
-A constructor parameter with one of these names gets the value of that flag, and no flag of its own.
+If the constructor has a parameter of one of these names, it receives that flag's value; no new flag
+is added.
 """
 
 
@@ -37,7 +38,7 @@ class ScoredShard(NamedTuple):
     Attributes:
         uids: `u8,u8` array [n].
         values: float32 [n, columns]; NaN where an example has no score.
-        counts: number of examples per remark: a reason for a missing score, or another note.
+        counts: the number of examples for each remark, such as the reason why a score is missing.
     """
 
     uids: NDArray[np.void]
@@ -54,9 +55,9 @@ class Scorer(ABC):
         reads_images: whether its shards are tars instead of metadata files.
         uses_gpu: whether it can use a GPU; otherwise workers are processes on CPU cores.
         columns: the names of its score columns, as published.
-        settings: a JSON object of everything that decides the scores: scores that were made under
-            other settings are never mixed with new ones. By default the object's public
-            attributes that are strings, numbers, booleans or None.
+        settings: everything that decides the scores, as a JSON object. A folder with scores of
+            other settings is refused. By default they are the object's public attributes that are
+            strings, numbers, booleans or None.
     """
 
     reads_images: ClassVar[bool] = False
@@ -90,7 +91,8 @@ class Scorer(ABC):
         """Score one shard: a `ParquetShard`, or the address of a tar.
 
         Args:
-            state: the state of a `PoolScorer` (common and of this shard); empty for others.
+            state: the arrays of `PoolState.common` and of this shard; empty for other scorers than
+                a `PoolScorer`.
 
         Raises:
             InputError: the shard cannot be scored.
@@ -117,7 +119,7 @@ class MetadataScorer(Scorer):
 
         Args:
             state: see `Scorer.score`.
-            counts: receives notes: the number of examples by reason.
+            counts: receives the number of examples for each remark, such as "no caption".
         """
 
     def score(self, shard: ParquetShard, state: Arrays) -> ScoredShard:
@@ -155,7 +157,7 @@ class PoolScorer(MetadataScorer):
 
     @abstractmethod
     def summarize(self, shard: ParquetShard, state: Arrays) -> Arrays:
-        """Summarize a shard for the next reduction (the map).
+        """Summarise a shard for the next reduction (the map).
 
         Args:
             state: `common` and this shard's `by_shard` of the last reduction; empty at first.

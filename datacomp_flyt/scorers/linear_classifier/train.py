@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from datacomp_flyt.arguments import check_list
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files.output_files import check_save_path
 from datacomp_flyt.pool.outputs import Output, check_outputs
@@ -142,6 +143,8 @@ def train_classifier(
     Raises:
         InputError: an argument is out of range, or a file is wrong.
     """
+    for flag, value in (("positives", positives), ("negatives", negatives), ("arrays", arrays)):
+        check_list(value, f"--{flag}")
     settings = TrainingSettings(steps, batch_size, lr, warmup)
     settings.check()
     _check_arguments(buffer_rows, batch_size, seed, str(out))

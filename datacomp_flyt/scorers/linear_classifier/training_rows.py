@@ -1,10 +1,10 @@
 """Draws embeddings at random from files of any size, to train classifiers on.
 
-The files are read through a buffer of rows. If all rows fit into it, they are read once and drawn
-uniformly, with replacement. Otherwise it is a shuffle buffer: each draw takes distinct random rows
-out of the buffer and replaces them by the next rows of the files. The files are read in random
-order, `_OPEN_FILES` at a time, block by block in turn, and in another order after all were read.
-So a training that ends earlier reads only a random part of a huge pool's files.
+If all rows fit into the buffer, they are read once and drawn uniformly, with replacement. Otherwise
+the buffer is a shuffle buffer: each draw takes distinct random rows out of it and replaces them by
+the next rows of the files. Eight files are open at a time, in random order, and are read block by
+block in turn; after all files were read, they are read again in a new order. A training that stops
+before that has read only a random part of the files.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class EmbeddingFile:
         path: its path.
         num_rows: the number of rows.
         width: the columns of all its arrays together.
-        blocks: reads it in blocks, float32 [n, width], with unit rows if the first argument is
-            true; rows that cannot be used are NaN, and counted in the second argument.
+        blocks: reads it in blocks, float32 [n, width], with each array's part scaled to length 1 if
+            the first argument is true; rows that cannot be used are NaN, and counted in the second
+            argument.
         uids: reads its uids from the parquet file beside it.
     """
 
@@ -65,8 +66,9 @@ def find_embeddings(paths: Sequence[str], arrays: Sequence[str], flag: str) -> l
 
     Args:
         paths: folders, of which all .npz files are taken, such as a pool's metadata; .npz files;
-            or, for a single array, .npy files. Folders and .npz files may be in cloud storage.
-        arrays: names in the .npz files, side by side in this order.
+            or, if `arrays` has one name, .npy files. Folders and .npz files may be in cloud
+            storage.
+        arrays: arrays of the .npz files, whose columns are joined in this order.
         flag: the flag that names the paths, for messages.
 
     Raises:
@@ -112,7 +114,7 @@ def _describe(fs: Any, path: str, arrays: Sequence[str], flag: str) -> Embedding
         with open_file(fs, path, version) as file, zipfile.ZipFile(file) as archive:
             if f"{arrays[0]}.npy" in archive.namelist():
                 with archive.open(f"{arrays[0]}.npy") as member:
-                    rows = (*read_npy_header(member)[0], 0)[0]
+                    rows = (*read_npy_header(member)[0], 0)[0]  # 0 for a scalar
     table = path[: -len(".npz")] + ".parquet"
     shard = ParquetShard(fs, table, rows, {}, {path: version})
     width = sum(embedding_widths(shard, arrays))
@@ -155,7 +157,9 @@ def _describe_npy(path: str, arrays: Sequence[str], flag: str) -> EmbeddingFile:
             yield block
 
     def uids() -> NDArray[np.void]:
-        raise InputError(f"{path} has no parquet file with uids beside it: leave out the uids")
+        raise InputError(
+            f"{path} has no parquet file with uids beside it: leave out --positive_uids"
+        )
 
     return EmbeddingFile(path, len(stored), int(stored.shape[1]), blocks, uids)
 
@@ -167,7 +171,7 @@ class RandomRows:
         width: the width of a row.
         held: the number of rows in the buffer.
         whole: whether the buffer holds all usable rows.
-        counts: the number of rows with a note, by note.
+        counts: the number of rows for each remark.
     """
 
     def __init__(
@@ -184,14 +188,15 @@ class RandomRows:
         Args:
             files: see `find_embeddings`.
             rng: the source of randomness.
-            buffer_rows: rows of the buffer, float16 as DataComp stores them.
+            buffer_rows: the largest number of rows in the buffer, which is float16 like DataComp's
+                embeddings.
             flag: the flag that names the files, for messages.
             renormalize: scale each array's part of a row to unit norm.
             subset: only take rows with these uids, `u8,u8` array [n].
 
         Raises:
-            InputError: a file is damaged, no row is usable, or a row is not of unit norm, without
-                `renormalize`.
+            InputError: a file is damaged, no row is usable, or, without `renormalize`, a row is not
+                of unit norm.
         """
         self._files, self._rng, self._flag = files, rng, flag
         self._renormalize, self._subset = renormalize, subset
@@ -217,7 +222,8 @@ class RandomRows:
             raise InputError(
                 f"{flag} holds no usable example in {files[0].path}"
                 + (f" and {len(files) - 1:,} other files" if len(files) > 1 else "")
-                + ": all are not finite, all zero or left out"
+                + ": every row is not finite or zero"
+                + ("" if subset is None else ", or not in --positive_uids")
             )
         self._buffer = buffer[: self.held]
 

@@ -1,6 +1,6 @@
-"""A stand-in for DataComp's baselines.py: the same flags and files, only the simplest filters.
+"""A stand-in for DataComp's baselines.py with the same flags and files, and the simplest filters.
 
-Written from DataComp's documented behaviour, so that our patch can be tested with no checkout.
+It follows DataComp's documented behaviour, so that our patch can be tested without a checkout.
 """
 
 import argparse
@@ -14,7 +14,7 @@ BASELINES = {"no_filter", "clip_score"}
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Refuse the flags that the chosen baseline has no use for."""
+    """Refuse flags that the chosen baseline does not use."""
     by_score = args.name == "clip_score"
     for flag in ("arch", "fraction"):
         given = getattr(args, flag) is not None
@@ -23,7 +23,7 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def read_shard(parquet: Path, column: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """The uids of one metadata shard, u8,u8, and the values of one column (zeros for none)."""
+    """Return the uids (u8,u8) of a metadata shard, and a column (zeros if it is None)."""
     names = ["uid"] if column is None else ["uid", column]
     table = pq.read_table(parquet, columns=names)
     halves = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in table["uid"].to_pylist()]
@@ -32,7 +32,7 @@ def read_shard(parquet: Path, column: str | None) -> tuple[np.ndarray, np.ndarra
 
 
 def apply_filter(args: argparse.Namespace) -> None:
-    """Select uids and save them sorted; ties with the last kept score are all kept."""
+    """Select uids and save them sorted; all ties with the last kept score are kept."""
     column = None if args.name == "no_filter" else f"clip_{args.arch}_similarity_score"
     parquets = sorted(Path(args.metadata_dir).glob("*.parquet"))
     with ThreadPoolExecutor(args.num_workers) as threads:

@@ -1,6 +1,6 @@
-"""A stand-in for DataComp's resharder.py: copies the samples of a uid subset, repeats and all.
+"""A stand-in for DataComp's resharder.py: copies the samples of a uid subset, with repeats.
 
-Like the original it finds a uid by binary search, so an unsorted subset loses samples.
+Like the original, it finds uids by binary search, so an unsorted subset loses samples.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def read_samples(shard: Path) -> Iterator[dict[str, bytes]]:
-    """The samples of one tar as {extension: content}; files of a sample are neighbours."""
+    """Yield the samples of a tar as {extension: content}; files of a sample are adjacent."""
     last_key, sample = "", dict[str, bytes]()
     with tarfile.open(shard) as tar:
         for member in tar:
@@ -32,14 +32,14 @@ def read_samples(shard: Path) -> Iterator[dict[str, bytes]]:
 
 
 def copies(subset: np.ndarray, uid: str) -> int:
-    """Count a uid in the sorted subset (u8,u8)."""
+    """Return the count of a uid in the sorted subset (u8,u8)."""
     wanted = np.array([(int(uid[:16], 16), int(uid[16:], 16))], subset.dtype)
     first, end = (np.searchsorted(subset, wanted, side)[0] for side in ("left", "right"))
     return int(end - first)
 
 
 def reshard(shards: list[Path], output_dir: Path, subset: np.ndarray) -> list[int]:
-    """Write every wanted sample as often as the subset has it; return the samples of each tar."""
+    """Write each sample as often as its uid is in the subset; return the sizes of the tars."""
     counts = []
     for index, shard in enumerate(shards):
         written = 0
@@ -64,7 +64,7 @@ if __name__ == "__main__":
     parser.add_argument("-s", "--subset-file", type=Path, required=True)
     parser.add_argument("--first-shard", type=int, default=0)
     parser.add_argument("--num-shards", type=int)
-    parser.add_argument("--shuffle-bufsize", type=int, help="accepted, nothing is shuffled")
+    parser.add_argument("--shuffle-bufsize", type=int, help="accepted and ignored")
     args = parser.parse_args()
     shards = sorted(args.input_dir.glob("*.tar"))[args.first_shard :][: args.num_shards]
     subset = np.load(args.subset_file, mmap_mode="r")

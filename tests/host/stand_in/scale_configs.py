@@ -1,4 +1,4 @@
-"""A stand-in for DataComp's scale_configs.py: a table of scales, read by name."""
+"""A stand-in for DataComp's scale_configs.py: a table of scales by name."""
 
 SCALE_CONFIGS = {
     "small": {

@@ -1,7 +1,7 @@
-"""A stand-in for DataComp's train.py: flags of a scale in, one call of open_clip's trainer.
+"""A stand-in for DataComp's train.py: calls open_clip's trainer with the flags of a scale.
 
-Like the original it gets open_clip's trainer as `training`, draws shards with replacement, goes on
-from the newest checkpoint, and ends with an AssertionError where there is none.
+Like the original, it imports open_clip's trainer as `training`, draws shards with replacement,
+resumes from the newest checkpoint, and fails with an AssertionError if training wrote none.
 """
 
 import argparse
@@ -14,13 +14,13 @@ from scale_configs import SCALE_CONFIGS
 
 
 def shard_pattern(folder: Path) -> str:
-    """The folder's numbered tars as open_clip expands them."""
+    """Return a pattern for the numbered tars of a folder that open_clip expands."""
     numbers = sorted(path.stem for path in folder.glob("*.tar"))
     return f"{folder}/{{{numbers[0]}..{numbers[-1]}}}.tar"
 
 
 def flags_of(settings: dict[str, object]) -> list[str]:
-    """--name value, or --name alone where the value is True."""
+    """Return the flags `--name value`, or `--name` for True."""
     words = []
     for name, value in settings.items():
         flag = "--" + name.replace("_", "-")

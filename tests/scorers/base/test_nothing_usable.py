@@ -85,7 +85,7 @@ def test_tars_of_lost_shards_are_finished(
     for name in ("0", "2"):
         write_tar(tmp_path / "tars" / f"{name}.tar", [])
     ends(words[command], 2)  # but not where all are like that
-    assert "2 shards hold no sample at all, and nothing was written" in capsys.readouterr().err
+    assert "2 shards hold no sample at all, so nothing was written" in capsys.readouterr().err
     assert finished(tmp_path) == []
     write_tar(tmp_path / "tars" / "1.tar", [sample(1)])
     ends(words[command], 0)
@@ -117,7 +117,13 @@ def test_what_is_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(until_usable, "_MOST", 3)
     keep = UntilUsable(write, count, False, "--x")
     said = refusal(lambda: [keep(name, 0) for name in "abcdefg"])
-    assert "its first 3 shards hold 15 rows, none of which can be used (blank: 15)" in said
+    assert (
+        "its first 3 shards hold 15 rows, none usable (blank: 15), so nothing was written" in said
+    )
+    keep = UntilUsable(write, count, False, "--x", usable="with a score")
+    assert keep("a", 0) == 0
+    said = refusal(keep.finish)
+    assert "its 1 shard holds 5 rows, none with a score (blank: 5), so nothing" in said
     found = UntilUsable(write, count, True, "--x")
     assert found("e", 0) == 0
     assert written[-1] == "e"
@@ -129,7 +135,7 @@ def test_metadata_without_a_usable_embedding(tmp_path: Path, value: float) -> No
     write_pool(tmp_path / "metadata", arrays, [4, 2])
     scorer = ClipScore(source="npz")
     said = refusal(run_scorer, scorer, tmp_path / "metadata", tmp_path / "scores")
-    assert "2 shards hold 6 rows, none of which can be used" in said
+    assert "2 shards hold 6 rows, none with a score (" in said
     assert not list((tmp_path / "scores").rglob("*.parquet"))
     arrays["b32_img"][5] = arrays["b32_txt"][5] = 0.5  # one row is enough
     write_pool(tmp_path / "metadata", arrays, [4, 2])

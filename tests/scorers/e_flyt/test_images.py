@@ -56,7 +56,7 @@ def one_by_one(head: GluHead, features: tuple[np.ndarray, np.ndarray]) -> np.nda
 
 
 def published(path: Path, head: GluHead, clip: dict[str, Tensor], nested: bool = False) -> Path:
-    """spec/scores.md, section 14.2."""
+    """Save a checkpoint in the layout of the published `flyt.pt`."""
     state = {name: torch.from_numpy(value) for name, value in head.tensors("glu_model.").items()}
     state |= {f"clip_model.{name}": value for name, value in clip.items()}
     torch.save({"state_dict": state} if nested else state, path)

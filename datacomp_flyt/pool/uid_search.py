@@ -169,9 +169,9 @@ def argsort_uids(high: Hashes, low: Hashes, num_workers: int = 1) -> NDArray[np.
         keys[block] |= np.arange(block.start, block.stop, dtype=np.uint64)
 
     def find_ties(block: slice) -> NDArray[np.intp]:
-        here, after = keys[block], keys[block.start + 1 : block.stop + 1]
-        ties: NDArray[np.intp] = np.flatnonzero((here[: len(after)] ^ after) <= row_mask)
-        return ties + block.start
+        start: int = block.start
+        here, after = keys[block], keys[start + 1 : block.stop + 1]
+        return np.flatnonzero((here[: len(after)] ^ after) <= row_mask) + start
 
     map_threads(number, parts, num_workers)
     keys.sort()

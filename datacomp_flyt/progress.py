@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
-from tqdm.auto import tqdm
-
 from datacomp_flyt.errors import printable
 from datacomp_flyt.streams import say
 
@@ -52,6 +50,8 @@ class Progress:
         self._shown = 10 * initial // max(total, 1)  # tenths
         self._bar: Any = None
         if not quiet and (_is_terminal() or _is_notebook()):
+            from tqdm.auto import tqdm  # logs do without
+
             options = {"unit": unit or "it", "initial": initial, "leave": leave, **options}
             self._bar = tqdm(desc=self._label, total=total, **options)
 
@@ -86,7 +86,7 @@ class Progress:
         if self._bar is None:
             say(text)
             return
-        with tqdm.external_write_mode():
+        with self._bar.external_write_mode():
             say(text)
 
     def close(self, done: bool = True) -> None:
@@ -131,4 +131,8 @@ def _is_terminal() -> bool:
 
 
 def _is_notebook() -> bool:
+    if "IPython" not in sys.modules:
+        return False
+    from tqdm.auto import tqdm
+
     return any(base.__name__ == "tqdm_notebook" for base in tqdm.__mro__)

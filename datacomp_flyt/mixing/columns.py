@@ -12,6 +12,7 @@ from datacomp_flyt.errors import InputError
 from datacomp_flyt.mixing.published import METADATA_COLUMN_OF, SCORER_OF
 from datacomp_flyt.pool.parquet import check_shards, open_shards
 from datacomp_flyt.pool.pool import FilePool, Pool
+from datacomp_flyt.pool.row_order import Column
 from datacomp_flyt.pool.score_table import ScoreTable
 from datacomp_flyt.streams import say
 from datacomp_flyt.tars.download_keys import DownloadKeys
@@ -161,13 +162,18 @@ class Columns:
 
     def read(self, names: Sequence[str]) -> Iterator[NDArray[np.floating]]:
         """Yield columns [M] in the order of the pool, one after the other."""
+        for column in self.read_rows(names):
+            yield column.in_pool(self.num_workers)
+
+    def read_rows(self, names: Sequence[str]) -> Iterator[Column]:
+        """Yield columns in the order of their files, one after the other."""
         assert not self._released, "columns of single use are read before uids() is called"
         sources = self._sources(names)
-        readers: dict[int, Iterator[NDArray[np.floating]]] = {}
+        readers: dict[int, Iterator[Column]] = {}
         for table, _ in sources:
             if id(table) not in readers:
                 columns = [column for other, column in sources if other is table]
-                readers[id(table)] = table.read(
+                readers[id(table)] = table.read_rows(
                     columns,
                     self.pool_in_memory(),
                     self.num_workers,
@@ -176,8 +182,8 @@ class Columns:
                 )
             yield next(readers[id(table)])
 
-    def each_time(self, names: Sequence[str]) -> Iterable[NDArray[np.floating]]:
-        """Return an iterable that reads the columns anew each time."""
+    def each_time(self, names: Sequence[str]) -> Iterable[Column]:
+        """Return an iterable that reads the columns anew each time, in the order of their files."""
         return _EachTime(self, tuple(names))
 
     def _sources(self, names: Sequence[str]) -> list[Source]:
@@ -247,8 +253,8 @@ class _EachTime:
     columns: Columns
     names: tuple[str, ...]
 
-    def __iter__(self) -> Iterator[NDArray[np.floating]]:
-        return self.columns.read(self.names)
+    def __iter__(self) -> Iterator[Column]:
+        return self.columns.read_rows(self.names)
 
 
 def check_named_once(names: Sequence[str], flag: str) -> None:

@@ -19,6 +19,7 @@ from datacomp_flyt.pool.external_sort.file_group import FileGroup
 from datacomp_flyt.pool.external_sort.sorted_files import sort_into_files
 from datacomp_flyt.pool.parquet import ParquetShard, open_shards
 from datacomp_flyt.pool.pool import FilePool
+from datacomp_flyt.pool.row_order import Column, RowOrder
 from datacomp_flyt.tars.download_keys import DownloadKeys
 
 
@@ -75,13 +76,15 @@ class FileColumns(Columns):
     def __bool__(self) -> bool:
         return True
 
-    def read(self, names: Sequence[str]) -> Iterator[NDArray[np.floating]]:
-        """Yield columns [M] in the order of the pool, once all are sorted."""
+    def read_rows(self, names: Sequence[str]) -> Iterator[Column]:
+        """Yield columns in the order of the pool, once all are sorted."""
         sources = self._sources(names)
         if self._sorted is None or self._sorted[0] != sources:
             with lock_outputs(self._folder) if self._lock else contextlib.nullcontext():
                 self._sorted = sources, self._sort(sources)
-        yield from self._sorted[1]
+        order = RowOrder(len(self.in_files))
+        for values in self._sorted[1]:
+            yield Column(values, order)
 
     def _sort(self, sources: Sequence[Source]) -> list[NDArray[np.floating]]:
         """Sort the uids of the pool and these columns; return the columns."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 
 def is_kind(name: str, kind: pa.DataType) -> bool:
@@ -24,6 +23,8 @@ def plain_array(array: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         return plain_array(array.dictionary).take(array.indices)
     if is_kind("run_end_encoded", array.type):
+        import pyarrow.compute as pc  # takes as long to import as thousands of rows to read
+
         return plain_array(pc.run_end_decode(array))
     if isinstance(array, pa.ExtensionArray):
         return plain_array(array.storage)

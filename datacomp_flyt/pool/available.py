@@ -18,7 +18,7 @@ from datacomp_flyt.files.folders import check_unchanged, version_of
 from datacomp_flyt.files.listing import local_path
 from datacomp_flyt.files.open_file import Version, map_npy
 from datacomp_flyt.files.output_files import atomic_write
-from datacomp_flyt.pool.uid_search import argsort_hashes
+from datacomp_flyt.pool.uid_search import argsort_uids
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.threads import blocks
 
@@ -59,7 +59,7 @@ class Available:
 
     def contains(self, uids: NDArray[np.void]) -> NDArray[np.bool_]:
         """Return whether each of these uids [m], in any order, has an image."""
-        order = argsort_hashes(uids["f0"])  # neighbours in the list are read together
+        order = argsort_uids(uids["f0"], uids["f1"])  # neighbours in the list are read together
         high, low = uids["f0"].take(order), uids["f1"].take(order)
         ranges = (high >> np.uint64(48)).astype(np.int64)
         ends: NDArray[np.int64] = vars(self)["_ends"]

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -182,6 +181,8 @@ def succeeded(status: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
     """
     if not is_text(status.type):
         raise TypeError(f"{STATUS} of type {status.type}")
+    import pyarrow.compute as pc  # only img2dataset's tables need it
+
     plain = plain_column(pa.chunked_array([status]) if isinstance(status, pa.Array) else status)
     same = pc.fill_null(pc.equal(plain.cast(pa.large_string()), SUCCESS), False)
     return np.asarray(same, np.bool_)

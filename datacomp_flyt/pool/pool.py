@@ -17,7 +17,7 @@ from datacomp_flyt.files.open_file import open_file, readable
 from datacomp_flyt.pool.available import Available
 from datacomp_flyt.pool.join_errors import repeated_in_pool
 from datacomp_flyt.pool.parquet import STATUS, SUCCESS, ParquetShard, open_shards
-from datacomp_flyt.pool.uid_search import Positions, UidIndex, position_dtype, sort_uids
+from datacomp_flyt.pool.uid_search import Positions, UidIndex, position_dtype, sorted_halves
 from datacomp_flyt.pool.uids import UID_DTYPE
 from datacomp_flyt.streams import say
 from datacomp_flyt.threads import map_threads
@@ -91,12 +91,13 @@ def read_pool(
     """
     shards = open_shards(metadata_dir, "--metadata_dir", num_workers)
     ends = np.cumsum([shard.num_rows for shard in shards])
-    high, low, kept = _read_uids(shards, ends, num_workers, progress, available)
+    uids, kept = _read_uids(shards, ends, num_workers, progress, available)
     name = f"--metadata_dir {metadata_dir}"
-    left_out = describe_left_out(name, shards, len(high), available)
+    left_out = describe_left_out(name, shards, len(uids), available)
     if left_out and progress:
         say(left_out)
-    order = sort_uids(high, low)
+    high, low, order = sorted_halves(uids, num_workers)
+    del uids
     repeats = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1]))
     if len(repeats):
         first = int(repeats[0])
@@ -104,11 +105,12 @@ def read_pool(
         names = [_row_name(shards, ends, int(row)) for row in rows]
         uid = f"{int(high[first]):016x}{int(low[first]):016x}"
         raise repeated_in_pool(uid, " and ".join(names), len(repeats))
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order), dtype=order.dtype)
+    rank = np.empty(len(order), position_dtype(len(kept)))
+    rank[order] = np.arange(len(order), dtype=rank.dtype)
+    del order
     positions = rank
     if len(rank) < len(kept):
-        positions = np.full(len(kept), -1, position_dtype(len(kept)))
+        positions = np.full(len(kept), -1, rank.dtype)
         positions[kept] = rank
     pa.default_memory_pool().release_unused()
     return Pool(high, low, shards, np.split(positions, ends[:-1]), available)
@@ -120,14 +122,14 @@ def _read_uids(
     num_workers: int,
     progress: bool,
     available: Available | None,
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
     """Read the uids of the rows in the pool, and a mask of these rows among all.
 
     Args:
         ends: the cumulative row counts of the files.
     """
-    high, low = np.empty((2, int(ends[-1])), np.uint64)
-    kept = np.ones(len(high), np.bool_)
+    all_uids = np.empty(int(ends[-1]), UID_DTYPE)
+    kept = np.ones(len(all_uids), np.bool_)
     sizes = np.zeros(len(shards), np.int64)  # the number of rows in the pool of each file
 
     def read(index: int) -> None:
@@ -141,13 +143,12 @@ def _read_uids(
                 kept[row : row + len(uids)] = keep
             row += len(uids)
             uids = uids if keep is None else uids[keep]
-            high[end : end + len(uids)] = uids["f0"]
-            low[end : end + len(uids)] = uids["f1"]
+            all_uids[end : end + len(uids)] = uids
             end += len(uids)
         sizes[index] = end - begin
 
     map_threads(read, range(len(shards)), num_workers, "reading uids" if progress else None)
-    return _without_gaps(high, ends, sizes), _without_gaps(low, ends, sizes), kept
+    return _without_gaps(all_uids, ends, sizes), kept
 
 
 def in_pool(
@@ -168,8 +169,8 @@ def in_pool(
 
 
 def _without_gaps(
-    values: NDArray[np.uint64], ends: NDArray[np.signedinteger], sizes: NDArray[np.signedinteger]
-) -> NDArray[np.uint64]:
+    values: NDArray[np.void], ends: NDArray[np.signedinteger], sizes: NDArray[np.signedinteger]
+) -> NDArray[np.void]:
     """Close the gaps between the files' slices, in place; `sizes` counts the values of each."""
     begins = np.concatenate([[0], ends[:-1]])
     row = 0
@@ -226,9 +227,9 @@ def union_of_uids(shards: list[ParquetShard], name: str, num_workers: int) -> Po
     uids = np.concatenate([np.empty(0, UID_DTYPE), *itertools.chain.from_iterable(parts)])
     if not len(uids):
         raise InputError(f"{name} holds no example: all files are empty")
-    high, low = uids["f0"].copy(), uids["f1"].copy()
-    del uids, parts
-    sort_uids(high, low)
+    del parts
+    high, low, _ = sorted_halves(uids, num_workers)
+    del uids
     first = np.concatenate([[True], (high[1:] != high[:-1]) | (low[1:] != low[:-1])])
     return Pool(high[first], low[first], [], [])
 

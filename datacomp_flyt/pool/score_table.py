@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from datacomp_flyt.pool.arrow_types import value_type
 from datacomp_flyt.pool.join_errors import missing, not_finite, repeated
 from datacomp_flyt.pool.parquet import ParquetShard
 from datacomp_flyt.pool.pool import Pool, iter_uids
+from datacomp_flyt.pool.row_order import Column, RowOrder
 from datacomp_flyt.pool.score_values import fits_float32, is_number, to_floats
-from datacomp_flyt.pool.uid_search import Positions, position_dtype
-from datacomp_flyt.pool.uids import format_uid
+from datacomp_flyt.pool.uid_search import Positions
+from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.threads import map_threads
 
 
@@ -121,7 +123,21 @@ class ScoreTable:
         """Yield each column as a float array [M] in the order of the pool.
 
         Columns of float64, integers and decimals are float64, all others float32. Examples
-        without a score, or with a dropped one, are NaN.
+        without a score, or with a dropped one, are NaN. For the arguments see `read_rows`.
+        """
+        found = self.read_rows(columns, pool, num_workers, allow_partial, drop_nonfinite, progress)
+        return (column.in_pool(num_workers) for column in found)
+
+    def read_rows(
+        self,
+        columns: Iterable[str],
+        pool: Pool,
+        num_workers: int,
+        allow_partial: bool = False,
+        drop_nonfinite: bool = False,
+        progress: bool = True,
+    ) -> Iterator[Column]:
+        """Yield each column in the order of its files. Dropped scores are NaN.
 
         Args:
             columns: the names of columns that the table has.
@@ -138,88 +154,83 @@ class ScoreTable:
         columns = list(columns)
         for column in columns:
             self.dtype(column)
-        positions: dict[tuple[int, ...], list[Positions]] = {}
+        joins: dict[tuple[int, ...], _Join] = {}
         for done, column in enumerate(columns, 1):
             group = self._shards_of[column]
-            if group not in positions:
-                positions[group] = self._join(column, pool, num_workers, allow_partial, progress)
-            yield self._assemble(
-                column, positions[group], len(pool), num_workers, drop_nonfinite, progress
-            )
+            if group not in joins:
+                joins[group] = self._join(column, pool, num_workers, allow_partial, progress)
+            join = joins[group]
             if not any(self._shards_of[later] == group for later in columns[done:]):
-                del positions[group]
-            pa.default_memory_pool().release_unused()
+                del joins[group]
+            yield Column(
+                self._assemble(column, join, num_workers, drop_nonfinite, progress), join.order
+            )
 
     def _join(
         self, column: str, pool: Pool, num_workers: int, allow_partial: bool, progress: bool
-    ) -> list[Positions]:
-        """Return the index in the pool of each row of each file that has a column."""
+    ) -> _Join:
+        """Find the rows of the files that have a column in a pool."""
         indices = self._shards_of[column]
-        if self._positions is not None and len(indices) == len(self._positions):
-            return self._positions
         shards = [self._shards[index] for index in indices]
-
-        def locate(shard: ParquetShard) -> Positions:
-            parts = [pool.locate(uids) for uids in iter_uids(shard)]
-            return np.concatenate([np.empty(0, position_dtype(len(pool))), *parts])
-
         if self._positions is not None:
             positions = [self._positions[index] for index in indices]
         else:
-            positions = map_threads(locate, shards, num_workers, "joining" if progress else None)
+            positions = _locate(shards, pool, num_workers, progress)
         pa.default_memory_pool().release_unused()
-        has_score = np.zeros(len(pool), np.bool_)
-        for part in positions:
-            has_score[part[part >= 0]] = True
+        inside = [part >= 0 for part in positions]
+        join = _Join(
+            RowOrder(
+                len(pool),
+                np.concatenate([part[mask] for part, mask in zip(positions, inside, strict=True)]),
+            ),
+            [None if mask.all() else mask for mask in inside],
+        )
+        has_score = join.order.to_pool(np.ones(len(join.order), np.bool_), False, num_workers)
         covered = int(np.count_nonzero(has_score))
-        if covered < sum(int(np.count_nonzero(part >= 0)) for part in positions):
+        if covered < len(join.order):
             raise repeated(self.name, column, _first_repeated(shards, positions, pool))
         if covered < len(pool) and not (allow_partial and covered):
             first = _name(pool, int(has_score.argmin()))
             images_known = pool.available is not None
             raise missing(self.name, column, len(pool) - covered, len(pool), first, images_known)
-        return positions
+        return join
 
     def _assemble(
-        self,
-        column: str,
-        positions: list[Positions],
-        length: int,
-        num_workers: int,
-        drop_nonfinite: bool,
-        progress: bool,
+        self, column: str, join: _Join, num_workers: int, drop_nonfinite: bool, progress: bool
     ) -> NDArray[np.floating]:
-        """Read a column into an array of the pool's length."""
+        """Read the rows of a column that are in the pool."""
         shards, dtype = self.files_of(column), self.dtype(column)
-        values: NDArray[np.floating] = np.full(length, np.nan, dtype)
+        values: NDArray[np.floating] = np.empty(len(join.order), dtype)
+        ends = np.cumsum(
+            [
+                shard.num_rows if mask is None else np.count_nonzero(mask)
+                for shard, mask in zip(shards, join.inside, strict=True)
+            ]
+        )
 
-        def read(shard: ParquetShard, positions: Positions) -> tuple[int, int]:
+        def read(index: int) -> tuple[int, int]:
             """Read a file; return the number of non-finite scores and the row of the first."""
+            shard, inside = shards[index], join.inside[index]
             row, wrong, first = 0, 0, -1
+            end = int(ends[index - 1]) if index else 0
             for batch in shard.batches(column):
                 scores = to_floats(batch, dtype, shard.path, column, row)
-                targets = positions[row : row + len(batch)]
-                inside = targets >= 0
+                rows = None if inside is None else np.flatnonzero(inside[row : row + len(batch)])
+                scores = scores if rows is None else scores[rows]
                 usable = np.isfinite(scores)
                 if not usable.all():
-                    bad = np.flatnonzero(inside & ~usable)
-                    if len(bad) and not wrong:
-                        first = row + int(bad[0])
+                    bad = np.flatnonzero(~usable)
+                    if not wrong:
+                        first = row + int(bad[0] if rows is None else rows[bad[0]])
                     wrong += len(bad)
-                    inside &= usable
-                if inside.all():
-                    values[targets] = scores
-                else:
-                    values[targets[inside]] = scores[inside]
+                    scores = np.where(usable, scores, dtype.type(np.nan))
+                values[end : end + len(scores)] = scores
+                end += len(scores)
                 row += len(batch)
             return wrong, first
 
-        faults = map_threads(
-            lambda pair: read(*pair),
-            zip(shards, positions, strict=True),
-            num_workers,
-            f"reading {column}" if progress else None,
-        )
+        label = f"reading {column}" if progress else None
+        faults = map_threads(read, range(len(shards)), num_workers, label)
         wrong = sum(count for count, _ in faults)
         if wrong and not drop_nonfinite:
             shard, row = next(
@@ -227,6 +238,36 @@ class ScoreTable:
             )
             raise not_finite(column, wrong, f"the first in {shard.path} row {row}")
         return values
+
+
+@dataclass(frozen=True)
+class _Join:
+    """The rows of some files that are in a pool.
+
+    Attributes:
+        order: their order, file after file.
+        inside: a mask of these rows for each file; None for all rows.
+    """
+
+    order: RowOrder
+    inside: list[NDArray[np.bool_] | None]
+
+
+def _locate(
+    shards: Sequence[ParquetShard], pool: Pool, num_workers: int, progress: bool
+) -> list[Positions]:
+    """Return the index in the pool of each row of each file; -1 for rows that are not in it."""
+    starts = np.cumsum([0, *(shard.num_rows for shard in shards)])
+    uids = np.empty(int(starts[-1]), UID_DTYPE)
+
+    def read(index: int) -> None:
+        row = int(starts[index])
+        for part in iter_uids(shards[index]):
+            uids[row : row + len(part)] = part
+            row += len(part)
+
+    map_threads(read, range(len(shards)), num_workers, "joining" if progress else None)
+    return np.split(pool.locate(uids, num_workers), starts[1:-1])
 
 
 def column_dtype(shards: Iterable[ParquetShard], column: str) -> np.dtype[Any]:

@@ -12,7 +12,6 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from datacomp_flyt.errors import InputError
@@ -113,7 +112,7 @@ def _read(tar: str) -> tuple[NDArray[np.void], NDArray[np.void]]:
                 f"img2dataset's: {_WAY_OUT}"
             )
         column = plain_column(table["uid"])
-        valid = pc.is_valid(column)
+        valid = column.is_valid()
         packed = [_packed(keys) for keys in table[KEY].chunks]
         keys = np.concatenate([np.empty(0, UID_DTYPE), *packed])[np.asarray(valid, np.bool_)]
         try:
@@ -140,6 +139,8 @@ def _packed(keys: pa.Array) -> NDArray[np.void]:
     packed = np.zeros(len(keys), UID_DTYPE)
     if not is_text(keys.type) or not len(keys):
         return packed
+    import pyarrow.compute as pc  # only tables without uids need it
+
     text = pc.fill_null(plain_array(keys).cast(pa.large_string()), "")
     text = pc.if_else(pc.less_equal(pc.binary_length(text), _LONGEST), text, "")
     padded = pc.ascii_rpad(text, width=_LONGEST, padding="\0")

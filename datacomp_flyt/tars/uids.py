@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from datacomp_flyt.installation import needs_extra
@@ -80,7 +79,7 @@ def uids_of_table(tar: str) -> TarUids | None:
             rows = file.read(["uid", STATUS])
         downloaded = succeeded(rows[STATUS])
         uids = plain_column(rows["uid"]).filter(pa.array(downloaded))
-        valid = uids.filter(pc.is_valid(uids))
+        valid = uids.filter(uids.is_valid())
         decoded = decode_uids(valid)
         first = first_uid(tar)
         if (len(decoded) or len(first)) and not np.isin(first, decoded).any():

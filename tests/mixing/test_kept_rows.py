@@ -15,6 +15,7 @@ from datacomp_flyt.mixing import (
     plain_sum,
     standardized_sum,
 )
+from datacomp_flyt.pool.row_order import Column, RowOrder
 from tests.baselines_plugin.job import Job, in_process
 from tests.conftest import PUBLISHED, make_pool, refusal, take, write_files
 
@@ -249,3 +250,27 @@ def test_two_tables_without_a_common_example(tmp_path: Path) -> None:
     assert code == 2
     assert "column 'DFN-FT' leaves no example with a finite score in every column" in stderr
     assert not job.save_path.exists()
+
+
+@pytest.mark.parametrize("gaps", GAPS.values(), ids=GAPS.keys())
+@pytest.mark.parametrize("groups", [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 2]], ids=str)
+def test_the_order_of_rows_changes_no_bit(gaps: dict[str, list[int]], groups: list[int]) -> None:
+    """Tables may hold other rows in other orders; a gap is a NaN or, where it can be, no row."""
+    columns = with_gaps(300, gaps)
+    rng = np.random.default_rng(2)
+    orders = []
+    for group in range(3):
+        mine = [columns[place] for place in range(3) if groups[place] == group]
+        absent = np.flatnonzero(np.all([np.isnan(values) for values in mine], axis=0))
+        rows = np.setdiff1d(rng.permutation(300), absent) if mine else np.arange(1)
+        orders.append(RowOrder(300, rng.permutation(rows).astype(np.int32)))
+    moved = [
+        Column(values[orders[group].positions], orders[group])
+        for values, group in zip(columns, groups, strict=True)
+    ]
+    model = LinearMixingModel(NAMES, (1.0, -2.0, 0.3), bias=0.5)
+    wanted, wanted_model = mix(model, columns)
+    for workers in (1, 2):
+        scores, used = mix(model, moved, workers)
+        assert scores.tobytes() == wanted.tobytes()
+        assert used == wanted_model

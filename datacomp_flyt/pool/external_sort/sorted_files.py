@@ -28,6 +28,7 @@ from datacomp_flyt.pool.external_sort.file_group import FileGroup
 from datacomp_flyt.pool.external_sort.sort_job import Faults, Layout
 from datacomp_flyt.pool.external_sort.uid_buckets import Rows, read_bucket, write_run
 from datacomp_flyt.pool.pool import describe_left_out
+from datacomp_flyt.pool.row_order import RowOrder
 from datacomp_flyt.pool.uid_search import find_uids, sort_uids
 from datacomp_flyt.pool.uids import UID_DTYPE, format_uid
 from datacomp_flyt.streams import say
@@ -289,12 +290,11 @@ def _join(pool: Rows, rows: Rows) -> tuple[dict[str, NDArray[np.floating]], NDAr
     if not len(pool):
         return {name: column[:0] for name, column in rows.columns.items()}, np.zeros(0, np.int64)
     positions = find_uids(pool.high, pool.low, rows.uids)
-    known = np.flatnonzero(positions >= 0)
-    values: dict[str, NDArray[np.floating]] = {}
-    for name, column in rows.columns.items():
-        values[name] = np.full(len(pool), np.nan, column.dtype)
-        values[name][positions[known]] = column[known]
-    return values, np.bincount(positions[known], minlength=len(pool))
+    if len(known := np.flatnonzero(positions >= 0)) < len(positions):
+        rows, positions = rows.take(known), positions[known]
+    order = RowOrder(len(pool), positions)
+    values = {name: order.to_pool(column, np.nan, 1) for name, column in rows.columns.items()}
+    return values, np.bincount(positions, minlength=len(pool))
 
 
 def _add_fault(faults: Faults, kind: str, uids: NDArray[np.void], wrong: NDArray[np.bool_]) -> None:

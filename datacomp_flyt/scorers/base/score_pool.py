@@ -36,6 +36,8 @@ Run = Callable[[TaskFactory, Mapping[str, Any], Keep, str], dict[str, Exception]
 """Runs a function over shards, keeps the results and returns the errors, by name of the shard. The
 last argument labels the progress bar."""
 
+_RESULTS = ("*.parquet", *Passes.FILES)
+
 
 @dataclass
 class ScoreReport:
@@ -95,8 +97,7 @@ def score_pool(
     """
     folder = scores_dir / scorer.columns[0]
     settings = _settings(scorer, name, shards, num_rows, source)
-    way_out = "choose another --scores_dir or --column"
-    check_settings(folder, settings, way_out, ("*.parquet", *Passes.FILES))
+    check_settings(folder, settings, "choose another --scores_dir or --column", _RESULTS)
     remove_unfinished(folder)
     left = {shard: shards[shard] for shard in sorted(shards) if not _done(scorer, folder, shard)}
     report = ScoreReport(folder, scorer.columns, num_finished_before=len(shards) - len(left))

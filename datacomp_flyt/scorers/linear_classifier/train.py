@@ -155,17 +155,11 @@ def train_classifier(
     files = {name: find_embeddings(paths, arrays, f"--{name}") for name, paths in sources.items()}
     _check_widths(files["positives"][0], files["negatives"][0])
     # one random stream for each class, so that reading one does not change the other
-    rows = {
-        name: RandomRows(
-            files[name],
-            np.random.default_rng([seed, stream]),
-            buffer_rows,
-            f"--{name}",
-            renormalize,
-            subset if name == "positives" else None,
-        )
-        for stream, name in enumerate(files)
-    }
+    rows = {}
+    for stream, name in enumerate(files):
+        rng = np.random.default_rng([seed, stream])
+        uids = subset if name == "positives" else None
+        rows[name] = RandomRows(files[name], rng, buffer_rows, f"--{name}", renormalize, uids)
     trained = train_linear_classifier(rows["positives"], rows["negatives"], arrays, settings)
     save_classifier(trained.model, path)
     _say(trained, rows, path)

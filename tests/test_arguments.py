@@ -10,7 +10,7 @@ import datacomp_flyt as flyt
 from tests.conftest import refusal
 
 TRAINING = {"preset": "tiny", "train_data": "t", "downstream_dir": "d", "output_dir": "o"}
-CLASSIFIER = {"positives": ["p"], "negatives": ["n"], "out": "o"}
+CLASSIFIER = {"positives": ["p"], "negatives": ["n"], "out": "o.safetensors"}
 
 
 @pytest.mark.parametrize(

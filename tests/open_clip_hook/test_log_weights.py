@@ -109,7 +109,7 @@ def test_a_missing_table(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match="cannot be read as parquet"):
         read_scores(tmp_path / "x.parquet", None, None)
-    with pytest.raises(InputError, match="--missing_value is inf, wanted a score"):
+    with pytest.raises(InputError, match="--missing_value is inf, wanted a finite number"):
         read_scores(tmp_path / "x.parquet", None, math.inf)
 
 

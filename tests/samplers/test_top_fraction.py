@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from datacomp_flyt.errors import InputError
 from datacomp_flyt.files import memmap_arrays as file_arrays
+from datacomp_flyt.pool import subset
 from datacomp_flyt.samplers import checks, top_fraction, top_fraction_counts
 from tests.oracles import selection
 from tests.oracles.selection import UID_DTYPE, UidPair, uid_array
@@ -56,6 +57,7 @@ def test_ties_are_found_block_by_block(
     block: int, in_order: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(top_fraction, "_BLOCK", block)
+    monkeypatch.setattr(subset, "_BLOCK", block)
     rng = np.random.default_rng(block)
     uids = small_uids(40, rng)
     uids = sorted(uids) if in_order else uids
@@ -67,7 +69,7 @@ def test_ties_are_found_block_by_block(
 
 @pytest.mark.parametrize("last", range(7))
 def test_uids_of_which_the_last_is_out_of_order(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(top_fraction, "_BLOCK", 3)
+    monkeypatch.setattr(subset, "_BLOCK", 3)
     uids = [(0, 1), (0, 3), (2, 1), (2, 3), (4, 1), (4, 3), (4, 5)]
     uids.append((uids[last][0], uids[last][1] - 1))
     counts = top_fraction_counts(np.zeros(8), uid_array(uids), (last + 1) / 8)
@@ -78,7 +80,7 @@ def test_uids_of_which_the_last_is_out_of_order(last: int, monkeypatch: pytest.M
 def test_ties_of_a_pool_in_files_are_not_in_memory(
     tmp_path: Path, keep_ties: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (top_fraction, file_arrays, checks):
+    for module in (top_fraction, file_arrays, checks, subset):
         monkeypatch.setattr(module, "_BLOCK", 1 << 11)
     monkeypatch.setattr(file_arrays, "_HISTOGRAM_BITS", 8)
     arrays = [np.repeat(np.float32([0, 1]), 50_000), np.zeros(100_000, UID_DTYPE)]

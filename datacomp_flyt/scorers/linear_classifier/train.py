@@ -143,13 +143,11 @@ def train_classifier(
     Raises:
         InputError: an argument is out of range, or a file is wrong.
     """
-    for flag, value in (("positives", positives), ("negatives", negatives), ("arrays", arrays)):
-        check_list(value, f"--{flag}")
-    settings = TrainingSettings(steps, batch_size, lr, warmup)
-    settings.check()
-    _check_arguments(buffer_rows, batch_size, seed, str(out))
+    (settings := TrainingSettings(steps, batch_size, lr, warmup)).check()
+    _check_arguments(arrays, buffer_rows, batch_size, seed, str(out))
     path = check_save_path(str(out), "--out")
-    sources = {"positives": list(map(str, positives)), "negatives": list(map(str, negatives))}
+    given = {"positives": positives, "negatives": negatives}
+    sources = {name: [*map(str, check_list(paths, f"--{name}"))] for name, paths in given.items()}
     check_outputs([Output("--out", path)], {**sources, "positive_uids": positive_uids})
     subset = read_subset(positive_uids)[0] if positive_uids else None
     files = {name: find_embeddings(paths, arrays, f"--{name}") for name, paths in sources.items()}
@@ -166,7 +164,10 @@ def train_classifier(
     return trained
 
 
-def _check_arguments(buffer_rows: int, batch_size: int, seed: int, out: str) -> None:
+def _check_arguments(
+    arrays: Sequence[str], buffer_rows: int, batch_size: int, seed: int, out: str
+) -> None:
+    check_list(arrays, "--arrays")
     if buffer_rows < batch_size:
         raise InputError(
             f"--buffer_rows {buffer_rows} is less than --batch_size {batch_size}: give many times "

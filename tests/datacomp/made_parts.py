@@ -9,6 +9,8 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from datacomp_flyt.pool.subset import write_subset
 from tests.conftest import sorted_uids
 
@@ -61,5 +63,5 @@ def write_part(
 def write_subset_of(path: Path, draws: Mapping[str, int]) -> Path:
     """Write a subset with these numbers of draws."""
     uids = sorted(draws)
-    write_subset(path, sorted_uids([uid for uid in uids for _ in range(draws[uid])]))
+    write_subset(path, sorted_uids(uids), np.array([draws[uid] for uid in uids]))
     return path

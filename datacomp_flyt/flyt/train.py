@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datacomp_flyt.exits import Parser, run_main, running
 
+# It imports this module, runs its `main` and exits: before the imports below, which take time,
+# so that Ctrl-C is handled.
 if __name__ == "__main__":
-    # It imports this module, runs its `main` and exits: before the imports below, which take time,
-    # so that Ctrl-C is handled.
     run_main("datacomp_flyt.flyt.train")
 
 import contextlib
